@@ -1,0 +1,116 @@
+//! Settings of the autoencoder.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Shape and regularisation of the autoencoder. Defaults are the paper's regularisation at a size that a
+/// CPU trains in minutes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AutoencoderConfig {
+    /// L, numbers in a latent vector; null: 32 per token of a chunk, as in the paper.
+    pub latent_size: Option<usize>,
+    /// D, width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the gated MLPs.
+    pub intermediate_size: usize,
+    /// Blocks of the encoder: half on single tokens, half after the squeeze (even).
+    pub encoder_layers: usize,
+    /// Blocks of the decoder: half before the expansion, half on single tokens (even).
+    pub decoder_layers: usize,
+    /// DropToken: share of the encoder's input tokens that are replaced in training.
+    pub token_dropout: f64,
+    /// The id that replaces a dropped token; null: BOS, which never occurs inside a chunk of text.
+    pub dropped_token_id: Option<u32>,
+    /// Dropout on the sampled latent vector in training.
+    pub latent_dropout: f64,
+    /// Weight of the KL term.
+    pub kl_weight: f64,
+    /// KL clipping: the least KL that a dimension is charged for, in nats.
+    pub kl_clip: f64,
+    /// Epsilon of the RMS norms.
+    pub norm_eps: f64,
+    /// Standard deviation of initial weights.
+    pub init_std: f64,
+}
+
+impl Default for AutoencoderConfig {
+    fn default() -> Self {
+        Self {
+            latent_size: None,
+            hidden_size: 256,
+            intermediate_size: 640,
+            encoder_layers: 2,
+            decoder_layers: 2,
+            token_dropout: 0.15,
+            dropped_token_id: None,
+            latent_dropout: 0.15,
+            kl_weight: 1e-3,
+            kl_clip: 0.5,
+            norm_eps: 1e-6,
+            init_std: 0.02,
+        }
+    }
+}
+
+impl AutoencoderConfig {
+    /// L for chunks of `chunk_size` tokens.
+    pub fn latent_size(&self, chunk_size: usize) -> usize {
+        self.latent_size.unwrap_or(32 * chunk_size)
+    }
+
+    /// Calls `problem(key, message)` for every impossible value.
+    pub fn validate(&self, mut problem: impl FnMut(&str, String)) {
+        let positive = [
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("latent_size", self.latent_size.unwrap_or(1)),
+        ];
+        for (key, value) in positive {
+            if value == 0 {
+                problem(key, "must be at least 1".into());
+            }
+        }
+        if self.latent_size.unwrap_or(1) > 1024 {
+            problem("latent_size", "must be at most 1024".into());
+        }
+        for (key, value) in [("encoder_layers", self.encoder_layers), ("decoder_layers", self.decoder_layers)] {
+            if value % 2 != 0 || value == 0 {
+                problem(key, format!("is {value}: must be even and at least 2 (half the blocks work on tokens, half on the chunk)"));
+            }
+        }
+        for (key, value) in [("token_dropout", self.token_dropout), ("latent_dropout", self.latent_dropout)] {
+            if !(0.0..1.0).contains(&value) {
+                problem(key, format!("is {value}: must be at least 0 and below 1"));
+            }
+        }
+        for (key, value) in [("kl_weight", self.kl_weight), ("kl_clip", self.kl_clip)] {
+            if !(value >= 0.0 && value.is_finite()) {
+                problem(key, format!("is {value}: must be 0 or more"));
+            }
+        }
+        for (key, value) in [("norm_eps", self.norm_eps), ("init_std", self.init_std)] {
+            if !(value > 0.0 && value.is_finite()) {
+                problem(key, format!("is {value}: must be above 0"));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_odd_number_of_layers_is_refused() {
+        let mut found = Vec::new();
+        AutoencoderConfig { encoder_layers: 3, ..Default::default() }.validate(|k, _| found.push(k.to_owned()));
+        assert_eq!(found, ["encoder_layers"]);
+    }
+
+    #[test]
+    fn the_defaults_are_valid_and_have_32_numbers_per_token() {
+        AutoencoderConfig::default().validate(|k, m| panic!("{k} {m}"));
+        assert_eq!(AutoencoderConfig::default().latent_size(4), 128);
+    }
+}

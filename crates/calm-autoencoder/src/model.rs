@@ -1,0 +1,323 @@
+//! Encoder, decoder and training loss.
+
+use calm_kernels as ops;
+use calm_nn::{Builder, Embedding, Init, Linear, Noise, ParamStore, RmsNorm, SwiGlu};
+use candle_core::{Result, Tensor, bail};
+
+use crate::AutoencoderConfig;
+
+/// A diagonal Gaussian per chunk.
+#[derive(Clone, Debug)]
+pub struct Posterior {
+    /// `[R, L]`
+    pub mean: Tensor,
+    /// `[R, L]`
+    pub log_std: Tensor,
+}
+
+impl Posterior {
+    /// `mean + exp(log_std) · eps`, eps `[R, L]`.
+    pub fn sample(&self, eps: &Tensor) -> Result<Tensor> {
+        &self.mean + (self.log_std.exp()? * eps)?
+    }
+
+    /// `KL = ½ (mean² + std² − 1 − 2·log_std)` to the standard normal, per dimension `[R, L]`, nats.
+    pub fn kl(&self) -> Result<Tensor> {
+        let squares = (self.mean.sqr()? + (&self.log_std * 2.0)?.exp()?)?;
+        ((squares - (&self.log_std * 2.0)?)? - 1.0)? * 0.5
+    }
+
+    /// Without gradient.
+    pub fn detach(&self) -> Self {
+        Self { mean: self.mean.detach(), log_std: self.log_std.detach() }
+    }
+}
+
+/// `x + SwiGLU(RMSNorm(x))`.
+#[derive(Clone, Debug)]
+struct Block {
+    norm: RmsNorm,
+    mlp: SwiGlu,
+}
+
+impl Block {
+    fn new(b: &Builder, c: &AutoencoderConfig) -> Result<Self> {
+        Ok(Self {
+            norm: RmsNorm::new(b, "layernorm", c.hidden_size, c.norm_eps)?,
+            mlp: SwiGlu::new(b, "mlp", c.hidden_size, c.intermediate_size, Init::Normal(c.init_std))?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        x + self.mlp.forward(&self.norm.forward(x)?)?
+    }
+}
+
+/// Sums over the chunks of one batch; divide by `chunks` for the training loss.
+#[derive(Clone, Debug)]
+pub struct AutoencoderLoss {
+    /// `Σ_chunks (K · mean cross-entropy + kl_weight · clipped KL)`, scalar with gradient.
+    pub total: Tensor,
+    /// Summed cross-entropy of all tokens, nats.
+    pub cross_entropy: Tensor,
+    /// Summed clipped KL, nats.
+    pub kl: Tensor,
+    /// Summed KL before clipping, nats.
+    pub kl_unclipped: Tensor,
+    /// R.
+    pub chunks: usize,
+}
+
+/// Both halves. Parameter names are those of the reference implementation's checkpoints.
+#[derive(Clone, Debug)]
+pub struct Autoencoder {
+    config: AutoencoderConfig,
+    chunk_size: usize,
+    latent_size: usize,
+    dropped_token: u32,
+    embedding: Embedding,
+    encoder_blocks: Vec<Block>,
+    squeeze: Linear,
+    encoder_norm: RmsNorm,
+    hidden_to_latent: Linear,
+    latent_to_hidden: Linear,
+    decoder_blocks: Vec<Block>,
+    expand: Linear,
+    decoder_norm: RmsNorm,
+}
+
+impl Autoencoder {
+    /// Creates the parameters under `b`. `bos` replaces dropped tokens unless the configuration names an id.
+    pub fn new(
+        b: &Builder,
+        config: &AutoencoderConfig,
+        chunk_size: usize,
+        vocab_size: usize,
+        bos: u32,
+    ) -> Result<Self> {
+        let (d, l) = (config.hidden_size, config.latent_size(chunk_size));
+        let init = Init::Normal(config.init_std);
+        let dropped_token = config.dropped_token_id.unwrap_or(bos);
+        if dropped_token as usize >= vocab_size {
+            bail!("dropped_token_id {dropped_token} is outside the vocabulary of {vocab_size}")
+        }
+        let (enc, dec) = (b.under("encoder"), b.under("decoder"));
+        let blocks = |b: &Builder, name: &str, n: usize| -> Result<Vec<Block>> {
+            (0..n).map(|i| Block::new(&b.under(name).under(i), config)).collect()
+        };
+        let model = Self {
+            chunk_size,
+            latent_size: l,
+            dropped_token,
+            embedding: Embedding::new(&enc, "embed_tokens", vocab_size, d, init, None)?,
+            encoder_blocks: blocks(&enc, "encoder_layers", config.encoder_layers)?,
+            squeeze: Linear::new(&enc, "squeeze_layer", chunk_size * d, d, init)?,
+            encoder_norm: RmsNorm::new(&enc, "norm", d, config.norm_eps)?,
+            hidden_to_latent: Linear::new(&enc, "hidden_to_latent", d, 2 * l, init)?,
+            latent_to_hidden: Linear::new(&dec, "latent_to_hidden", l, d, init)?,
+            decoder_blocks: blocks(&dec, "decoder_layers", config.decoder_layers)?,
+            expand: Linear::new(&dec, "expand_layer", d, chunk_size * d, init)?,
+            decoder_norm: RmsNorm::new(&dec, "norm", d, config.norm_eps)?,
+            config: config.clone(),
+        };
+        b.alias("decoder.lm_head_weight", "encoder.embed_tokens.weight");
+        Ok(model)
+    }
+
+    /// A model with its own store.
+    pub fn with_store(
+        store: &ParamStore,
+        config: &AutoencoderConfig,
+        chunk_size: usize,
+        vocab_size: usize,
+        bos: u32,
+    ) -> Result<Self> {
+        Self::new(&store.builder(), config, chunk_size, vocab_size, bos)
+    }
+
+    /// K.
+    pub fn chunk_size(&self) -> usize {
+        self.chunk_size
+    }
+
+    /// L.
+    pub fn latent_size(&self) -> usize {
+        self.latent_size
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &AutoencoderConfig {
+        &self.config
+    }
+
+    /// The tied table `[V, D]`.
+    pub fn embedding_table(&self) -> &Tensor {
+        &self.embedding.table
+    }
+
+    /// U32 ids `[R, K]` -> posterior over `[R, L]`.
+    pub fn encode(&self, ids: &Tensor) -> Result<Posterior> {
+        let (rows, k) = ids.dims2()?;
+        if k != self.chunk_size {
+            bail!("autoencoder: chunks of {k} tokens, trained for {}", self.chunk_size)
+        }
+        let half = self.encoder_blocks.len() / 2;
+        let mut x = self.embedding.forward(&ids.flatten_all()?)?;
+        for block in &self.encoder_blocks[..half] {
+            x = block.forward(&x)?;
+        }
+        x = self.squeeze.forward(&x.reshape((rows, ()))?)?;
+        for block in &self.encoder_blocks[half..] {
+            x = block.forward(&x)?;
+        }
+        let out = self.hidden_to_latent.forward(&self.encoder_norm.forward(&x)?)?;
+        let l = self.latent_size;
+        Ok(Posterior { mean: out.narrow(1, 0, l)?.contiguous()?, log_std: out.narrow(1, l, l)?.contiguous()? })
+    }
+
+    /// Latents `[R, L]` -> the decoder's last hidden states `[R·K, D]`; logits are their products with the
+    /// embedding table.
+    pub fn decode_hidden(&self, z: &Tensor) -> Result<Tensor> {
+        let rows = z.dim(0)?;
+        let half = self.decoder_blocks.len() / 2;
+        let mut x = self.latent_to_hidden.forward(z)?;
+        for block in &self.decoder_blocks[..half] {
+            x = block.forward(&x)?;
+        }
+        x = self.expand.forward(&x)?.reshape((rows * self.chunk_size, ()))?;
+        for block in &self.decoder_blocks[half..] {
+            x = block.forward(&x)?;
+        }
+        self.decoder_norm.forward(&x)
+    }
+
+    /// Logits `[R·K, V]`; for tests and small inputs, everything else avoids the V-wide tensor.
+    pub fn logits(&self, z: &Tensor) -> Result<Tensor> {
+        ops::linear(&self.decode_hidden(z)?, &self.embedding.table, None)
+    }
+
+    /// The most probable tokens of latents `[R, L]`: U32 `[R, K]`.
+    pub fn decode(&self, z: &Tensor) -> Result<Tensor> {
+        ops::tied_argmax(&self.decode_hidden(z)?, &self.embedding.table)?.reshape((z.dim(0)?, self.chunk_size))
+    }
+
+    /// Cross-entropy (nats) and most probable token per position of `ids [R, K]` decoded from `z [R, L]`:
+    /// two tensors `[R, K]`, no gradient.
+    pub fn score(&self, z: &Tensor, ids: &Tensor) -> Result<(Tensor, Tensor)> {
+        let shape = (z.dim(0)?, self.chunk_size);
+        let hidden = self.decode_hidden(z)?;
+        let (ce, best) =
+            ops::tied_cross_entropy_rows(&hidden, &self.embedding.table, &ids.flatten_all()?)?;
+        Ok((ce.reshape(shape)?, best.reshape(shape)?))
+    }
+
+    /// The training loss of chunks `ids [R, K]` (every position a target, PAD after EOS included).
+    ///
+    /// Noise streams: `token` uniform `[R, 1, K]` (a token is kept where u ≥ token_dropout), `latent` normal
+    /// `[R, 1, L]`, `latent.dropout` mask `[R, L]`.
+    pub fn loss(&self, ids: &Tensor, noise: &Noise<'_>) -> Result<AutoencoderLoss> {
+        let (rows, k) = ids.dims2()?;
+        let device = ids.device();
+        let input = if self.config.token_dropout > 0.0 {
+            let u = noise.uniform("token", 1, k, device)?.reshape((rows, k))?;
+            let keep = u.ge(self.config.token_dropout)?;
+            keep.where_cond(ids, &Tensor::full(self.dropped_token, (rows, k), device)?)?
+        } else {
+            ids.clone()
+        };
+        let posterior = self.encode(&input)?;
+        let dtype = posterior.mean.dtype();
+        let eps = noise.normal("latent", 1, self.latent_size, device)?.squeeze(1)?.to_dtype(dtype)?;
+        let mut z = posterior.sample(&eps)?;
+        if self.config.latent_dropout > 0.0 {
+            z = ops::dropout(&z, self.config.latent_dropout, noise.dropout("latent.dropout")?)?;
+        }
+        let hidden = self.decode_hidden(&z)?;
+        // Σ over tokens = Σ over chunks of K · (mean over the chunk's tokens).
+        let cross_entropy =
+            ops::tied_cross_entropy(&hidden, &self.embedding.table, &ids.flatten_all()?, None)?;
+        // Σ_dims max(clip, KL_dim), per sample and dimension; no gradient where the clip holds.
+        let kl_dims = posterior.kl()?;
+        let kl = kl_dims.maximum(self.config.kl_clip)?.sum_all()?;
+        let total = (&cross_entropy + (&kl * self.config.kl_weight)?)?;
+        Ok(AutoencoderLoss {
+            total,
+            cross_entropy: cross_entropy.detach(),
+            kl: kl.detach(),
+            kl_unclipped: kl_dims.detach().sum_all()?,
+            chunks: rows,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use calm_nn::{AdamW, AdamWConfig, GradientBucket, RowId};
+    use candle_core::{DType, Device};
+
+    fn small() -> (ParamStore, Autoencoder) {
+        let config = AutoencoderConfig {
+            hidden_size: 32,
+            intermediate_size: 48,
+            latent_size: Some(16),
+            init_std: 0.1,
+            ..Default::default()
+        };
+        let store = ParamStore::new(&Device::Cpu, DType::F32, 5);
+        let model = Autoencoder::with_store(&store, &config, 2, 20, 17).unwrap();
+        (store, model)
+    }
+
+    fn ids(rows: usize) -> Tensor {
+        let v: Vec<u32> = (0..rows as u32 * 2).map(|i| (i * 7 + i / 5) % 17).collect();
+        Tensor::from_vec(v, (rows, 2), &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn every_parameter_receives_a_gradient() {
+        let (store, model) = small();
+        let rows: Vec<RowId> = (0..8).map(|i| RowId { example: i, position: 0 }).collect();
+        let noise = Noise::Keyed { seed: 1, purpose: "train", step: 0, rows: &rows };
+        let loss = model.loss(&ids(8), &noise).unwrap();
+        let mut bucket = GradientBucket::new(&store);
+        bucket.accumulate(&loss.total.backward().unwrap()).unwrap();
+        for (name, _) in store.params() {
+            assert!(bucket.get(&name).unwrap().iter().any(|g| *g != 0.0), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_small_autoencoder_learns_to_rebuild_its_chunks() {
+        let (store, model) = small();
+        let data = ids(16);
+        let mut bucket = GradientBucket::new(&store);
+        let mut opt = AdamW::new(&store, AdamWConfig::default());
+        for step in 0..300 {
+            let rows: Vec<RowId> = (0..16).map(|i| RowId { example: i, position: 0 }).collect();
+            let noise = Noise::Keyed { seed: 1, purpose: "train", step, rows: &rows };
+            let loss = model.loss(&data, &noise).unwrap();
+            bucket.clear();
+            bucket.accumulate(&(loss.total / 16.0).unwrap().backward().unwrap()).unwrap();
+            opt.update(&bucket, 5e-3, 1.0).unwrap();
+        }
+        let back = model.decode(&model.encode(&data).unwrap().mean).unwrap();
+        assert_eq!(back.to_vec2::<u32>().unwrap(), data.to_vec2::<u32>().unwrap());
+    }
+
+    #[test]
+    fn the_tied_head_has_one_name_and_one_alias() {
+        let (store, _) = small();
+        assert!(store.get("decoder.lm_head_weight").is_none());
+        assert_eq!(
+            store.aliases(),
+            [("decoder.lm_head_weight".to_owned(), "encoder.embed_tokens.weight".to_owned())]
+        );
+    }
+
+    #[test]
+    fn chunks_of_another_size_are_an_error() {
+        let (_, model) = small();
+        assert!(model.encode(&Tensor::zeros((2, 3), DType::U32, &Device::Cpu).unwrap()).is_err());
+    }
+}

@@ -1,0 +1,274 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Train, measure and compare Continuous Autoregressive Language Models.
+#[derive(Debug, Parser)]
+#[command(name = "calm", disable_version_flag = true, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Print the version and the features compiled in.
+    #[arg(short = 'V', long)]
+    pub version: bool,
+    /// Say less: results, warnings and errors only.
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Threads to work with (default: all cores). Results do not depend on it.
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a model from a configuration: data, tokenizer, stages, scores.
+    Train(TrainArgs),
+    /// Score a trained model, or any model's samples.
+    #[command(subcommand)]
+    Eval(EvalCommand),
+    /// Write text with a trained model.
+    Generate(GenerateArgs),
+    /// Check a configuration and print it with all defaults.
+    Config(ConfigArgs),
+    /// Write posterior latents of held-out text as a NumPy file.
+    Latents(LatentsArgs),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Which configuration.
+#[derive(Debug, Args)]
+pub struct ConfigSource {
+    /// A YAML file, or the name of a shipped configuration (see `calm config --list`).
+    #[arg(short, long, value_name = "FILE|NAME")]
+    pub config: String,
+    /// Change one setting, e.g. `--set train.lm.steps=100` (may be repeated).
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+/// `calm train`
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    #[command(flatten)]
+    pub source: ConfigSource,
+    /// The run's folder (default: runs/<config name>).
+    #[arg(short, long, value_name = "FOLDER")]
+    pub out: Option<PathBuf>,
+    /// Train one stage alone.
+    #[arg(long)]
+    pub stage: Option<StageName>,
+    /// Continue an unfinished run.
+    #[arg(long, conflicts_with = "restart")]
+    pub resume: bool,
+    /// Throw away what the folder holds and begin anew.
+    #[arg(long)]
+    pub restart: bool,
+    /// Start from the weights of another run (fine-tuning).
+    #[arg(long, value_name = "RUN")]
+    pub init_from: Option<PathBuf>,
+    /// Take the finished autoencoder of another run instead of training one.
+    #[arg(long, value_name = "RUN", conflicts_with = "init_from")]
+    pub autoencoder: Option<PathBuf>,
+    /// Print the plan and stop.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// What the results are printed as.
+    #[arg(long, default_value = "table")]
+    pub format: Format,
+    /// Where tokenizers and token files are kept.
+    #[arg(long, value_name = "FOLDER", default_value = "runs/.cache", env = "CALM_CACHE")]
+    pub cache: PathBuf,
+}
+
+/// Stages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StageName {
+    /// Stage 1.
+    Autoencoder,
+    /// Stage 2.
+    Lm,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// Which run, and which of its checkpoints.
+#[derive(Debug, Args)]
+pub struct RunSource {
+    /// A run's folder (default: the latest in runs/).
+    #[arg(short, long, value_name = "FOLDER")]
+    pub run: Option<PathBuf>,
+    /// Which checkpoint.
+    #[arg(long, default_value = "best")]
+    pub checkpoint: CheckpointName,
+    /// Where tokenizers and token files are kept.
+    #[arg(long, value_name = "FOLDER", default_value = "runs/.cache", env = "CALM_CACHE")]
+    pub cache: PathBuf,
+}
+
+/// Checkpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CheckpointName {
+    /// Lowest validation loss.
+    Best,
+    /// The last.
+    Latest,
+}
+
+/// `calm eval`
+#[derive(Debug, Subcommand)]
+pub enum EvalCommand {
+    /// BrierLM on held-out documents, beside n-gram models.
+    Brierlm(BrierArgs),
+    /// How well the autoencoder rebuilds held-out text, and how much noise it stands.
+    Autoencoder(ReconstructArgs),
+}
+
+/// Which text is scored.
+#[derive(Debug, Args)]
+pub struct TextSource {
+    /// Score this file or folder instead of the run's held-out documents.
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// Documents to score (default: as the run's configuration says).
+    #[arg(long, value_name = "N")]
+    pub documents: Option<usize>,
+    /// Chunks to score per document, from its start; `all` for whole documents.
+    #[arg(long, value_name = "N|all")]
+    pub chunks: Option<Count>,
+    /// What the results are printed as.
+    #[arg(long, default_value = "table")]
+    pub format: Format,
+}
+
+/// A number or `all`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count(pub Option<usize>);
+
+impl std::str::FromStr for Count {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        if s == "all" {
+            return Ok(Self(None));
+        }
+        match s.parse() {
+            Ok(n) if n > 0 => Ok(Self(Some(n))),
+            _ => Err("a number above 0, or `all`".into()),
+        }
+    }
+}
+
+/// `calm eval brierlm`
+#[derive(Debug, Args)]
+pub struct BrierArgs {
+    #[command(flatten)]
+    pub source: RunSource,
+    #[command(flatten)]
+    pub text: TextSource,
+    /// Score drawn samples of any model from a JSON-lines file; no run is needed.
+    #[arg(long, value_name = "FILE.jsonl", conflicts_with_all = ["run", "data", "documents", "chunks"])]
+    pub samples: Option<PathBuf>,
+    /// With --samples: the end-of-text token; whatever follows it in a sample does not count.
+    #[arg(long, value_name = "TOKEN", requires = "samples")]
+    pub eos: Option<String>,
+    /// Draws per position (all pairs are used).
+    #[arg(long, value_name = "N")]
+    pub draws: Option<usize>,
+}
+
+/// `calm eval autoencoder`
+#[derive(Debug, Args)]
+pub struct ReconstructArgs {
+    #[command(flatten)]
+    pub source: RunSource,
+    #[command(flatten)]
+    pub text: TextSource,
+}
+
+/// `calm generate`
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    pub source: RunSource,
+    /// Text to continue, of any length; `-` reads it from standard input.
+    #[arg(short, long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// Temperature in (0, 1]; a CALM samples by drawing, a baseline by its probabilities.
+    #[arg(short, long, default_value_t = 1.0)]
+    pub temperature: f64,
+    /// How a CALM reaches a temperature below 1.
+    #[arg(long, default_value = "batch")]
+    pub sampler: SamplerName,
+    /// Draws per chunk of the batch sampler; the most per chunk of the exact one.
+    #[arg(long, value_name = "N")]
+    pub draws: Option<usize>,
+    /// Exact sampler: when the budget is spent, take a biased draw instead of stopping.
+    #[arg(long)]
+    pub fallback: bool,
+    /// Baseline: keep the most probable tokens up to this mass.
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f64,
+    /// Most tokens after the prompt.
+    #[arg(short = 'n', long, default_value_t = 256)]
+    pub max_tokens: usize,
+    /// Seed of the draws.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+}
+
+/// Temperature samplers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SamplerName {
+    /// Approximation from a pool of draws, for T = 1/n.
+    Batch,
+    /// Exact at any T, with a budget of draws.
+    Exact,
+}
+
+/// `calm config`
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// A YAML file, or the name of a shipped configuration.
+    #[arg(value_name = "FILE|NAME", required_unless_present_any = ["schema", "list"])]
+    pub config: Option<String>,
+    /// Change one setting (may be repeated).
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Print the JSON schema of configurations, for editors.
+    #[arg(long)]
+    pub schema: bool,
+    /// List the shipped configurations.
+    #[arg(long)]
+    pub list: bool,
+}
+
+/// `calm latents`
+#[derive(Debug, Args)]
+pub struct LatentsArgs {
+    #[command(flatten)]
+    pub source: RunSource,
+    /// The file to write: float32 `[chunks, 2, L]`, mean and log std.
+    #[arg(short, long, value_name = "FILE.npy")]
+    pub out: PathBuf,
+    /// Encode this file or folder instead of the run's held-out documents.
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// Documents to encode (default: all).
+    #[arg(long, value_name = "N")]
+    pub documents: Option<usize>,
+}

@@ -1,0 +1,109 @@
+//! `calm eval brierlm` and `calm eval autoencoder`.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+
+use anyhow::Result;
+use calm_eval::bootstrap::{Bootstrap, report};
+use calm_eval::samples::{DocumentNames, SampleToken, SamplesOptions, score_samples};
+use calm_train::config::EvalConfig;
+use calm_train::pipeline::{prepare_data, reconstruct_run, score_run};
+use candle_core::Device;
+
+use super::{open_run, text_of, which};
+use crate::args::{BrierArgs, Format, ReconstructArgs, TextSource};
+use crate::error::Hinted;
+use crate::screen::Screen;
+use crate::ui::Printer;
+use crate::{report as tables};
+
+/// The run's evaluation settings with what the command line says.
+fn settings(eval: &EvalConfig, text: &TextSource, draws: Option<usize>) -> Result<EvalConfig> {
+    let mut eval = eval.clone();
+    if text.data.is_some() {
+        // Another text is scored whole unless asked otherwise.
+        eval.documents = None;
+        eval.chunks_per_document = None;
+    }
+    if text.documents == Some(0) {
+        return Err(Hinted::new("--documents 0 leaves nothing to score", "give 1 or more").into());
+    }
+    eval.documents = text.documents.or(eval.documents);
+    if let Some(chunks) = text.chunks {
+        eval.chunks_per_document = chunks.0;
+    }
+    if let Some(n) = draws {
+        if n < 2 {
+            return Err(Hinted::new(format!("--draws {n}: Brier scores compare two draws"), "give 2 or more").into());
+        }
+        eval.samples = n;
+    }
+    Ok(eval)
+}
+
+/// `calm eval brierlm`
+pub fn brierlm(args: &BrierArgs, printer: &Printer) -> Result<()> {
+    if let Some(path) = &args.samples {
+        return samples(path, args, printer);
+    }
+    let run = open_run(&args.source)?;
+    let eval = settings(&run.config.eval, &args.text, args.draws)?;
+    let mut screen = Screen::new(printer);
+    let corpus = prepare_data(&run, &args.source.cache, &mut screen)?;
+    let (held_out, _) = match &args.text.data {
+        Some(_) => text_of(&run, args.text.data.as_deref(), &args.source.cache, &mut screen)?,
+        None => (corpus.validation.clone(), corpus.tokenizer.clone()),
+    };
+    let (results, condition) =
+        score_run(&run, &corpus, &held_out, which(&args.source), &eval, &Device::Cpu, &mut screen)?;
+    drop(screen);
+    match args.text.format {
+        Format::Json => printer.result(&serde_json::to_string_pretty(&results)?)?,
+        Format::Table => {
+            printer.result(&tables::brier(&results))?;
+            if let Some(c) = &condition {
+                printer.result(&tables::condition(c))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn samples(path: &Path, args: &BrierArgs, printer: &Printer) -> Result<()> {
+    let file = File::open(path).map_err(|e| {
+        Hinted::new(format!("cannot read {}: {e}", path.display()), "give a JSON-lines file of samples")
+    })?;
+    let eos = args.eos.as_ref().map(|t| match t.parse() {
+        Ok(id) => SampleToken::Id(id),
+        Err(_) => SampleToken::Text(t.clone()),
+    });
+    let mut names = DocumentNames::default();
+    let sums = score_samples(BufReader::new(file), &SamplesOptions { eos }, &mut names)
+        .map_err(|e| Hinted::new(format!("{}: {e}", path.display()), SAMPLES_FORMAT))?;
+    let r = report(&sums, &Bootstrap::default());
+    match args.text.format {
+        Format::Json => printer.result(&serde_json::to_string_pretty(&r)?)?,
+        Format::Table => printer.result(&tables::brier_report(&r, "samples"))?,
+    }
+    Ok(())
+}
+
+const SAMPLES_FORMAT: &str = "one JSON object a line: {\"document\": 7, \"target\": [t1, t2, t3, t4], \
+                              \"samples\": [[..], [..]]}; tokens are ids or strings";
+
+/// `calm eval autoencoder`
+pub fn autoencoder(args: &ReconstructArgs, printer: &Printer) -> Result<()> {
+    let run = open_run(&args.source)?;
+    let eval = settings(&run.config.eval, &args.text, None)?;
+    let mut screen = Screen::new(printer);
+    let (held_out, tokenizer) = text_of(&run, args.text.data.as_deref(), &args.source.cache, &mut screen)?;
+    let r =
+        reconstruct_run(&run, &tokenizer, &held_out, which(&args.source), &eval, &Device::Cpu, &mut screen)?;
+    drop(screen);
+    match args.text.format {
+        Format::Json => printer.result(&serde_json::to_string_pretty(&r)?)?,
+        Format::Table => printer.result(&tables::autoencoder(&r))?,
+    }
+    Ok(())
+}

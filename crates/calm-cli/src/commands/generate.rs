@@ -1,0 +1,218 @@
+//! `calm generate`: text as it is produced.
+
+use std::io::Read;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use calm_data::Tokenizer;
+use calm_eval::generate::{Decoding, GenerateError, GenerateOptions, GenerateReport, generate};
+use calm_eval::temperature::{ExactOptions, Temperature};
+use calm_lm::{Sampler, baseline};
+use calm_train::config::ModelConfig;
+use candle_core::Device;
+
+use super::{open_run, which};
+use crate::args::{GenerateArgs, SamplerName};
+use crate::error::Hinted;
+use crate::ui::Printer;
+
+/// Runs the command.
+pub fn run(args: &GenerateArgs, printer: &Printer) -> Result<()> {
+    let run = open_run(&args.source)?;
+    let tokenizer = run.tokenizer()?;
+    let prompt = match args.prompt.as_deref() {
+        Some("-") => {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).context("cannot read the prompt from standard input")?;
+            text
+        }
+        Some(text) => text.to_owned(),
+        None => String::new(),
+    };
+    let which = which(&args.source);
+    match &run.config.model {
+        ModelConfig::Calm(_) => {
+            if args.top_p < 1.0 {
+                bail!(Hinted::new("a CALM has no probabilities to cut with --top-p", "use --temperature"));
+            }
+            let decoding = decoding(args)?;
+            let o = run.load_calm(which, &tokenizer, &Device::Cpu)?;
+            stream(&o.model, &tokenizer, &prompt, decoding, args, printer)
+        }
+        ModelConfig::Baseline(_) => {
+            if !(0.0..=10.0).contains(&args.temperature) || !(args.top_p > 0.0 && args.top_p <= 1.0) {
+                bail!(Hinted::new(
+                    format!("--temperature {} --top-p {}", args.temperature, args.top_p),
+                    "a baseline takes a temperature of 0 or more and a top-p above 0 and at most 1",
+                ));
+            }
+            let mut o = run.load_baseline(which, &tokenizer, &Device::Cpu)?;
+            o.model.decoding = baseline::Decoding { temperature: args.temperature, top_p: args.top_p };
+            stream(&o.model, &tokenizer, &prompt, Decoding::Plain, args, printer)
+        }
+    }
+}
+
+/// Draws per chunk of the batch sampler, unless asked for otherwise.
+const POOL: usize = 200;
+
+fn decoding(args: &GenerateArgs) -> Result<Decoding> {
+    if args.temperature == 1.0 {
+        return Ok(Decoding::Plain);
+    }
+    let temperature = Temperature::new::<candle_core::Error>(args.temperature)?;
+    Ok(match args.sampler {
+        SamplerName::Batch => {
+            if temperature.reciprocal::<candle_core::Error>().is_err() {
+                bail!(Hinted::new(
+                    format!("the batch sampler works at T = 1/n (0.5, 0.3333333333, 0.25 ...), not at {}", args.temperature),
+                    "use --sampler exact for any other temperature",
+                ));
+            }
+            Decoding::Batch { temperature, samples: args.draws.unwrap_or(POOL) }
+        }
+        SamplerName::Exact => {
+            let default = ExactOptions::default();
+            let options = ExactOptions {
+                budget: args.draws.unwrap_or(default.budget),
+                fallback: args.fallback,
+                ..default
+            };
+            Decoding::Exact { temperature, options }
+        }
+    })
+}
+
+/// Turns token bytes into text as soon as whole characters are there.
+struct Utf8Stream {
+    pending: Vec<u8>,
+}
+
+impl Utf8Stream {
+    /// Adds bytes; returns the text that is complete.
+    fn push(&mut self, bytes: &[u8]) -> String {
+        self.pending.extend_from_slice(bytes);
+        let mut text = String::new();
+        loop {
+            match std::str::from_utf8(&self.pending) {
+                Ok(s) => {
+                    text.push_str(s);
+                    self.pending.clear();
+                    return text;
+                }
+                Err(e) => {
+                    let good = e.valid_up_to();
+                    text.push_str(&String::from_utf8_lossy(&self.pending[..good]));
+                    match e.error_len() {
+                        // An unfinished character waits for its remaining bytes.
+                        None => {
+                            self.pending.drain(..good);
+                            return text;
+                        }
+                        Some(bad) => {
+                            text.push(char::REPLACEMENT_CHARACTER);
+                            self.pending.drain(..good + bad);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// What was left unfinished.
+    fn finish(&mut self) -> String {
+        let rest = if self.pending.is_empty() { "" } else { "\u{fffd}" };
+        self.pending.clear();
+        rest.to_owned()
+    }
+}
+
+fn stream<S: Sampler>(
+    model: &S,
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    decoding: Decoding,
+    args: &GenerateArgs,
+    printer: &Printer,
+) -> Result<()> {
+    let tokens = tokenizer.encode(prompt)?;
+    let options = GenerateOptions { max_tokens: args.max_tokens, decoding, seed: args.seed, remainder_budget: 4096 };
+    printer.text(prompt)?;
+    let mut utf8 = Utf8Stream { pending: Vec::new() };
+    let mut broken = None;
+    let started = Instant::now();
+    let report = generate(model, &tokens, &options, |new| {
+        let text = if tokenizer.is_byte_exact() {
+            utf8.push(&tokenizer.decode_bytes(new))
+        } else {
+            tokenizer.decode(new)
+        };
+        match printer.text(&text) {
+            Ok(()) => true,
+            Err(e) => {
+                broken = Some(e);
+                false
+            }
+        }
+    })
+    .map_err(explain)?;
+    if let Some(e) = broken {
+        return Err(e.into());
+    }
+    printer.text(&utf8.finish())?;
+    printer.text("\n")?;
+    summary(&report, started.elapsed().as_secs_f64(), printer);
+    Ok(())
+}
+
+fn explain(e: GenerateError) -> anyhow::Error {
+    let hint = match &e {
+        GenerateError::Temperature(_) => "raise --draws (the budget), add --fallback, or raise --temperature",
+        GenerateError::Model(_) => "",
+    };
+    Hinted::new(e.to_string(), hint).into()
+}
+
+fn summary(r: &GenerateReport, seconds: f64, printer: &Printer) {
+    printer.note(&format!(
+        "{} tokens in {seconds:.1} s: {:.0} tokens/s, {} chunk draws{}",
+        r.tokens,
+        r.tokens as f64 / seconds.max(1e-9),
+        r.draws,
+        if r.ended { ", ended by itself" } else { "" },
+    ));
+    if let Some(rate) = r.match_rate {
+        printer.note(&format!(
+            "the prompt ends inside a chunk: {:.1} % of the candidates reproduced its remainder{}",
+            100.0 * rate,
+            if r.forced { "; none did, so it was written over the best one" } else { "" },
+        ));
+    }
+    if r.fallbacks > 0 {
+        printer.warn(&format!("{} chunks came from the biased fallback: their budget was spent", r.fallbacks));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn characters_cut_in_two_wait_for_their_other_half() {
+        let mut s = Utf8Stream { pending: Vec::new() };
+        let bytes = "aé€".as_bytes();
+        let mut text = String::new();
+        for b in bytes {
+            text.push_str(&s.push(&[*b]));
+        }
+        assert_eq!(text, "aé€");
+        assert_eq!(s.finish(), "");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_become_replacement_characters() {
+        let mut s = Utf8Stream { pending: Vec::new() };
+        assert_eq!(s.push(&[b'a', 0xff, b'b', 0xc3]), "a\u{fffd}b");
+        assert_eq!(s.finish(), "\u{fffd}");
+    }
+}

@@ -1,0 +1,75 @@
+//! `calm latents`: posterior latents as a NumPy file.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+
+use anyhow::{Context, Result};
+use calm_eval::reconstruction::text_chunks;
+use calm_train::pipeline::evaluation_rows;
+use candle_core::{Device, Tensor};
+
+use super::{open_run, text_of, which};
+use crate::args::LatentsArgs;
+use crate::screen::Screen;
+use crate::ui::Printer;
+
+/// Header of a version-1 `.npy` file of little-endian f32, padded to a multiple of 64 bytes.
+fn npy_header(shape: &[usize]) -> Vec<u8> {
+    let dims: Vec<String> = shape.iter().map(usize::to_string).collect();
+    let mut text = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({},), }}", dims.join(", "));
+    let padded = (10 + text.len() + 1).next_multiple_of(64) - 10;
+    while text.len() + 1 < padded {
+        text.push(' ');
+    }
+    text.push('\n');
+    let mut out = b"\x93NUMPY\x01\x00".to_vec();
+    out.extend_from_slice(&(text.len() as u16).to_le_bytes());
+    out.extend_from_slice(text.as_bytes());
+    out
+}
+
+/// Runs the command.
+pub fn run(args: &LatentsArgs, printer: &Printer) -> Result<()> {
+    let run = open_run(&args.source)?;
+    let mut screen = Screen::new(printer);
+    let (file, tokenizer) = text_of(&run, args.data.as_deref(), &args.source.cache, &mut screen)?;
+    let (objective, _) = run.load_autoencoder(which(&args.source), &tokenizer, &Device::Cpu)?;
+    let rows =
+        evaluation_rows(&file, tokenizer.special(), run.autoencoder_layout(), args.documents, None)?;
+    let mut values: Vec<f32> = Vec::new();
+    let mut chunks = 0;
+    for batch in rows.batches(16) {
+        let (ids, found) = text_chunks(&batch);
+        if found.is_empty() {
+            continue;
+        }
+        let ids = Tensor::from_vec(ids, (found.len(), batch.chunk_size), &Device::Cpu)?;
+        let posterior = objective.model.encode(&ids)?.detach();
+        let both = Tensor::stack(&[&posterior.mean, &posterior.log_std], 1)?;
+        values.extend(both.flatten_all()?.to_vec1::<f32>()?);
+        chunks += found.len();
+    }
+    let shape = [chunks, 2, objective.model.latent_size()];
+    let place = || format!("cannot write {}", args.out.display());
+    let mut out = BufWriter::new(File::create(&args.out).with_context(place)?);
+    out.write_all(&npy_header(&shape)).with_context(place)?;
+    for v in &values {
+        out.write_all(&v.to_le_bytes()).with_context(place)?;
+    }
+    out.flush().with_context(place)?;
+    printer.note(&format!("wrote {chunks} chunks, float32 {shape:?} (mean, log std), to {}", args.out.display()));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_header_is_aligned_and_names_the_shape() {
+        let h = npy_header(&[3, 2, 128]);
+        assert_eq!(h.len() % 64, 0);
+        let text = String::from_utf8_lossy(&h[10..]);
+        assert!(text.contains("'shape': (3, 2, 128,)") && text.ends_with('\n'), "{text}");
+    }
+}

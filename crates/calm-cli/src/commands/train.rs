@@ -1,0 +1,129 @@
+//! `calm train`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use calm_train::config::{ModelConfig, RunConfig, load};
+use calm_train::pipeline::{Results, Stages, TrainOptions, train};
+use calm_train::{Provenance, Run};
+use candle_core::Device;
+
+use super::RUNS;
+use crate::args::{Format, StageName, TrainArgs};
+use crate::screen::Screen;
+use crate::ui::Printer;
+use crate::{report, shipped, version};
+
+/// Runs the command.
+pub fn run(args: &TrainArgs, printer: &Printer) -> Result<()> {
+    let resolved = load::<RunConfig>(shipped::find(&args.source.config)?, &args.source.overrides)?;
+    let folder =
+        args.out.clone().unwrap_or_else(|| Path::new(RUNS).join(shipped::run_name(&args.source.config)));
+    if args.dry_run {
+        return dry_run(&resolved.value, args, printer);
+    }
+    let run = Run::create(&folder, &resolved, args.resume, args.restart)?;
+    printer.note(&format!("run folder {}", folder.display()));
+    let options = TrainOptions {
+        stages: match args.stage {
+            None => Stages::All,
+            Some(StageName::Autoencoder) => Stages::Autoencoder,
+            Some(StageName::Lm) => Stages::Lm,
+        },
+        resume: args.resume,
+        init_from: args.init_from.clone(),
+        autoencoder_from: args.autoencoder.clone(),
+        cache: args.cache.clone(),
+        provenance: Provenance {
+            command: std::env::args().collect(),
+            version: version::VERSION.to_owned(),
+            commit: version::commit(),
+            features: version::features(),
+        },
+    };
+    let mut screen = Screen::new(printer);
+    screen.catch_interrupts();
+    let results = train(&run, &options, &Device::Cpu, &mut screen)?;
+    drop(screen);
+    show(&run, &results, args.format, printer)?;
+    next_commands(&run, &folder, &results, printer);
+    Ok(())
+}
+
+fn dry_run(config: &RunConfig, args: &TrainArgs, printer: &Printer) -> Result<()> {
+    let mut screen = Screen::new(printer);
+    let corpus = calm_data::prepare(&config.data, &config.tokenizer, &args.cache, &mut |p| {
+        calm_train::pipeline::Reporter::data(&mut screen, &p);
+    })?;
+    drop(screen);
+    let plan = calm_train::plan::Plan::new(config, &corpus)?;
+    match args.format {
+        Format::Json => printer.result(&serde_json::to_string_pretty(&plan)?)?,
+        Format::Table => printer.result(&report::plan(&plan))?,
+    }
+    Ok(())
+}
+
+fn show(run: &Run, results: &Results, format: Format, printer: &Printer) -> Result<()> {
+    if format == Format::Json {
+        return Ok(printer.result(&serde_json::to_string_pretty(results)?)?);
+    }
+    if let Some(r) = &results.autoencoder {
+        printer.result(&report::autoencoder(r))?;
+    }
+    if let Some(b) = &results.brier {
+        printer.result(&report::brier(b))?;
+    }
+    if let Some(c) = &results.condition {
+        printer.result(&report::condition(c))?;
+    }
+    if results.brier.is_some() {
+        let text = sample(run)?;
+        printer.result(&format!("A sample (calm generate):\n{}", report::indent(&text)))?;
+    }
+    Ok(())
+}
+
+/// A short text of the finished model.
+fn sample(run: &Run) -> Result<String> {
+    use calm_train::checkpoint::Which;
+    let tokenizer = run.tokenizer()?;
+    let text = |tokens: Vec<u32>| tokenizer.decode(&tokens);
+    Ok(match &run.config.model {
+        ModelConfig::Calm(_) => {
+            text(draw(&run.load_calm(Which::Best, &tokenizer, &Device::Cpu)?.model, run.config.seed)?)
+        }
+        ModelConfig::Baseline(_) => {
+            text(draw(&run.load_baseline(Which::Best, &tokenizer, &Device::Cpu)?.model, run.config.seed)?)
+        }
+    })
+}
+
+fn draw<S: calm_lm::Sampler>(model: &S, seed: u64) -> Result<Vec<u32>> {
+    use calm_eval::generate::{Decoding, GenerateOptions, generate};
+    let options = GenerateOptions { max_tokens: 96, decoding: Decoding::Plain, seed, remainder_budget: 1 };
+    let mut tokens = Vec::new();
+    generate(model, &[], &options, |t| {
+        tokens.extend_from_slice(t);
+        true
+    })?;
+    Ok(tokens)
+}
+
+fn next_commands(run: &Run, folder: &PathBuf, results: &Results, printer: &Printer) {
+    let run_option = if *folder == Path::new(RUNS).join("quickstart") {
+        String::new()
+    } else {
+        format!(" --run {}", folder.display())
+    };
+    let mut lines = vec!["next:".to_owned()];
+    if results.brier.is_some() {
+        lines.push(format!("  calm generate{run_option} --prompt \"fn main() {{\" --temperature 0.5"));
+        lines.push(format!("  calm eval brierlm{run_option} --format json"));
+    }
+    if matches!(run.config.model, ModelConfig::Calm(_)) {
+        lines.push(format!("  calm eval autoencoder{run_option}"));
+    }
+    lines.push(format!("  tensorboard --logdir {}", folder.join("tensorboard").display()));
+    printer.note(&lines.join("\n"));
+}

@@ -1,0 +1,3 @@
+//! What the `calm` binary is made of.
+
+pub mod ui;

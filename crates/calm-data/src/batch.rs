@@ -1,0 +1,337 @@
+//! Token files as batches of rows.
+//!
+//! ```text
+//! one row of S = 9 chunk positions: two documents and one filler (K tokens in each cell)
+//!
+//!   position     0     1     2     3     4     5     6     7     8
+//!   ids        | BOS | a.. | b.. | c E | BOS | d.. | e.. | E P | P P |   E: EOS, P: PAD
+//!   segments     0     0     0     0     1     1     1     1     max
+//!   positions    0     1     2     3     0     1     2     3     0
+//!   predicts     x     x     x     .     x     x     x     .     .     the target is the next position
+//!   target       .     x     x     x     .     x     x     x     .     holds text, first occurrence
+//!   filled       x     x     x     x     x     x     x     x     .
+//! ```
+//!
+//! A document longer than a row is read in windows that overlap by one chunk; the repeated chunk is read but is
+//! no target. So every chunk of text is a target exactly once in an epoch, whatever K and S.
+
+use std::ops::Range;
+
+use crate::chunks::Layout;
+use crate::error::{Error, Result};
+use crate::pack::{self, Rows};
+use crate::permutation::{mix2, permute};
+use crate::token_file::TokenFile;
+use crate::tokenizer::SpecialTokens;
+
+/// Consecutive chunks of one document in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub document: u32,
+    /// First chunk.
+    pub start: u32,
+    pub len: u32,
+    /// Place in the segment of the first chunk that no earlier segment held.
+    pub fresh: u32,
+}
+
+/// Rows of chunks. Shapes: B = `rows`, S = `context`, K = `chunk_size`; all row-major.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// B: number of rows.
+    pub rows: usize,
+    /// S: chunk positions in a row.
+    pub context: usize,
+    /// K: tokens in a chunk.
+    pub chunk_size: usize,
+    /// `[B, S, K]` token ids; filler holds PAD.
+    pub ids: Vec<u32>,
+    /// `[B, S]` a real chunk (BOS chunks included), not filler.
+    pub filled: Vec<bool>,
+    /// `[B, S]` this position has its target at the next position, in the same segment.
+    pub predicts: Vec<bool>,
+    /// `[B, S]` holds text (not BOS, not filler) and is its first occurrence (window overlap not counted twice).
+    pub target: Vec<bool>,
+    /// `[B, S]` number of the segment in its row; filler: `u32::MAX`.
+    pub segments: Vec<u32>,
+    /// `[B, S]` index of the document in its token file; filler: `u32::MAX`.
+    pub documents: Vec<u32>,
+    /// `[B, S]` chunk position in its segment, from 0; filler: 0.
+    pub positions: Vec<u32>,
+    /// `[B, S]` index of the chunk in its document (0 is the BOS chunk if there is one); filler: 0.
+    pub chunk_index: Vec<u32>,
+    /// `[B]` index of the row in the global batch.
+    pub examples: Vec<u32>,
+}
+
+impl Batch {
+    /// Rows of filler.
+    pub(crate) fn filler(layout: Layout, pad: u32, examples: Vec<u32>) -> Self {
+        let rows = examples.len();
+        let places = rows * layout.context;
+        Self {
+            rows,
+            context: layout.context,
+            chunk_size: layout.chunk_size,
+            ids: vec![pad; places * layout.chunk_size],
+            filled: vec![false; places],
+            predicts: vec![false; places],
+            target: vec![false; places],
+            segments: vec![u32::MAX; places],
+            documents: vec![u32::MAX; places],
+            positions: vec![0; places],
+            chunk_index: vec![0; places],
+            examples,
+        }
+    }
+
+    fn fill_row(&mut self, b: usize, segments: &[Segment], plan: &Plan) {
+        let k = self.chunk_size;
+        let mut place = b * self.context;
+        for (number, segment) in (0..).zip(segments) {
+            for i in 0..segment.len {
+                let chunk = segment.start + i;
+                let ids = &mut self.ids[place * k..(place + 1) * k];
+                plan.layout.write_chunk(
+                    &plan.file,
+                    segment.document as usize,
+                    chunk as usize,
+                    plan.special,
+                    ids,
+                );
+                self.filled[place] = true;
+                self.target[place] = i >= segment.fresh && !(plan.layout.bos_chunk && chunk == 0);
+                self.predicts[place] = i + 1 < segment.len && i + 1 >= segment.fresh;
+                self.segments[place] = number;
+                self.documents[place] = segment.document;
+                self.positions[place] = i;
+                self.chunk_index[place] = chunk;
+                place += 1;
+            }
+        }
+    }
+
+    /// The K ids at row `b`, position `s`.
+    ///
+    /// # Panics
+    /// If there is no such place.
+    pub fn chunk(&self, b: usize, s: usize) -> &[u32] {
+        let place = b * self.context + s;
+        &self.ids[place * self.chunk_size..(place + 1) * self.chunk_size]
+    }
+
+    /// Number of real chunks, BOS chunks included.
+    pub fn filled_count(&self) -> usize {
+        self.filled.iter().filter(|x| **x).count()
+    }
+
+    /// Number of predicted chunks.
+    pub fn predict_count(&self) -> usize {
+        self.predicts.iter().filter(|x| **x).count()
+    }
+
+    /// Number of chunks of text, each counted once.
+    pub fn target_count(&self) -> usize {
+        self.target.iter().filter(|x| **x).count()
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Plan {
+    file: TokenFile,
+    layout: Layout,
+    special: SpecialTokens,
+    rows: Rows,
+}
+
+impl Plan {
+    fn batch(&self, places: impl Iterator<Item = usize>, examples: Vec<u32>) -> Batch {
+        let mut batch = Batch::filler(self.layout, self.special.pad, examples);
+        for (b, row) in places.enumerate() {
+            batch.fill_row(b, self.rows.row(row), self);
+        }
+        batch
+    }
+
+    fn predicted(&self) -> u64 {
+        let count = |s: &Segment| (s.len - s.fresh.max(1)) as u64;
+        self.rows.segments.iter().map(count).sum()
+    }
+}
+
+/// All rows of a token file, packed, in a new order every epoch. Stateless: a batch is a function of its step.
+#[derive(Clone, Debug)]
+pub struct RowPlan {
+    plan: Plan,
+    seed: u64,
+}
+
+impl RowPlan {
+    /// Cuts and packs all documents. The seed decides which documents share a row and the order of rows.
+    ///
+    /// # Errors
+    /// When the layout cannot work or the file holds no document.
+    pub fn new(file: &TokenFile, layout: Layout, special: SpecialTokens, seed: u64) -> Result<Self> {
+        layout.check()?;
+        check_documents(file)?;
+        let segments = segments(file, layout, &(0..file.len()).collect::<Vec<_>>(), 1, None).collect();
+        let rows = pack::best_fit(segments, layout.context, seed);
+        Ok(Self { plan: Plan { file: file.clone(), layout, special, rows }, seed })
+    }
+
+    /// Number of rows: an epoch.
+    pub fn rows(&self) -> usize {
+        self.plan.rows.len()
+    }
+
+    /// The layout of the rows.
+    pub fn layout(&self) -> Layout {
+        self.plan.layout
+    }
+
+    /// Chunks that an epoch predicts.
+    pub fn predicted_chunks(&self) -> u64 {
+        self.plan.predicted()
+    }
+
+    /// Share of the chunk positions that are not filler.
+    pub fn fill(&self) -> f64 {
+        let filled: u64 = self.plan.rows.segments.iter().map(|s| s.len as u64).sum();
+        filled as f64 / (self.rows() * self.plan.layout.context).max(1) as f64
+    }
+
+    /// Rows `rows` of the `global_rows` rows of this step (from 0). However a step is divided in smaller batches,
+    /// its rows are the same: row `r` is place `step * global_rows + r` of an endless sequence that goes through
+    /// all rows once an epoch, each epoch in an order of its own.
+    ///
+    /// # Panics
+    /// If `rows` reaches beyond `global_rows`.
+    pub fn batch(&self, step: u64, rows: Range<usize>, global_rows: usize) -> Batch {
+        assert!(rows.end <= global_rows, "rows {rows:?} of a global batch of {global_rows}");
+        let n = self.rows() as u64;
+        let place = |r: usize| {
+            let global = step * global_rows as u64 + r as u64;
+            permute(global % n, n, mix2(self.seed, global / n)) as usize
+        };
+        let examples = rows.clone().map(|r| r as u32).collect();
+        self.plan.batch(rows.map(place), examples)
+    }
+
+    /// Batches for measuring: the given documents (see [`spread`]) in their order, not shuffled, short documents
+    /// sharing a row with their neighbours.
+    ///
+    /// # Errors
+    /// When the layout or the overlap cannot work, or a document does not exist.
+    pub fn evaluation(
+        file: &TokenFile,
+        layout: Layout,
+        special: SpecialTokens,
+        documents: &[usize],
+        options: EvaluationOptions,
+    ) -> Result<EvaluationRows> {
+        layout.check()?;
+        check_documents(file)?;
+        if options.overlap == 0 || options.overlap >= layout.context {
+            let (overlap, context) = (options.overlap, layout.context);
+            let message =
+                format!("windows of {context} chunks cannot overlap by {overlap}: 1 to {}", context - 1);
+            return Err(Error::Layout(message));
+        }
+        if let Some(document) = documents.iter().find(|d| **d >= file.len()) {
+            return Err(Error::Layout(format!("document {document} of {} does not exist", file.len())));
+        }
+        let segments = segments(file, layout, documents, options.overlap, options.max_chunks);
+        let rows = pack::in_order(segments, layout.context);
+        Ok(EvaluationRows { plan: Plan { file: file.clone(), layout, special, rows } })
+    }
+}
+
+fn check_documents(file: &TokenFile) -> Result<()> {
+    if file.is_empty() {
+        return Err(Error::Layout("there is no document to make rows of: give more text".into()));
+    }
+    if file.len() >= u32::MAX as usize {
+        return Err(Error::Layout(format!("{} documents are more than 2^32", file.len())));
+    }
+    Ok(())
+}
+
+fn segments<'a>(
+    file: &'a TokenFile,
+    layout: Layout,
+    documents: &'a [usize],
+    overlap: usize,
+    max_chunks: Option<usize>,
+) -> impl Iterator<Item = Segment> + 'a {
+    documents.iter().flat_map(move |&document| {
+        let most = max_chunks.map_or(usize::MAX, |m| m.max(1).saturating_add(usize::from(layout.bos_chunk)));
+        let chunks = layout.chunks(file.document_len(document)).min(most);
+        layout.windows(chunks, overlap).map(move |w| Segment {
+            document: document as u32,
+            start: w.start as u32,
+            len: w.len as u32,
+            fresh: w.fresh as u32,
+        })
+    })
+}
+
+/// Which part of the documents is measured, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EvaluationOptions {
+    /// At most so many chunks of text from the start of each document.
+    pub max_chunks: Option<usize>,
+    /// Chunks by which the windows of a long document overlap, 1 to S - 1. A baseline (K = 1, S·K positions) with
+    /// an overlap of K has windows at the same tokens as a model with chunks of K and an overlap of 1.
+    pub overlap: usize,
+}
+
+impl Default for EvaluationOptions {
+    fn default() -> Self {
+        Self { max_chunks: None, overlap: 1 }
+    }
+}
+
+/// `count` of `total` documents at even distances (all of them for `None` or more than there are), in order.
+pub fn spread(total: usize, count: Option<usize>) -> Vec<usize> {
+    let count = count.unwrap_or(total).min(total);
+    (0..count).map(|i| ((i as u128 * total as u128) / count as u128) as usize).collect()
+}
+
+/// Rows in document order.
+#[derive(Clone, Debug)]
+pub struct EvaluationRows {
+    plan: Plan,
+}
+
+impl EvaluationRows {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.plan.rows.len()
+    }
+
+    /// The layout of the rows.
+    pub fn layout(&self) -> Layout {
+        self.plan.layout
+    }
+
+    /// Chunks that are predicted.
+    pub fn predicted_chunks(&self) -> u64 {
+        self.plan.predicted()
+    }
+
+    /// These rows; `examples` are their numbers.
+    ///
+    /// # Panics
+    /// If a row does not exist.
+    pub fn batch(&self, rows: Range<usize>) -> Batch {
+        let examples = rows.clone().map(|r| r as u32).collect();
+        self.plan.batch(rows, examples)
+    }
+
+    /// All rows, `rows_per_batch` at a time (the last batch may have fewer).
+    pub fn batches(&self, rows_per_batch: usize) -> impl ExactSizeIterator<Item = Batch> + '_ {
+        let size = rows_per_batch.max(1);
+        let total = self.rows();
+        (0..total.div_ceil(size)).map(move |i| self.batch(i * size..((i + 1) * size).min(total)))
+    }
+}

@@ -1,0 +1,347 @@
+//! What the `data` and `tokenizer` parts of a run's configuration say.
+//!
+//! Choices are written as a map with one key (`source: { path: text.txt }`), in YAML and in JSON;
+//! unknown keys are errors. What a type cannot express is checked by `problems`.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::de::value::MapAccessDeserializer;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_yaml::with::singleton_map;
+
+/// Where the manifest of the default corpus lies, from the project folder.
+pub const DEFAULT_MANIFEST: &str = "datasets/crates.yaml";
+
+/// The smallest BPE vocabulary: 256 bytes and three special tokens.
+pub const SMALLEST_BPE: usize = 259;
+
+/// The text to train on and how it is divided.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataConfig {
+    /// Where the text comes from.
+    pub source: Source,
+    /// Which text is held out. Only for `path` sources: a crates manifest lists its held-out crates.
+    pub validation: Validation,
+    /// Train on at most so many bytes of text: whole documents, spread over the corpus. `null`: all.
+    pub max_bytes: Option<u64>,
+}
+
+/// Where the text comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", remote = "Self")]
+pub enum Source {
+    /// A manifest of crates whose sources are the text (see `datasets/README.md`).
+    Crates(PathBuf),
+    /// A text file, a folder of text files, or `.json`/`.jsonl` with a `text` field; each also `.gz`, `.zst`.
+    Path(PathBuf),
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self::Crates(PathBuf::from(DEFAULT_MANIFEST))
+    }
+}
+
+/// Which text is held out.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Validation {
+    /// This share of the documents, chosen by a hash of their content: the same document is on the same
+    /// side in every run, and equal documents are on the same side.
+    Share(f64),
+    /// Another file or folder: `{ path: held-out.txt }`.
+    Path(ValidationPath),
+}
+
+impl Default for Validation {
+    fn default() -> Self {
+        Self::Share(0.05)
+    }
+}
+
+/// Held-out text that lies in a file or folder of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ValidationPath {
+    /// The same kinds of files as the `path` source.
+    pub path: PathBuf,
+}
+
+/// How text becomes token ids.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", remote = "Self")]
+pub enum TokenizerConfig {
+    /// Byte-level BPE, trained on the training split.
+    Bpe(BpeConfig),
+    /// One token a character of the training split; other characters as bytes.
+    Chars(CharsConfig),
+    /// A `tokenizer.json` of the Hugging Face tokenizers library.
+    File(PathBuf),
+    /// The Llama-3 tokenizer from its BPE ranks.
+    Llama3(Llama3Config),
+}
+
+impl Default for TokenizerConfig {
+    fn default() -> Self {
+        Self::Bpe(BpeConfig::default())
+    }
+}
+
+/// A byte-level BPE to train.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BpeConfig {
+    /// Size V of the vocabulary: 256 bytes, merges and the three special tokens. A small text may give fewer.
+    pub vocab_size: usize,
+}
+
+impl Default for BpeConfig {
+    fn default() -> Self {
+        Self { vocab_size: 1024 }
+    }
+}
+
+/// A character tokenizer has no options: write `chars: {}`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CharsConfig {}
+
+/// The files of the Llama-3 tokenizer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Llama3Config {
+    /// The BPE ranks (`tokenizer.model`): a base64 token and its rank on each line.
+    pub ranks: PathBuf,
+    /// `tokenizer_config.json` with the names of the special tokens. `null`: the published layout of 256.
+    #[serde(default)]
+    pub config: Option<PathBuf>,
+}
+
+// YAML's own form of an enum is a tag (`!path text.txt`); these two give the map form everywhere.
+macro_rules! as_map_with_one_key {
+    ($type:ty) => {
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                struct Inner<'a>(&'a $type);
+                impl Serialize for Inner<'_> {
+                    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                        <$type>::serialize(self.0, serializer)
+                    }
+                }
+                singleton_map::serialize(&Inner(self), serializer)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Inner($type);
+                impl<'de> Deserialize<'de> for Inner {
+                    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                        <$type>::deserialize(deserializer).map(Inner)
+                    }
+                }
+                singleton_map::deserialize::<Inner, D>(deserializer).map(|inner| inner.0)
+            }
+        }
+    };
+}
+as_map_with_one_key!(Source);
+as_map_with_one_key!(TokenizerConfig);
+
+impl<'de> Deserialize<'de> for Validation {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Validation;
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("a share of the documents such as 0.05, or { path: FILE_OR_FOLDER }")
+            }
+            fn visit_f64<E>(self, share: f64) -> Result<Validation, E> {
+                Ok(Validation::Share(share))
+            }
+            fn visit_u64<E>(self, share: u64) -> Result<Validation, E> {
+                Ok(Validation::Share(share as f64))
+            }
+            fn visit_i64<E>(self, share: i64) -> Result<Validation, E> {
+                Ok(Validation::Share(share as f64))
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Validation, A::Error> {
+                ValidationPath::deserialize(MapAccessDeserializer::new(map)).map(Validation::Path)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// Something that a configuration asks for and that cannot be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Path of the key inside this part of the configuration, such as `validation` or `bpe.vocab_size`.
+    pub key: Cow<'static, str>,
+    /// What is wrong.
+    pub message: String,
+    /// What to write instead.
+    pub hint: String,
+}
+
+impl Problem {
+    fn new(key: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { key: Cow::Borrowed(key), message: message.into(), hint: hint.into() }
+    }
+}
+
+impl DataConfig {
+    /// Everything that is impossible here, without touching a file.
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        if let Validation::Share(share) = self.validation
+            && !(share > 0.0 && share < 1.0)
+        {
+            problems.push(Problem::new(
+                "validation",
+                format!("the held-out share is {share}, it must lie between 0 and 1"),
+                "write a share such as 0.05, or { path: FILE } for a held-out file of its own",
+            ));
+        }
+        if let (Source::Crates(_), Validation::Path(_)) = (&self.source, &self.validation) {
+            problems.push(Problem::new(
+                "validation",
+                "a crates manifest lists its held-out crates itself",
+                "remove `validation`, or use `source: { path: ... }`",
+            ));
+        }
+        if self.max_bytes == Some(0) {
+            problems.push(Problem::new(
+                "max_bytes",
+                "0 bytes leave no training text",
+                "write null for all of it",
+            ));
+        }
+        problems
+    }
+}
+
+impl TokenizerConfig {
+    /// Everything that is impossible here, without touching a file.
+    pub fn problems(&self) -> Vec<Problem> {
+        match self {
+            Self::Bpe(bpe) if bpe.vocab_size < SMALLEST_BPE => vec![Problem::new(
+                "bpe.vocab_size",
+                format!("a byte-level vocabulary of {} is too small", bpe.vocab_size),
+                format!("{SMALLEST_BPE} or more: 256 bytes and BOS, EOS, PAD"),
+            )],
+            Self::Bpe(bpe) if bpe.vocab_size > (1 << 24) => vec![Problem::new(
+                "bpe.vocab_size",
+                format!("a vocabulary of {} is too large to train", bpe.vocab_size),
+                "at most 16777216",
+            )],
+            _ => Vec::new(),
+        }
+    }
+
+    /// The files that this tokenizer is read from (none for one that is trained).
+    pub fn files(&self) -> Vec<&Path> {
+        match self {
+            Self::Bpe(_) | Self::Chars(_) => Vec::new(),
+            Self::File(path) => vec![path],
+            Self::Llama3(c) => std::iter::once(c.ranks.as_path()).chain(c.config.as_deref()).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data(yaml: &str) -> Result<DataConfig, String> {
+        serde_yaml::from_str(yaml).map_err(|e| e.to_string())
+    }
+
+    fn tokenizer(yaml: &str) -> Result<TokenizerConfig, String> {
+        serde_yaml::from_str(yaml).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn every_choice_is_a_map_with_one_key() {
+        let d = data("source: { path: a.txt }\nvalidation: { path: b.txt }\nmax_bytes: 1000").unwrap();
+        assert_eq!(d.source, Source::Path("a.txt".into()));
+        assert_eq!(d.validation, Validation::Path(ValidationPath { path: "b.txt".into() }));
+        assert_eq!(data("{}").unwrap(), DataConfig::default());
+        assert_eq!(data("validation: 0.1").unwrap().validation, Validation::Share(0.1));
+        assert_eq!(
+            tokenizer("bpe: { vocab_size: 300 }").unwrap(),
+            TokenizerConfig::Bpe(BpeConfig { vocab_size: 300 })
+        );
+        assert_eq!(tokenizer("chars: {}").unwrap(), TokenizerConfig::Chars(CharsConfig {}));
+        assert_eq!(tokenizer("file: t.json").unwrap(), TokenizerConfig::File("t.json".into()));
+        let llama = tokenizer("llama3: { ranks: r, config: c }").unwrap();
+        assert_eq!(llama.files(), [Path::new("r"), Path::new("c")]);
+    }
+
+    #[test]
+    fn yaml_and_json_give_back_what_was_written() {
+        let d = DataConfig {
+            source: Source::Path("x".into()),
+            validation: Validation::Path(ValidationPath { path: "y".into() }),
+            max_bytes: Some(7),
+        };
+        let yaml = serde_yaml::to_string(&d).unwrap();
+        assert!(yaml.contains("path: x"), "{yaml}");
+        assert!(!yaml.contains('!'), "{yaml}");
+        assert_eq!(data(&yaml).unwrap(), d);
+        assert_eq!(serde_json::from_str::<DataConfig>(&serde_json::to_string(&d).unwrap()).unwrap(), d);
+        for t in [
+            TokenizerConfig::default(),
+            TokenizerConfig::Chars(CharsConfig {}),
+            TokenizerConfig::Llama3(Llama3Config { ranks: "r".into(), config: None }),
+        ] {
+            assert_eq!(tokenizer(&serde_yaml::to_string(&t).unwrap()).unwrap(), t);
+            assert_eq!(
+                serde_json::from_value::<TokenizerConfig>(serde_json::to_value(&t).unwrap()).unwrap(),
+                t
+            );
+            // Also through a dynamic YAML value, as overrides from a command line are merged.
+            let value = serde_yaml::to_value(&t).unwrap();
+            assert_eq!(serde_yaml::from_value::<TokenizerConfig>(value).unwrap(), t);
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_errors() {
+        assert!(data("sauce: { path: a }").unwrap_err().contains("sauce"));
+        assert!(data("source: { pfad: a }").unwrap_err().contains("pfad"));
+        assert!(data("validation: { file: a }").unwrap_err().contains("file"));
+        assert!(tokenizer("bpe: { vocab: 3 }").unwrap_err().contains("vocab"));
+        assert!(tokenizer("bpe: { vocab_size: 300 }\nchars: {}").is_err());
+        assert!(data("validation: half").unwrap_err().contains("share of the documents"));
+    }
+
+    #[test]
+    fn an_error_keeps_its_line() {
+        let error = data("max_bytes: 5\nsource:\n  pfad: a\n").unwrap_err();
+        assert!(error.contains("line 3"), "{error}");
+    }
+
+    #[test]
+    fn impossible_values_are_named_with_a_hint() {
+        let d = DataConfig { validation: Validation::Share(1.5), max_bytes: Some(0), ..Default::default() };
+        assert_eq!(
+            d.problems().iter().map(|p| p.key.as_ref()).collect::<Vec<_>>(),
+            ["validation", "max_bytes"]
+        );
+        let t = TokenizerConfig::Bpe(BpeConfig { vocab_size: 258 });
+        assert!(t.problems()[0].hint.contains("259"));
+        assert!(DataConfig::default().problems().is_empty());
+        assert!(TokenizerConfig::default().problems().is_empty());
+    }
+
+    #[test]
+    fn the_json_schema_knows_both_forms_of_validation() {
+        let schema = serde_json::to_string(&schemars::schema_for!(DataConfig)).unwrap();
+        assert!(schema.contains("number") && schema.contains("ValidationPath"), "{schema}");
+        assert!(schema.contains("crates") && schema.contains("path"), "{schema}");
+    }
+}

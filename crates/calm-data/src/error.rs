@@ -1,0 +1,208 @@
+//! What can go wrong with data: each message says what, where, and what to do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error about data, a tokenizer or a cache.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or folder that is not there.
+    #[error("{path}: no such file or folder; check the path (it is taken from the current folder)", path = path.display())]
+    Missing {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// A file or folder that may not be read or written.
+    #[error("{path}: no permission to {action} it; change its permissions or choose another path", path = path.display())]
+    Permission {
+        /// What was tried: `read`, `write`.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+    },
+    /// Any other failure of the operating system, a full disk among them.
+    #[error("{path}: cannot {action} it: {source}{}", io_remedy(source), path = path.display())]
+    Io {
+        /// What was tried: `read`, `write`.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A source without any text.
+    #[error("{path}: there is no text in it{detail}; give a text file, a folder of text files, or .json/.jsonl records with a `text` field", path = path.display())]
+    Empty {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was found instead.
+        detail: String,
+    },
+    /// A file that is not text.
+    #[error("{path}: not a text file ({what} at byte {at}); it must be UTF-8: convert it (for example with iconv), or take it out of the source", path = path.display())]
+    Binary {
+        /// The file.
+        path: PathBuf,
+        /// `a zero byte` or `invalid UTF-8`.
+        what: &'static str,
+        /// Offset of the first wrong byte in the (decompressed) file.
+        at: usize,
+    },
+    /// A compressed file that ends early or is damaged.
+    #[error("{path}: the {format} data is damaged or cut short ({source}); download or copy the file again", path = path.display())]
+    Compressed {
+        /// The file.
+        path: PathBuf,
+        /// `gzip` or `zstd`.
+        format: &'static str,
+        /// The decoder's reason.
+        source: io::Error,
+    },
+    /// A record that is not JSON.
+    #[error("{path}, line {line}: not valid JSON ({message}); each line must hold one object, or the file one array of objects{}", cut_short(*truncated), path = path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Line in the (decompressed) file, from 1.
+        line: usize,
+        /// The parser's reason.
+        message: String,
+        /// Whether the text ended inside a value.
+        truncated: bool,
+    },
+    /// A record without text.
+    #[error("{path}, {place}: this record has no `text` field that is a string; every record needs one", path = path.display())]
+    NoText {
+        /// The file.
+        path: PathBuf,
+        /// `line 3`, or in an array `record 3`.
+        place: String,
+    },
+    /// Too few documents for a held-out split.
+    #[error("{path}: {documents} document(s) cannot be divided in a training and a held-out part; give more text, or a held-out file with `validation: {{ path: FILE }}`", path = path.display())]
+    TooSmall {
+        /// The source.
+        path: PathBuf,
+        /// How many documents it has.
+        documents: usize,
+    },
+    /// A manifest that cannot be used.
+    #[error("{path}: not a usable manifest of crates: {message}; restore the file, or write it anew with `cargo run --release -p calm-data --example pin_crates`", path = path.display())]
+    Manifest {
+        /// The manifest.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// Crates of the default corpus that are not on this machine.
+    #[error("{count} crate(s) of the corpus are not on this machine: {list}; run `cargo fetch` in {project} (it needs the network once){note}", count = crates.len(), list = crates.join(", "), project = project.display())]
+    MissingCrates {
+        /// Names with versions.
+        crates: Vec<String>,
+        /// The project folder.
+        project: PathBuf,
+        /// More that was found out on the way.
+        note: String,
+    },
+    /// A crate whose files are not those of the manifest.
+    #[error("{path}: {what} of crate {name} differ from the manifest (expected {expected}, found {found}); remove this folder and run `cargo fetch`, so that cargo unpacks it again", path = path.display())]
+    CrateContent {
+        /// Name and version.
+        name: String,
+        /// The crate's folder.
+        path: PathBuf,
+        /// Which property differs.
+        what: &'static str,
+        /// The manifest's value.
+        expected: String,
+        /// This machine's value.
+        found: String,
+    },
+    /// A tokenizer file that cannot be used.
+    #[error("{path}: not a usable tokenizer: {message}", path = path.display())]
+    TokenizerFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with a remedy.
+        message: String,
+    },
+    /// A failure inside a tokenizer.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// A vocabulary that cannot hold all bytes and the special tokens.
+    #[error(
+        "a vocabulary of {size} is too small: a byte-level tokenizer needs {smallest} (256 bytes, BOS, EOS, PAD) or more"
+    )]
+    Vocabulary {
+        /// Asked for.
+        size: usize,
+        /// Needed.
+        smallest: usize,
+    },
+    /// A token file that is not whole.
+    #[error("{path}: not a usable token file: {message}; delete it, it is made anew from the text", path = path.display())]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// A layout of rows that cannot work.
+    #[error("layout: {0}")]
+    Layout(String),
+    /// A configuration that cannot work; see [`crate::Problem`].
+    #[error("{0}")]
+    Config(String),
+}
+
+impl Error {
+    /// An operating system's error with its file: missing and forbidden files become errors of their own.
+    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_path_buf();
+        match source.kind() {
+            io::ErrorKind::NotFound => Self::Missing { path },
+            io::ErrorKind::PermissionDenied => Self::Permission { action, path },
+            _ => Self::Io { action, path, source },
+        }
+    }
+
+    pub(crate) fn token_file(path: &Path, message: impl Into<String>) -> Self {
+        Self::TokenFile { path: path.to_path_buf(), message: message.into() }
+    }
+
+    pub(crate) fn tokenizer_file(path: &Path, message: impl Into<String>) -> Self {
+        Self::TokenizerFile { path: path.to_path_buf(), message: message.into() }
+    }
+}
+
+fn io_remedy(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::StorageFull => "; free some space, or choose another cache folder",
+        io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => "; check the path",
+        _ => "",
+    }
+}
+
+fn cut_short(truncated: bool) -> &'static str {
+    if truncated { "; the file seems to be cut short: download or copy it again" } else { "" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_and_forbidden_files_have_a_remedy() {
+        let path = Path::new("x.txt");
+        let missing = Error::io("read", path, io::Error::from(io::ErrorKind::NotFound)).to_string();
+        assert!(missing.contains("x.txt") && missing.contains("check the path"), "{missing}");
+        let forbidden = Error::io("read", path, io::Error::from(io::ErrorKind::PermissionDenied)).to_string();
+        assert!(forbidden.contains("permission"), "{forbidden}");
+        let full = Error::io("write", path, io::Error::from(io::ErrorKind::StorageFull)).to_string();
+        assert!(full.contains("free some space"), "{full}");
+    }
+}

@@ -1,0 +1,41 @@
+//! Text in, chunked batches out: documents, tokenizers, token files and batches. No tensors.
+//!
+//! ```text
+//! source/       files, folders, JSON records, crate sources  ->  Document
+//! tokenizer     Document -> tokens                (byte-level BPE, characters, Llama-3 ranks)
+//! token_file    unpadded tokens on disk, memory-mapped, independent of the chunk size K
+//! corpus        the three above for one configuration, cached by content
+//! batch         tokens -> chunks of K, packed in rows of S chunk positions
+//! ```
+//!
+//! Shapes legend: B batch rows, S chunk positions in a row, K tokens in a chunk, V vocabulary.
+//! The library prints nothing; long jobs report through a callback with [`Progress`].
+
+pub mod batch;
+pub mod bpe;
+pub mod chars;
+pub mod chunks;
+pub mod config;
+pub mod corpus;
+pub mod document;
+pub mod error;
+pub mod llama3;
+mod pack;
+mod permutation;
+pub mod reference;
+pub mod source;
+mod split;
+pub mod token_file;
+pub mod tokenizer;
+
+pub use batch::{Batch, EvaluationOptions, EvaluationRows, RowPlan, spread};
+pub use chunks::Layout;
+pub use config::{
+    BpeConfig, CharsConfig, DataConfig, Llama3Config, Problem, Source, TokenizerConfig, Validation,
+};
+pub use corpus::{Corpus, CorpusSummary, Progress, SplitSummary, prepare, prepare_file};
+pub use document::Document;
+pub use error::{Error, Result};
+pub use reference::ReferenceBlocks;
+pub use token_file::TokenFile;
+pub use tokenizer::{SpecialTokens, Tokenizer};

@@ -1,0 +1,206 @@
+//! Files and folders as documents, the broken ones included.
+
+use std::io::Write;
+
+use proptest::prelude::*;
+
+use super::*;
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, bytes).unwrap();
+        path
+    }
+}
+
+fn read_quietly(path: &Path) -> Result<Read> {
+    read(path, &mut |_, _| ())
+}
+
+fn texts(path: &Path) -> Vec<String> {
+    read_quietly(path).unwrap().documents.into_iter().map(|d| d.text).collect()
+}
+
+fn error(path: &Path) -> String {
+    let error = read_quietly(path).unwrap_err().to_string();
+    let name = path.file_name().unwrap().to_string_lossy();
+    assert!(error.contains(name.as_ref()), "the file is named: {error}");
+    error
+}
+
+fn gz(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn zst(bytes: &[u8]) -> Vec<u8> {
+    zstd::encode_all(bytes, 1).unwrap()
+}
+
+const LINES: &str = "{\"id\": 1, \"text\": \"one\"}\n\n{\"text\": \"two\\n2\"}\n";
+
+#[test]
+fn records_are_read_from_lines_arrays_and_single_objects() {
+    let f = Folder::new();
+    assert_eq!(texts(&f.write("a.jsonl", LINES)), ["one", "two\n2"]);
+    assert_eq!(texts(&f.write("a.json", LINES)), ["one", "two\n2"]);
+    assert_eq!(texts(&f.write("b.json", "[\n{\"text\": \"x\"},\n {\"text\": \"y\"}]")), ["x", "y"]);
+    assert_eq!(texts(&f.write("c.json", "{\n \"text\": \"x\"\n}\n")), ["x"]);
+    let read = read_quietly(&f.path("a.jsonl")).unwrap();
+    assert_eq!(read.documents[1].id, "a.jsonl:3");
+}
+
+#[test]
+fn compressed_files_hold_the_same_documents() {
+    let f = Folder::new();
+    for (name, bytes) in [
+        ("a.jsonl.gz", gz(LINES.as_bytes())),
+        ("a.jsonl.zst", zst(LINES.as_bytes())),
+        ("a.json.GZ", gz(LINES.as_bytes())),
+        // Two compressed parts one after the other are one file.
+        ("b.jsonl.gz", [gz(&LINES.as_bytes()[..30]), gz(&LINES.as_bytes()[30..])].concat()),
+        ("b.jsonl.zst", [zst(&LINES.as_bytes()[..30]), zst(&LINES.as_bytes()[30..])].concat()),
+    ] {
+        assert_eq!(texts(&f.write(name, bytes)), ["one", "two\n2"], "{name}");
+    }
+    assert_eq!(texts(&f.write("t.txt.zst", zst(b"short"))), ["short"]);
+}
+
+#[test]
+fn a_folder_is_read_in_the_order_of_its_paths_without_hidden_and_binary_files() {
+    let f = Folder::new();
+    f.write("b.txt", "B");
+    f.write("a/z.rs", "Z");
+    f.write("a/c.md.gz", gz(b"C"));
+    f.write(".git/config", "hidden");
+    f.write("a/.hidden", "hidden");
+    f.write("image.png", [137, 80, 0, 1]);
+    f.write("latin1.txt", [b'a', 0xe9, b'b']);
+    f.write("empty.txt", "");
+    f.write("settings.json", "{\"width\": 3}");
+    f.write("records.jsonl", LINES);
+    let found = read_quietly(f.0.path()).unwrap();
+    let ids: Vec<&str> = found.documents.iter().map(|d| d.id.as_str()).collect();
+    assert_eq!(ids, ["a/c.md.gz", "a/z.rs", "b.txt", "records.jsonl:1", "records.jsonl:3"]);
+    assert_eq!(found.documents[0].text, "C");
+    assert_eq!(found.skipped, Skipped { binary: 2, hidden: 2, without_text: 2 });
+}
+
+#[test]
+fn progress_reaches_the_size_of_the_files() {
+    let f = Folder::new();
+    f.write("a.txt", "12345");
+    f.write("b.txt", "678");
+    let mut last = (0, 0);
+    read(f.0.path(), &mut |done, total| last = (done, total)).unwrap();
+    assert_eq!(last, (8, 8));
+}
+
+#[test]
+fn missing_and_empty_sources_are_errors_with_a_remedy() {
+    let f = Folder::new();
+    assert!(error(&f.path("none.txt")).contains("check the path"));
+    assert!(error(&f.write("empty.txt", "")).contains("there is no text"));
+    assert!(error(&f.write("empty.jsonl", "\n")).contains("there is no text"));
+    let g = Folder::new();
+    g.write("x.bin", [0]);
+    assert!(error(g.0.path()).contains("1 binary"));
+}
+
+#[test]
+fn a_binary_file_is_named_with_the_place() {
+    let f = Folder::new();
+    assert!(error(&f.write("a.txt", b"ab\0c")).contains("a zero byte at byte 2"));
+    assert!(error(&f.write("b.txt", [b'a', 0xff])).contains("invalid UTF-8 at byte 1"));
+}
+
+#[test]
+fn a_compressed_file_that_is_cut_short_or_damaged_is_named() {
+    let f = Folder::new();
+    let text = "some text that is long enough to be compressed ".repeat(50);
+    for (name, bytes) in [("a.txt.gz", gz(text.as_bytes())), ("a.txt.zst", zst(text.as_bytes()))] {
+        assert_eq!(texts(&f.write(name, &bytes)).concat(), text);
+        for len in [bytes.len() - 5, bytes.len() / 2, 3] {
+            let message = error(&f.write(name, &bytes[..len]));
+            assert!(message.contains("damaged or cut short") && message.contains("again"), "{message}");
+        }
+    }
+    assert!(error(&f.write("b.txt.gz", "not compressed")).contains("gzip"));
+    assert!(error(&f.write("b.txt.zst", "not compressed")).contains("zstd"));
+}
+
+#[test]
+fn a_broken_record_is_named_with_its_line() {
+    let f = Folder::new();
+    let truncated = error(&f.write("a.jsonl", &LINES[..LINES.len() - 6]));
+    assert!(truncated.contains("line 3") && truncated.contains("cut short"), "{truncated}");
+    let wrong = error(&f.write("b.jsonl", format!("{LINES}{{\"text\": 1 2}}\n")));
+    assert!(wrong.contains("line 4") && !wrong.contains("cut short"), "{wrong}");
+    assert!(error(&f.write("c.json", "[{\"text\": \"x\"},\n")).contains("cut short"));
+}
+
+#[test]
+fn a_record_without_text_is_named_with_its_line() {
+    let f = Folder::new();
+    for line in ["{\"content\": \"x\"}", "{\"text\": null}", "\"text\"", "3"] {
+        let message = error(&f.write("a.jsonl", format!("{{\"text\": \"x\"}}\n{line}\n")));
+        assert!(message.contains("line 2") && message.contains("`text`"), "{message}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_forbidden_file_is_an_error_about_permission() {
+    use std::os::unix::fs::PermissionsExt;
+    let f = Folder::new();
+    let path = f.write("secret.txt", "x");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
+    // The administrator may read everything.
+    if fs::read(&path).is_err() {
+        assert!(error(&path).contains("permission"));
+    }
+}
+
+#[test]
+fn a_text_file_is_divided_at_blank_lines() {
+    let paragraph = format!("{}\n", "line of words\n".repeat(40));
+    let text = paragraph.repeat(40);
+    let documents = pieces(&text, "a.txt");
+    assert!(documents.len() >= 8, "{}", documents.len());
+    assert!(documents.iter().all(|d| d.text.ends_with("\n\n") && d.text.starts_with("line")));
+    assert!(documents.iter().all(|d| d.text.len() >= PIECE.0));
+    assert_eq!(documents[1].id, "a.txt#1");
+}
+
+proptest! {
+    #[test]
+    fn the_pieces_joined_are_the_file(text in "([a-zé☃ \n]{0,80}|\r\n\r\n|\n\n\n){0,40}", times in 1usize..200) {
+        let text = text.repeat(times);
+        let documents = pieces(&text, "x");
+        prop_assert_eq!(documents.iter().map(|d| d.text.as_str()).collect::<String>(), text);
+        prop_assert!(documents.iter().all(|d| d.text.len() <= 2 * PIECE.1 + 100));
+        prop_assert!(documents.iter().all(|d| !d.text.is_empty()));
+    }
+}
+
+#[test]
+fn one_endless_line_is_divided_too() {
+    for text in ["é".repeat(20_000), "word ".repeat(20_000)] {
+        let documents = pieces(&text, "x");
+        assert!(documents.len() > 5);
+        assert_eq!(documents.iter().map(|d| d.text.as_str()).collect::<String>(), text);
+    }
+}

@@ -1,0 +1,327 @@
+//! Text to token ids and back.
+//!
+//! Three kinds behind one type: a Hugging Face `tokenizers` pipeline (trained here, given as `tokenizer.json`, or
+//! built from Llama-3 ranks) and a character tokenizer. Whatever the kind:
+//!
+//! - BOS, EOS and PAD are three ids of their own; a missing one is appended to the vocabulary, and PAD is never EOS.
+//! - `encode` adds no special token, and text that looks like one (`<|eos|>`) stays text.
+//! - for byte-level vocabularies and characters, `decode` of `encode` is the identity on any UTF-8.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokenizers::AddedToken;
+
+use crate::chars::Chars;
+use crate::error::{Error, Result};
+use crate::split;
+use crate::token_file::write_atomically;
+
+/// Ids that no text is encoded to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpecialTokens {
+    /// Fills the input-only first chunk of a document.
+    pub bos: u32,
+    /// Ends a document.
+    pub eos: u32,
+    /// Fills the last chunk after EOS, and filler chunks.
+    pub pad: u32,
+}
+
+/// Names under which special tokens are found in a given vocabulary; the first is the one that is added.
+const BOS_NAMES: [&str; 6] = ["<|bos|>", "<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>", "[CLS]"];
+const EOS_NAMES: [&str; 7] =
+    ["<|eos|>", "<|end_of_text|>", "</s>", "<eos>", "<|endoftext|>", "<|im_end|>", "[SEP]"];
+const PAD_NAMES: [&str; 4] = ["<|pad|>", "<pad>", "[PAD]", "<PAD>"];
+
+enum Kind {
+    /// The second: whether [`split::encode`] does the same as the pipeline.
+    Pipeline(Box<tokenizers::Tokenizer>, bool),
+    Chars(Chars),
+}
+
+struct Inner {
+    kind: Kind,
+    special: SpecialTokens,
+    /// Text of each id; empty for special tokens and for ids that no token has.
+    bytes: Vec<Box<[u8]>>,
+    /// Whether the text of a sequence is that of its tokens joined.
+    byte_exact: bool,
+    json: String,
+    hash: [u8; 32],
+}
+
+/// A tokenizer. Cloning shares it.
+#[derive(Clone)]
+pub struct Tokenizer(Arc<Inner>);
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "Tokenizer(V = {}, {:?})", self.vocab_size(), self.special())
+    }
+}
+
+impl Tokenizer {
+    /// From a pipeline of the `tokenizers` library: special tokens are found or added, truncation and padding
+    /// are switched off.
+    ///
+    /// # Errors
+    /// When the pipeline cannot be written as JSON.
+    pub fn from_pipeline(mut pipeline: tokenizers::Tokenizer) -> Result<Self> {
+        let fail = |e: tokenizers::Error| Error::Tokenizer(e.to_string());
+        pipeline.with_truncation(None).map_err(fail)?;
+        pipeline.with_padding(None);
+        let special = SpecialTokens {
+            bos: find_or_add(&mut pipeline, &BOS_NAMES)?,
+            eos: find_or_add(&mut pipeline, &EOS_NAMES)?,
+            pad: find_or_add(&mut pipeline, &PAD_NAMES)?,
+        };
+        let json = pipeline.to_string(false).map_err(fail)?;
+        pipeline.set_encode_special_tokens(true);
+        let (bytes, byte_exact) = crate::bpe::token_table(&pipeline)?;
+        let plain = split::is_plain(&pipeline);
+        Ok(Self::new(Kind::Pipeline(Box::new(pipeline), plain), special, bytes, byte_exact, json))
+    }
+
+    /// Characters of these texts, and bytes for all others.
+    pub fn characters<'a>(texts: impl IntoIterator<Item = &'a str>) -> Self {
+        Self::from_chars(Chars::of(texts))
+    }
+
+    fn from_chars(chars: Chars) -> Self {
+        let (special, bytes, json) = (chars.special(), chars.token_table(), chars.to_json());
+        Self::new(Kind::Chars(chars), special, bytes, true, json)
+    }
+
+    fn new(
+        kind: Kind,
+        special: SpecialTokens,
+        bytes: Vec<Box<[u8]>>,
+        byte_exact: bool,
+        json: String,
+    ) -> Self {
+        let hash = *blake3::hash(json.as_bytes()).as_bytes();
+        Self(Arc::new(Inner { kind, special, bytes, byte_exact, json, hash }))
+    }
+
+    /// V: ids are below it, special tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.0.bytes.len()
+    }
+
+    /// BOS, EOS and PAD.
+    pub fn special(&self) -> SpecialTokens {
+        self.0.special
+    }
+
+    /// Whether `decode` of `encode` is the identity (all but vocabularies of words and sentence pieces).
+    pub fn is_byte_exact(&self) -> bool {
+        self.0.byte_exact
+    }
+
+    /// Ids of a text, without special tokens.
+    ///
+    /// # Errors
+    /// When a given pipeline cannot encode the text (a word vocabulary without an unknown token).
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.encode_all(&[text])?.pop().unwrap_or_default())
+    }
+
+    /// Ids of several texts, faster than one by one, on this thread.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_all(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
+        match &self.0.kind {
+            Kind::Pipeline(pipeline, true) => split::encode(pipeline, texts),
+            Kind::Pipeline(pipeline, false) => {
+                let encode = |text: &&str| Ok(pipeline.encode_fast(*text, false)?.get_ids().to_vec());
+                let ids: tokenizers::Result<_> = texts.iter().map(encode).collect();
+                ids.map_err(|e| Error::Tokenizer(e.to_string()))
+            }
+            Kind::Chars(chars) => Ok(texts.iter().map(|text| chars.encode(text)).collect()),
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn pipeline(&self) -> Option<&tokenizers::Tokenizer> {
+        match &self.0.kind {
+            Kind::Pipeline(pipeline, _) => Some(pipeline),
+            Kind::Chars(_) => None,
+        }
+    }
+
+    /// Bytes of text of these ids. Special tokens and unknown ids have none.
+    pub fn decode_bytes(&self, ids: &[u32]) -> Vec<u8> {
+        match &self.0.kind {
+            Kind::Pipeline(pipeline, _) if !self.0.byte_exact => {
+                let ids: Vec<u32> =
+                    ids.iter().copied().filter(|id| !self.token_bytes(*id).is_empty()).collect();
+                pipeline.decode(&ids, true).unwrap_or_default().into_bytes()
+            }
+            _ => ids.iter().flat_map(|id| self.token_bytes(*id)).copied().collect(),
+        }
+    }
+
+    /// Text of these ids; bytes that are not UTF-8 (a character cut in two) become U+FFFD.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let bytes = self.decode_bytes(ids);
+        String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
+    }
+
+    /// Bytes of text of one id; none for special tokens and unknown ids.
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
+        self.0.bytes.get(id as usize).map_or(&[], |bytes| bytes)
+    }
+
+    /// Hexadecimal BLAKE3 of what [`Tokenizer::save`] writes.
+    pub fn hash(&self) -> String {
+        blake3::Hash::from_bytes(self.0.hash).to_hex().to_string()
+    }
+
+    pub(crate) fn hash_bytes(&self) -> [u8; 32] {
+        self.0.hash
+    }
+
+    /// Writes the tokenizer: `tokenizer.json` of the Hugging Face library, or the characters as JSON.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        write_atomically(path, &[self.0.json.as_bytes()])
+    }
+
+    /// Reads what [`Tokenizer::save`] wrote, or any `tokenizer.json`.
+    ///
+    /// # Errors
+    /// When the file is missing or is neither.
+    pub fn load(path: &Path) -> Result<Self> {
+        let json = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+        if let Some(chars) = Chars::from_json(&json) {
+            return Ok(Self::from_chars(chars.map_err(|message| Error::tokenizer_file(path, message))?));
+        }
+        let pipeline = tokenizers::Tokenizer::from_bytes(&json).map_err(|e| {
+            let hint = "give the `tokenizer.json` of the Hugging Face tokenizers library; \
+                        Llama-3 BPE ranks go under `tokenizer: { llama3: { ranks: ... } }`";
+            Error::tokenizer_file(path, format!("{e}; {hint}"))
+        })?;
+        Self::from_pipeline(pipeline)
+    }
+}
+
+/// The id of the first of these names that the vocabulary has, or of the first name, added at its end.
+fn find_or_add(pipeline: &mut tokenizers::Tokenizer, names: &[&str]) -> Result<u32> {
+    let found = names.iter().find(|name| pipeline.token_to_id(name).is_some());
+    let name = *found.unwrap_or(&names[0]);
+    // Also when it is there: so that it counts as special, and text that looks like it stays text.
+    pipeline
+        .add_special_tokens([AddedToken::from(name, true)])
+        .map_err(|e| Error::Tokenizer(e.to_string()))?;
+    pipeline.token_to_id(name).ok_or_else(|| Error::Tokenizer(format!("the special token {name} has no id")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokenizers::models::bpe::BPE;
+
+    fn bytes_only() -> tokenizers::Tokenizer {
+        crate::bpe::byte_pipeline(
+            BPE::builder().vocab_and_merges(crate::bpe::byte_vocab(), vec![]).build().unwrap(),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn missing_special_tokens_are_appended() {
+        let t = Tokenizer::from_pipeline(bytes_only()).unwrap();
+        assert_eq!(t.special(), SpecialTokens { bos: 256, eos: 257, pad: 258 });
+        assert_eq!(t.vocab_size(), 259);
+    }
+
+    #[test]
+    fn named_special_tokens_are_found_and_pad_is_never_eos() {
+        let mut p = bytes_only();
+        p.add_special_tokens([AddedToken::from("</s>", true), AddedToken::from("<s>", true)]).unwrap();
+        let t = Tokenizer::from_pipeline(p).unwrap();
+        assert_eq!(t.special(), SpecialTokens { bos: 257, eos: 256, pad: 258 });
+    }
+
+    #[test]
+    fn one_end_of_text_token_becomes_eos_and_the_others_get_ids_of_their_own() {
+        let mut p = bytes_only();
+        p.add_special_tokens([AddedToken::from("<|endoftext|>", true)]).unwrap();
+        let t = Tokenizer::from_pipeline(p).unwrap();
+        assert_eq!(t.special(), SpecialTokens { bos: 257, eos: 256, pad: 258 });
+    }
+
+    #[test]
+    fn saving_and_loading_keeps_ids_and_hash() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        for t in [Tokenizer::from_pipeline(bytes_only()).unwrap(), Tokenizer::characters(["abc é"])] {
+            t.save(&path).unwrap();
+            let again = Tokenizer::load(&path).unwrap();
+            assert_eq!((again.hash(), again.special()), (t.hash(), t.special()));
+            assert_eq!(again.encode("abc ß\0é").unwrap(), t.encode("abc ß\0é").unwrap());
+        }
+    }
+
+    #[test]
+    fn text_that_looks_like_a_special_token_stays_text() {
+        for t in [Tokenizer::from_pipeline(bytes_only()).unwrap(), Tokenizer::characters(["<|eos>"])] {
+            let ids = t.encode("a<|eos|>b<|pad|>").unwrap();
+            assert!(ids.iter().all(|id| !t.token_bytes(*id).is_empty()));
+            assert_eq!(t.decode(&ids), "a<|eos|>b<|pad|>");
+        }
+    }
+
+    #[test]
+    fn special_and_unknown_ids_have_no_text() {
+        let t = Tokenizer::from_pipeline(bytes_only()).unwrap();
+        let mut ids = vec![t.special().bos];
+        ids.extend(t.encode("é").unwrap());
+        ids.extend([t.special().eos, t.special().pad, 999_999]);
+        assert_eq!(t.decode(&ids), "é");
+        assert_eq!(t.decode(&ids[..2]), "\u{fffd}", "half a character");
+    }
+
+    #[test]
+    fn a_pipeline_that_adds_bos_does_not_add_it_here() {
+        use tokenizers::processors::template::TemplateProcessing;
+        let mut p = bytes_only();
+        p.add_special_tokens([AddedToken::from("<s>", true)]).unwrap();
+        let template = TemplateProcessing::builder()
+            .try_single("<s> $A")
+            .unwrap()
+            .special_tokens(vec![("<s>", 256)])
+            .build()
+            .unwrap();
+        p.with_post_processor(Some(template));
+        assert_eq!(p.encode("a", true).unwrap().get_ids().len(), 2, "the template is at work");
+        let t = Tokenizer::from_pipeline(p).unwrap();
+        assert_eq!(t.encode("a").unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_word_vocabulary_works_without_being_byte_exact() {
+        let json = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,
+            "pre_tokenizer":{"type":"Whitespace"},"post_processor":null,"decoder":null,
+            "model":{"type":"WordLevel","vocab":{"the":0,"cat":1,"[UNK]":2},"unk_token":"[UNK]"}}"#;
+        let t = Tokenizer::from_pipeline(tokenizers::Tokenizer::from_bytes(json).unwrap()).unwrap();
+        assert!(!t.is_byte_exact());
+        assert_eq!(t.encode("the cat").unwrap(), [0, 1]);
+        assert_eq!(t.decode(&[3, 0, 1, 4, 5]), "the cat");
+        assert_eq!(t.vocab_size(), 6);
+    }
+
+    #[test]
+    fn a_broken_file_is_named_with_a_remedy() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        std::fs::write(&path, "{\"model\": 3}").unwrap();
+        let error = Tokenizer::load(&path).unwrap_err().to_string();
+        assert!(error.contains("tokenizer.json") && error.contains("Hugging Face"), "{error}");
+    }
+}

@@ -1,0 +1,377 @@
+//! Softmax cross-entropy fused with the tied vocabulary projection, and its argmax-only twin.
+//!
+//! ```text
+//! loss = Σ_r w_r (ln Σ_v exp(h_r·e_v) − h_r·e_{t_r}),   p = softmax(H Eᵀ)
+//! dH = w (p − onehot) E,   dE = (w (p − onehot))ᵀ H
+//! ```
+//!
+//! Rows go through in blocks: one block of logits is computed into a buffer that is used again, becomes
+//! the probabilities in place, and is multiplied into both gradients at once. So logits are computed
+//! once, and no [R, V] matrix exists. The gradients wait inside the operator; the backward pass scales
+//! them. Blocks depend on V alone and sums have a fixed order: results do not depend on threads.
+
+use crate::simd::{self, LANES, Mat, Real, dispatch, fold, matmul, rows_per_block};
+use crate::storage::{Saved, error, ids, slice, tensor, to_vec, view};
+use crate::with_float;
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+const OP: &str = "tied_cross_entropy";
+/// Elements summed in single precision before they join a double-precision total.
+const CHUNK: usize = 1024;
+
+/// Rows whose logits exist at the same time: 16 MiB of them in `f32`, but at least 64 rows, so that the
+/// products stay products of matrices.
+fn block_rows(vocabulary: usize) -> usize {
+    ((1 << 22) / vocabulary.max(1)).clamp(64, 512)
+}
+
+/// Σ_r w_r · cross-entropy(hidden_r Eᵀ, target_r), a scalar, from `hidden` `[R, D]`, `embedding`
+/// `[V, D]`, `targets` U32 `[R]` and `weights` `[R]` (all 1 when `None`; a row of weight 0 is left out,
+/// whatever its logits). In nats.
+///
+/// Differentiable in `hidden` and `embedding`; the gradient of an input that asks for none is not
+/// computed. `weights` are constants.
+///
+/// # Errors
+/// Shapes or types that do not fit, a target that is not below V.
+pub fn tied_cross_entropy(
+    hidden: &Tensor,
+    embedding: &Tensor,
+    targets: &Tensor,
+    weights: Option<&Tensor>,
+) -> Result<Tensor> {
+    let shape = Sizes::of(OP, hidden, embedding)?;
+    let targets = target_ids(OP, targets, &shape)?;
+    let weights = match weights {
+        Some(w) if w.dims() != [shape.r] || w.dtype() != hidden.dtype() => {
+            return Err(error(
+                OP,
+                format_args!(
+                    "weights must be [R] = [{}] of {:?}, got {:?} of {:?}",
+                    shape.r,
+                    hidden.dtype(),
+                    w.dims(),
+                    w.dtype()
+                ),
+            ));
+        }
+        Some(w) => Some(with_float!(OP, w.dtype(), T => {
+            Ok(to_vec::<T>(OP, w)?.into_iter().map(Real::as_f64).collect())
+        })?),
+        None => None,
+    };
+    let wanted = [hidden.track_op(), embedding.track_op()];
+    let op = TiedCrossEntropy { targets, weights, wanted, gradients: Saved::new() };
+    hidden.contiguous()?.apply_op2(&embedding.contiguous()?, op)
+}
+
+/// Loss of each row, `[R]` in nats, and its most probable id, U32 `[R]` (the lowest of equals). No
+/// gradient.
+///
+/// # Errors
+/// As [`tied_cross_entropy`].
+pub fn tied_cross_entropy_rows(
+    hidden: &Tensor,
+    embedding: &Tensor,
+    targets: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    const OP: &str = "tied_cross_entropy_rows";
+    let shape = Sizes::of(OP, hidden, embedding)?;
+    let targets = target_ids(OP, targets, &shape)?;
+    let (hidden, embedding) = (hidden.contiguous()?, embedding.contiguous()?);
+    with_float!(OP, hidden.dtype(), T => {
+        let rows = each_row::<T, _>(
+            &view::<T>(OP, &hidden)?,
+            &view::<T>(OP, &embedding)?,
+            &shape,
+            #[inline(always)]
+            |r, logits| {
+                let max = simd::max(logits);
+                let loss = log_sum_exp(logits, max) - logits[targets[r] as usize].as_f64();
+                (T::of_f64(loss), first_of(logits, max))
+            },
+        );
+        let (losses, best): (Vec<T>, Vec<u32>) = rows.into_iter().unzip();
+        Ok((tensor(losses, shape.r)?, tensor(best, shape.r)?))
+    })
+}
+
+/// The id whose embedding has the largest product with each row of `hidden` `[R, D]`: U32 `[R]`, the
+/// lowest id of equals; NaN logits never win. No gradient.
+///
+/// # Errors
+/// Shapes or types that do not fit.
+pub fn tied_argmax(hidden: &Tensor, embedding: &Tensor) -> Result<Tensor> {
+    const OP: &str = "tied_argmax";
+    let shape = Sizes::of(OP, hidden, embedding)?;
+    let (hidden, embedding) = (hidden.contiguous()?, embedding.contiguous()?);
+    with_float!(OP, hidden.dtype(), T => {
+        let best = each_row::<T, _>(
+            &view::<T>(OP, &hidden)?,
+            &view::<T>(OP, &embedding)?,
+            &shape,
+            #[inline(always)]
+            |_, logits| first_of(logits, simd::max(logits)),
+        );
+        tensor(best, shape.r)
+    })
+}
+
+struct Sizes {
+    r: usize,
+    d: usize,
+    v: usize,
+}
+
+impl Sizes {
+    fn of(op: &str, hidden: &Tensor, embedding: &Tensor) -> Result<Self> {
+        match (hidden.dims(), embedding.dims()) {
+            (&[r, d], &[v, e]) if d == e && v > 0 && hidden.dtype() == embedding.dtype() => {
+                Ok(Self { r, d, v })
+            }
+            (h, e) => Err(error(
+                op,
+                format_args!(
+                    "needs hidden [R, D] and embedding [V, D] of one type with V > 0, got {h:?} of {:?} and \
+                     {e:?} of {:?}",
+                    hidden.dtype(),
+                    embedding.dtype()
+                ),
+            )),
+        }
+    }
+}
+
+fn target_ids(op: &str, targets: &Tensor, shape: &Sizes) -> Result<Vec<u32>> {
+    if targets.dims() != [shape.r] {
+        return Err(error(
+            op,
+            format_args!(
+                "targets must be [R] = [{}], as many as rows of hidden; got {:?}",
+                shape.r,
+                targets.dims()
+            ),
+        ));
+    }
+    let targets = ids(op, targets)?;
+    match targets.iter().position(|&t| t as usize >= shape.v) {
+        Some(at) => Err(error(
+            op,
+            format_args!(
+                "target {} at row {at} is outside the vocabulary of {} ids; are tokenizer and model a pair?",
+                targets[at], shape.v
+            ),
+        )),
+        None => Ok(targets),
+    }
+}
+
+struct TiedCrossEntropy {
+    targets: Vec<u32>,
+    weights: Option<Vec<f64>>,
+    /// Whether hidden and embedding ask for a gradient.
+    wanted: [bool; 2],
+    gradients: Saved<[Option<Tensor>; 2]>,
+}
+
+impl TiedCrossEntropy {
+    fn forward<T: Real>(&self, hidden: &[T], embedding: &[T], shape: &Sizes) -> Result<T> {
+        let &Sizes { r, d, v } = shape;
+        let block = block_rows(v);
+        let mut logits = vec![T::ZERO; block.min(r) * v];
+        let mut losses = vec![0.0f64; block.min(r)];
+        let [want_hidden, want_embedding] = self.wanted;
+        let mut d_hidden = vec![T::ZERO; if want_hidden { r * d } else { 0 }];
+        let mut d_embedding = vec![T::ZERO; if want_embedding { v * d } else { 0 }];
+        let table = Mat::new(embedding, v, d);
+        let mut total = 0.0;
+        for first in (0..r).step_by(block) {
+            let rows = block.min(r - first);
+            let logits = &mut logits[..rows * v];
+            let losses = &mut losses[..rows];
+            let h = Mat::new(&hidden[first * d..(first + rows) * d], rows, d);
+            matmul(logits, h, table.t(), false, Parallelism::Rayon(0));
+            let task = rows_per_block(v);
+            let blocks = logits.par_chunks_mut(task * v).zip(losses.par_chunks_mut(task)).enumerate();
+            blocks.for_each(|(b, (logits, losses))| {
+                for (i, (row, loss)) in logits.chunks_exact_mut(v).zip(losses).enumerate() {
+                    let r = first + b * task + i;
+                    let weight = self.weights.as_ref().map_or(1.0, |w| w[r]);
+                    *loss = dispatch(
+                        #[inline(always)]
+                        || {
+                            if want_hidden || want_embedding {
+                                loss_and_slope(row, self.targets[r] as usize, weight)
+                            } else if weight == 0.0 {
+                                0.0
+                            } else {
+                                let max = simd::max(row);
+                                weight * (log_sum_exp(row, max) - row[self.targets[r] as usize].as_f64())
+                            }
+                        },
+                    );
+                }
+            });
+            losses.iter().for_each(|loss| total += loss);
+            let slope = Mat::new(&*logits, rows, v);
+            if want_hidden {
+                let d_hidden = &mut d_hidden[first * d..(first + rows) * d];
+                matmul(d_hidden, slope, table, false, Parallelism::Rayon(0));
+            }
+            if want_embedding {
+                matmul(&mut d_embedding, slope.t(), h, first > 0, Parallelism::Rayon(0));
+            }
+        }
+        let keep =
+            |wanted: bool, data: Vec<T>, rows: usize| wanted.then(|| tensor(data, (rows, d))).transpose();
+        self.gradients.set([keep(want_hidden, d_hidden, r)?, keep(want_embedding, d_embedding, v)?]);
+        Ok(T::of_f64(total))
+    }
+}
+
+/// `each(row number, logits of the row)` for every row, block by block.
+fn each_row<T: Real, O: Send + Clone + Default>(
+    hidden: &[T],
+    embedding: &[T],
+    shape: &Sizes,
+    each: impl Fn(usize, &[T]) -> O + Sync,
+) -> Vec<O> {
+    let &Sizes { r, d, v } = shape;
+    let block = block_rows(v);
+    let mut logits = vec![T::ZERO; block.min(r) * v];
+    let mut out = vec![O::default(); r];
+    for (b, out) in out.chunks_mut(block).enumerate() {
+        let (first, rows) = (b * block, out.len());
+        let logits = &mut logits[..rows * v];
+        let h = Mat::new(&hidden[first * d..(first + rows) * d], rows, d);
+        matmul(logits, h, Mat::new(embedding, v, d).t(), false, Parallelism::Rayon(0));
+        let task = rows_per_block(v);
+        out.par_chunks_mut(task).zip(logits.par_chunks(task * v)).enumerate().for_each(
+            |(t, (out, logits))| {
+                for (i, (out, row)) in out.iter_mut().zip(logits.chunks_exact(v)).enumerate() {
+                    *out = dispatch(
+                        #[inline(always)]
+                        || each(first + t * task + i, row),
+                    );
+                }
+            },
+        );
+    }
+    out
+}
+
+/// Turns a row of logits into weight·(p − onehot(target)) and returns weight·loss.
+#[inline(always)]
+fn loss_and_slope<T: Real>(row: &mut [T], target: usize, weight: f64) -> f64 {
+    if weight == 0.0 {
+        row.fill(T::ZERO);
+        return 0.0;
+    }
+    let max = simd::max(row);
+    let at_target = row[target].as_f64();
+    let mut sum = 0.0;
+    for chunk in row.chunks_mut(CHUNK) {
+        let mut acc = [T::ZERO; LANES];
+        let (lanes, rest) = chunk.as_chunks_mut::<LANES>();
+        for lane in lanes {
+            for i in 0..LANES {
+                let e = (lane[i] - max).exp();
+                lane[i] = e;
+                acc[i] += e;
+            }
+        }
+        for (a, x) in acc.iter_mut().zip(rest) {
+            *x = (*x - max).exp();
+            *a += *x;
+        }
+        sum += fold(acc).as_f64();
+    }
+    let scale = T::of_f64(weight / sum);
+    for x in row.iter_mut() {
+        *x *= scale;
+    }
+    row[target] -= T::of_f64(weight);
+    weight * (max.as_f64() + sum.ln() - at_target)
+}
+
+/// ln Σ exp(x) given the largest x; sums of short chunks in the type, their total in double precision.
+#[inline(always)]
+fn log_sum_exp<T: Real>(row: &[T], max: T) -> f64 {
+    let mut sum = 0.0;
+    for chunk in row.chunks(CHUNK) {
+        sum += simd::sum_map(
+            chunk,
+            #[inline(always)]
+            |x| (x - max).exp(),
+        )
+        .as_f64();
+    }
+    max.as_f64() + sum.ln()
+}
+
+/// Index of the first element equal to `max`; 0 if there is none.
+#[inline(always)]
+fn first_of<T: Real>(row: &[T], max: T) -> u32 {
+    for (c, chunk) in row.chunks(256).enumerate() {
+        if chunk.iter().fold(false, |any, &x| any | (x == max)) {
+            let inside = chunk.iter().position(|&x| x == max).unwrap_or(0);
+            return (c * 256 + inside) as u32;
+        }
+    }
+    0
+}
+
+impl CustomOp2 for TiedCrossEntropy {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        use candle_core::backend::BackendStorage;
+        let (r, d) = l1.shape().dims2()?;
+        let shape = Sizes { r, d, v: l2.shape().dims2()?.0 };
+        with_float!(OP, s1.dtype(), T => {
+            let loss = self.forward::<T>(slice(OP, s1, l1)?, slice(OP, s2, l2)?, &shape)?;
+            Ok((<T as candle_core::WithDType>::to_cpu_storage_owned(vec![loss]), Shape::from(())))
+        })
+    }
+
+    fn bwd(
+        &self,
+        _hidden: &Tensor,
+        _embedding: &Tensor,
+        _res: &Tensor,
+        grad_res: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let factor = with_float!(OP, grad_res.dtype(), T => Ok(to_vec::<T>(OP, grad_res)?[0].as_f64()))?;
+        let [hidden, embedding] = self.gradients.get(OP)?;
+        let scale = |kept: Option<Tensor>| kept.map(|t| scaled(t, factor)).transpose();
+        Ok((scale(hidden)?, scale(embedding)?))
+    }
+}
+
+fn scaled(kept: Tensor, factor: f64) -> Result<Tensor> {
+    if factor == 1.0 {
+        return Ok(kept);
+    }
+    with_float!(OP, kept.dtype(), T => {
+        let source = view::<T>(OP, &kept)?;
+        let factor = T::of_f64(factor);
+        let mut out = vec![T::ZERO; source.len()];
+        let block = rows_per_block(1);
+        out.par_chunks_mut(block).zip(source.par_chunks(block)).for_each(|(out, source)| {
+            for (o, &s) in out.iter_mut().zip(source) {
+                *o = s * factor;
+            }
+        });
+        tensor(out, kept.shape().clone())
+    })
+}

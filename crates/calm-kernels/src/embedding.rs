@@ -1,0 +1,128 @@
+//! Embedding lookup with a deterministic scatter-add as its backward pass.
+//!
+//! ```text
+//! out_i = table[id_i],   dtable[v] = Σ_{i: id_i = v} dout_i   (in the order of i)
+//! ```
+//!
+//! Backward: the positions are sorted by id (a counting sort), and fixed ranges of ids are summed in
+//! parallel, each by one task, so that no two tasks write the same row.
+
+use crate::simd::{Real, rows_per_block};
+use crate::storage::{error, ids, slice, tensor, view};
+use crate::with_float;
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+const OP: &str = "embedding";
+
+struct Embedding {
+    ids: Vec<u32>,
+    dims: Vec<usize>,
+    frozen_row: Option<u32>,
+}
+
+/// Rows of `table` `[V, D]` for `ids` (U32, any shape): `[.., D]`, f32 or f64.
+///
+/// Differentiable in `table`; `frozen_row` (a padding id) is looked up as any other and receives a
+/// gradient of exactly 0.
+///
+/// # Errors
+/// A table that is not a matrix, ids that are not U32 or not below V.
+pub fn embedding(ids_tensor: &Tensor, table: &Tensor, frozen_row: Option<u32>) -> Result<Tensor> {
+    let &[v, _] = table.dims() else {
+        return Err(error(OP, format_args!("the table must be [V, D], got {:?}", table.dims())));
+    };
+    let ids = ids(OP, ids_tensor)?;
+    if let Some(at) = ids.iter().position(|&id| id as usize >= v) {
+        return Err(error(
+            OP,
+            format_args!(
+                "id {} at flat position {at} of {:?} is outside the table {:?}; are tokenizer and model a \
+                 pair?",
+                ids[at],
+                ids_tensor.dims(),
+                table.dims()
+            ),
+        ));
+    }
+    if let Some(row) = frozen_row.filter(|&row| row as usize >= v) {
+        return Err(error(OP, format_args!("frozen row {row} is outside the table {:?}", table.dims())));
+    }
+    table.contiguous()?.apply_op1(Embedding { ids, dims: ids_tensor.dims().to_vec(), frozen_row })
+}
+
+impl Embedding {
+    fn gather<T: Real>(&self, table: &[T], d: usize) -> Vec<T> {
+        let mut out = vec![T::ZERO; self.ids.len() * d];
+        if d > 0 {
+            let rows = rows_per_block(d);
+            out.par_chunks_mut(rows * d).zip(self.ids.par_chunks(rows)).for_each(|(out, ids)| {
+                for (out, &id) in out.chunks_exact_mut(d).zip(ids) {
+                    out.copy_from_slice(&table[id as usize * d..][..d]);
+                }
+            });
+        }
+        out
+    }
+
+    fn scatter<T: Real>(&self, grad: &[T], v: usize, d: usize) -> Vec<T> {
+        // first[id] .. first[id + 1] are the places of `id` in `positions`.
+        let mut first = vec![0usize; v + 1];
+        for &id in &self.ids {
+            first[id as usize + 1] += 1;
+        }
+        for id in 0..v {
+            first[id + 1] += first[id];
+        }
+        let mut next = first.clone();
+        let mut positions = vec![0usize; self.ids.len()];
+        for (at, &id) in self.ids.iter().enumerate() {
+            positions[next[id as usize]] = at;
+            next[id as usize] += 1;
+        }
+        let mut out = vec![T::ZERO; v * d];
+        if d > 0 {
+            let rows = rows_per_block(d);
+            out.par_chunks_mut(rows * d).enumerate().for_each(|(block, out)| {
+                for (i, row) in out.chunks_exact_mut(d).enumerate() {
+                    let id = block * rows + i;
+                    if self.frozen_row.is_some_and(|frozen| frozen as usize == id) {
+                        continue;
+                    }
+                    for &at in &positions[first[id]..first[id + 1]] {
+                        for (sum, &g) in row.iter_mut().zip(&grad[at * d..][..d]) {
+                            *sum += g;
+                        }
+                    }
+                }
+            });
+        }
+        out
+    }
+}
+
+impl CustomOp1 for Embedding {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (_, d) = layout.shape().dims2()?;
+        let mut dims = self.dims.clone();
+        dims.push(d);
+        with_float!(OP, storage.dtype(), T => {
+            let out = self.gather::<T>(slice(OP, storage, layout)?, d);
+            Ok((<T as candle_core::WithDType>::to_cpu_storage_owned(out), Shape::from(dims)))
+        })
+    }
+
+    fn bwd(&self, table: &Tensor, _res: &Tensor, grad_res: &Tensor) -> Result<Option<Tensor>> {
+        let (v, d) = table.dims2()?;
+        let grad = grad_res.contiguous()?;
+        with_float!(OP, grad.dtype(), T => {
+            let out = self.scatter::<T>(&view::<T>(OP, &grad)?, v, d);
+            Ok(Some(tensor(out, (v, d))?))
+        })
+    }
+}

@@ -1,0 +1,40 @@
+//! Fused CPU operators for CALM with hand-written backward passes: one file an operator, each tested
+//! against a plain composition of tensor operations and by gradient check.
+//!
+//! Shapes: B batch rows, S chunks, K tokens a chunk, L latent, D hidden, N model samples, M target
+//! samples, V vocabulary, R rows (the kept (b, s) pairs).
+
+pub mod gradcheck;
+pub mod philox;
+pub mod simd;
+pub mod storage;
+
+mod adamw;
+mod cross_entropy;
+mod dropout;
+mod embedding;
+mod energy_score;
+pub use adamw::{AdamWStep, adamw, squared_norm};
+pub use cross_entropy::{tied_argmax, tied_cross_entropy, tied_cross_entropy_rows};
+pub use dropout::{DropoutMask, dropout};
+pub use embedding::embedding;
+pub use energy_score::{TargetNoise, energy_score, energy_score_rows_no_grad};
+
+mod linear;
+mod rows;
+pub use linear::linear;
+pub use philox::{NoiseKey, RowId};
+mod layer_norm;
+mod rms_norm;
+mod rotary;
+mod silu;
+mod swiglu;
+pub use layer_norm::layer_norm;
+pub use rms_norm::rms_norm;
+pub use rotary::rotary;
+pub use silu::{add_silu, silu};
+pub use swiglu::{swiglu, swiglu_packed};
+mod attention;
+mod attention_inference;
+pub use attention::causal_attention;
+pub use attention_inference::{branch_attention, cached_attention};

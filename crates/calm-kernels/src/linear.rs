@@ -1,0 +1,176 @@
+//! Linear layer: y = x Wᵀ + b, with its bias and backward products in the layout that the parameters
+//! and activations already have (no transposed copies).
+//!
+//! ```text
+//! y  = x Wᵀ + 1 bᵀ     x [R, I], W [O, I], b [O], y [R, O]
+//! dx = dy W
+//! dW = dyᵀ x
+//! db = Σ_r dy_r        (blocks of rows, combined in order)
+//! ```
+
+use crate::rows;
+use crate::simd::{self, Mat, Real, rows_per_block};
+use crate::storage::{error, slice, tensor, view};
+use crate::with_float;
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+
+const OP: &str = "linear";
+
+/// x Wᵀ + b for x `[.., I]`, w `[O, I]`, b `[O]`: a tensor `[.., O]`.
+///
+/// f32 and f64 on the CPU; the inputs may have any strides. Only gradients of inputs that lead to a
+/// variable are computed.
+///
+/// # Errors
+/// Shapes that do not fit, element types that differ or are not f32 or f64.
+pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+    let fits = match (x.dims(), w.dims()) {
+        ([.., i], [o, wi]) => i == wi && b.is_none_or(|b| b.dims() == [*o]),
+        _ => false,
+    };
+    if !fits {
+        return Err(error(
+            OP,
+            format_args!(
+                "x {:?} and w {:?} with b {:?} do not fit: expected x [.., I], w [O, I], b [O]",
+                x.dims(),
+                w.dims(),
+                b.map(Tensor::dims)
+            ),
+        ));
+    }
+    let (x, w) = (x.contiguous()?, w.contiguous()?);
+    match b {
+        Some(b) => x.apply_op3(&w, &b.contiguous()?, Linear),
+        None => x.apply_op2(&w, Linear),
+    }
+}
+
+struct Linear;
+
+/// Number of rows R, inputs I and outputs O.
+fn sizes(x: &Shape, w: &Shape) -> Result<(usize, usize, usize)> {
+    let (outputs, inputs) = w.dims2()?;
+    let leading: usize = x.dims()[..x.rank() - 1].iter().product();
+    Ok((leading, inputs, outputs))
+}
+
+fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, i, o): (usize, usize, usize)) -> Vec<T> {
+    let (x, w) = (Mat::new(x, r, i), Mat::new(w, o, i).t());
+    let Some(b) = b else {
+        return rows::product(r * o, x, w);
+    };
+    let mut y = rows::fill(r, o, rows_per_block(o), |_, block| {
+        for row in block.chunks_exact_mut(o) {
+            row.copy_from_slice(b);
+        }
+    });
+    simd::matmul(&mut y, x, w, true, gemm::Parallelism::Rayon(0));
+    y
+}
+
+impl Linear {
+    fn run(
+        &self,
+        (x, lx): (&CpuStorage, &Layout),
+        (w, lw): (&CpuStorage, &Layout),
+        b: Option<(&CpuStorage, &Layout)>,
+    ) -> Result<(CpuStorage, Shape)> {
+        let sizes = sizes(lx.shape(), lw.shape())?;
+        let mut dims = lx.dims().to_vec();
+        if let Some(last) = dims.last_mut() {
+            *last = sizes.2;
+        }
+        with_float!(OP, x.dtype(), T => {
+            let b = b.map(|(s, l)| slice::<T>(OP, s, l)).transpose()?;
+            let y = forward::<T>(slice(OP, x, lx)?, slice(OP, w, lw)?, b, sizes);
+            Ok((<T as candle_core::WithDType>::to_cpu_storage_owned(y), Shape::from(dims)))
+        })
+    }
+
+    /// (dx, dW), each only if its input leads to a variable.
+    fn products(&self, x: &Tensor, w: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (r, i, o) = sizes(x.shape(), w.shape())?;
+        with_float!(OP, x.dtype(), T => {
+            let (xs, ws, dys) = (view::<T>(OP, x)?, view::<T>(OP, w)?, view::<T>(OP, dy)?);
+            let grad = Mat::new(&dys, r, o);
+            let dx = if x.track_op() {
+                Some(tensor(rows::product(r * i, grad, Mat::new(&ws, o, i)), x.shape())?)
+            } else {
+                None
+            };
+            let dw = if w.track_op() {
+                Some(tensor(rows::product(o * i, grad.t(), Mat::new(&xs, r, i)), w.shape())?)
+            } else {
+                None
+            };
+            Ok((dx, dw))
+        })
+    }
+}
+
+impl CustomOp2 for Linear {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.run((s1, l1), (s2, l2), None)
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _res: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        self.products(x, w, &grad.contiguous()?)
+    }
+}
+
+impl CustomOp3 for Linear {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.run((s1, l1), (s2, l2), Some((s3, l3)))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        b: &Tensor,
+        _res: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let (dx, dw) = self.products(x, w, &grad)?;
+        let db = if b.track_op() {
+            let sums = with_float!(OP, grad.dtype(), T => {
+                tensor(rows::column_sums::<T>(&view(OP, &grad)?, b.dims1()?), b.shape())
+            })?;
+            Some(sums)
+        } else {
+            None
+        };
+        Ok((dx, dw, db))
+    }
+}

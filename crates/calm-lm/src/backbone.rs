@@ -1,0 +1,179 @@
+//! The Llama decoder: RMSNorm before attention and MLP, rotate-half rotary angles, grouped key/value heads.
+//!
+//! Three ways through the same layers, which differ only in what a position attends to:
+//! * [`Backbone::forward`]: whole rows at once (training, teacher-forced scoring);
+//! * [`Backbone::forward_cached`]: new positions after a cache (generation);
+//! * [`Backbone::forward_branch`]: one more position after *every* position of whole rows at once, each
+//!   continuing its own prefix with its own chunk (scoring n-grams that span several chunks).
+
+use calm_kernels as ops;
+use calm_nn::{Builder, Init, Linear, RmsNorm, SwiGlu};
+use candle_core::{Result, Tensor, bail};
+
+use crate::BackboneConfig;
+
+#[derive(Clone, Debug)]
+struct Layer {
+    input_norm: RmsNorm,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    output: Linear,
+    post_norm: RmsNorm,
+    mlp: SwiGlu,
+}
+
+/// The stack of layers with its final norm.
+#[derive(Clone, Debug)]
+pub struct Backbone {
+    layers: Vec<Layer>,
+    norm: RmsNorm,
+    config: BackboneConfig,
+}
+
+/// Keys (rotated) and values of one layer, `[B, C, Hkv, Dh]` each.
+type KeysValues = (Tensor, Tensor);
+
+/// Keys and values of all positions so far, for generation.
+#[derive(Clone, Debug, Default)]
+pub struct Cache {
+    layers: Vec<KeysValues>,
+    length: usize,
+}
+
+impl Cache {
+    /// Positions held.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+}
+
+/// Keys and values of whole rows, kept for branches.
+#[derive(Clone, Debug)]
+pub struct Trunk {
+    layers: Vec<KeysValues>,
+    positions: Tensor,
+    segments: Tensor,
+}
+
+/// The chunks a branch has appended to every position of a [`Trunk`].
+#[derive(Clone, Debug, Default)]
+pub struct Branch {
+    steps: Vec<Vec<KeysValues>>,
+}
+
+impl Backbone {
+    /// Creates the parameters under `b`.
+    pub fn new(b: &Builder, config: &BackboneConfig) -> Result<Self> {
+        let init = Init::Normal(config.init_std);
+        let (d, eps) = (config.hidden_size, config.norm_eps);
+        let kv = config.kv_heads() * config.head_size();
+        let layer = |i: usize| -> Result<Layer> {
+            let b = b.under("layers").under(i);
+            let attn = b.under("self_attn");
+            Ok(Layer {
+                input_norm: RmsNorm::new(&b, "input_layernorm", d, eps)?,
+                query: Linear::no_bias(&attn, "q_proj", d, d, init)?,
+                key: Linear::no_bias(&attn, "k_proj", d, kv, init)?,
+                value: Linear::no_bias(&attn, "v_proj", d, kv, init)?,
+                output: Linear::no_bias(&attn, "o_proj", d, d, init)?,
+                post_norm: RmsNorm::new(&b, "post_attention_layernorm", d, eps)?,
+                mlp: SwiGlu::new(&b, "mlp", d, config.intermediate_size, init)?,
+            })
+        };
+        Ok(Self {
+            layers: (0..config.layers).map(layer).collect::<Result<_>>()?,
+            norm: RmsNorm::new(b, "norm", d, eps)?,
+            config: config.clone(),
+        })
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &BackboneConfig {
+        &self.config
+    }
+
+    /// Runs the layers on `x [B, T, D]`; `attend(layer, q, k, v)` gets rotated `[B, T, heads, Dh]`.
+    fn run(
+        &self,
+        x: &Tensor,
+        positions: &Tensor,
+        mut attend: impl FnMut(usize, &Tensor, &Tensor, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let (b, t, d) = x.dims3()?;
+        let (heads, kv, size) = (self.config.heads, self.config.kv_heads(), self.config.head_size());
+        let theta = self.config.rope_theta;
+        let mut x = x.clone();
+        for (i, layer) in self.layers.iter().enumerate() {
+            let h = layer.input_norm.forward(&x)?;
+            let q = ops::rotary(&layer.query.forward(&h)?.reshape((b, t, heads, size))?, positions, theta)?;
+            let k = ops::rotary(&layer.key.forward(&h)?.reshape((b, t, kv, size))?, positions, theta)?;
+            let v = layer.value.forward(&h)?.reshape((b, t, kv, size))?;
+            let mixed = attend(i, &q, &k, &v)?.reshape((b, t, d))?;
+            x = (x + layer.output.forward(&mixed)?)?;
+            let m = layer.mlp.forward(&layer.post_norm.forward(&x)?)?;
+            x = (x + m)?;
+        }
+        self.norm.forward(&x)
+    }
+
+    /// Whole rows: `x [B, S, D]`, `positions` and `segments` U32 `[B, S]` -> hidden states `[B, S, D]`.
+    pub fn forward(&self, x: &Tensor, positions: &Tensor, segments: &Tensor) -> Result<Tensor> {
+        self.run(x, positions, |_, q, k, v| ops::causal_attention(q, k, v, segments))
+    }
+
+    /// As [`Backbone::forward`], keeping keys and values for branches (no gradient).
+    pub fn forward_trunk(&self, x: &Tensor, positions: &Tensor, segments: &Tensor) -> Result<(Tensor, Trunk)> {
+        let mut layers = Vec::with_capacity(self.layers.len());
+        let hidden = self.run(x, positions, |_, q, k, v| {
+            layers.push((k.detach(), v.detach()));
+            ops::causal_attention(q, k, v, segments)
+        })?;
+        Ok((hidden, Trunk { layers, positions: positions.clone(), segments: segments.clone() }))
+    }
+
+    /// One more chunk after every position of the trunk: `x [B, S, D]` is the input that follows position s
+    /// (and the chunks already in `branch`) -> hidden states `[B, S, D]`.
+    pub fn forward_branch(&self, x: &Tensor, trunk: &Trunk, branch: &mut Branch) -> Result<Tensor> {
+        let ahead = Tensor::full(branch.steps.len() as u32 + 1, trunk.positions.dims(), x.device())?;
+        let positions = trunk.positions.add(&ahead)?;
+        let mut step: Vec<KeysValues> = Vec::with_capacity(self.layers.len());
+        let hidden = self.run(x, &positions, |i, q, k, v| {
+            step.push((k.detach(), v.detach()));
+            let own: (Vec<Tensor>, Vec<Tensor>) =
+                branch.steps.iter().chain(std::iter::once(&step)).map(|s| s[i].clone()).unzip();
+            let (keys, values) = &trunk.layers[i];
+            ops::branch_attention(q, keys, values, &trunk.segments, &own.0, &own.1)
+        })?;
+        branch.steps.push(step);
+        Ok(hidden)
+    }
+
+    /// New positions after the cache: `x [B, T, D]` -> hidden states `[B, T, D]`; the cache grows by T.
+    pub fn forward_cached(&self, x: &Tensor, cache: &mut Cache) -> Result<Tensor> {
+        let (b, t, _) = x.dims3()?;
+        if !cache.layers.is_empty() && cache.layers.len() != self.layers.len() {
+            bail!("the cache belongs to another model")
+        }
+        let from = cache.length as u32;
+        let row: Vec<u32> = (from..from + t as u32).collect();
+        let positions = Tensor::from_vec(row.repeat(b), (b, t), x.device())?;
+        let mut grown = Vec::with_capacity(self.layers.len());
+        let hidden = self.run(x, &positions, |i, q, k, v| {
+            let (keys, values) = match cache.layers.get(i) {
+                Some((ck, cv)) => (Tensor::cat(&[ck, &k.detach()], 1)?, Tensor::cat(&[cv, &v.detach()], 1)?),
+                None => (k.detach(), v.detach()),
+            };
+            let out = ops::cached_attention(q, &keys, &values);
+            grown.push((keys, values));
+            out
+        })?;
+        *cache = Cache { layers: grown, length: cache.length + t };
+        Ok(hidden)
+    }
+}

@@ -1,0 +1,81 @@
+//! A batch of chunk rows as tensors.
+
+use calm_nn::RowId;
+use candle_core::{Device, Result, Tensor, bail};
+
+/// What the models need of a batch. `segments` says which chunks of a row see each other: position t sees
+/// u ≤ t of the same segment.
+#[derive(Clone, Debug)]
+pub struct ChunkBatch {
+    /// U32 `[B, S, K]`
+    pub ids: Tensor,
+    /// U32 `[B, S]`, position inside the segment, for the rotary angles.
+    pub positions: Tensor,
+    /// U32 `[B, S]`
+    pub segments: Tensor,
+    /// The R positions `b·S + s` whose next chunk `b·S + s + 1` is to be predicted, ascending.
+    pub sources: Vec<u32>,
+    /// Noise identity of these R positions.
+    pub rows: Vec<RowId>,
+}
+
+impl ChunkBatch {
+    /// From row-major arrays: `ids [B·S·K]`, `positions`, `segments`, `predicts [B·S]`, `examples [B]`.
+    pub fn new(
+        (b, s, k): (usize, usize, usize),
+        ids: &[u32],
+        positions: &[u32],
+        segments: &[u32],
+        predicts: &[bool],
+        examples: &[u32],
+        device: &Device,
+    ) -> Result<Self> {
+        if ids.len() != b * s * k
+            || [positions.len(), segments.len(), predicts.len()] != [b * s; 3]
+            || examples.len() != b
+        {
+            bail!("batch arrays do not fit [{b}, {s}, {k}]")
+        }
+        let mut sources = Vec::new();
+        let mut rows = Vec::new();
+        for at in (0..b * s).filter(|at| predicts[*at]) {
+            if at % s + 1 == s {
+                bail!("the last position of a row has no next chunk")
+            }
+            sources.push(at as u32);
+            rows.push(RowId { example: examples[at / s], position: (at % s) as u32 });
+        }
+        Ok(Self {
+            ids: Tensor::from_slice(ids, (b, s, k), device)?,
+            positions: Tensor::from_slice(positions, (b, s), device)?,
+            segments: Tensor::from_slice(segments, (b, s), device)?,
+            sources,
+            rows,
+        })
+    }
+
+    /// The R predicting rows of `x [B, S, D]`: `[R, D]`, differentiable.
+    pub fn pick(&self, x: &Tensor) -> Result<Tensor> {
+        let (b, s, d) = x.dims3()?;
+        let index = Tensor::from_slice(&self.sources, self.sources.len(), self.ids.device())?;
+        calm_kernels::embedding(&index, &x.reshape((b * s, d))?, None)
+    }
+
+    /// The chunks to be predicted, U32 `[R, K]`.
+    pub fn targets(&self) -> Result<Tensor> {
+        self.chunks_after(1)
+    }
+
+    /// The chunks `offset` positions after the R sources, U32 `[R, K]`; beyond the end of a row the row's
+    /// last chunk stands in (the caller knows which positions have that many chunks ahead).
+    pub fn chunks_after(&self, offset: u32) -> Result<Tensor> {
+        let (b, s, k) = self.ids.dims3()?;
+        let index: Vec<u32> = self
+            .sources
+            .iter()
+            .map(|at| (at + offset).min((at / s as u32 + 1) * s as u32 - 1))
+            .collect();
+        let index = Tensor::from_slice(&index, index.len(), self.ids.device())?;
+        self.ids.reshape((b * s, k))?.index_select(&index, 0)
+    }
+}

@@ -1,0 +1,125 @@
+//! Layers: a few tensors and a `forward` each, on the fused operators.
+
+use calm_kernels as ops;
+use candle_core::{Result, Tensor};
+
+use crate::store::{Builder, Init};
+
+/// `y = x Wᵀ + b`.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// `[out, in]`
+    pub weight: Tensor,
+    /// `[out]`
+    pub bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// With a bias that starts at 0.
+    pub fn new(b: &Builder, name: &str, input: usize, output: usize, init: Init) -> Result<Self> {
+        let b = b.under(name);
+        Ok(Self {
+            weight: b.weight("weight", &[output, input], init)?,
+            bias: Some(b.plain("bias", &[output], Init::Zeros)?),
+        })
+    }
+
+    /// Without a bias.
+    pub fn no_bias(b: &Builder, name: &str, input: usize, output: usize, init: Init) -> Result<Self> {
+        Ok(Self { weight: b.under(name).weight("weight", &[output, input], init)?, bias: None })
+    }
+
+    /// `[.., in] -> [.., out]`
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        ops::linear(x, &self.weight, self.bias.as_ref())
+    }
+}
+
+/// `x / sqrt(mean(x²) + eps) · w`.
+#[derive(Clone, Debug)]
+pub struct RmsNorm {
+    weight: Tensor,
+    eps: f64,
+}
+
+impl RmsNorm {
+    /// Starts as the plain normalisation (w = 1).
+    pub fn new(b: &Builder, name: &str, size: usize, eps: f64) -> Result<Self> {
+        Ok(Self { weight: b.under(name).plain("weight", &[size], Init::Ones)?, eps })
+    }
+
+    /// `[.., D] -> [.., D]`
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        ops::rms_norm(x, &self.weight, self.eps)
+    }
+}
+
+/// `(x − mean) / sqrt(var + eps) · w + b`.
+#[derive(Clone, Debug)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// Starts as the plain normalisation (w = 1, b = 0).
+    pub fn new(b: &Builder, name: &str, size: usize, eps: f64) -> Result<Self> {
+        let b = b.under(name);
+        Ok(Self {
+            weight: b.plain("weight", &[size], Init::Ones)?,
+            bias: b.plain("bias", &[size], Init::Zeros)?,
+            eps,
+        })
+    }
+
+    /// `[.., D] -> [.., D]`
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        ops::layer_norm(x, Some(&self.weight), Some(&self.bias), self.eps)
+    }
+}
+
+/// The gated MLP of Llama: `down(silu(gate(x)) · up(x))`, no biases.
+#[derive(Clone, Debug)]
+pub struct SwiGlu {
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+impl SwiGlu {
+    /// Names `gate_proj`, `up_proj`, `down_proj` under `name`.
+    pub fn new(b: &Builder, name: &str, hidden: usize, intermediate: usize, init: Init) -> Result<Self> {
+        let b = b.under(name);
+        Ok(Self {
+            gate: Linear::no_bias(&b, "gate_proj", hidden, intermediate, init)?,
+            up: Linear::no_bias(&b, "up_proj", hidden, intermediate, init)?,
+            down: Linear::no_bias(&b, "down_proj", intermediate, hidden, init)?,
+        })
+    }
+
+    /// `[.., D] -> [.., D]`
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.down.forward(&ops::swiglu(&self.gate.forward(x)?, &self.up.forward(x)?)?)
+    }
+}
+
+/// A table of V vectors.
+#[derive(Clone, Debug)]
+pub struct Embedding {
+    /// `[V, D]`
+    pub table: Tensor,
+    frozen_row: Option<u32>,
+}
+
+impl Embedding {
+    /// The frozen row (PAD) is zero and gets no gradient.
+    pub fn new(b: &Builder, name: &str, vocab: usize, size: usize, init: Init, frozen_row: Option<u32>) -> Result<Self> {
+        Ok(Self { table: b.under(name).table("weight", [vocab, size], init, frozen_row)?, frozen_row })
+    }
+
+    /// U32 ids `[..]` -> `[.., D]`
+    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        ops::embedding(ids, &self.table, self.frozen_row)
+    }
+}

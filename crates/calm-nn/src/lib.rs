@@ -1,0 +1,20 @@
+//! The room between operators and models: named parameters, their initialisation and files, layers,
+//! noise sources, the gradient bucket and AdamW.
+//!
+//! Shapes are written with one legend in the whole project: B batch rows, S chunks, K tokens a chunk,
+//! L latent, D hidden, N model samples, M target samples, V vocabulary, R rows (kept `(b, s)` pairs).
+
+pub mod dtype;
+mod files;
+pub mod layers;
+pub mod noise;
+pub mod optim;
+pub mod store;
+
+pub use calm_kernels::{NoiseKey, RowId, gradcheck, philox};
+pub use dtype::Precision;
+pub use files::{WeightsError, read_weights, write_weights};
+pub use layers::{Embedding, LayerNorm, Linear, RmsNorm, SwiGlu};
+pub use noise::Noise;
+pub use optim::{AdamW, AdamWConfig, GradientBucket};
+pub use store::{Builder, Init, LoadReport, ParamStore};

@@ -1,0 +1,358 @@
+//! Parameters: an ordered store of named variables, and the builder that models use to create them.
+//!
+//! A parameter's name is the one in published checkpoints; a tensor that appears there under two names has
+//! one canonical name here and an *alias* that is accepted when reading and written when exporting.
+//! Initial values depend only on the seed and the parameter's name, never on the order of creation.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use calm_kernels::{NoiseKey, RowId, philox};
+use candle_core::{DType, Device, Result, Tensor, Var, bail};
+
+/// How a parameter starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// Normal with this standard deviation.
+    Normal(f64),
+    /// Uniform in ±sqrt(6 / (fan_in + fan_out)) (Xavier/Glorot).
+    Xavier,
+    /// All 0.
+    Zeros,
+    /// All 1.
+    Ones,
+}
+
+/// One parameter.
+#[derive(Clone, Debug)]
+pub struct Param {
+    /// The variable; layers hold tensors that share its storage.
+    pub var: Var,
+    /// Whether weight decay applies (matrices yes; biases and norms no).
+    pub decay: bool,
+    /// A row that stays as it is (the PAD row of an embedding).
+    pub frozen_row: Option<u32>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    params: BTreeMap<String, Param>,
+    aliases: BTreeMap<String, String>,
+}
+
+/// All parameters of one model, sorted by name. Cloning shares the variables.
+#[derive(Clone, Debug)]
+pub struct ParamStore {
+    inner: Arc<Mutex<Inner>>,
+    device: Device,
+    dtype: DType,
+    seed: u64,
+}
+
+/// What [`ParamStore::load`] found wrong; empty when all fits.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct LoadReport {
+    /// Names the model has and the file does not.
+    pub missing: Vec<String>,
+    /// Names the file has and the model does not.
+    pub unexpected: Vec<String>,
+    /// `name: file shape, model shape`.
+    pub misshapen: Vec<String>,
+}
+
+impl LoadReport {
+    /// Whether everything fitted.
+    pub fn is_clean(&self) -> bool {
+        self.missing.is_empty() && self.unexpected.is_empty() && self.misshapen.is_empty()
+    }
+}
+
+impl std::fmt::Display for LoadReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (what, names) in
+            [("missing", &self.missing), ("unexpected", &self.unexpected), ("wrong shape", &self.misshapen)]
+        {
+            for n in names {
+                writeln!(f, "  {what}: {n}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ParamStore {
+    /// An empty store whose initial values come from `seed`.
+    pub fn new(device: &Device, dtype: DType, seed: u64) -> Self {
+        let inner = Inner { params: BTreeMap::new(), aliases: BTreeMap::new() };
+        Self { inner: Arc::new(Mutex::new(inner)), device: device.clone(), dtype, seed }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the parameters live.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Number format of the parameters.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The root of the names.
+    pub fn builder(&self) -> Builder {
+        Builder { store: self.clone(), prefix: String::new() }
+    }
+
+    /// Parameters in name order.
+    pub fn params(&self) -> Vec<(String, Param)> {
+        self.lock().params.iter().map(|(n, p)| (n.clone(), p.clone())).collect()
+    }
+
+    /// Alias -> canonical name.
+    pub fn aliases(&self) -> Vec<(String, String)> {
+        self.lock().aliases.iter().map(|(a, n)| (a.clone(), n.clone())).collect()
+    }
+
+    /// One parameter by its canonical name.
+    pub fn get(&self, name: &str) -> Option<Param> {
+        self.lock().params.get(name).cloned()
+    }
+
+    /// Number of scalars.
+    pub fn element_count(&self) -> usize {
+        self.lock().params.values().map(|p| p.var.elem_count()).sum()
+    }
+
+    /// Number of scalars whose name starts with `prefix`.
+    pub fn element_count_of(&self, prefix: &str) -> usize {
+        let inner = self.lock();
+        inner.params.iter().filter(|(n, _)| n.starts_with(prefix)).map(|(_, p)| p.var.elem_count()).sum()
+    }
+
+    /// Copies `tensors` (canonical names or aliases) into the parameters. Nothing is changed unless
+    /// everything fits; otherwise the report lists every problem.
+    pub fn load(&self, tensors: &HashMap<String, Tensor>) -> Result<LoadReport> {
+        let inner = self.lock();
+        let mut report = LoadReport::default();
+        let mut plan = Vec::new();
+        for (name, param) in &inner.params {
+            let aliases = inner.aliases.iter().filter(|(_, n)| *n == name).map(|(a, _)| a);
+            match std::iter::once(name).chain(aliases).find_map(|n| tensors.get(n)) {
+                None => report.missing.push(format!("{name} {:?}", param.var.dims())),
+                Some(t) if t.dims() != param.var.dims() => report
+                    .misshapen
+                    .push(format!("{name}: file {:?}, model {:?}", t.dims(), param.var.dims())),
+                Some(t) => plan.push((param, t)),
+            }
+        }
+        for name in tensors.keys() {
+            if !inner.params.contains_key(name) && !inner.aliases.contains_key(name) {
+                report.unexpected.push(name.clone());
+            }
+        }
+        report.unexpected.sort();
+        if report.is_clean() {
+            for (param, t) in plan {
+                param.var.set(&t.to_device(&self.device)?.to_dtype(self.dtype)?.contiguous()?)?;
+            }
+        }
+        Ok(report)
+    }
+
+    /// A copy of all parameters by canonical name.
+    pub fn snapshot(&self) -> Result<BTreeMap<String, Tensor>> {
+        self.lock().params.iter().map(|(n, p)| Ok((n.clone(), p.var.as_tensor().copy()?.detach()))).collect()
+    }
+
+    fn register(
+        &self,
+        name: String,
+        shape: &[usize],
+        init: Init,
+        decay: bool,
+        frozen_row: Option<u32>,
+    ) -> Result<Tensor> {
+        let mut inner = self.lock();
+        if inner.params.contains_key(&name) {
+            bail!("parameter {name} was created twice")
+        }
+        let var = self.initial(&name, shape, init, frozen_row)?;
+        let t = var.as_tensor().clone();
+        inner.params.insert(name, Param { var, decay, frozen_row });
+        Ok(t)
+    }
+
+    fn initial(&self, name: &str, shape: &[usize], init: Init, frozen_row: Option<u32>) -> Result<Var> {
+        let count: usize = shape.iter().product();
+        if count == 0 {
+            bail!("parameter {name} {shape:?} would have no element")
+        }
+        let width = *shape.last().unwrap_or(&1);
+        let mut values = match init {
+            Init::Zeros => vec![0f32; count],
+            Init::Ones => vec![1f32; count],
+            Init::Normal(_) | Init::Xavier => self.draw(name, shape, width, init),
+        };
+        if let Some(row) = frozen_row {
+            values[row as usize * width..(row as usize + 1) * width].fill(0.0);
+        }
+        Var::from_tensor(&Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.dtype)?)
+    }
+
+    fn draw(&self, name: &str, shape: &[usize], width: usize, init: Init) -> Vec<f32> {
+        let key = NoiseKey::new(self.seed, &format!("init/{name}"), 0);
+        let count: usize = shape.iter().product();
+        // Rows of at most 64 Ki numbers: the block counter of a stream has 16 bits.
+        let piece = width.min(1 << 16);
+        let rows: Vec<RowId> =
+            (0..count.div_ceil(piece)).map(|i| RowId { example: i as u32, position: 0 }).collect();
+        let mut values = match init {
+            Init::Xavier => {
+                let bound = (6.0 / (width + count / width) as f64).sqrt() as f32;
+                let mut v = philox::uniform(key, &rows, 1, piece);
+                v.iter_mut().for_each(|x| *x = (2.0 * *x - 1.0) * bound);
+                v
+            }
+            Init::Normal(std) => {
+                let mut v = philox::normal(key, &rows, 1, piece);
+                v.iter_mut().for_each(|x| *x *= std as f32);
+                v
+            }
+            Init::Zeros | Init::Ones => Vec::new(),
+        };
+        values.truncate(count);
+        values
+    }
+}
+
+/// Creates parameters under a name prefix.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    store: ParamStore,
+    prefix: String,
+}
+
+impl Builder {
+    /// The same store one level down: `a` -> `a.name`.
+    pub fn under(&self, name: impl std::fmt::Display) -> Self {
+        Self { store: self.store.clone(), prefix: self.path(name) }
+    }
+
+    fn path(&self, name: impl std::fmt::Display) -> String {
+        if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
+    }
+
+    /// Where the parameters live.
+    pub fn device(&self) -> &Device {
+        self.store.device()
+    }
+
+    /// Number format of the parameters.
+    pub fn dtype(&self) -> DType {
+        self.store.dtype()
+    }
+
+    /// A parameter with weight decay.
+    pub fn weight(&self, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
+        self.store.register(self.path(name), shape, init, true, None)
+    }
+
+    /// A parameter without weight decay (biases, norms).
+    pub fn plain(&self, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
+        self.store.register(self.path(name), shape, init, false, None)
+    }
+
+    /// An embedding table `[V, D]`; the frozen row starts at zero.
+    pub fn table(&self, name: &str, shape: [usize; 2], init: Init, frozen_row: Option<u32>) -> Result<Tensor> {
+        self.store.register(self.path(name), &shape, init, true, frozen_row)
+    }
+
+    /// Declares `alias.*` as another name of every parameter `name.*` created so far (both relative to this
+    /// prefix).
+    pub fn alias_all(&self, alias: &str, name: &str) {
+        let (alias, name) = (self.path(alias), self.path(name));
+        let mut inner = self.store.lock();
+        let under = format!("{name}.");
+        let found: Vec<_> = inner
+            .params
+            .keys()
+            .filter_map(|n| Some((format!("{alias}.{}", n.strip_prefix(&under)?), n.clone())))
+            .collect();
+        inner.aliases.extend(found);
+    }
+
+    /// Declares that `alias` (a full name) is the same tensor as `name` (relative to this prefix).
+    pub fn alias(&self, alias: &str, name: &str) {
+        let name = self.path(name);
+        self.store.lock().aliases.insert(alias.to_owned(), name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> ParamStore {
+        ParamStore::new(&Device::Cpu, DType::F32, 11)
+    }
+
+    #[test]
+    fn initial_values_depend_on_the_name_and_not_on_the_order() {
+        let (a, b) = (store(), store());
+        a.builder().weight("x", &[3, 4], Init::Normal(0.02)).unwrap();
+        a.builder().under("m").weight("y", &[5], Init::Normal(0.02)).unwrap();
+        b.builder().under("m").weight("y", &[5], Init::Normal(0.02)).unwrap();
+        b.builder().weight("x", &[3, 4], Init::Normal(0.02)).unwrap();
+        let values = |s: &ParamStore, n: &str| s.get(n).unwrap().var.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(values(&a, "x"), values(&b, "x"));
+        assert_eq!(values(&a, "m.y"), values(&b, "m.y"));
+        assert_eq!(a.params().iter().map(|p| p.0.clone()).collect::<Vec<_>>(), ["m.y", "x"]);
+    }
+
+    #[test]
+    fn normal_initialisation_has_the_asked_spread_and_a_frozen_row_is_zero() {
+        let s = store();
+        let t = s.builder().table("e", [200, 64], Init::Normal(0.02), Some(7)).unwrap();
+        let v = t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let std = (v.iter().map(|x| f64::from(x * x)).sum::<f64>() / v.len() as f64).sqrt();
+        assert!((std - 0.02).abs() < 0.0005, "{std}");
+        assert!(t.get(7).unwrap().to_vec1::<f32>().unwrap().iter().all(|x| *x == 0.0));
+    }
+
+    #[test]
+    fn loading_lists_every_problem_and_changes_nothing_then() {
+        let s = store();
+        let x = s.builder().weight("x", &[2, 2], Init::Ones).unwrap();
+        s.builder().weight("y", &[2], Init::Ones).unwrap();
+        s.builder().weight("z", &[1], Init::Ones).unwrap();
+        let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+        let file = HashMap::from([
+            ("x".to_owned(), zeros(&[2, 2])),
+            ("y".to_owned(), zeros(&[3])),
+            ("other".to_owned(), zeros(&[3])),
+        ]);
+        let report = s.load(&file).unwrap();
+        assert_eq!((report.missing.len(), report.unexpected.len(), report.misshapen.len()), (1, 1, 1));
+        assert_eq!(x.sum_all().unwrap().to_scalar::<f32>().unwrap(), 4.0);
+    }
+
+    #[test]
+    fn an_alias_alone_is_enough_to_load() {
+        let s = store();
+        let x = s.builder().under("a").weight("x", &[2], Init::Ones).unwrap();
+        s.builder().under("a").alias("b.x", "x");
+        let file = HashMap::from([("b.x".to_owned(), Tensor::new(&[3f32, 4.], &Device::Cpu).unwrap())]);
+        assert!(s.load(&file).unwrap().is_clean());
+        assert_eq!(x.to_vec1::<f32>().unwrap(), [3.0, 4.0]);
+    }
+
+    #[test]
+    fn a_name_used_twice_is_an_error() {
+        let s = store();
+        s.builder().weight("x", &[2], Init::Ones).unwrap();
+        assert!(s.builder().weight("x", &[2], Init::Ones).is_err());
+    }
+}

@@ -1,0 +1,16 @@
+//! Runs: configuration, the one training loop, checkpoints, metrics, and the pipeline from text to scores.
+
+pub mod checkpoint;
+pub mod config;
+pub mod error;
+pub mod metrics;
+pub mod objective;
+pub mod pipeline;
+pub mod plan;
+pub mod recorder;
+pub mod run;
+pub mod stage;
+
+pub use config::RunConfig;
+pub use error::{Error, Result};
+pub use run::{Provenance, Run, RunRecord};

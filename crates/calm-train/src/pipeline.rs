@@ -1,0 +1,555 @@
+//! From a configuration to a scored model: data, stage 1, stage 2, scores.
+
+use std::path::{Path, PathBuf};
+
+use calm_data::batch::spread;
+use calm_data::{Batch, Corpus, EvaluationOptions, EvaluationRows, Layout, RowPlan, TokenFile, Tokenizer};
+use calm_eval::bootstrap::{Bootstrap, BrierReport, report};
+use calm_eval::generate::{Decoding, GenerateOptions, generate};
+use calm_eval::ngram::{DEFAULT_LAMBDA, NgramModels, NgramPosition, NgramReport, SpecialIds as NgramIds};
+use calm_eval::reconstruction::{ReconstructionReport, reconstruct};
+use calm_eval::score::{Scores, score_baseline, score_calm};
+use calm_lm::Sampler;
+use candle_core::Device;
+use serde::Serialize;
+
+use crate::checkpoint::{Which, file_hash, write_json};
+use crate::config::{EvalConfig, ModelConfig};
+use crate::error::{Error, Result};
+use crate::recorder::Recorder;
+use crate::objective::{Objective, validation_loss};
+use crate::plan::Plan;
+use crate::run::{Provenance, Run, RunRecord};
+use crate::stage::{Observer, Stage, Validation};
+
+/// What a run shows while it works.
+pub trait Reporter: Observer {
+    /// Reading, tokenising.
+    fn data(&mut self, progress: &calm_data::Progress);
+    /// The data are ready.
+    fn data_done(&mut self);
+    /// One line about what happens.
+    fn note(&mut self, text: &str);
+    /// Before the first step.
+    fn plan(&mut self, plan: &Plan);
+    /// Batches scored.
+    fn scoring(&mut self, what: &str, done: usize, total: usize);
+    /// Something that does not stop the run.
+    fn warn(&mut self, text: &str);
+}
+
+/// Which stages `calm train` works on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stages {
+    /// All, in order.
+    #[default]
+    All,
+    /// Stage 1 alone.
+    Autoencoder,
+    /// The language model alone, on the autoencoder that is there.
+    Lm,
+}
+
+/// Options of a training run that are not part of its configuration.
+#[derive(Clone, Debug, Default)]
+pub struct TrainOptions {
+    /// Which stages.
+    pub stages: Stages,
+    /// Continue unfinished stages.
+    pub resume: bool,
+    /// Start from the weights of another run (fine-tuning).
+    pub init_from: Option<PathBuf>,
+    /// Take stage 1 from another run with the same data, tokenizer and autoencoder.
+    pub autoencoder_from: Option<PathBuf>,
+    /// Where tokenizers and token files are kept.
+    pub cache: PathBuf,
+    /// Who runs this.
+    pub provenance: Provenance,
+}
+
+/// Scores on the held-out documents, as `results.json` and `--format json` hold them.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Results {
+    /// Stage 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub autoencoder: Option<ReconstructionReport>,
+    /// The language model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub brier: Option<BrierResults>,
+    /// Mean loss with true and with exchanged hidden states.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub condition: Option<ConditionCheck>,
+    /// Hash of the text.
+    pub corpus_hash: String,
+    /// Hash of the tokenizer.
+    pub tokenizer_hash: String,
+}
+
+/// Does the head use its condition?
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ConditionCheck {
+    /// Mean validation loss with the true hidden states.
+    pub loss: f64,
+    /// With each position given another position's hidden state.
+    pub loss_exchanged: f64,
+}
+
+/// Brier scores of a model and of n-gram models on the same positions.
+#[derive(Clone, Debug, Serialize)]
+pub struct BrierResults {
+    /// The model's scores, percent.
+    #[serde(flatten)]
+    pub report: BrierReport,
+    /// K.
+    pub chunk_size: usize,
+    /// Draws per position.
+    pub samples: usize,
+    /// Unigram and bigram models of the training split, closed form.
+    pub ngram: NgramReport,
+    /// Baselines: nats per token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cross_entropy: Option<f64>,
+    /// Baselines: exp of the cross-entropy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<f64>,
+    /// Baselines: bits per byte of text (EOS counted in).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bits_per_byte: Option<f64>,
+    /// Step of the checkpoint.
+    pub step: u64,
+}
+
+/// Rows of a batch in scoring and validation.
+const SCORE_ROWS: usize = 4;
+
+/// Held-out rows of a corpus.
+pub fn evaluation_rows(
+    file: &TokenFile,
+    special: calm_data::SpecialTokens,
+    layout: Layout,
+    documents: Option<usize>,
+    chunks: Option<usize>,
+) -> Result<EvaluationRows> {
+    let options = EvaluationOptions { max_chunks: chunks, overlap: 1 };
+    Ok(RowPlan::evaluation(file, layout, special, &spread(file.len(), documents), options)?)
+}
+
+/// Trains what is missing and scores the result.
+pub fn train(run: &Run, options: &TrainOptions, device: &Device, reporter: &mut dyn Reporter) -> Result<Results> {
+    run.config.precision.check(device)?;
+    let corpus = prepare_data(run, &options.cache, reporter)?;
+    let record = record(run, &corpus, options)?;
+    let plan = Plan::new(&run.config, &corpus)?;
+    reporter.plan(&plan);
+    let mut results = Results {
+        corpus_hash: corpus.hash.clone(),
+        tokenizer_hash: corpus.tokenizer_hash.clone(),
+        ..Results::default()
+    };
+    match &run.config.model {
+        ModelConfig::Calm(_) => {
+            if options.stages != Stages::Lm {
+                results.autoencoder = Some(train_autoencoder(run, &corpus, &record, options, device, reporter)?);
+            }
+            if options.stages != Stages::Autoencoder {
+                train_lm(run, &corpus, &record, options, device, reporter)?;
+            }
+        }
+        ModelConfig::Baseline(_) => train_lm(run, &corpus, &record, options, device, reporter)?,
+    }
+    if options.stages != Stages::Autoencoder {
+        let held_out = &corpus.validation;
+        let (brier, condition) =
+            score_run(run, &corpus, held_out, Which::Best, &run.config.eval, device, reporter)?;
+        results.brier = Some(brier);
+        results.condition = condition;
+    }
+    write_json(&run.folder.join("results.json"), &results)?;
+    Ok(results)
+}
+
+/// Reads, tokenises and splits the text of a run (from the cache if it was done before).
+pub fn prepare_data(run: &Run, cache: &Path, reporter: &mut dyn Reporter) -> Result<Corpus> {
+    let corpus =
+        calm_data::prepare(&run.config.data, &run.config.tokenizer, cache, &mut |p| reporter.data(&p))?;
+    reporter.data_done();
+    Ok(corpus)
+}
+
+/// Checks the corpus against the record and writes it.
+fn record(run: &Run, corpus: &Corpus, options: &TrainOptions) -> Result<RunRecord> {
+    let mut record = run.record()?.unwrap_or_default();
+    for (what, old, new) in [
+        ("text", &record.corpus_hash, &corpus.hash),
+        ("tokenizer", &record.tokenizer_hash, &corpus.tokenizer_hash),
+    ] {
+        if !old.is_empty() && old != new {
+            return Err(Error::user(
+                format!("the {what} has changed since {} was begun ({old:.12} -> {new:.12})", run.folder.display()),
+                "restore the old data, or start over with --restart or another --out",
+            ));
+        }
+    }
+    corpus.tokenizer.save(&run.folder.join("tokenizer.json"))?;
+    record.corpus_hash = corpus.hash.clone();
+    record.tokenizer_hash = corpus.tokenizer_hash.clone();
+    record.vocab_size = corpus.tokenizer.vocab_size();
+    record.corpus = corpus.summary.description.clone();
+    record.platform = format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH);
+    record.threads = candle_core::utils::get_num_threads();
+    record.history.push(options.provenance.clone());
+    run.write_record(&record)?;
+    Ok(record)
+}
+
+/// What is there of a stage.
+enum Found {
+    Nothing,
+    Unfinished(u64),
+    Finished(u64),
+}
+
+fn found(run: &Run, stage: &str, steps: u64) -> Result<Found> {
+    Ok(match run.checkpoints(stage).latest()? {
+        None => Found::Nothing,
+        Some(s) if s.step >= steps => Found::Finished(s.step),
+        Some(s) => Found::Unfinished(s.step),
+    })
+}
+
+/// Whether the stage has to run.
+fn needed(run: &Run, stage: &str, steps: u64, resume: bool, reporter: &mut dyn Reporter) -> Result<bool> {
+    match found(run, stage, steps)? {
+        Found::Nothing => Ok(true),
+        Found::Finished(step) => {
+            let path = run.checkpoints(stage).path(step);
+            reporter.note(&format!("{stage}: finished before ({}), skipped", path.display()));
+            Ok(false)
+        }
+        Found::Unfinished(_) if resume => Ok(true),
+        Found::Unfinished(step) => Err(Error::user(
+            format!("{} holds a stage {stage} that stopped at step {step} of {steps}", run.folder.display()),
+            "--resume goes on from there; --restart begins anew; --out FOLDER keeps both",
+        )),
+    }
+}
+
+fn train_autoencoder(
+    run: &Run,
+    corpus: &Corpus,
+    record: &RunRecord,
+    options: &TrainOptions,
+    device: &Device,
+    reporter: &mut dyn Reporter,
+) -> Result<ReconstructionReport> {
+    let Some(config) = &run.config.train.autoencoder else {
+        return Err(Error::user("the configuration has no train.autoencoder", "add the stage"));
+    };
+    let pad = corpus.tokenizer.special().pad;
+    let seed = run.config.seed;
+    let eval = &run.config.eval;
+    if let Some(other) = &options.autoencoder_from {
+        import_autoencoder(run, corpus, other, reporter)?;
+    } else if needed(run, "autoencoder", config.steps, options.resume, reporter)? {
+        let objective = run.new_autoencoder(&corpus.tokenizer, device)?;
+        init_from(options, "autoencoder", &objective.store, reporter)?;
+        let layout = run.autoencoder_layout();
+        let plan = RowPlan::new(&corpus.train, layout, corpus.tokenizer.special(), seed)?;
+        let rows = evaluation_rows(
+            &corpus.validation,
+            corpus.tokenizer.special(),
+            layout,
+            Some(eval.training_documents),
+            eval.chunks_per_document,
+        )?;
+        let checkpoints = run.checkpoints("autoencoder");
+        let metadata = run.metadata("autoencoder", record);
+        let stage = Stage { config, plan: &plan, checkpoints: &checkpoints, metadata: &metadata, seed, resume: options.resume };
+        let mut recorder = Recorder::new(&run.folder, reporter);
+        stage.run(
+            &objective,
+            &mut |_, _| {
+                let r = reconstruct(&objective.model, rows.batches(SCORE_ROWS), pad, seed, device, |_| {})?;
+                Ok(Validation {
+                    loss: r.cross_entropy,
+                    numbers: vec![
+                        ("token_accuracy".into(), Some(r.token_accuracy)),
+                        ("chunk_accuracy".into(), Some(r.chunk_accuracy)),
+                        ("token_accuracy_sigma_0.3".into(), Some(r.noise[3].token_accuracy)),
+                        ("kl".into(), Some(r.kl)),
+                        ("collapsed_dimensions".into(), Some(r.collapsed_dimensions as f64)),
+                    ],
+                    sample: None,
+                })
+            },
+            &mut recorder,
+        )?;
+    }
+    reconstruct_run(run, &corpus.tokenizer, &corpus.validation, Which::Best, eval, device, reporter)
+}
+
+/// Scores a run's autoencoder on held-out documents.
+pub fn reconstruct_run(
+    run: &Run,
+    tokenizer: &Tokenizer,
+    held_out: &TokenFile,
+    which: Which,
+    eval: &EvalConfig,
+    device: &Device,
+    reporter: &mut dyn Reporter,
+) -> Result<ReconstructionReport> {
+    let (objective, _) = run.load_autoencoder(which, tokenizer, device)?;
+    let special = tokenizer.special();
+    let rows =
+        evaluation_rows(held_out, special, run.autoencoder_layout(), eval.documents, eval.chunks_per_document)?;
+    let batches = rows.batches(SCORE_ROWS);
+    let total = batches.len();
+    let pad = special.pad;
+    Ok(reconstruct(&objective.model, batches, pad, run.config.seed, device, |done| {
+        reporter.scoring("reconstruction", done, total)
+    })?)
+}
+
+/// Copies the finished autoencoder of another run, after checking that it is the same thing.
+fn import_autoencoder(run: &Run, corpus: &Corpus, other: &Path, reporter: &mut dyn Reporter) -> Result<()> {
+    let other = Run::open(other)?;
+    let fits = match (&run.config.model, &other.config.model) {
+        (ModelConfig::Calm(a), ModelConfig::Calm(b)) => {
+            a.chunk_size == b.chunk_size && a.autoencoder == b.autoencoder
+        }
+        _ => false,
+    };
+    if !fits {
+        return Err(Error::user(
+            format!("the autoencoder of {} has another shape", other.folder.display()),
+            "chunk_size and model.calm.autoencoder of both runs must be equal",
+        ));
+    }
+    if other.tokenizer()?.hash() != corpus.tokenizer_hash {
+        return Err(Error::user(
+            format!("{} uses another tokenizer", other.folder.display()),
+            "both runs need the same data and tokenizer settings",
+        ));
+    }
+    let from = other.checkpoints("autoencoder");
+    let step = from.step(Which::Best)?;
+    let to = run.checkpoints("autoencoder").path(step);
+    if !to.exists() {
+        std::fs::create_dir_all(&to).map_err(|e| Error::io("create", &to, e))?;
+        for entry in std::fs::read_dir(from.path(step)).map_err(|e| Error::io("read", &from.path(step), e))?.flatten() {
+            let target = to.join(entry.file_name());
+            std::fs::copy(entry.path(), &target).map_err(|e| Error::io("write", &target, e))?;
+        }
+    }
+    reporter.note(&format!("autoencoder: taken from {}", from.path(step).display()));
+    Ok(())
+}
+
+/// Loads the weights of another run's stage.
+fn init_from(
+    options: &TrainOptions,
+    stage: &str,
+    store: &calm_nn::ParamStore,
+    reporter: &mut dyn Reporter,
+) -> Result<()> {
+    let Some(folder) = &options.init_from else { return Ok(()) };
+    let other = Run::open(folder)?;
+    let checkpoints = other.checkpoints(stage);
+    let step = checkpoints.step(Which::Best)?;
+    checkpoints.load_model(step, store)?;
+    reporter.note(&format!("{stage}: starts from {}", checkpoints.path(step).display()));
+    Ok(())
+}
+
+fn train_lm(
+    run: &Run,
+    corpus: &Corpus,
+    record: &RunRecord,
+    options: &TrainOptions,
+    device: &Device,
+    reporter: &mut dyn Reporter,
+) -> Result<()> {
+    let config = &run.config.train.lm;
+    if !needed(run, "lm", config.steps, options.resume, reporter)? {
+        return Ok(());
+    }
+    let seed = run.config.seed;
+    let special = corpus.tokenizer.special();
+    let layout = run.lm_layout();
+    let plan = RowPlan::new(&corpus.train, layout, special, seed)?;
+    let eval = &run.config.eval;
+    let rows = evaluation_rows(
+        &corpus.validation,
+        special,
+        layout,
+        Some(eval.training_documents),
+        eval.chunks_per_document,
+    )?;
+    let mut metadata = run.metadata("lm", record);
+    let checkpoints = run.checkpoints("lm");
+    let mut recorder;
+    match &run.config.model {
+        ModelConfig::Calm(_) => {
+            let (autoencoder, hash) = run.load_autoencoder(Which::Best, &corpus.tokenizer, device)?;
+            metadata.insert("autoencoder".into(), hash);
+            let objective = run.new_calm(autoencoder.model, &corpus.tokenizer, device)?;
+            init_from(options, "lm", &objective.store, reporter)?;
+            recorder = Recorder::new(&run.folder, reporter);
+            let stage = Stage { config, plan: &plan, checkpoints: &checkpoints, metadata: &metadata, seed, resume: options.resume };
+            stage.run(
+                &objective,
+                &mut |_, _| {
+                    let loss = validation_loss(&objective, rows.batches(SCORE_ROWS), seed)?;
+                    let scores =
+                        score_calm(&objective.model, rows.batches(SCORE_ROWS), eval.samples, seed, device, |_| {})?;
+                    lm_validation(loss, &scores, eval, &objective.model, corpus, seed)
+                },
+                &mut recorder,
+            )?;
+        }
+        ModelConfig::Baseline(_) => {
+            let objective = run.new_baseline(&corpus.tokenizer, device)?;
+            init_from(options, "lm", &objective.store, reporter)?;
+            recorder = Recorder::new(&run.folder, reporter);
+            let stage = Stage { config, plan: &plan, checkpoints: &checkpoints, metadata: &metadata, seed, resume: options.resume };
+            stage.run(
+                &objective,
+                &mut |_, _| {
+                    let scores = score_baseline(&objective.model, rows.batches(SCORE_ROWS), seed, device, |_| {})?;
+                    let loss = scores.cross_entropy.map_or(f64::NAN, |(nats, n)| nats / n.max(1) as f64);
+                    lm_validation(loss, &scores, eval, &objective.model, corpus, seed)
+                },
+                &mut recorder,
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn lm_validation<S: Sampler>(
+    loss: f64,
+    scores: &Scores,
+    eval: &EvalConfig,
+    model: &S,
+    corpus: &Corpus,
+    seed: u64,
+) -> Result<Validation> {
+    let r = report(&scores.sums, &Bootstrap { replicates: eval.bootstrap, seed });
+    let mut numbers = vec![("brierlm".to_owned(), r.brierlm), ("brierlm_se".to_owned(), r.brierlm_se)];
+    for n in 0..4 {
+        numbers.push((format!("brier_{}", n + 1), r.brier.map(|b| b[n])));
+        numbers.push((format!("brier_{}_se", n + 1), r.brier_se.map(|b| b[n])));
+    }
+    Ok(Validation { loss, numbers, sample: Some(sample_text(model, corpus, seed)?) })
+}
+
+/// A short text from the start of a document.
+pub fn sample_text<S: Sampler>(model: &S, corpus: &Corpus, seed: u64) -> Result<String> {
+    let options =
+        GenerateOptions { max_tokens: 96, decoding: Decoding::Plain, seed, remainder_budget: 1 };
+    let mut tokens = Vec::new();
+    generate(model, &[], &options, |t| {
+        tokens.extend_from_slice(t);
+        true
+    })
+    .map_err(|e| Error::user(format!("cannot draw a sample: {e}"), ""))?;
+    Ok(corpus.tokenizer.decode(&tokens))
+}
+
+/// Scores the language model of a run on held-out documents, beside n-gram models of the training split on
+/// the same positions.
+pub fn score_run(
+    run: &Run,
+    corpus: &Corpus,
+    held_out: &TokenFile,
+    which: Which,
+    eval: &EvalConfig,
+    device: &Device,
+    reporter: &mut dyn Reporter,
+) -> Result<(BrierResults, Option<ConditionCheck>)> {
+    let special = corpus.tokenizer.special();
+    let rows =
+        evaluation_rows(held_out, special, run.lm_layout(), eval.documents, eval.chunks_per_document)?;
+    let seed = run.config.seed;
+    let batches = || rows.batches(SCORE_ROWS);
+    let total = batches().len();
+    let mut progress = |done| reporter.scoring("BrierLM", done, total);
+    let (scores, condition, samples) = match &run.config.model {
+        ModelConfig::Calm(_) => {
+            let o = run.load_calm(which, &corpus.tokenizer, device)?;
+            let scores = score_calm(&o.model, batches(), eval.samples, seed, device, &mut progress)?;
+            (scores, Some(condition_check(&o, batches(), seed)?), eval.samples)
+        }
+        ModelConfig::Baseline(_) => {
+            let o = run.load_baseline(which, &corpus.tokenizer, device)?;
+            (score_baseline(&o.model, batches(), seed, device, &mut progress)?, None, 2)
+        }
+    };
+    let bootstrap = Bootstrap { replicates: eval.bootstrap, seed };
+    let ngram = ngram_report(corpus, &scores, &bootstrap)?;
+    let cross_entropy = scores.cross_entropy.map(|(nats, n)| nats / n.max(1) as f64);
+    let bytes: u64 =
+        spread(held_out.len(), eval.documents).iter().map(|d| held_out.byte_len(*d)).sum();
+    let whole = eval.chunks_per_document.is_none();
+    let results = BrierResults {
+        report: report(&scores.sums, &bootstrap),
+        chunk_size: run.config.chunk_size(),
+        samples,
+        ngram,
+        cross_entropy,
+        perplexity: cross_entropy.map(f64::exp),
+        // Only whole documents have a known number of bytes.
+        bits_per_byte: scores
+            .cross_entropy
+            .filter(|_| whole)
+            .map(|(nats, _)| nats / std::f64::consts::LN_2 / bytes.max(1) as f64),
+        step: run.checkpoints("lm").step(which)?,
+    };
+    Ok((results, condition))
+}
+
+fn condition_check(
+    objective: &crate::objective::CalmObjective,
+    batches: impl Iterator<Item = Batch>,
+    seed: u64,
+) -> Result<ConditionCheck> {
+    let (mut loss, mut exchanged, mut n) = (0.0, 0.0, 0usize);
+    for batch in batches.take(8) {
+        let rows = objective.targets(&batch);
+        if rows < 2 {
+            continue;
+        }
+        let (a, b) = objective.condition_check(&batch, seed)?;
+        loss += a * rows as f64;
+        exchanged += b * rows as f64;
+        n += rows;
+    }
+    let n = n.max(1) as f64;
+    Ok(ConditionCheck { loss: loss / n, loss_exchanged: exchanged / n })
+}
+
+/// Closed-form scores of n-gram models of the training split on the positions that were scored.
+pub fn ngram_report(corpus: &Corpus, scores: &Scores, bootstrap: &Bootstrap) -> Result<NgramReport> {
+    let s = corpus.tokenizer.special();
+    let train = &corpus.train;
+    let fail = |e: calm_eval::ngram::NgramError| Error::user(format!("n-gram models: {e}"), "");
+    let models = NgramModels::from_documents(
+        corpus.tokenizer.vocab_size(),
+        NgramIds { bos: s.bos, eos: s.eos },
+        (0..train.len()).map(|i| train.document(i)),
+        DEFAULT_LAMBDA,
+    )
+    .map_err(fail)?;
+    let positions = scores.positions.iter().map(|p| NgramPosition {
+        document: u64::from(p.document),
+        context: p.previous,
+        target: &p.target,
+    });
+    models.score(positions, bootstrap).map_err(fail)
+}
+
+/// Hash of the weights that a stage would be evaluated with.
+pub fn model_hash(run: &Run, stage: &str, which: Which) -> Result<String> {
+    let checkpoints = run.checkpoints(stage);
+    file_hash(&checkpoints.model_path(checkpoints.step(which)?))
+}

@@ -1,0 +1,81 @@
+//! Between the loop and whoever watches it: writes every logged step and validation to the run's metrics.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::checkpoint::StageState;
+use crate::metrics::{MetricsWriter, Tracking};
+use crate::pipeline::Reporter;
+use crate::stage::{Observer, StepReport, Validation};
+
+/// An observer that records and passes on.
+pub struct Recorder<'a> {
+    metrics: MetricsWriter,
+    warnings: Arc<Mutex<Vec<String>>>,
+    reporter: &'a mut dyn Reporter,
+}
+
+impl<'a> Recorder<'a> {
+    /// Records into the run folder `folder`.
+    pub fn new(folder: &Path, reporter: &'a mut dyn Reporter) -> Self {
+        let warnings = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&warnings);
+        let metrics = MetricsWriter::new(folder, Tracking::default(), move |w| {
+            sink.lock().unwrap_or_else(PoisonError::into_inner).push(w.to_owned());
+        });
+        Self { metrics, warnings, reporter }
+    }
+
+    fn pass_warnings(&mut self) {
+        let warnings = std::mem::take(&mut *self.warnings.lock().unwrap_or_else(PoisonError::into_inner));
+        for w in warnings {
+            self.reporter.warn(&w);
+        }
+    }
+}
+
+impl Observer for Recorder<'_> {
+    fn begin(&mut self, stage: &str, from: u64, steps: u64) {
+        self.metrics.begin(stage, (from > 0).then_some(from));
+        self.pass_warnings();
+        self.reporter.begin(stage, from, steps);
+    }
+
+    fn step(&mut self, r: &StepReport) {
+        if r.log {
+            let mut values = vec![("train/loss", r.loss)];
+            let parts: Vec<(String, f64)> =
+                r.parts.iter().map(|(name, v)| (format!("train/{name}"), *v)).collect();
+            values.extend(parts.iter().map(|(n, v)| (n.as_str(), *v)));
+            values.extend([
+                ("train/gradient_norm", r.gradient_norm),
+                ("train/learning_rate", r.learning_rate),
+                ("train/tokens_per_second", r.tokens as f64 / r.seconds.max(1e-9)),
+            ]);
+            self.metrics.scalars(r.stage, r.step, &values);
+            self.pass_warnings();
+        }
+        self.reporter.step(r);
+    }
+
+    fn validation(&mut self, stage: &str, step: u64, v: &Validation) {
+        let mut values = vec![("validation/loss".to_owned(), v.loss)];
+        // An undefined BrierLM is null in the lines and absent in TensorBoard.
+        values.extend(v.numbers.iter().map(|(n, x)| (format!("validation/{n}"), x.unwrap_or(f64::NAN))));
+        let values: Vec<(&str, f64)> = values.iter().map(|(n, x)| (n.as_str(), *x)).collect();
+        self.metrics.scalars(stage, step, &values);
+        if let Some(text) = &v.sample {
+            self.metrics.text(stage, step, "sample", text);
+        }
+        self.pass_warnings();
+        self.reporter.validation(stage, step, v);
+    }
+
+    fn end(&mut self, stage: &str, state: &StageState) {
+        self.reporter.end(stage, state);
+    }
+
+    fn should_stop(&self) -> bool {
+        self.reporter.should_stop()
+    }
+}

@@ -1,0 +1,324 @@
+//! A run is a record: one folder with everything that explains and reproduces it.
+//!
+//! ```text
+//! runs/NAME/
+//!   config.yaml        resolved configuration, written before the first step
+//!   run.json           command, version, commit, hashes of data and tokenizer
+//!   tokenizer.json
+//!   metrics.jsonl      one line a logged step or validation
+//!   tensorboard/       the same for TensorBoard
+//!   autoencoder/step-N/{model,optimizer}.safetensors, state.json     stage 1
+//!   lm/step-N/...                                                    stage 2, or the baseline
+//!   results.json       scores on the held-out documents
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use calm_autoencoder::Autoencoder;
+use calm_data::{Layout, SpecialTokens, Tokenizer};
+use calm_lm::{Baseline, Calm, SpecialIds};
+use calm_nn::{ParamStore, read_weights};
+use candle_core::Device;
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{Checkpoints, Which, file_hash, load_weights, write_json, write_text};
+use crate::config::{ConfigText, ModelConfig, Resolved, RunConfig, load};
+use crate::error::{Error, Result};
+use crate::objective::{AutoencoderObjective, BaselineObjective, CalmObjective};
+
+/// Who made a run, and with what.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// The command line.
+    pub command: Vec<String>,
+    /// Version of calm.
+    pub version: String,
+    /// Commit it was built from, if known.
+    pub commit: Option<String>,
+    /// Features compiled in.
+    pub features: Vec<String>,
+}
+
+/// What `run.json` holds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// One entry per `calm train` that worked on this folder.
+    pub history: Vec<Provenance>,
+    /// Hash of the text (sources, split, sampling).
+    pub corpus_hash: String,
+    /// Hash of the tokenizer.
+    pub tokenizer_hash: String,
+    /// V.
+    pub vocab_size: usize,
+    /// What the text is, for people.
+    pub corpus: String,
+    /// Operating system and processor architecture.
+    pub platform: String,
+    /// Threads at work.
+    pub threads: usize,
+    /// Hash of another run's autoencoder, if stage 1 was taken from there.
+    #[serde(default)]
+    pub imported_autoencoder: Option<String>,
+}
+
+/// A run's folder with its configuration.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// Where it lies.
+    pub folder: PathBuf,
+    /// The resolved configuration.
+    pub config: RunConfig,
+}
+
+/// The configuration's ids in the form models use.
+pub fn special_ids(s: SpecialTokens) -> SpecialIds {
+    SpecialIds { bos: s.bos, eos: s.eos, pad: s.pad }
+}
+
+impl Run {
+    /// Opens an existing run.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join("config.yaml");
+        if !path.is_file() {
+            return Err(Error::user(
+                format!("{} is not a run: it has no config.yaml", folder.display()),
+                "name the folder of a run with --run (runs/NAME), or train one first",
+            ));
+        }
+        let resolved: Resolved<RunConfig> = load(ConfigText::read(&path)?, &[])?;
+        Ok(Self { folder: folder.to_owned(), config: resolved.value })
+    }
+
+    /// The run in `root` that was worked on last.
+    pub fn latest(root: &Path) -> Result<Self> {
+        let newest = fs::read_dir(root)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|e| {
+                let record = e.path().join("run.json");
+                Some((fs::metadata(record).ok()?.modified().ok()?, e.path()))
+            })
+            .max();
+        match newest {
+            Some((_, folder)) => Self::open(&folder),
+            None => Err(Error::user(
+                format!("there is no run in {}", root.display()),
+                "train one (calm train --config quickstart), or name a run's folder with --run",
+            )),
+        }
+    }
+
+    /// Creates the folder, or opens it if it holds the same run. A run that continues may change how it
+    /// trains and scores, never what is trained.
+    pub fn create(folder: &Path, resolved: &Resolved<RunConfig>, resume: bool, restart: bool) -> Result<Self> {
+        let config = &resolved.value;
+        let path = folder.join("config.yaml");
+        if path.is_file() && !restart {
+            let old: Resolved<RunConfig> = load(ConfigText::read(&path)?, &[])?;
+            let differences = differences(&old.tree, &resolved.tree, resume);
+            if !differences.is_empty() {
+                return Err(Error::user(
+                    format!(
+                        "{} holds a run with another configuration:\n{}",
+                        folder.display(),
+                        differences.join("\n")
+                    ),
+                    if resume {
+                        "data, tokenizer, model, seed and precision of a run cannot change; give this one its \
+                         own folder with --out"
+                    } else {
+                        "--out FOLDER keeps both; --resume goes on with changed `train` and `eval` settings; \
+                         --restart throws the old run away"
+                    },
+                ));
+            }
+        }
+        if restart {
+            for part in ["autoencoder", "lm", "tensorboard"] {
+                let _ = fs::remove_dir_all(folder.join(part));
+            }
+            for part in ["metrics.jsonl", "results.json", "run.json"] {
+                let _ = fs::remove_file(folder.join(part));
+            }
+        }
+        fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+        write_text(&path, &resolved.to_yaml())?;
+        Ok(Self { folder: folder.to_owned(), config: config.clone() })
+    }
+
+    /// Checkpoints of a stage, `autoencoder` or `lm`.
+    pub fn checkpoints(&self, stage: &str) -> Checkpoints {
+        Checkpoints::new(&self.folder.join(stage))
+    }
+
+    /// The record, if one was written.
+    pub fn record(&self) -> Result<Option<RunRecord>> {
+        let path = self.folder.join("run.json");
+        match fs::read_to_string(&path) {
+            Ok(text) => serde_json::from_str(&text).map(Some).map_err(|e| {
+                Error::user(format!("{} is damaged: {e}", path.display()), "delete it; it is written anew by --resume")
+            }),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io("read", &path, e)),
+        }
+    }
+
+    /// Writes the record.
+    pub fn write_record(&self, record: &RunRecord) -> Result<()> {
+        write_json(&self.folder.join("run.json"), record)
+    }
+
+    /// The run's own tokenizer.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        Ok(Tokenizer::load(&self.folder.join("tokenizer.json"))?)
+    }
+
+    /// Layout of the language model's rows.
+    pub fn lm_layout(&self) -> Layout {
+        Layout { chunk_size: self.config.chunk_size(), context: self.config.train.lm.context, bos_chunk: true }
+    }
+
+    /// Layout of the autoencoder's rows.
+    pub fn autoencoder_layout(&self) -> Layout {
+        let context = self.config.train.autoencoder.as_ref().map_or(self.config.train.lm.context, |s| s.context);
+        Layout { chunk_size: self.config.chunk_size(), context, bos_chunk: false }
+    }
+
+    /// A new autoencoder with its parameters.
+    pub fn new_autoencoder(&self, tokenizer: &Tokenizer, device: &Device) -> Result<AutoencoderObjective> {
+        let ModelConfig::Calm(c) = &self.config.model else {
+            return Err(Error::user("a baseline has no autoencoder", "name a CALM run with --run"));
+        };
+        let store = ParamStore::new(device, self.config.precision.master(), self.config.seed);
+        let model = Autoencoder::with_store(
+            &store,
+            &c.autoencoder,
+            c.chunk_size,
+            tokenizer.vocab_size(),
+            tokenizer.special().bos,
+        )?;
+        Ok(AutoencoderObjective { model, store })
+    }
+
+    /// The trained autoencoder and the hash of its weights file.
+    pub fn load_autoencoder(
+        &self,
+        which: Which,
+        tokenizer: &Tokenizer,
+        device: &Device,
+    ) -> Result<(AutoencoderObjective, String)> {
+        let objective = self.new_autoencoder(tokenizer, device)?;
+        let checkpoints = self.checkpoints("autoencoder");
+        let path = checkpoints.model_path(checkpoints.step(which)?);
+        load_weights(&path, &objective.store)?;
+        Ok((objective, file_hash(&path)?))
+    }
+
+    /// A new CALM on an autoencoder.
+    pub fn new_calm(&self, autoencoder: Autoencoder, tokenizer: &Tokenizer, device: &Device) -> Result<CalmObjective> {
+        let ModelConfig::Calm(c) = &self.config.model else {
+            return Err(Error::user("this run is a baseline", "name a CALM run with --run"));
+        };
+        let store = ParamStore::new(device, self.config.precision.master(), self.config.seed);
+        let special = special_ids(tokenizer.special());
+        let context = self.config.train.lm.context;
+        let model = Calm::new(&store.builder(), &c.backbone, &c.head, autoencoder, special, context, true)?;
+        Ok(CalmObjective { model, store })
+    }
+
+    /// The trained CALM; its weights file names the autoencoder it belongs to.
+    pub fn load_calm(&self, which: Which, tokenizer: &Tokenizer, device: &Device) -> Result<CalmObjective> {
+        let (autoencoder, hash) = self.load_autoencoder(Which::Best, tokenizer, device)?;
+        let objective = self.new_calm(autoencoder.model, tokenizer, device)?;
+        let checkpoints = self.checkpoints("lm");
+        let path = checkpoints.model_path(checkpoints.step(which)?);
+        let (_, metadata) = read_weights(&path, device)?;
+        if metadata.get("autoencoder").is_some_and(|h| *h != hash) {
+            return Err(Error::user(
+                format!("{} was trained on another autoencoder than the one in this run", path.display()),
+                "put the autoencoder back, or train the language model again (--stage lm --restart)",
+            ));
+        }
+        load_weights(&path, &objective.store)?;
+        Ok(objective)
+    }
+
+    /// A new baseline.
+    pub fn new_baseline(&self, tokenizer: &Tokenizer, device: &Device) -> Result<BaselineObjective> {
+        let ModelConfig::Baseline(c) = &self.config.model else {
+            return Err(Error::user("this run is a CALM", "name a baseline run with --run"));
+        };
+        let store = ParamStore::new(device, self.config.precision.master(), self.config.seed);
+        let special = special_ids(tokenizer.special());
+        let context = self.config.train.lm.context;
+        let model = Baseline::new(
+            &store.builder(),
+            &c.backbone,
+            tokenizer.vocab_size(),
+            special,
+            context,
+            true,
+        )?;
+        Ok(BaselineObjective { model, store })
+    }
+
+    /// The trained baseline.
+    pub fn load_baseline(&self, which: Which, tokenizer: &Tokenizer, device: &Device) -> Result<BaselineObjective> {
+        let objective = self.new_baseline(tokenizer, device)?;
+        let checkpoints = self.checkpoints("lm");
+        load_weights(&checkpoints.model_path(checkpoints.step(which)?), &objective.store)?;
+        Ok(objective)
+    }
+
+    /// What every weights file of this run says about itself.
+    pub fn metadata(&self, stage: &str, record: &RunRecord) -> BTreeMap<String, String> {
+        BTreeMap::from([
+            ("stage".to_owned(), stage.to_owned()),
+            ("corpus".to_owned(), record.corpus_hash.clone()),
+            ("tokenizer".to_owned(), record.tokenizer_hash.clone()),
+        ])
+    }
+}
+
+/// Settings that differ, as `key: old -> new`. With `resume`, `train`, `eval` and `description` may.
+fn differences(old: &serde_json::Value, new: &serde_json::Value, resume: bool) -> Vec<String> {
+    fn walk(path: &str, old: &serde_json::Value, new: &serde_json::Value, out: &mut Vec<String>) {
+        if let (Some(a), Some(b)) = (old.as_object(), new.as_object()) {
+            let mut keys: Vec<&String> = a.keys().chain(b.keys()).collect();
+            keys.sort();
+            keys.dedup();
+            for key in keys {
+                let null = serde_json::Value::Null;
+                let at = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                walk(&at, a.get(key).unwrap_or(&null), b.get(key).unwrap_or(&null), out);
+            }
+        } else if old != new {
+            out.push(format!("  {path}: {old} -> {new}"));
+        }
+    }
+    let mut out = Vec::new();
+    walk("", old, new, &mut out);
+    out.retain(|d| {
+        let free = |section: &str| d.trim_start().starts_with(section);
+        !(free("description") || free("eval.") || (resume && free("train.")))
+    });
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resumed_run_may_change_how_it_trains_but_not_what() {
+        let old = serde_json::json!({"seed": 1, "train": {"lm": {"steps": 5}}, "eval": {"samples": 2}});
+        let new = serde_json::json!({"seed": 1, "train": {"lm": {"steps": 9}}, "eval": {"samples": 4}});
+        assert!(differences(&old, &new, true).is_empty());
+        assert_eq!(differences(&old, &new, false), ["  train.lm.steps: 5 -> 9"]);
+        let other = serde_json::json!({"seed": 2, "train": {"lm": {"steps": 5}}, "eval": {"samples": 2}});
+        assert_eq!(differences(&old, &other, true), ["  seed: 1 -> 2"]);
+    }
+}

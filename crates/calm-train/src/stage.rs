@@ -1,0 +1,197 @@
+//! The training loop: reads from top to bottom, the same for every stage.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use calm_data::{Batch, RowPlan};
+use calm_nn::{AdamW, GradientBucket};
+
+use crate::checkpoint::{Best, Checkpoints, StageState};
+use crate::config::StageConfig;
+use crate::error::{Error, Result};
+use crate::objective::{Objective, scalar};
+
+/// What happens while a stage runs. All methods may do nothing.
+pub trait Observer {
+    /// Before the first step; `from` steps were done earlier.
+    fn begin(&mut self, stage: &str, from: u64, steps: u64);
+    /// After every step.
+    fn step(&mut self, report: &StepReport);
+    /// After a validation.
+    fn validation(&mut self, stage: &str, step: u64, validation: &Validation);
+    /// After the last step.
+    fn end(&mut self, stage: &str, state: &StageState);
+    /// Whether to stop at the next step, with a checkpoint.
+    fn should_stop(&self) -> bool;
+}
+
+/// One step.
+#[derive(Clone, Debug)]
+pub struct StepReport {
+    /// Stage.
+    pub stage: &'static str,
+    /// Steps done.
+    pub step: u64,
+    /// Steps of the stage.
+    pub steps: u64,
+    /// Mean training loss of the step.
+    pub loss: f64,
+    /// Parts of it.
+    pub parts: Vec<(&'static str, f64)>,
+    /// Before clipping.
+    pub gradient_norm: f64,
+    /// Of this step.
+    pub learning_rate: f64,
+    /// Tokens of targets in this step.
+    pub tokens: u64,
+    /// Seconds of this step.
+    pub seconds: f64,
+    /// Whether this step is to be written to the metrics.
+    pub log: bool,
+}
+
+/// A validation.
+#[derive(Clone, Debug, Default)]
+pub struct Validation {
+    /// The loss that decides which checkpoint is best.
+    pub loss: f64,
+    /// More numbers, by name.
+    pub numbers: Vec<(String, Option<f64>)>,
+    /// A sample text, if the stage can produce one.
+    pub sample: Option<String>,
+}
+
+/// Everything the loop needs besides the objective.
+pub struct Stage<'a> {
+    /// How long and how.
+    pub config: &'a StageConfig,
+    /// Training rows.
+    pub plan: &'a RowPlan,
+    /// Where checkpoints go.
+    pub checkpoints: &'a Checkpoints,
+    /// Written into every weights file.
+    pub metadata: &'a BTreeMap<String, String>,
+    /// Seed of batches and noise.
+    pub seed: u64,
+    /// Continue from the latest checkpoint, if there is one.
+    pub resume: bool,
+}
+
+impl Stage<'_> {
+    /// Trains `objective` to the last step. `validate(steps done, last)` is called at the configured interval
+    /// and at the end.
+    pub fn run(
+        &self,
+        objective: &dyn Objective,
+        validate: &mut dyn FnMut(u64, bool) -> Result<Validation>,
+        observer: &mut dyn Observer,
+    ) -> Result<StageState> {
+        let c = self.config;
+        let mut optimizer = AdamW::new(objective.store(), c.adamw);
+        let mut bucket = GradientBucket::new(objective.store());
+        let mut state = StageState::default();
+        if self.resume
+            && let Some(saved) = self.checkpoints.latest()?
+        {
+            self.checkpoints.load_model(saved.step, objective.store())?;
+            self.checkpoints.load_optimizer(saved.step, objective.store(), &mut optimizer)?;
+            state = saved;
+        }
+        observer.begin(objective.stage(), state.step, c.steps);
+        while state.step < c.steps {
+            let started = Instant::now();
+            let mut report = self.step(objective, &mut optimizer, &mut bucket, state.step)?;
+            state.step += 1;
+            report.seconds = started.elapsed().as_secs_f64();
+            state.seconds += report.seconds;
+            state.tokens += report.tokens;
+            let last = state.step == c.steps;
+            report.log = last || state.step == 1 || state.step % c.log_every == 0;
+            observer.step(&report);
+
+            let stop = observer.should_stop() && !last;
+            let mut save = last || stop || (c.checkpoint_every > 0 && state.step % c.checkpoint_every == 0);
+            if last || (c.eval_every > 0 && state.step % c.eval_every == 0 && !stop) {
+                let validation = validate(state.step, last)?;
+                if !validation.loss.is_finite() {
+                    return Err(self.not_finite(objective, "validation loss", validation.loss, state.step));
+                }
+                observer.validation(objective.stage(), state.step, &validation);
+                if state.best.is_none_or(|b| validation.loss < b.loss) {
+                    state.best = Some(Best { step: state.step, loss: validation.loss });
+                    save = true;
+                }
+            }
+            if save {
+                state.finished = last;
+                self.checkpoints.save(&state, objective.store(), &optimizer, self.metadata)?;
+            }
+            if stop {
+                return Err(Error::Interrupted { stage: objective.stage(), step: state.step });
+            }
+        }
+        observer.end(objective.stage(), &state);
+        Ok(state)
+    }
+
+    /// One optimiser step on a global batch cut into micro-batches.
+    fn step(
+        &self,
+        objective: &dyn Objective,
+        optimizer: &mut AdamW,
+        bucket: &mut GradientBucket,
+        step: u64,
+    ) -> Result<StepReport> {
+        let c = self.config;
+        let piece = c.batch_rows / c.accumulation;
+        let batches: Vec<Batch> = (0..c.accumulation)
+            .map(|i| self.plan.batch(step, i * piece..(i + 1) * piece, c.batch_rows))
+            .collect();
+        let targets: usize = batches.iter().map(|b| objective.targets(b)).sum();
+        let mean = 1.0 / targets.max(1) as f64;
+        bucket.clear();
+        let mut loss_sum = 0.0;
+        let mut parts: Vec<(&'static str, f64)> = Vec::new();
+        for batch in &batches {
+            if objective.targets(batch) == 0 {
+                continue;
+            }
+            let loss = objective.loss(batch, self.seed, "train", step as u32)?;
+            loss_sum += scalar(&loss.sum)?;
+            for (i, (name, sum)) in loss.parts.iter().enumerate() {
+                if parts.len() == i {
+                    parts.push((name, 0.0));
+                }
+                parts[i].1 += scalar(sum)? * mean;
+            }
+            bucket.accumulate(&(loss.sum * mean)?.backward()?)?;
+        }
+        let loss = loss_sum * mean;
+        if !loss.is_finite() {
+            return Err(self.not_finite(objective, "the training loss", loss, step + 1));
+        }
+        let norm = bucket.norm();
+        if !norm.is_finite() {
+            return Err(self.not_finite(objective, "the gradient norm", norm, step + 1));
+        }
+        let learning_rate = c.learning_rate * c.schedule.factor(step, c.steps, c.warmup_steps);
+        let clip = if norm > c.clip_norm { c.clip_norm / norm } else { 1.0 };
+        optimizer.update(bucket, learning_rate, clip)?;
+        Ok(StepReport {
+            stage: objective.stage(),
+            step: step + 1,
+            steps: c.steps,
+            loss,
+            parts,
+            gradient_norm: norm,
+            learning_rate,
+            tokens: (targets * objective.tokens_per_target()) as u64,
+            seconds: 0.0,
+            log: false,
+        })
+    }
+
+    fn not_finite(&self, objective: &dyn Objective, what: &'static str, value: f64, step: u64) -> Error {
+        Error::NotFinite { stage: objective.stage(), what, value, step }
+    }
+}
