@@ -22,6 +22,9 @@ pub struct AutoencoderConfig {
     pub token_dropout: f64,
     /// The id that replaces a dropped token; null: BOS, which never occurs inside a chunk of text.
     pub dropped_token_id: Option<u32>,
+    /// Share of the training tokens that a uniformly drawn id replaces, in input and target alike: ids that
+    /// the text hardly ever shows (single bytes of rare characters) are rebuilt as well. The paper has none.
+    pub uniform_tokens: f64,
     /// Dropout on the sampled latent vector in training.
     pub latent_dropout: f64,
     /// Weight of the KL term.
@@ -44,6 +47,7 @@ impl Default for AutoencoderConfig {
             decoder_layers: 2,
             token_dropout: 0.15,
             dropped_token_id: None,
+            uniform_tokens: 0.0,
             latent_dropout: 0.15,
             kl_weight: 1e-3,
             kl_clip: 0.5,
@@ -74,12 +78,22 @@ impl AutoencoderConfig {
         if self.latent_size.unwrap_or(1) > 1024 {
             problem("latent_size", "must be at most 1024".into());
         }
-        for (key, value) in [("encoder_layers", self.encoder_layers), ("decoder_layers", self.decoder_layers)] {
+        for (key, value) in [("encoder_layers", self.encoder_layers), ("decoder_layers", self.decoder_layers)]
+        {
             if value % 2 != 0 || value == 0 {
-                problem(key, format!("is {value}: must be even and at least 2 (half the blocks work on tokens, half on the chunk)"));
+                problem(
+                    key,
+                    format!(
+                        "is {value}: must be even and at least 2 (half the blocks work on tokens, half on the chunk)"
+                    ),
+                );
             }
         }
-        for (key, value) in [("token_dropout", self.token_dropout), ("latent_dropout", self.latent_dropout)] {
+        for (key, value) in [
+            ("token_dropout", self.token_dropout),
+            ("uniform_tokens", self.uniform_tokens),
+            ("latent_dropout", self.latent_dropout),
+        ] {
             if !(0.0..1.0).contains(&value) {
                 problem(key, format!("is {value}: must be at least 0 and below 1"));
             }
@@ -104,7 +118,8 @@ mod tests {
     #[test]
     fn an_odd_number_of_layers_is_refused() {
         let mut found = Vec::new();
-        AutoencoderConfig { encoder_layers: 3, ..Default::default() }.validate(|k, _| found.push(k.to_owned()));
+        AutoencoderConfig { encoder_layers: 3, ..Default::default() }
+            .validate(|k, _| found.push(k.to_owned()));
         assert_eq!(found, ["encoder_layers"]);
     }
 

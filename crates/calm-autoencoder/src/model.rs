@@ -2,7 +2,7 @@
 
 use calm_kernels as ops;
 use calm_nn::{Builder, Embedding, Init, Linear, Noise, ParamStore, RmsNorm, SwiGlu};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 use crate::AutoencoderConfig;
 
@@ -172,7 +172,10 @@ impl Autoencoder {
         }
         let out = self.hidden_to_latent.forward(&self.encoder_norm.forward(&x)?)?;
         let l = self.latent_size;
-        Ok(Posterior { mean: out.narrow(1, 0, l)?.contiguous()?, log_std: out.narrow(1, l, l)?.contiguous()? })
+        Ok(Posterior {
+            mean: out.narrow(1, 0, l)?.contiguous()?,
+            log_std: out.narrow(1, l, l)?.contiguous()?,
+        })
     }
 
     /// Latents `[R, L]` -> the decoder's last hidden states `[R·K, D]`; logits are their products with the
@@ -198,7 +201,8 @@ impl Autoencoder {
 
     /// The most probable tokens of latents `[R, L]`: U32 `[R, K]`.
     pub fn decode(&self, z: &Tensor) -> Result<Tensor> {
-        ops::tied_argmax(&self.decode_hidden(z)?, &self.embedding.table)?.reshape((z.dim(0)?, self.chunk_size))
+        ops::tied_argmax(&self.decode_hidden(z)?, &self.embedding.table)?
+            .reshape((z.dim(0)?, self.chunk_size))
     }
 
     /// Cross-entropy (nats) and most probable token per position of `ids [R, K]` decoded from `z [R, L]`:
@@ -206,18 +210,31 @@ impl Autoencoder {
     pub fn score(&self, z: &Tensor, ids: &Tensor) -> Result<(Tensor, Tensor)> {
         let shape = (z.dim(0)?, self.chunk_size);
         let hidden = self.decode_hidden(z)?;
-        let (ce, best) =
-            ops::tied_cross_entropy_rows(&hidden, &self.embedding.table, &ids.flatten_all()?)?;
+        let (ce, best) = ops::tied_cross_entropy_rows(&hidden, &self.embedding.table, &ids.flatten_all()?)?;
         Ok((ce.reshape(shape)?, best.reshape(shape)?))
+    }
+
+    /// Replaces the configured share of tokens by uniformly drawn ids.
+    fn with_uniform_tokens(&self, ids: &Tensor, noise: &Noise<'_>) -> Result<Tensor> {
+        let share = self.config.uniform_tokens;
+        if share == 0.0 {
+            return Ok(ids.clone());
+        }
+        let vocab = self.embedding.table.dim(0)?;
+        let u = noise.uniform("uniform", 1, self.chunk_size, ids.device())?.reshape(ids.shape())?;
+        let drawn = (&u * (vocab as f64 / share))?.floor()?.clamp(0.0, (vocab - 1) as f64)?.to_dtype(DType::U32)?;
+        u.lt(share)?.where_cond(&drawn, ids)
     }
 
     /// The training loss of chunks `ids [R, K]` (every position a target, PAD after EOS included).
     ///
-    /// Noise streams: `token` uniform `[R, 1, K]` (a token is kept where u ≥ token_dropout), `latent` normal
+    /// Noise streams: `uniform` uniform `[R, 1, K]` (where u < uniform_tokens, the id is ⌊u / uniform_tokens · V⌋),
+    /// `token` uniform `[R, 1, K]` (a token is kept where u ≥ token_dropout), `latent` normal
     /// `[R, 1, L]`, `latent.dropout` mask `[R, L]`.
     pub fn loss(&self, ids: &Tensor, noise: &Noise<'_>) -> Result<AutoencoderLoss> {
         let (rows, k) = ids.dims2()?;
         let device = ids.device();
+        let ids = &self.with_uniform_tokens(ids, noise)?;
         let input = if self.config.token_dropout > 0.0 {
             let u = noise.uniform("token", 1, k, device)?.reshape((rows, k))?;
             let keep = u.ge(self.config.token_dropout)?;
@@ -254,7 +271,7 @@ impl Autoencoder {
 mod tests {
     use super::*;
     use calm_nn::{AdamW, AdamWConfig, GradientBucket, RowId};
-    use candle_core::{DType, Device};
+    use candle_core::Device;
 
     fn small() -> (ParamStore, Autoencoder) {
         let config = AutoencoderConfig {
@@ -303,6 +320,23 @@ mod tests {
         }
         let back = model.decode(&model.encode(&data).unwrap().mean).unwrap();
         assert_eq!(back.to_vec2::<u32>().unwrap(), data.to_vec2::<u32>().unwrap());
+    }
+
+    #[test]
+    fn the_configured_share_of_tokens_is_drawn_uniformly() {
+        let config = AutoencoderConfig { uniform_tokens: 0.25, ..Default::default() };
+        let store = ParamStore::new(&Device::Cpu, DType::F32, 5);
+        let model = Autoencoder::with_store(&store, &config, 4, 50, 0).unwrap();
+        let rows: Vec<RowId> = (0..2000).map(|i| RowId { example: i, position: 0 }).collect();
+        let noise = Noise::Keyed { seed: 1, purpose: "train", step: 0, rows: &rows };
+        let ids = Tensor::full(99u32, (2000, 4), &Device::Cpu).unwrap();
+        let out = model.with_uniform_tokens(&ids, &noise).unwrap().flatten_all().unwrap().to_vec1::<u32>().unwrap();
+        let drawn: Vec<u32> = out.into_iter().filter(|t| *t != 99).collect();
+        assert!((drawn.len() as f64 / 8000.0 - 0.25).abs() < 0.02);
+        for id in 0..50 {
+            let n = drawn.iter().filter(|t| **t == id).count();
+            assert!((15..=70).contains(&n), "id {id}: {n} of {}", drawn.len());
+        }
     }
 
     #[test]

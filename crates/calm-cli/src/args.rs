@@ -36,6 +36,10 @@ pub enum Command {
     Config(ConfigArgs),
     /// Write posterior latents of held-out text as a NumPy file.
     Latents(LatentsArgs),
+    /// Make a run of a checkpoint of the reference implementation (or a Llama baseline).
+    Import(ImportArgs),
+    /// Write a run as a checkpoint of the reference implementation.
+    Export(ExportArgs),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -57,6 +61,7 @@ pub struct ConfigSource {
 /// `calm train`
 #[derive(Debug, Args)]
 pub struct TrainArgs {
+    /// The configuration.
     #[command(flatten)]
     pub source: ConfigSource,
     /// The run's folder (default: runs/<config name>).
@@ -176,8 +181,10 @@ impl std::str::FromStr for Count {
 /// `calm eval brierlm`
 #[derive(Debug, Args)]
 pub struct BrierArgs {
+    /// The run.
     #[command(flatten)]
     pub source: RunSource,
+    /// The text.
     #[command(flatten)]
     pub text: TextSource,
     /// Score drawn samples of any model from a JSON-lines file; no run is needed.
@@ -194,8 +201,10 @@ pub struct BrierArgs {
 /// `calm eval autoencoder`
 #[derive(Debug, Args)]
 pub struct ReconstructArgs {
+    /// The run.
     #[command(flatten)]
     pub source: RunSource,
+    /// The text.
     #[command(flatten)]
     pub text: TextSource,
 }
@@ -203,6 +212,7 @@ pub struct ReconstructArgs {
 /// `calm generate`
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
+    /// The run.
     #[command(flatten)]
     pub source: RunSource,
     /// Text to continue, of any length; `-` reads it from standard input.
@@ -260,6 +270,7 @@ pub struct ConfigArgs {
 /// `calm latents`
 #[derive(Debug, Args)]
 pub struct LatentsArgs {
+    /// The run.
     #[command(flatten)]
     pub source: RunSource,
     /// The file to write: float32 `[chunks, 2, L]`, mean and log std.
@@ -271,4 +282,64 @@ pub struct LatentsArgs {
     /// Documents to encode (default: all).
     #[arg(long, value_name = "N")]
     pub documents: Option<usize>,
+}
+
+/// `calm import`
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// The published folder: config.json with model.safetensors or pytorch_model.bin (whole or in shards).
+    #[arg(value_name = "FOLDER")]
+    pub folder: PathBuf,
+    /// The run's folder, new or empty.
+    #[arg(short, long, value_name = "RUN")]
+    pub out: PathBuf,
+    /// The model's tokenizer (default: tokenizer.json in the folder).
+    #[arg(long, value_name = "tokenizer.json", conflicts_with = "llama3")]
+    pub tokenizer: Option<PathBuf>,
+    /// The Llama-3 tokenizer from its BPE ranks, and the tokenizer_config.json with its special tokens.
+    #[arg(long, value_name = "RANKS[,CONFIG]")]
+    pub llama3: Option<String>,
+    /// Folder of a language model's autoencoder (default: as its ae_path says, or from its own weights).
+    #[arg(long, value_name = "FOLDER")]
+    pub autoencoder: Option<PathBuf>,
+    /// Text for evaluation and further training (default: the default corpus).
+    #[arg(long, value_name = "FILE|FOLDER")]
+    pub data: Option<PathBuf>,
+}
+
+/// `calm export`
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The run.
+    #[command(flatten)]
+    pub source: RunSource,
+    /// The folder to write, new or empty.
+    #[arg(short, long, value_name = "FOLDER")]
+    pub out: PathBuf,
+    /// Weight files.
+    #[arg(long, default_value = "safetensors")]
+    pub format: ExportFormat,
+    /// Number format of the weights.
+    #[arg(long, default_value = "recorded")]
+    pub dtype: DtypeName,
+}
+
+/// Weight files that can be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// model.safetensors.
+    Safetensors,
+}
+
+/// Number formats of exported weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DtypeName {
+    /// As each tensor was imported; 32 bits in a model that was trained here.
+    Recorded,
+    /// 32 bits.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// float16.
+    F16,
 }

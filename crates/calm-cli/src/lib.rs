@@ -1,3 +1,79 @@
-//! What the `calm` binary is made of.
+//! What the `calm` binary is made of: arguments, commands, the screen. The work is done by the other crates.
 
+pub mod args;
+pub mod commands;
+mod error;
+mod report;
+mod screen;
+pub mod shipped;
 pub mod ui;
+pub mod version;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use args::{Cli, Command, EvalCommand};
+use ui::{Printer, UiOptions, Verbosity};
+
+/// Parses the command line and runs it. Exit code 0: done; 1: an error, printed with its remedy; 2: usage.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let code = e.exit_code();
+            let _ = e.print();
+            return ExitCode::from(code as u8);
+        }
+    };
+    settle_threads(cli.threads);
+    let verbosity = if cli.quiet { Verbosity::Quiet } else { Verbosity::Normal };
+    let printer = Printer::new(UiOptions { verbosity, ..UiOptions::default() });
+    let result = run(&cli, &printer);
+    printer.conclude_with(result, error::hint)
+}
+
+/// Decides the thread counts of everything below, before any thread exists.
+fn settle_threads(threads: Option<usize>) {
+    let mut set = vec![];
+    if let Some(n) = threads.filter(|n| *n > 0) {
+        set.push(("RAYON_NUM_THREADS", n.to_string()));
+    }
+    // candle's second pool waits by spinning: with any other work on the machine it made a step three times
+    // slower. What it would do in parallel is bound by memory anyway.
+    if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
+        set.push(("CANDLE_NUM_THREADS", "1".to_owned()));
+    }
+    for (name, value) in set {
+        // SAFETY: called once from `main` before any other thread is started.
+        unsafe { std::env::set_var(name, value) };
+    }
+}
+
+fn run(cli: &Cli, printer: &Printer) -> anyhow::Result<()> {
+    if cli.threads == Some(0) {
+        return Err(error::Hinted::new("--threads 0", "give 1 or more").into());
+    }
+    if cli.version {
+        return Ok(printer.result(&version::line())?);
+    }
+    match &cli.command {
+        None => {
+            let help = Cli::command().render_help().to_string();
+            Ok(printer.result(&help)?)
+        }
+        Some(Command::Train(a)) => commands::train::run(a, printer),
+        Some(Command::Eval(EvalCommand::Brierlm(a))) => commands::eval::brierlm(a, printer),
+        Some(Command::Eval(EvalCommand::Autoencoder(a))) => commands::eval::autoencoder(a, printer),
+        Some(Command::Generate(a)) => commands::generate::run(a, printer),
+        Some(Command::Config(a)) => commands::config::run(a, printer),
+        Some(Command::Latents(a)) => commands::latents::run(a, printer),
+        Some(Command::Import(a)) => commands::import::run(a, printer),
+        Some(Command::Export(a)) => commands::export::run(a, printer),
+        Some(Command::Completions { shell }) => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "calm", &mut script);
+            Ok(printer.text(&String::from_utf8_lossy(&script))?)
+        }
+    }
+}

@@ -5,9 +5,7 @@ use std::path::Path;
 use calm_train::config::{ConfigErrors, ConfigText};
 
 /// Name and text of every configuration in `configs/` (a test holds the list to the folder).
-pub const SHIPPED: &[(&str, &str)] = &[
-    ("quickstart", include_str!("../../../configs/quickstart.yaml")),
-];
+pub const SHIPPED: &[(&str, &str)] = &[("quickstart", include_str!("../../../configs/quickstart.yaml"))];
 
 /// Finds a configuration.
 ///

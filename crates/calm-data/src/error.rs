@@ -99,7 +99,7 @@ pub enum Error {
         message: String,
     },
     /// Crates of the default corpus that are not on this machine.
-    #[error("{count} crate(s) of the corpus are not on this machine: {list}; run `cargo fetch` in {project} (it needs the network once){note}", count = crates.len(), list = crates.join(", "), project = project.display())]
+    #[error("{count} crate(s) of the corpus are not on this machine: {list}; run `cargo fetch` in {project} (it needs the network once){note}", count = crates.len(), list = some_of(crates), project = project.display())]
     MissingCrates {
         /// Names with versions.
         crates: Vec<String>,
@@ -187,6 +187,13 @@ fn io_remedy(source: &io::Error) -> &'static str {
     }
 }
 
+/// The first twenty names and how many more there are.
+fn some_of(names: &[String]) -> String {
+    const SHOWN: usize = 20;
+    let shown = names[..names.len().min(SHOWN)].join(", ");
+    if names.len() > SHOWN { format!("{shown} and {} more", names.len() - SHOWN) } else { shown }
+}
+
 fn cut_short(truncated: bool) -> &'static str {
     if truncated { "; the file seems to be cut short: download or copy it again" } else { "" }
 }
@@ -194,6 +201,17 @@ fn cut_short(truncated: bool) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_list_of_missing_crates_is_shortened_but_counted() {
+        let crates = (0..30).map(|i| format!("crate-{i} 1.0.0")).collect();
+        let error = Error::MissingCrates { crates, project: "here".into(), note: String::new() }.to_string();
+        assert!(
+            error.starts_with("30 crate(s)") && error.contains("and 10 more; run `cargo fetch`"),
+            "{error}"
+        );
+        assert!(error.contains("crate-19") && !error.contains("crate-20"), "{error}");
+    }
 
     #[test]
     fn missing_and_forbidden_files_have_a_remedy() {

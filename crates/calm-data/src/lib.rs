@@ -38,4 +38,4 @@ pub use document::Document;
 pub use error::{Error, Result};
 pub use reference::ReferenceBlocks;
 pub use token_file::TokenFile;
-pub use tokenizer::{SpecialTokens, Tokenizer};
+pub use tokenizer::{SpecialTokens, Tokenizer, Vocabulary};

@@ -156,8 +156,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    static TRAINED: LazyLock<crate::Tokenizer> = LazyLock::new(|| {
+        let text = "abc de bad cab ace dead bee abc cab\n".repeat(9);
+        crate::bpe::train(&[&text], 290, &mut |_| ()).unwrap()
+    });
+
     fn by_pattern(text: &str) -> Vec<&str> {
-        let regex = Regex::new(PATTERN).unwrap();
+        let regex = REGEX.as_ref().unwrap();
         let found: Vec<&str> = regex.find_iter(text).map(|piece| piece.unwrap().as_str()).collect();
         assert_eq!(found.concat(), text, "the pattern covers every text");
         found
@@ -180,8 +185,7 @@ mod tests {
 
         #[test]
         fn encoding_is_that_of_the_pipeline(texts in prop::collection::vec("([a-e ]{0,9}|\\PC|\n){0,6}", 0..5)) {
-            let tokenizer = crate::bpe::train(&["abc de bad cab ace dead bee abc cab\n"; 9], 290, &mut |_| ()).unwrap();
-            let pipeline = tokenizer.pipeline().unwrap();
+            let pipeline = TRAINED.pipeline().unwrap();
             prop_assert!(is_plain(pipeline));
             let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
             let plain: Vec<Vec<u32>> = texts

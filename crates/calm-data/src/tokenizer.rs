@@ -10,6 +10,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokenizers::AddedToken;
 
@@ -27,6 +28,27 @@ pub struct SpecialTokens {
     pub eos: u32,
     /// Fills the last chunk after EOS, and filler chunks.
     pub pad: u32,
+}
+
+/// Ids of a model that was trained elsewhere, where they are not the tokenizer's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Vocabulary {
+    /// V: rows of the model's embedding.
+    pub size: usize,
+    /// Fills the input-only first chunk of a document.
+    pub bos: u32,
+    /// Ends a document.
+    pub eos: u32,
+    /// Fills the last chunk after EOS, and filler chunks.
+    pub pad: u32,
+}
+
+impl Vocabulary {
+    /// BOS, EOS and PAD.
+    pub fn special(&self) -> SpecialTokens {
+        SpecialTokens { bos: self.bos, eos: self.eos, pad: self.pad }
+    }
 }
 
 /// Names under which special tokens are found in a given vocabulary; the first is the one that is added.
@@ -54,7 +76,7 @@ struct Inner {
 
 /// A tokenizer. Cloning shares it.
 #[derive(Clone)]
-pub struct Tokenizer(Arc<Inner>);
+pub struct Tokenizer(Arc<Inner>, Option<Vocabulary>);
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
@@ -102,17 +124,53 @@ impl Tokenizer {
         json: String,
     ) -> Self {
         let hash = *blake3::hash(json.as_bytes()).as_bytes();
-        Self(Arc::new(Inner { kind, special, bytes, byte_exact, json, hash }))
+        Self(Arc::new(Inner { kind, special, bytes, byte_exact, json, hash }), None)
+    }
+
+    /// The same tokenizer for a model with other special ids. Special tokens that only we have appended, above
+    /// the model's vocabulary, are dropped. File and hash stay those of the tokenizer.
+    ///
+    /// # Errors
+    /// When the two do not fit, with everything that [`Tokenizer::vocabulary_problems`] finds.
+    pub fn with_vocabulary(&self, vocabulary: Vocabulary) -> Result<Self> {
+        let problems = self.vocabulary_problems(vocabulary);
+        if problems.is_empty() {
+            return Ok(Self(self.0.clone(), Some(vocabulary)));
+        }
+        Err(Error::Tokenizer(format!("it does not fit the model's vocabulary: {}", problems.join("; "))))
+    }
+
+    /// Why this tokenizer cannot be the one of a model with these ids; empty when it can.
+    pub fn vocabulary_problems(&self, vocabulary: Vocabulary) -> Vec<String> {
+        let own = self.0.special;
+        let mut size = self.0.bytes.len();
+        while size > vocabulary.size && [own.bos, own.eos, own.pad].contains(&(size as u32 - 1)) {
+            size -= 1;
+        }
+        let mut problems = Vec::new();
+        if size != vocabulary.size {
+            problems.push(format!("the tokenizer has {size} ids, the model {}", vocabulary.size));
+        }
+        for (name, id) in [("BOS", vocabulary.bos), ("EOS", vocabulary.eos), ("PAD", vocabulary.pad)] {
+            if id as usize >= vocabulary.size {
+                problems
+                    .push(format!("{name} {id} is outside the model's vocabulary of {}", vocabulary.size));
+            } else if let Some(text) = self.0.bytes.get(id as usize).filter(|text| !text.is_empty()) {
+                let text = String::from_utf8_lossy(text);
+                problems.push(format!("{name} {id} is the text {text:?} in the tokenizer"));
+            }
+        }
+        problems
     }
 
     /// V: ids are below it, special tokens included.
     pub fn vocab_size(&self) -> usize {
-        self.0.bytes.len()
+        self.1.map_or(self.0.bytes.len(), |v| v.size)
     }
 
     /// BOS, EOS and PAD.
     pub fn special(&self) -> SpecialTokens {
-        self.0.special
+        self.1.map_or(self.0.special, |v| v.special())
     }
 
     /// Whether `decode` of `encode` is the identity (all but vocabularies of words and sentence pieces).
@@ -254,6 +312,30 @@ mod tests {
         p.add_special_tokens([AddedToken::from("<|endoftext|>", true)]).unwrap();
         let t = Tokenizer::from_pipeline(p).unwrap();
         assert_eq!(t.special(), SpecialTokens { bos: 257, eos: 256, pad: 258 });
+    }
+
+    #[test]
+    fn a_models_own_special_ids_replace_ours_and_ids_beyond_its_vocabulary_go() {
+        let mut p = bytes_only();
+        p.add_special_tokens([AddedToken::from("<|im_start|>", true), AddedToken::from("<|im_end|>", true)])
+            .unwrap();
+        let t = Tokenizer::from_pipeline(p).unwrap();
+        assert_eq!((t.vocab_size(), t.special()), (260, SpecialTokens { bos: 258, eos: 257, pad: 259 }));
+        let v = Vocabulary { size: 258, bos: 256, eos: 257, pad: 256 };
+        let m = t.with_vocabulary(v).unwrap();
+        assert_eq!((m.vocab_size(), m.special(), m.hash()), (258, v.special(), t.hash()));
+        assert_eq!(m.encode("aé").unwrap(), t.encode("aé").unwrap());
+    }
+
+    #[test]
+    fn a_vocabulary_that_does_not_fit_is_refused_with_every_reason() {
+        let t = Tokenizer::from_pipeline(bytes_only()).unwrap();
+        let v = Vocabulary { size: 300, bos: 97, eos: 257, pad: 300 };
+        let problems = t.vocabulary_problems(v);
+        assert_eq!(problems.len(), 3, "{problems:?}");
+        let error = t.with_vocabulary(v).unwrap_err().to_string();
+        assert!(error.contains("259 ids, the model 300") && error.contains("BOS 97 is the text"), "{error}");
+        assert!(error.contains("PAD 300 is outside"), "{error}");
     }
 
     #[test]

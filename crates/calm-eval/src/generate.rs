@@ -157,6 +157,19 @@ fn continue_prompt(
     uniforms: &mut impl Uniforms,
     report: &mut GenerateReport,
 ) -> Result<Vec<u32>, GenerateError> {
+    if let Decoding::Exact { temperature, options } = options.decoding {
+        match temperature::exact(temperature, &options, temperature::begins_with(remainder), &mut *draw, uniforms) {
+            Ok(outcome) => {
+                report.draws += outcome.draws;
+                report.fallbacks += usize::from(outcome.fell_back);
+                report.match_rate = Some(outcome.match_rate());
+                return Ok(outcome.chunk);
+            }
+            // Then the remainder is forced below.
+            Err(TemperatureError::NoMatch { .. }) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
     const POOL: usize = 256;
     let wanted = match options.decoding {
         Decoding::Batch { samples, .. } => samples.max(POOL),
@@ -191,7 +204,7 @@ fn continue_prompt(
     let n = match options.decoding {
         Decoding::Plain => 1,
         Decoding::Batch { temperature, .. } | Decoding::Exact { temperature, .. } => {
-            (1.0 / temperature.value()).round() as u32
+            (1.0 / temperature.value()).round().max(1.0) as u32
         }
     };
     // The same choice among the matching candidates as elsewhere among all (batch approximation).
@@ -230,7 +243,8 @@ mod tests {
             let name = |t: u32| if t >= self.end_at { 1001 } else { t };
             Ok((0..n as u32)
                 .map(|i| {
-                    let off = (i + key.call + key.seed as u32) % 2;
+                    let mixed = (u64::from(i) << 32 | u64::from(key.call) ^ key.seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                    let off = (mixed >> 63) as u32;
                     vec![name(at), name(at + 1) + off, name(at + 2)]
                 })
                 .collect())

@@ -94,7 +94,8 @@ pub fn reconstruct(
     mut progress: impl FnMut(usize),
 ) -> Result<ReconstructionReport> {
     let l = model.latent_size();
-    let (mut sampled, mut mean, mut noisy) = (Hits::default(), Hits::default(), [Hits::default(); SIGMAS.len()]);
+    let (mut sampled, mut mean, mut noisy) =
+        (Hits::default(), Hits::default(), [Hits::default(); SIGMAS.len()]);
     let (mut tokens, mut chunks, mut positions) = (0u64, 0u64, 0u64);
     let (mut nats, mut kl, mut std) = (0.0, 0.0, 0.0);
     let (mut first, mut second) = (vec![0.0f64; l], vec![0.0f64; l]);
@@ -119,7 +120,8 @@ pub fn reconstruct(
         mean.tokens = noisy[0].tokens;
         mean.chunks = noisy[0].chunks;
         kl += posterior.kl()?.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>()?;
-        std += posterior.log_std.exp()?.to_dtype(DType::F64)?.mean_all()?.to_scalar::<f64>()? * rows.len() as f64;
+        std += posterior.log_std.exp()?.to_dtype(DType::F64)?.mean_all()?.to_scalar::<f64>()?
+            * rows.len() as f64;
         let means = posterior.mean.to_dtype(DType::F64)?;
         add(&mut first, &means.sum(0)?.to_vec1()?);
         add(&mut second, &means.sqr()?.sum(0)?.to_vec1()?);
@@ -130,7 +132,8 @@ pub fn reconstruct(
     }
     let n = chunks.max(1) as f64;
     let share = |hits: Hits| (hits.tokens as f64 / tokens.max(1) as f64, hits.chunks as f64 / n);
-    let collapsed = first.iter().zip(&second).filter(|(a, b)| **b / n - (**a / n).powi(2) < ACTIVE_VARIANCE).count();
+    let collapsed =
+        first.iter().zip(&second).filter(|(a, b)| **b / n - (**a / n).powi(2) < ACTIVE_VARIANCE).count();
     Ok(ReconstructionReport {
         token_accuracy: share(sampled).0,
         chunk_accuracy: share(sampled).1,

@@ -71,14 +71,13 @@ fn target(batch: &Batch, b: usize, s: usize, end: EndOfText) -> Option<[u32; NGR
 /// The n-gram positions of a batch: (row among the predicting positions, what is scored there).
 fn positions(batch: &Batch, end: EndOfText) -> Vec<(usize, Position)> {
     let mut out = Vec::new();
-    let mut row = 0;
-    for at in (0..batch.rows * batch.context).filter(|at| batch.predicts[*at]) {
+    let predicting = (0..batch.rows * batch.context).filter(|at| batch.predicts[*at]);
+    for (row, at) in predicting.enumerate() {
         let (b, s) = (at / batch.context, at % batch.context);
         if let Some(target) = target(batch, b, s, end) {
             let previous = batch.chunk(b, s)[batch.chunk_size - 1];
             out.push((row, Position { document: batch.documents[at], previous, target }));
         }
-        row += 1;
     }
     out
 }
@@ -118,8 +117,6 @@ pub fn score_calm(
                 let chain = |n: usize| -> Vec<u32> {
                     (0..steps).flat_map(|j| draws.chunk(row, j, n).iter().copied()).collect()
                 };
-                let accuracy: Vec<Vec<u32>> =
-                    accuracy.into_iter().map(|a| padded(a, &position.target)).collect();
                 brier::terms(&position.target, &accuracy, &[chain(0), chain(1)], Some(end))
             }
             .map_err(shape_error)?;
@@ -129,15 +126,6 @@ pub fn score_calm(
         progress(i + 1);
     }
     Ok(scores)
-}
-
-/// Where the target ends early, tokens after its end agree by definition.
-fn padded(mut sample: Vec<u32>, target: &[u32; NGRAM]) -> Vec<u32> {
-    if sample.len() < NGRAM {
-        let from = sample.len();
-        sample.extend_from_slice(&target[from..]);
-    }
-    sample
 }
 
 /// Scores a baseline with exact target probabilities and two sampled paths.

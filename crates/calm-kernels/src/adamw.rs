@@ -27,7 +27,7 @@ pub struct AdamWStep {
     pub eps: f64,
     /// Decoupled weight decay; 0 for parameters that take none.
     pub weight_decay: f64,
-    /// Number of this step, from 1 (bias correction).
+    /// Number of this step, from 1 (bias correction; 0 is taken as 1).
     pub step: u32,
     /// Factor of the gradient: 1, or max_norm/norm when it is clipped.
     pub grad_scale: f64,
@@ -47,7 +47,7 @@ pub fn adamw(param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32], s: &
         m.len(),
         v.len()
     );
-    let t = f64::from(s.step);
+    let t = f64::from(s.step.max(1));
     let factors = Factors {
         grad_scale: s.grad_scale as f32,
         keep: (1.0 - s.lr * s.weight_decay) as f32,

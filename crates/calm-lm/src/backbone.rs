@@ -98,28 +98,50 @@ impl Backbone {
         &self.config
     }
 
-    /// Runs the layers on `x [B, T, D]`; `attend(layer, q, k, v)` gets rotated `[B, T, heads, Dh]`.
+    /// One layer on the residual stream `x [B, T, D]`; `attend(q, k, v)` gets rotated `[B, T, heads, Dh]`.
+    fn layer(
+        &self,
+        layer: &Layer,
+        x: &Tensor,
+        positions: &Tensor,
+        attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let (b, t, d) = x.dims3()?;
+        let (heads, kv, size) = (self.config.heads, self.config.kv_heads(), self.config.head_size());
+        let theta = self.config.rope_theta;
+        let h = layer.input_norm.forward(x)?;
+        let q = ops::rotary(&layer.query.forward(&h)?.reshape((b, t, heads, size))?, positions, theta)?;
+        let k = ops::rotary(&layer.key.forward(&h)?.reshape((b, t, kv, size))?, positions, theta)?;
+        let v = layer.value.forward(&h)?.reshape((b, t, kv, size))?;
+        let mixed = attend(&q, &k, &v)?.reshape((b, t, d))?;
+        let x = (x + layer.output.forward(&mixed)?)?;
+        let m = layer.mlp.forward(&layer.post_norm.forward(&x)?)?;
+        x + m
+    }
+
+    /// Runs all layers and the final norm; `attend(layer, q, k, v)`.
     fn run(
         &self,
         x: &Tensor,
         positions: &Tensor,
         mut attend: impl FnMut(usize, &Tensor, &Tensor, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let (b, t, d) = x.dims3()?;
-        let (heads, kv, size) = (self.config.heads, self.config.kv_heads(), self.config.head_size());
-        let theta = self.config.rope_theta;
         let mut x = x.clone();
         for (i, layer) in self.layers.iter().enumerate() {
-            let h = layer.input_norm.forward(&x)?;
-            let q = ops::rotary(&layer.query.forward(&h)?.reshape((b, t, heads, size))?, positions, theta)?;
-            let k = ops::rotary(&layer.key.forward(&h)?.reshape((b, t, kv, size))?, positions, theta)?;
-            let v = layer.value.forward(&h)?.reshape((b, t, kv, size))?;
-            let mixed = attend(i, &q, &k, &v)?.reshape((b, t, d))?;
-            x = (x + layer.output.forward(&mixed)?)?;
-            let m = layer.mlp.forward(&layer.post_norm.forward(&x)?)?;
-            x = (x + m)?;
+            x = self.layer(layer, &x, positions, |q, k, v| attend(i, q, k, v))?;
         }
         self.norm.forward(&x)
+    }
+
+    /// The residual streams `[B, S, D]` that enter each layer, and the one that leaves the last (before the
+    /// final norm), for rows as in [`Backbone::forward`].
+    pub fn residual_streams(&self, x: &Tensor, positions: &Tensor, segments: &Tensor) -> Result<Vec<Tensor>> {
+        let mut streams = vec![x.clone()];
+        for (i, layer) in self.layers.iter().enumerate() {
+            let attend = |q: &Tensor, k: &Tensor, v: &Tensor| ops::causal_attention(q, k, v, segments);
+            streams.push(self.layer(layer, &streams[i], positions, attend)?);
+        }
+        Ok(streams)
     }
 
     /// Whole rows: `x [B, S, D]`, `positions` and `segments` U32 `[B, S]` -> hidden states `[B, S, D]`.
@@ -128,7 +150,12 @@ impl Backbone {
     }
 
     /// As [`Backbone::forward`], keeping keys and values for branches (no gradient).
-    pub fn forward_trunk(&self, x: &Tensor, positions: &Tensor, segments: &Tensor) -> Result<(Tensor, Trunk)> {
+    pub fn forward_trunk(
+        &self,
+        x: &Tensor,
+        positions: &Tensor,
+        segments: &Tensor,
+    ) -> Result<(Tensor, Trunk)> {
         let mut layers = Vec::with_capacity(self.layers.len());
         let hidden = self.run(x, positions, |_, q, k, v| {
             layers.push((k.detach(), v.detach()));

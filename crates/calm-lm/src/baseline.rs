@@ -278,7 +278,12 @@ impl Sampler for Baseline {
         let rows: Vec<RowId> = (0..samples.div_ceil(1 << 12))
             .map(|i| RowId { example: i as u32, position: state.tokens().len() as u32 })
             .collect();
-        let u = philox::uniform(NoiseKey::new(key.seed, "generate/token", key.call), &rows, samples.min(1 << 12), 1);
+        let u = philox::uniform(
+            NoiseKey::new(key.seed, "generate/token", key.call),
+            &rows,
+            samples.min(1 << 12),
+            1,
+        );
         Ok(u.iter().take(samples).map(|u| vec![invert(&p, f64::from(*u))]).collect())
     }
 }

@@ -70,11 +70,8 @@ impl ChunkBatch {
     /// last chunk stands in (the caller knows which positions have that many chunks ahead).
     pub fn chunks_after(&self, offset: u32) -> Result<Tensor> {
         let (b, s, k) = self.ids.dims3()?;
-        let index: Vec<u32> = self
-            .sources
-            .iter()
-            .map(|at| (at + offset).min((at / s as u32 + 1) * s as u32 - 1))
-            .collect();
+        let index: Vec<u32> =
+            self.sources.iter().map(|at| (at + offset).min((at / s as u32 + 1) * s as u32 - 1)).collect();
         let index = Tensor::from_slice(&index, index.len(), self.ids.device())?;
         self.ids.reshape((b * s, k))?.index_select(&index, 0)
     }

@@ -72,7 +72,14 @@ impl Calm {
         let init = Init::Normal(backbone.init_std);
         let t = b.under("transformer");
         Ok(Self {
-            embedding: Embedding::new(&t, "embed_tokens", vocab, backbone.hidden_size, init, Some(special.pad))?,
+            embedding: Embedding::new(
+                &t,
+                "embed_tokens",
+                vocab,
+                backbone.hidden_size,
+                init,
+                Some(special.pad),
+            )?,
             input: ChunkInput::new(
                 &b.under("embed_proj"),
                 autoencoder.chunk_size(),
@@ -124,10 +131,7 @@ impl Calm {
     pub fn loss(&self, batch: &ChunkBatch, noise: &Noise<'_>) -> Result<RowLoss> {
         let hidden = self.hidden(batch)?;
         let posterior = self.posterior(&batch.targets()?)?;
-        Ok(RowLoss {
-            sum: self.head.loss(&hidden, &posterior, noise)?.sum_all()?,
-            rows: batch.sources.len(),
-        })
+        Ok(RowLoss { sum: self.head.loss(&hidden, &posterior, noise)?.sum_all()?, rows: batch.sources.len() })
     }
 
     /// The loss with true and with exchanged hidden states (each row is given another row's), without

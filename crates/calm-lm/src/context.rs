@@ -25,11 +25,14 @@ impl Context {
         self.ended
     }
 
-    /// The hidden state `[1, D]` that predicts the next chunk.
-    pub(crate) fn hidden(&self) -> Result<&Tensor> {
+    /// The hidden state `[1, D]` that predicts the next chunk; an error before anything was pushed to a
+    /// model without a start of document.
+    pub fn hidden(&self) -> Result<&Tensor> {
         match &self.hidden {
             Some(h) => Ok(h),
-            None => bail!("this model was trained without a start of document: generation needs a prompt of at least one chunk"),
+            None => bail!(
+                "this model was trained without a start of document: generation needs a prompt of at least one chunk"
+            ),
         }
     }
 
@@ -57,7 +60,7 @@ impl Context {
         if tokens.is_empty() {
             return Ok(());
         }
-        if tokens.len() % chunk_size != 0 {
+        if !tokens.len().is_multiple_of(chunk_size) {
             bail!("{} tokens are not whole chunks of {chunk_size}", tokens.len())
         }
         self.tokens.extend_from_slice(tokens);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ids [B,S,K] -> own embeddings, K·D concatenated -> input MLP -> Llama backbone, one position a chunk
-//!   -> hidden [R,D] -> head (energy score) -> latent [R,N,L] -> frozen autoencoder -> tokens [R,N,K]
+//!   -> hidden [R,D] -> head (energy, flow or diffusion) -> latent [R,N,L] -> frozen autoencoder -> tokens [R,N,K]
 //! ```
 //!
 //! * [`backbone`]: the Llama decoder, teacher-forced, cached, or branched from every position at once.
@@ -24,7 +24,9 @@ pub use backbone::{Backbone, Cache};
 pub use baseline::Baseline;
 pub use batch::ChunkBatch;
 pub use calm::Calm;
+pub use config::{
+    BackboneConfig, DiffusionConfig, EnergyConfig, FlowConfig, FlowTime, HeadConfig, Solver, VariationalTerm,
+};
 pub use context::Context;
-pub use config::{BackboneConfig, EnergyConfig, HeadConfig};
 pub use head::Head;
 pub use sampler::{DrawKey, Sampler, SpecialIds};

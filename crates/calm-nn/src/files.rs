@@ -21,7 +21,9 @@ pub enum WeightsError {
         source: std::io::Error,
     },
     /// The content is not a whole safetensors file.
-    #[error("{path} is not a valid safetensors file ({reason}); it may be truncated: restore it or use another checkpoint")]
+    #[error(
+        "{path} is not a valid safetensors file ({reason}); it may be truncated: restore it or use another checkpoint"
+    )]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -40,9 +42,10 @@ pub fn write_weights(
     metadata: &BTreeMap<String, String>,
 ) -> Result<(), WeightsError> {
     let io = |source| WeightsError::Io { verb: "write", path: path.to_owned(), source };
-    let meta: HashMap<String, String> = metadata.clone().into_iter().collect();
-    let bytes = safetensors::serialize(tensors, Some(meta))
-        .map_err(|e| WeightsError::Malformed { path: path.to_owned(), reason: e.to_string() })?;
+    let malformed = |reason: String| WeightsError::Malformed { path: path.to_owned(), reason };
+    let text = serde_json::to_string(metadata).map_err(|e| malformed(e.to_string()))?;
+    let meta = HashMap::from([(METADATA.to_owned(), text)]);
+    let bytes = safetensors::serialize(tensors, Some(meta)).map_err(|e| malformed(e.to_string()))?;
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".partial");
     let partial = path.with_file_name(name);
@@ -58,18 +61,57 @@ pub fn write_weights(
     })
 }
 
+/// The one metadata key of our files, a JSON object: the format's own metadata is an unordered map, and
+/// equal contents must give equal bytes (and hashes).
+const METADATA: &str = "calm";
+
+/// Tensors by name, and string metadata.
+pub type Weights = (HashMap<String, Tensor>, BTreeMap<String, String>);
+
 /// Reads all tensors and the metadata.
-pub fn read_weights(
-    path: &Path,
-    device: &Device,
-) -> Result<(HashMap<String, Tensor>, BTreeMap<String, String>), WeightsError> {
-    let bytes = fs::read(path)
-        .map_err(|source| WeightsError::Io { verb: "read", path: path.to_owned(), source })?;
+pub fn read_weights(path: &Path, device: &Device) -> Result<Weights, WeightsError> {
+    let bytes =
+        fs::read(path).map_err(|source| WeightsError::Io { verb: "read", path: path.to_owned(), source })?;
     let malformed = |reason: String| WeightsError::Malformed { path: path.to_owned(), reason };
-    let (_, meta) =
-        safetensors::SafeTensors::read_metadata(&bytes).map_err(|e| malformed(e.to_string()))?;
-    let metadata = meta.metadata().clone().unwrap_or_default().into_iter().collect();
+    let (_, meta) = safetensors::SafeTensors::read_metadata(&bytes).map_err(|e| malformed(e.to_string()))?;
+    let metadata = match meta.metadata().as_ref().and_then(|m| m.get(METADATA)) {
+        Some(text) => serde_json::from_str(text).map_err(|e| malformed(format!("its metadata: {e}")))?,
+        None => BTreeMap::new(),
+    };
     let tensors =
         candle_core::safetensors::load_buffer(&bytes, device).map_err(|e| malformed(e.to_string()))?;
     Ok((tensors, metadata))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::DType;
+
+    #[test]
+    fn equal_contents_give_equal_bytes_and_come_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let tensors = BTreeMap::from([
+            ("b".to_owned(), Tensor::ones((2, 3), DType::F32, &Device::Cpu).unwrap()),
+            ("a".to_owned(), Tensor::zeros(4, DType::F32, &Device::Cpu).unwrap()),
+        ]);
+        let metadata: BTreeMap<String, String> =
+            (0..8).map(|i| (format!("key {i}"), format!("value {i}"))).collect();
+        let write = |name: &str| {
+            let path = dir.path().join(name);
+            write_weights(&path, &tensors, &metadata).unwrap();
+            (fs::read(&path).unwrap(), read_weights(&path, &Device::Cpu).unwrap())
+        };
+        let (first, (back, meta)) = write("one");
+        assert_eq!(first, write("two").0);
+        assert_eq!(meta, metadata);
+        assert_eq!(back["b"].dims(), [2, 3]);
+        assert!(!dir.path().join("one.partial").exists());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named() {
+        let e = read_weights(Path::new("no/such/file"), &Device::Cpu).unwrap_err();
+        assert!(e.to_string().contains("no/such/file"), "{e}");
+    }
 }

@@ -114,7 +114,14 @@ pub struct Embedding {
 
 impl Embedding {
     /// The frozen row (PAD) is zero and gets no gradient.
-    pub fn new(b: &Builder, name: &str, vocab: usize, size: usize, init: Init, frozen_row: Option<u32>) -> Result<Self> {
+    pub fn new(
+        b: &Builder,
+        name: &str,
+        vocab: usize,
+        size: usize,
+        init: Init,
+        frozen_row: Option<u32>,
+    ) -> Result<Self> {
         Ok(Self { table: b.under(name).table("weight", [vocab, size], init, frozen_row)?, frozen_row })
     }
 

@@ -69,11 +69,9 @@ impl<'a> Noise<'a> {
     /// The M target draws of the energy score; a keyed source leaves the drawing to the operator.
     pub fn targets(&self, stream: &str, samples: usize) -> Result<TargetNoise<'a>> {
         match *self {
-            Self::Keyed { seed, purpose, step, rows } => Ok(TargetNoise::Draw {
-                key: Self::key(seed, purpose, stream, step),
-                rows,
-                samples,
-            }),
+            Self::Keyed { seed, purpose, step, rows } => {
+                Ok(TargetNoise::Draw { key: Self::key(seed, purpose, stream, step), rows, samples })
+            }
             Self::Given(tensors) => match tensors.get(stream) {
                 Some(t) => Ok(TargetNoise::Given(t)),
                 None => bail!("noise stream {stream} was not given"),

@@ -142,9 +142,11 @@ impl ParamStore {
             let aliases = inner.aliases.iter().filter(|(_, n)| *n == name).map(|(a, _)| a);
             match std::iter::once(name).chain(aliases).find_map(|n| tensors.get(n)) {
                 None => report.missing.push(format!("{name} {:?}", param.var.dims())),
-                Some(t) if t.dims() != param.var.dims() => report
-                    .misshapen
-                    .push(format!("{name}: file {:?}, model {:?}", t.dims(), param.var.dims())),
+                Some(t) if t.dims() != param.var.dims() => report.misshapen.push(format!(
+                    "{name}: file {:?}, model {:?}",
+                    t.dims(),
+                    param.var.dims()
+                )),
                 Some(t) => plan.push((param, t)),
             }
         }
@@ -266,7 +268,13 @@ impl Builder {
     }
 
     /// An embedding table `[V, D]`; the frozen row starts at zero.
-    pub fn table(&self, name: &str, shape: [usize; 2], init: Init, frozen_row: Option<u32>) -> Result<Tensor> {
+    pub fn table(
+        &self,
+        name: &str,
+        shape: [usize; 2],
+        init: Init,
+        frozen_row: Option<u32>,
+    ) -> Result<Tensor> {
         self.store.register(self.path(name), &shape, init, true, frozen_row)
     }
 
@@ -306,7 +314,8 @@ mod tests {
         a.builder().under("m").weight("y", &[5], Init::Normal(0.02)).unwrap();
         b.builder().under("m").weight("y", &[5], Init::Normal(0.02)).unwrap();
         b.builder().weight("x", &[3, 4], Init::Normal(0.02)).unwrap();
-        let values = |s: &ParamStore, n: &str| s.get(n).unwrap().var.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let values =
+            |s: &ParamStore, n: &str| s.get(n).unwrap().var.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(values(&a, "x"), values(&b, "x"));
         assert_eq!(values(&a, "m.y"), values(&b, "m.y"));
         assert_eq!(a.params().iter().map(|p| p.0.clone()).collect::<Vec<_>>(), ["m.y", "x"]);

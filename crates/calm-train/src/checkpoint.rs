@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 pub struct StageState {
     /// Steps done.
     pub step: u64,
-    /// Whether the stage reached its last step.
+    /// Whether the stage reached its last step; at step 0: trained elsewhere and imported.
     pub finished: bool,
     /// Tokens seen.
     pub tokens: u64,
@@ -119,9 +119,12 @@ impl Checkpoints {
         load_weights(&self.model_path(step), store)
     }
 
-    /// Loads the optimiser's state of one step.
+    /// Loads the optimiser's state of one step. Imported weights (step 0) have none: the optimiser stays new.
     pub fn load_optimizer(&self, step: u64, store: &ParamStore, optimizer: &mut AdamW) -> Result<()> {
         let path = self.path(step).join(OPTIMIZER);
+        if step == 0 && !path.exists() {
+            return Ok(());
+        }
         let (tensors, _) = read_weights(&path, &Device::Cpu)?;
         Ok(optimizer.restore(store, &tensors, step as u32)?)
     }
@@ -135,6 +138,21 @@ impl Checkpoints {
         optimizer: &AdamW,
         metadata: &BTreeMap<String, String>,
     ) -> Result<()> {
+        self.write(state, store, Some(optimizer), metadata)
+    }
+
+    /// Writes weights that were trained elsewhere: a finished stage at step 0, without optimiser state.
+    pub fn save_imported(&self, store: &ParamStore, metadata: &BTreeMap<String, String>) -> Result<()> {
+        self.write(&StageState { finished: true, ..StageState::default() }, store, None, metadata)
+    }
+
+    fn write(
+        &self,
+        state: &StageState,
+        store: &ParamStore,
+        optimizer: Option<&AdamW>,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<()> {
         fs::create_dir_all(&self.folder).map_err(|e| Error::io("create", &self.folder, e))?;
         let partial = self.folder.join(format!("step-{}.partial", state.step));
         let _ = fs::remove_dir_all(&partial);
@@ -142,7 +160,9 @@ impl Checkpoints {
         let write = || -> Result<()> {
             fs::create_dir(&partial).map_err(|e| Error::io("create", &partial, e))?;
             write_weights(&partial.join(MODEL), &store.snapshot()?, metadata)?;
-            write_weights(&partial.join(OPTIMIZER), &optimizer.state(store)?, metadata)?;
+            if let Some(optimizer) = optimizer {
+                write_weights(&partial.join(OPTIMIZER), &optimizer.state(store)?, metadata)?;
+            }
             write_json(&partial.join(STATE), state)?;
             if whole.exists() {
                 fs::remove_dir_all(&whole).map_err(|e| Error::io("replace", &whole, e))?;
@@ -246,7 +266,9 @@ mod tests {
         let checkpoints = Checkpoints::new(dir.path());
         let small = store();
         let opt = AdamW::new(&small, AdamWConfig::default());
-        checkpoints.save(&StageState { step: 7, ..Default::default() }, &small, &opt, &BTreeMap::new()).unwrap();
+        checkpoints
+            .save(&StageState { step: 7, ..Default::default() }, &small, &opt, &BTreeMap::new())
+            .unwrap();
         let other = ParamStore::new(&Device::Cpu, DType::F32, 1);
         other.builder().weight("w", &[3, 3], Init::Ones).unwrap();
         other.builder().weight("v", &[1], Init::Ones).unwrap();

@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod config;
 pub mod error;
+pub mod interchange;
 pub mod metrics;
 pub mod objective;
 pub mod pipeline;

@@ -16,9 +16,9 @@ use serde::Serialize;
 use crate::checkpoint::{Which, file_hash, write_json};
 use crate::config::{EvalConfig, ModelConfig};
 use crate::error::{Error, Result};
-use crate::recorder::Recorder;
 use crate::objective::{Objective, validation_loss};
 use crate::plan::Plan;
+use crate::recorder::Recorder;
 use crate::run::{Provenance, Run, RunRecord};
 use crate::stage::{Observer, Stage, Validation};
 
@@ -135,7 +135,12 @@ pub fn evaluation_rows(
 }
 
 /// Trains what is missing and scores the result.
-pub fn train(run: &Run, options: &TrainOptions, device: &Device, reporter: &mut dyn Reporter) -> Result<Results> {
+pub fn train(
+    run: &Run,
+    options: &TrainOptions,
+    device: &Device,
+    reporter: &mut dyn Reporter,
+) -> Result<Results> {
     run.config.precision.check(device)?;
     let corpus = prepare_data(run, &options.cache, reporter)?;
     let record = record(run, &corpus, options)?;
@@ -149,7 +154,8 @@ pub fn train(run: &Run, options: &TrainOptions, device: &Device, reporter: &mut 
     match &run.config.model {
         ModelConfig::Calm(_) => {
             if options.stages != Stages::Lm {
-                results.autoencoder = Some(train_autoencoder(run, &corpus, &record, options, device, reporter)?);
+                results.autoencoder =
+                    Some(train_autoencoder(run, &corpus, &record, options, device, reporter)?);
             }
             if options.stages != Stages::Autoencoder {
                 train_lm(run, &corpus, &record, options, device, reporter)?;
@@ -170,8 +176,9 @@ pub fn train(run: &Run, options: &TrainOptions, device: &Device, reporter: &mut 
 
 /// Reads, tokenises and splits the text of a run (from the cache if it was done before).
 pub fn prepare_data(run: &Run, cache: &Path, reporter: &mut dyn Reporter) -> Result<Corpus> {
-    let corpus =
+    let mut corpus =
         calm_data::prepare(&run.config.data, &run.config.tokenizer, cache, &mut |p| reporter.data(&p))?;
+    corpus.tokenizer = run.config.fit(corpus.tokenizer)?;
     reporter.data_done();
     Ok(corpus)
 }
@@ -185,7 +192,10 @@ fn record(run: &Run, corpus: &Corpus, options: &TrainOptions) -> Result<RunRecor
     ] {
         if !old.is_empty() && old != new {
             return Err(Error::user(
-                format!("the {what} has changed since {} was begun ({old:.12} -> {new:.12})", run.folder.display()),
+                format!(
+                    "the {what} has changed since {} was begun ({old:.12} -> {new:.12})",
+                    run.folder.display()
+                ),
                 "restore the old data, or start over with --restart or another --out",
             ));
         }
@@ -234,6 +244,11 @@ fn needed(run: &Run, stage: &str, steps: u64, resume: bool, reporter: &mut dyn R
     }
 }
 
+/// Whether the stage holds weights that were trained elsewhere and not here since.
+fn imported(run: &Run, stage: &str) -> Result<bool> {
+    Ok(run.checkpoints(stage).latest()?.is_some_and(|s| s.finished && s.step == 0))
+}
+
 fn train_autoencoder(
     run: &Run,
     corpus: &Corpus,
@@ -250,6 +265,8 @@ fn train_autoencoder(
     let eval = &run.config.eval;
     if let Some(other) = &options.autoencoder_from {
         import_autoencoder(run, corpus, other, reporter)?;
+    } else if options.stages == Stages::All && imported(run, "autoencoder")? {
+        reporter.note("autoencoder: imported, kept as it is (--stage autoencoder trains it further)");
     } else if needed(run, "autoencoder", config.steps, options.resume, reporter)? {
         let objective = run.new_autoencoder(&corpus.tokenizer, device)?;
         init_from(options, "autoencoder", &objective.store, reporter)?;
@@ -264,7 +281,14 @@ fn train_autoencoder(
         )?;
         let checkpoints = run.checkpoints("autoencoder");
         let metadata = run.metadata("autoencoder", record);
-        let stage = Stage { config, plan: &plan, checkpoints: &checkpoints, metadata: &metadata, seed, resume: options.resume };
+        let stage = Stage {
+            config,
+            plan: &plan,
+            checkpoints: &checkpoints,
+            metadata: &metadata,
+            seed,
+            resume: options.resume,
+        };
         let mut recorder = Recorder::new(&run.folder, reporter);
         stage.run(
             &objective,
@@ -300,8 +324,13 @@ pub fn reconstruct_run(
 ) -> Result<ReconstructionReport> {
     let (objective, _) = run.load_autoencoder(which, tokenizer, device)?;
     let special = tokenizer.special();
-    let rows =
-        evaluation_rows(held_out, special, run.autoencoder_layout(), eval.documents, eval.chunks_per_document)?;
+    let rows = evaluation_rows(
+        held_out,
+        special,
+        run.autoencoder_layout(),
+        eval.documents,
+        eval.chunks_per_document,
+    )?;
     let batches = rows.batches(SCORE_ROWS);
     let total = batches.len();
     let pad = special.pad;
@@ -336,7 +365,9 @@ fn import_autoencoder(run: &Run, corpus: &Corpus, other: &Path, reporter: &mut d
     let to = run.checkpoints("autoencoder").path(step);
     if !to.exists() {
         std::fs::create_dir_all(&to).map_err(|e| Error::io("create", &to, e))?;
-        for entry in std::fs::read_dir(from.path(step)).map_err(|e| Error::io("read", &from.path(step), e))?.flatten() {
+        for entry in
+            std::fs::read_dir(from.path(step)).map_err(|e| Error::io("read", &from.path(step), e))?.flatten()
+        {
             let target = to.join(entry.file_name());
             std::fs::copy(entry.path(), &target).map_err(|e| Error::io("write", &target, e))?;
         }
@@ -395,14 +426,27 @@ fn train_lm(
             let objective = run.new_calm(autoencoder.model, &corpus.tokenizer, device)?;
             init_from(options, "lm", &objective.store, reporter)?;
             recorder = Recorder::new(&run.folder, reporter);
-            let stage = Stage { config, plan: &plan, checkpoints: &checkpoints, metadata: &metadata, seed, resume: options.resume };
+            let stage = Stage {
+                config,
+                plan: &plan,
+                checkpoints: &checkpoints,
+                metadata: &metadata,
+                seed,
+                resume: options.resume,
+            };
             stage.run(
                 &objective,
                 &mut |_, _| {
                     let loss = validation_loss(&objective, rows.batches(SCORE_ROWS), seed)?;
-                    let scores =
-                        score_calm(&objective.model, rows.batches(SCORE_ROWS), eval.samples, seed, device, |_| {})?;
-                    lm_validation(loss, &scores, eval, &objective.model, corpus, seed)
+                    let scores = score_calm(
+                        &objective.model,
+                        rows.batches(SCORE_ROWS),
+                        eval.samples,
+                        seed,
+                        device,
+                        |_| {},
+                    )?;
+                    lm_validation(loss, &scores, run, &objective.model, corpus)
                 },
                 &mut recorder,
             )?;
@@ -411,13 +455,21 @@ fn train_lm(
             let objective = run.new_baseline(&corpus.tokenizer, device)?;
             init_from(options, "lm", &objective.store, reporter)?;
             recorder = Recorder::new(&run.folder, reporter);
-            let stage = Stage { config, plan: &plan, checkpoints: &checkpoints, metadata: &metadata, seed, resume: options.resume };
+            let stage = Stage {
+                config,
+                plan: &plan,
+                checkpoints: &checkpoints,
+                metadata: &metadata,
+                seed,
+                resume: options.resume,
+            };
             stage.run(
                 &objective,
                 &mut |_, _| {
-                    let scores = score_baseline(&objective.model, rows.batches(SCORE_ROWS), seed, device, |_| {})?;
+                    let scores =
+                        score_baseline(&objective.model, rows.batches(SCORE_ROWS), seed, device, |_| {})?;
                     let loss = scores.cross_entropy.map_or(f64::NAN, |(nats, n)| nats / n.max(1) as f64);
-                    lm_validation(loss, &scores, eval, &objective.model, corpus, seed)
+                    lm_validation(loss, &scores, run, &objective.model, corpus)
                 },
                 &mut recorder,
             )?;
@@ -429,26 +481,35 @@ fn train_lm(
 fn lm_validation<S: Sampler>(
     loss: f64,
     scores: &Scores,
-    eval: &EvalConfig,
+    run: &Run,
     model: &S,
     corpus: &Corpus,
-    seed: u64,
 ) -> Result<Validation> {
+    let (eval, seed) = (&run.config.eval, run.config.seed);
     let r = report(&scores.sums, &Bootstrap { replicates: eval.bootstrap, seed });
     let mut numbers = vec![("brierlm".to_owned(), r.brierlm), ("brierlm_se".to_owned(), r.brierlm_se)];
     for n in 0..4 {
         numbers.push((format!("brier_{}", n + 1), r.brier.map(|b| b[n])));
         numbers.push((format!("brier_{}_se", n + 1), r.brier_se.map(|b| b[n])));
     }
-    Ok(Validation { loss, numbers, sample: Some(sample_text(model, corpus, seed)?) })
+    Ok(Validation { loss, numbers, sample: Some(sample_text(run, model, corpus)?) })
 }
 
-/// A short text from the start of a document.
-pub fn sample_text<S: Sampler>(model: &S, corpus: &Corpus, seed: u64) -> Result<String> {
-    let options =
-        GenerateOptions { max_tokens: 96, decoding: Decoding::Plain, seed, remainder_budget: 1 };
+/// A short text from the start of a document. A model that knows no start continues the first chunk of a
+/// held-out document.
+pub fn sample_text<S: Sampler>(run: &Run, model: &S, corpus: &Corpus) -> Result<String> {
+    let (seed, k) = (run.config.seed, model.chunk_size());
+    let held_out = &corpus.validation;
     let mut tokens = Vec::new();
-    generate(model, &[], &options, |t| {
+    if !run.config.bos_chunk {
+        let Some(long) = (0..held_out.len()).map(|i| held_out.document(i)).find(|d| d.len() >= k) else {
+            return Ok(String::new());
+        };
+        tokens.extend_from_slice(&long[..k]);
+    }
+    let options = GenerateOptions { max_tokens: 96, decoding: Decoding::Plain, seed, remainder_budget: 1 };
+    let opening = tokens.clone();
+    generate(model, &opening, &options, |t| {
         tokens.extend_from_slice(t);
         true
     })
@@ -468,8 +529,7 @@ pub fn score_run(
     reporter: &mut dyn Reporter,
 ) -> Result<(BrierResults, Option<ConditionCheck>)> {
     let special = corpus.tokenizer.special();
-    let rows =
-        evaluation_rows(held_out, special, run.lm_layout(), eval.documents, eval.chunks_per_document)?;
+    let rows = evaluation_rows(held_out, special, run.lm_layout(), eval.documents, eval.chunks_per_document)?;
     let seed = run.config.seed;
     let batches = || rows.batches(SCORE_ROWS);
     let total = batches().len();
@@ -488,8 +548,7 @@ pub fn score_run(
     let bootstrap = Bootstrap { replicates: eval.bootstrap, seed };
     let ngram = ngram_report(corpus, &scores, &bootstrap)?;
     let cross_entropy = scores.cross_entropy.map(|(nats, n)| nats / n.max(1) as f64);
-    let bytes: u64 =
-        spread(held_out.len(), eval.documents).iter().map(|d| held_out.byte_len(*d)).sum();
+    let bytes: u64 = spread(held_out.len(), eval.documents).iter().map(|d| held_out.byte_len(*d)).sum();
     let whole = eval.chunks_per_document.is_none();
     let results = BrierResults {
         report: report(&scores.sums, &bootstrap),

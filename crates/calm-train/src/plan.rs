@@ -73,14 +73,22 @@ pub fn backbone_shape(config: &RunConfig) -> BackboneShape {
 pub fn calm_shape(config: &RunConfig, vocab: usize) -> Option<CalmShape> {
     let ModelConfig::Calm(c) = &config.model else { return None };
     let a = &c.autoencoder;
-    let HeadConfig::Energy(e) = &c.head;
+    let hidden = c.backbone.hidden_size;
+    let layers = c.backbone.layers;
+    let (head, samples) = match &c.head {
+        HeadConfig::Energy(e) => {
+            (HeadShape::Energy { hidden, blocks: e.blocks(layers), noise: e.noise_size }, e.samples)
+        }
+        HeadConfig::Flow(f) => {
+            (HeadShape::Flow { hidden, blocks: f.blocks(layers), calls: f.calls() }, f.repeats)
+        }
+        HeadConfig::Diffusion(d) => {
+            (HeadShape::Diffusion { hidden, blocks: d.blocks(layers), calls: d.sampling_steps }, d.repeats)
+        }
+    };
     Some(CalmShape {
         backbone: backbone_shape(config),
-        head: HeadShape::Energy {
-            hidden: c.backbone.hidden_size,
-            blocks: e.blocks(c.backbone.layers),
-            noise: e.noise_size,
-        },
+        head,
         autoencoder: AutoencoderShape {
             vocab,
             chunk_size: c.chunk_size,
@@ -91,7 +99,7 @@ pub fn calm_shape(config: &RunConfig, vocab: usize) -> Option<CalmShape> {
             latent: a.latent_size(c.chunk_size),
         },
         context: config.train.lm.context,
-        samples: e.samples,
+        samples,
     })
 }
 
@@ -118,7 +126,11 @@ impl Plan {
         let rate = matrix_rate()?;
         let k = config.chunk_size();
         let mut stages = Vec::new();
-        let mut add = |stage, c: &StageConfig, parameters: Vec<(&'static str, u64)>, flops_per_token: f64, floats: f64| {
+        let mut add = |stage,
+                       c: &StageConfig,
+                       parameters: Vec<(&'static str, u64)>,
+                       flops_per_token: f64,
+                       floats: f64| {
             let tokens_per_step = (c.batch_rows * c.context * k) as u64;
             let flops = flops_per_token * (tokens_per_step * c.steps) as f64;
             let count: u64 = parameters.iter().map(|p| p.1).sum();
@@ -150,20 +162,36 @@ impl Plan {
                 let parts = counts(&a.parameters().parts);
                 add("autoencoder", c, parts, a.training_flops().total(), floats);
             }
-            let HeadShape::Energy { hidden, blocks, .. } = shape.head else {
-                return Ok(Self::finish(corpus, vocab, tokens, rate, stages));
+            // Of the head: numbers per sample (energy) or draw (flow, diffusion), in widths.
+            let (hidden, widths) = match shape.head {
+                HeadShape::Energy { hidden, blocks, .. } => (hidden, blocks * 9 + 5),
+                HeadShape::Flow { hidden, blocks, .. } | HeadShape::Diffusion { hidden, blocks, .. } => {
+                    (hidden, blocks * 13 + 11)
+                }
             };
-            let head = shape.samples as f64 * (blocks as f64 * 9.0 + 5.0) * hidden as f64;
+            let head = (shape.samples * widths * hidden) as f64;
             let parts = counts(&shape.parameters().parts);
             add("lm", lm, parts, shape.training_flops().total(), positions * (backbone + head));
         }
         if let Some(shape) = baseline_shape(config, vocab) {
-            add("lm", lm, counts(&shape.parameters().parts), shape.training_flops().total(), positions * backbone);
+            add(
+                "lm",
+                lm,
+                counts(&shape.parameters().parts),
+                shape.training_flops().total(),
+                positions * backbone,
+            );
         }
         Ok(Self::finish(corpus, vocab, tokens, rate, stages))
     }
 
-    fn finish(corpus: String, vocab_size: usize, training_tokens: u64, matrix_rate: f64, stages: Vec<StagePlan>) -> Self {
+    fn finish(
+        corpus: String,
+        vocab_size: usize,
+        training_tokens: u64,
+        matrix_rate: f64,
+        stages: Vec<StagePlan>,
+    ) -> Self {
         Self { corpus, vocab_size, training_tokens, matrix_rate, stages }
     }
 }

@@ -9,6 +9,7 @@
 //!   tensorboard/       the same for TensorBoard
 //!   autoencoder/step-N/{model,optimizer}.safetensors, state.json     stage 1
 //!   lm/step-N/...                                                    stage 2, or the baseline
+//!   reference.json     an imported model's own config.json and number formats
 //!   results.json       scores on the held-out documents
 //! ```
 
@@ -27,6 +28,9 @@ use crate::checkpoint::{Checkpoints, Which, file_hash, load_weights, write_json,
 use crate::config::{ConfigText, ModelConfig, Resolved, RunConfig, load};
 use crate::error::{Error, Result};
 use crate::objective::{AutoencoderObjective, BaselineObjective, CalmObjective};
+
+/// File of a run that says what an imported model was; `calm export` writes it back.
+pub const ORIGIN: &str = "reference.json";
 
 /// Who made a run, and with what.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -112,13 +116,21 @@ impl Run {
     }
 
     /// Creates the folder, or opens it if it holds the same run. A run that continues may change how it
-    /// trains and scores, never what is trained.
-    pub fn create(folder: &Path, resolved: &Resolved<RunConfig>, resume: bool, restart: bool) -> Result<Self> {
+    /// trains and scores, never what is trained. An imported model has seen no text yet: it may choose its own.
+    pub fn create(
+        folder: &Path,
+        resolved: &Resolved<RunConfig>,
+        resume: bool,
+        restart: bool,
+    ) -> Result<Self> {
         let config = &resolved.value;
         let path = folder.join("config.yaml");
         if path.is_file() && !restart {
             let old: Resolved<RunConfig> = load(ConfigText::read(&path)?, &[])?;
-            let differences = differences(&old.tree, &resolved.tree, resume);
+            let opened = Self { folder: folder.to_owned(), config: old.value };
+            let unseen = opened.record()?.is_some_and(|r| r.corpus_hash.is_empty());
+            let mut differences = differences(&old.tree, &resolved.tree, resume);
+            differences.retain(|d| !(unseen && resume && d.trim_start().starts_with("data.")));
             if !differences.is_empty() {
                 return Err(Error::user(
                     format!(
@@ -140,7 +152,7 @@ impl Run {
             for part in ["autoencoder", "lm", "tensorboard"] {
                 let _ = fs::remove_dir_all(folder.join(part));
             }
-            for part in ["metrics.jsonl", "results.json", "run.json"] {
+            for part in ["metrics.jsonl", "results.json", "run.json", ORIGIN] {
                 let _ = fs::remove_file(folder.join(part));
             }
         }
@@ -159,7 +171,10 @@ impl Run {
         let path = self.folder.join("run.json");
         match fs::read_to_string(&path) {
             Ok(text) => serde_json::from_str(&text).map(Some).map_err(|e| {
-                Error::user(format!("{} is damaged: {e}", path.display()), "delete it; it is written anew by --resume")
+                Error::user(
+                    format!("{} is damaged: {e}", path.display()),
+                    "delete it; it is written anew by --resume",
+                )
             }),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Error::io("read", &path, e)),
@@ -171,19 +186,24 @@ impl Run {
         write_json(&self.folder.join("run.json"), record)
     }
 
-    /// The run's own tokenizer.
+    /// The run's own tokenizer, with its vocabulary.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        Ok(Tokenizer::load(&self.folder.join("tokenizer.json"))?)
+        Ok(self.config.fit(Tokenizer::load(&self.folder.join("tokenizer.json"))?)?)
     }
 
     /// Layout of the language model's rows.
     pub fn lm_layout(&self) -> Layout {
-        Layout { chunk_size: self.config.chunk_size(), context: self.config.train.lm.context, bos_chunk: true }
+        Layout {
+            chunk_size: self.config.chunk_size(),
+            context: self.config.train.lm.context,
+            bos_chunk: self.config.bos_chunk,
+        }
     }
 
     /// Layout of the autoencoder's rows.
     pub fn autoencoder_layout(&self) -> Layout {
-        let context = self.config.train.autoencoder.as_ref().map_or(self.config.train.lm.context, |s| s.context);
+        let context =
+            self.config.train.autoencoder.as_ref().map_or(self.config.train.lm.context, |s| s.context);
         Layout { chunk_size: self.config.chunk_size(), context, bos_chunk: false }
     }
 
@@ -218,14 +238,21 @@ impl Run {
     }
 
     /// A new CALM on an autoencoder.
-    pub fn new_calm(&self, autoencoder: Autoencoder, tokenizer: &Tokenizer, device: &Device) -> Result<CalmObjective> {
+    pub fn new_calm(
+        &self,
+        autoencoder: Autoencoder,
+        tokenizer: &Tokenizer,
+        device: &Device,
+    ) -> Result<CalmObjective> {
         let ModelConfig::Calm(c) = &self.config.model else {
             return Err(Error::user("this run is a baseline", "name a CALM run with --run"));
         };
         let store = ParamStore::new(device, self.config.precision.master(), self.config.seed);
         let special = special_ids(tokenizer.special());
         let context = self.config.train.lm.context;
-        let model = Calm::new(&store.builder(), &c.backbone, &c.head, autoencoder, special, context, true)?;
+        let bos_chunk = self.config.bos_chunk;
+        let model =
+            Calm::new(&store.builder(), &c.backbone, &c.head, autoencoder, special, context, bos_chunk)?;
         Ok(CalmObjective { model, store })
     }
 
@@ -254,19 +281,18 @@ impl Run {
         let store = ParamStore::new(device, self.config.precision.master(), self.config.seed);
         let special = special_ids(tokenizer.special());
         let context = self.config.train.lm.context;
-        let model = Baseline::new(
-            &store.builder(),
-            &c.backbone,
-            tokenizer.vocab_size(),
-            special,
-            context,
-            true,
-        )?;
+        let (vocab, bos) = (tokenizer.vocab_size(), self.config.bos_chunk);
+        let model = Baseline::new(&store.builder(), &c.backbone, vocab, special, context, bos)?;
         Ok(BaselineObjective { model, store })
     }
 
     /// The trained baseline.
-    pub fn load_baseline(&self, which: Which, tokenizer: &Tokenizer, device: &Device) -> Result<BaselineObjective> {
+    pub fn load_baseline(
+        &self,
+        which: Which,
+        tokenizer: &Tokenizer,
+        device: &Device,
+    ) -> Result<BaselineObjective> {
         let objective = self.new_baseline(tokenizer, device)?;
         let checkpoints = self.checkpoints("lm");
         load_weights(&checkpoints.model_path(checkpoints.step(which)?), &objective.store)?;

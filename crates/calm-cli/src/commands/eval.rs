@@ -14,9 +14,9 @@ use candle_core::Device;
 use super::{open_run, text_of, which};
 use crate::args::{BrierArgs, Format, ReconstructArgs, TextSource};
 use crate::error::Hinted;
+use crate::report as tables;
 use crate::screen::Screen;
 use crate::ui::Printer;
-use crate::{report as tables};
 
 /// The run's evaluation settings with what the command line says.
 fn settings(eval: &EvalConfig, text: &TextSource, draws: Option<usize>) -> Result<EvalConfig> {
@@ -35,7 +35,11 @@ fn settings(eval: &EvalConfig, text: &TextSource, draws: Option<usize>) -> Resul
     }
     if let Some(n) = draws {
         if n < 2 {
-            return Err(Hinted::new(format!("--draws {n}: Brier scores compare two draws"), "give 2 or more").into());
+            return Err(Hinted::new(
+                format!("--draws {n}: Brier scores compare two draws"),
+                "give 2 or more",
+            )
+            .into());
         }
         eval.samples = n;
     }

@@ -23,12 +23,21 @@ pub fn run(args: &GenerateArgs, printer: &Printer) -> Result<()> {
     let prompt = match args.prompt.as_deref() {
         Some("-") => {
             let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).context("cannot read the prompt from standard input")?;
+            std::io::stdin()
+                .read_to_string(&mut text)
+                .context("cannot read the prompt from standard input")?;
             text
         }
         Some(text) => text.to_owned(),
         None => String::new(),
     };
+    let k = run.config.chunk_size();
+    if !run.config.bos_chunk && tokenizer.encode(&prompt)?.len() < k {
+        bail!(Hinted::new(
+            format!("this model knows no start of document: it continues a text of {k} or more tokens"),
+            "give a longer --prompt",
+        ));
+    }
     let which = which(&args.source);
     match &run.config.model {
         ModelConfig::Calm(_) => {
@@ -40,7 +49,8 @@ pub fn run(args: &GenerateArgs, printer: &Printer) -> Result<()> {
             stream(&o.model, &tokenizer, &prompt, decoding, args, printer)
         }
         ModelConfig::Baseline(_) => {
-            if !(0.0..=10.0).contains(&args.temperature) || !(args.top_p > 0.0 && args.top_p <= 1.0) {
+            let top_p_fits = args.top_p > 0.0 && args.top_p <= 1.0;
+            if !((0.0..=10.0).contains(&args.temperature) && top_p_fits) {
                 bail!(Hinted::new(
                     format!("--temperature {} --top-p {}", args.temperature, args.top_p),
                     "a baseline takes a temperature of 0 or more and a top-p above 0 and at most 1",
@@ -65,7 +75,10 @@ fn decoding(args: &GenerateArgs) -> Result<Decoding> {
         SamplerName::Batch => {
             if temperature.reciprocal::<candle_core::Error>().is_err() {
                 bail!(Hinted::new(
-                    format!("the batch sampler works at T = 1/n (0.5, 0.3333333333, 0.25 ...), not at {}", args.temperature),
+                    format!(
+                        "the batch sampler works at T = 1/n (0.5, 0.3333333333, 0.25 ...), not at {}",
+                        args.temperature
+                    ),
                     "use --sampler exact for any other temperature",
                 ));
             }
@@ -136,16 +149,24 @@ fn stream<S: Sampler>(
     printer: &Printer,
 ) -> Result<()> {
     let tokens = tokenizer.encode(prompt)?;
-    let options = GenerateOptions { max_tokens: args.max_tokens, decoding, seed: args.seed, remainder_budget: 4096 };
+    let options =
+        GenerateOptions { max_tokens: args.max_tokens, decoding, seed: args.seed, remainder_budget: 4096 };
     printer.text(prompt)?;
     let mut utf8 = Utf8Stream { pending: Vec::new() };
     let mut broken = None;
     let started = Instant::now();
+    let mut all = Vec::new();
+    let mut shown = 0;
     let report = generate(model, &tokens, &options, |new| {
         let text = if tokenizer.is_byte_exact() {
             utf8.push(&tokenizer.decode_bytes(new))
         } else {
-            tokenizer.decode(new)
+            // Word vocabularies put spaces between tokens: only the text of all of them is right.
+            all.extend_from_slice(new);
+            let whole = tokenizer.decode(&all);
+            let fresh = whole.get(shown..).unwrap_or_default().to_owned();
+            shown = whole.len();
+            fresh
         };
         match printer.text(&text) {
             Ok(()) => true,
@@ -174,7 +195,7 @@ fn explain(e: GenerateError) -> anyhow::Error {
 }
 
 fn summary(r: &GenerateReport, seconds: f64, printer: &Printer) {
-    printer.note(&format!(
+    printer.note(format!(
         "{} tokens in {seconds:.1} s: {:.0} tokens/s, {} chunk draws{}",
         r.tokens,
         r.tokens as f64 / seconds.max(1e-9),
@@ -182,14 +203,14 @@ fn summary(r: &GenerateReport, seconds: f64, printer: &Printer) {
         if r.ended { ", ended by itself" } else { "" },
     ));
     if let Some(rate) = r.match_rate {
-        printer.note(&format!(
+        printer.note(format!(
             "the prompt ends inside a chunk: {:.1} % of the candidates reproduced its remainder{}",
             100.0 * rate,
             if r.forced { "; none did, so it was written over the best one" } else { "" },
         ));
     }
     if r.fallbacks > 0 {
-        printer.warn(&format!("{} chunks came from the biased fallback: their budget was spent", r.fallbacks));
+        printer.warn(format!("{} chunks came from the biased fallback: their budget was spent", r.fallbacks));
     }
 }
 

@@ -34,8 +34,7 @@ pub fn run(args: &LatentsArgs, printer: &Printer) -> Result<()> {
     let mut screen = Screen::new(printer);
     let (file, tokenizer) = text_of(&run, args.data.as_deref(), &args.source.cache, &mut screen)?;
     let (objective, _) = run.load_autoencoder(which(&args.source), &tokenizer, &Device::Cpu)?;
-    let rows =
-        evaluation_rows(&file, tokenizer.special(), run.autoencoder_layout(), args.documents, None)?;
+    let rows = evaluation_rows(&file, tokenizer.special(), run.autoencoder_layout(), args.documents, None)?;
     let mut values: Vec<f32> = Vec::new();
     let mut chunks = 0;
     for batch in rows.batches(16) {
@@ -57,7 +56,8 @@ pub fn run(args: &LatentsArgs, printer: &Printer) -> Result<()> {
         out.write_all(&v.to_le_bytes()).with_context(place)?;
     }
     out.flush().with_context(place)?;
-    printer.note(&format!("wrote {chunks} chunks, float32 {shape:?} (mean, log std), to {}", args.out.display()));
+    printer
+        .note(format!("wrote {chunks} chunks, float32 {shape:?} (mean, log std), to {}", args.out.display()));
     Ok(())
 }
 

@@ -2,7 +2,9 @@
 
 pub mod config;
 pub mod eval;
+pub mod export;
 pub mod generate;
+pub mod import;
 pub mod latents;
 pub mod train;
 

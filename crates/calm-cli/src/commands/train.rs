@@ -23,7 +23,7 @@ pub fn run(args: &TrainArgs, printer: &Printer) -> Result<()> {
         return dry_run(&resolved.value, args, printer);
     }
     let run = Run::create(&folder, &resolved, args.resume, args.restart)?;
-    printer.note(&format!("run folder {}", folder.display()));
+    printer.note(format!("run folder {}", folder.display()));
     let options = TrainOptions {
         stages: match args.stage {
             None => Stages::All,
@@ -77,7 +77,8 @@ fn show(run: &Run, results: &Results, format: Format, printer: &Printer) -> Resu
     if let Some(c) = &results.condition {
         printer.result(&report::condition(c))?;
     }
-    if results.brier.is_some() {
+    // A model without a start of document writes nothing of its own accord.
+    if results.brier.is_some() && run.config.bos_chunk {
         let text = sample(run)?;
         printer.result(&format!("A sample (calm generate):\n{}", report::indent(&text)))?;
     }
@@ -125,5 +126,5 @@ fn next_commands(run: &Run, folder: &PathBuf, results: &Results, printer: &Print
         lines.push(format!("  calm eval autoencoder{run_option}"));
     }
     lines.push(format!("  tensorboard --logdir {}", folder.join("tensorboard").display()));
-    printer.note(&lines.join("\n"));
+    printer.note(lines.join("\n"));
 }

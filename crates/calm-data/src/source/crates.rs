@@ -173,13 +173,19 @@ fn missing_crates(missing: &[&CrateKey], project: Option<PathBuf>, failure: Opti
          `cargo run --release -p calm-data --example pin_crates`"
             .to_string()
     } else {
-        failure.map(|f| format!(" (cargo metadata: {})", f.trim())).unwrap_or_default()
+        failure.map(|f| format!(" (cargo metadata: {})", first_reason(&f))).unwrap_or_default()
     };
     Error::MissingCrates {
         crates: missing.iter().map(|(name, version)| format!("{name} {version}")).collect(),
         project: project.unwrap_or_else(|| PathBuf::from("the project folder")),
         note,
     }
+}
+
+/// The line of cargo's message that says why.
+fn first_reason(message: &str) -> &str {
+    let reason = message.rsplit("error: ").next().unwrap_or(message);
+    reason.lines().next().unwrap_or_default().trim()
 }
 
 fn load_crate(pinned: &PinnedCrate, folder: &Path) -> Result<Vec<Document>> {

@@ -64,7 +64,12 @@ pub struct EnergyHead {
 
 impl EnergyHead {
     /// Parameters `mlp_generator.*`; `generative_head.*` is an alias of each.
-    pub fn new(b: &Builder, config: &EnergyConfig, backbone: &BackboneConfig, latent_size: usize) -> Result<Self> {
+    pub fn new(
+        b: &Builder,
+        config: &EnergyConfig,
+        backbone: &BackboneConfig,
+        latent_size: usize,
+    ) -> Result<Self> {
         let d = backbone.hidden_size;
         let init = Init::Normal(backbone.init_std);
         let root = b;
@@ -100,7 +105,8 @@ impl EnergyHead {
     }
 
     fn noise(&self, hidden: &Tensor, samples: usize, noise: &Noise<'_>) -> Result<Tensor> {
-        (noise.uniform("head", samples, self.config.noise_size, hidden.device())? - 0.5)?.to_dtype(hidden.dtype())
+        (noise.uniform("head", samples, self.config.noise_size, hidden.device())? - 0.5)?
+            .to_dtype(hidden.dtype())
     }
 }
 

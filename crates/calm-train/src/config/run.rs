@@ -1,7 +1,7 @@
 //! The configuration of a run: what `calm train` reads and what a run folder records.
 
 use calm_autoencoder::AutoencoderConfig;
-use calm_data::{DataConfig, TokenizerConfig};
+use calm_data::{DataConfig, Tokenizer, TokenizerConfig, Vocabulary};
 use calm_lm::{BackboneConfig, HeadConfig};
 use calm_nn::{AdamWConfig, Precision};
 use schemars::JsonSchema;
@@ -33,6 +33,13 @@ pub struct RunConfig {
     /// How text becomes tokens.
     #[serde(default)]
     pub tokenizer: TokenizerConfig,
+    /// Vocabulary size and special ids of a model that was trained elsewhere; null: the tokenizer's own.
+    #[serde(default)]
+    pub vocabulary: Option<Vocabulary>,
+    /// Whether a document begins with an input-only chunk of K BOS ids, so that its first chunk is predicted
+    /// and an empty prompt works. The reference implementation's models have none.
+    #[serde(default = "yes")]
+    pub bos_chunk: bool,
     /// What is trained.
     pub model: ModelConfig,
     /// How long and how.
@@ -44,6 +51,10 @@ pub struct RunConfig {
 
 fn one() -> u64 {
     1
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Which model.
@@ -200,6 +211,17 @@ impl RunConfig {
         }
     }
 
+    /// The tokenizer with this run's vocabulary.
+    ///
+    /// # Errors
+    /// When the two do not fit.
+    pub fn fit(&self, tokenizer: Tokenizer) -> calm_data::Result<Tokenizer> {
+        match self.vocabulary {
+            Some(vocabulary) => tokenizer.with_vocabulary(vocabulary),
+            None => Ok(tokenizer),
+        }
+    }
+
     /// The transformer.
     pub fn backbone(&self) -> &BackboneConfig {
         match &self.model {
@@ -218,7 +240,9 @@ impl Schedule {
         let done = (step - warmup) as f64 / (steps.saturating_sub(warmup)).max(1) as f64;
         match self {
             Self::Constant => 1.0,
-            Self::Cosine { floor } => floor + (1.0 - floor) * 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+            Self::Cosine { floor } => {
+                floor + (1.0 - floor) * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())
+            }
             Self::Decay { share, floor } => {
                 let left = (1.0 - done) / share.max(f64::MIN_POSITIVE);
                 if left >= 1.0 { 1.0 } else { floor + (1.0 - floor) * left }
@@ -248,7 +272,7 @@ impl StageConfig {
         if self.context < 2 {
             add("context", "must be at least 2: one chunk to predict and one to predict it from".into());
         }
-        if self.accumulation > 0 && self.batch_rows % self.accumulation != 0 {
+        if self.accumulation > 0 && !self.batch_rows.is_multiple_of(self.accumulation) {
             add(
                 "accumulation",
                 format!("{} micro-batches do not divide batch_rows {}", self.accumulation, self.batch_rows),
@@ -260,7 +284,10 @@ impl StageConfig {
             }
         }
         if self.warmup_steps > self.steps {
-            add("warmup_steps", format!("is {}: longer than the stage's {} steps", self.warmup_steps, self.steps));
+            add(
+                "warmup_steps",
+                format!("is {}: longer than the stage's {} steps", self.warmup_steps, self.steps),
+            );
         }
         let a = &self.adamw;
         for (key, value) in [("adamw.beta1", a.beta1), ("adamw.beta2", a.beta2)] {
@@ -268,7 +295,7 @@ impl StageConfig {
                 add(key, format!("is {value}: must be at least 0 and below 1"));
             }
         }
-        if !(a.eps > 0.0) {
+        if a.eps.is_nan() || a.eps <= 0.0 {
             add("adamw.eps", format!("is {}: must be above 0", a.eps));
         }
         if !(a.weight_decay >= 0.0 && a.weight_decay.is_finite()) {
@@ -298,6 +325,17 @@ impl Validate for RunConfig {
         for p in self.tokenizer.problems() {
             problems.add(&format!("tokenizer.{}", p.key), p.message).hint(p.hint);
         }
+        if let Some(v) = self.vocabulary {
+            for (key, id) in [("bos", v.bos), ("eos", v.eos), ("pad", v.pad)] {
+                if id as usize >= v.size {
+                    problems
+                        .add(&format!("vocabulary.{key}"), format!("is {id}: ids are below size {}", v.size));
+                }
+            }
+            if v.pad == v.eos {
+                problems.add("vocabulary.pad", format!("is {}: PAD must not be EOS", v.pad));
+            }
+        }
         match &self.model {
             ModelConfig::Calm(c) => {
                 if c.chunk_size == 0 || c.chunk_size > 64 {
@@ -318,9 +356,9 @@ impl Validate for RunConfig {
                 match &self.train.autoencoder {
                     Some(stage) => stage.validate("train.autoencoder", problems),
                     None => {
-                        problems
-                            .add("train.autoencoder", "a CALM needs its first stage")
-                            .hint("add `autoencoder: { steps, batch_rows, context, learning_rate }` under `train`");
+                        problems.add("train.autoencoder", "a CALM needs its first stage").hint(
+                            "add `autoencoder: { steps, batch_rows, context, learning_rate }` under `train`",
+                        );
                     }
                 }
             }

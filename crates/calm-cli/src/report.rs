@@ -1,0 +1,156 @@
+//! Tables of plans and results.
+
+use calm_eval::bootstrap::BrierReport;
+use calm_eval::reconstruction::ReconstructionReport;
+use calm_train::pipeline::{BrierResults, ConditionCheck};
+use calm_train::plan::Plan;
+use calm_train::stage::Validation;
+
+use crate::screen::seconds;
+use crate::ui::{Table, format};
+
+/// What a run is going to cost.
+pub fn plan(p: &Plan) -> String {
+    let mut out = format!(
+        "{}\nvocabulary {}, {} training tokens; this machine multiplies at {}FLOP/s\n",
+        format::wrap(&p.corpus, 78, "  "),
+        p.vocab_size,
+        format::count(p.training_tokens as f64),
+        format::count(p.matrix_rate),
+    );
+    let mut table =
+        Table::new(&["stage", "parameters", "steps", "tokens/step", "epochs", "FLOPs", "time", "memory"])
+            .title("plan (time and memory are estimates)");
+    for s in &p.stages {
+        table.row([
+            s.stage.to_owned(),
+            format::count(s.parameter_count() as f64),
+            s.steps.to_string(),
+            s.tokens_per_step.to_string(),
+            format!("{:.2}", s.epochs),
+            format!("{:.1e}", s.flops),
+            format!("~{}", seconds(s.seconds)),
+            format!("~{}", format::bytes(s.memory)),
+        ]);
+    }
+    out.push_str(&table.to_string());
+    for s in &p.stages {
+        let parts: Vec<String> =
+            s.parameters.iter().map(|(n, c)| format!("{n} {}", format::count(*c as f64))).collect();
+        out.push_str(&format!(
+            "\n{}",
+            format::wrap(&format!("  {}: {}", s.stage, parts.join(", ")), 78, "    ")
+        ));
+    }
+    out
+}
+
+/// One line of a validation.
+pub fn validation(stage: &str, step: u64, v: &Validation) -> String {
+    let get = |name: &str| v.numbers.iter().find(|(n, _)| n == name).and_then(|(_, x)| *x);
+    let mut line = format!("  {stage} {step}: validation loss {:.4}", v.loss);
+    if let Some(a) = get("token_accuracy") {
+        line.push_str(&format!("  tokens {}", format::percent(a, 3)));
+    }
+    if let Some(a) = get("token_accuracy_sigma_0.3") {
+        line.push_str(&format!("  at sigma 0.3 {}", format::percent(a, 2)));
+    }
+    if get("brier_1").is_some() {
+        let b: Vec<String> =
+            (1..=4).map(|n| get(&format!("brier_{n}")).map_or("-".into(), |b| format!("{b:.2}"))).collect();
+        line.push_str(&format!("  Brier-1..4 {}", b.join(" ")));
+        if let Some(lm) = get("brierlm") {
+            line.push_str(&format!("  BrierLM {lm:.2}"));
+        }
+    }
+    line
+}
+
+/// Reconstruction.
+pub fn autoencoder(r: &ReconstructionReport) -> String {
+    let mut table = Table::new(&["decoded from", "tokens right", "chunks right"])
+        .title(format!("autoencoder, {} held-out tokens", format::count(r.tokens as f64)));
+    let p = |x: f64| format::percent(x, 3);
+    table.row(["posterior sample".into(), p(r.token_accuracy), p(r.chunk_accuracy)]);
+    table.row(["posterior mean".into(), p(r.token_accuracy_mean), p(r.chunk_accuracy_mean)]);
+    for n in r.noise.iter().filter(|n| n.sigma > 0.0) {
+        table.row([format!("mean + {:.1} noise", n.sigma), p(n.token_accuracy), p(n.chunk_accuracy)]);
+    }
+    format!(
+        "{table}\ncross-entropy {:.4} nats/token, KL {:.1} nats/chunk, posterior std {:.2}, {} of {} dimensions collapsed\n",
+        r.cross_entropy, r.kl, r.posterior_std, r.collapsed_dimensions, r.latent_size
+    )
+}
+
+fn brier_cells(name: &str, r: &BrierReport) -> Vec<String> {
+    let mut cells = vec![name.to_owned()];
+    for n in 0..4 {
+        cells.push(match (r.brier, r.brier_se) {
+            (Some(b), Some(se)) => format::plus_minus(b[n], se[n]),
+            (Some(b), None) => format::number(b[n], 2),
+            _ => "-".into(),
+        });
+    }
+    cells.push(match (r.brierlm, r.brierlm_se) {
+        (Some(b), Some(se)) => format::plus_minus(b, se),
+        (Some(b), None) => format::number(b, 2),
+        _ => "undefined".into(),
+    });
+    cells
+}
+
+const BRIER_HEADERS: [&str; 6] = ["percent", "Brier-1", "Brier-2", "Brier-3", "Brier-4", "BrierLM"];
+
+/// A model's scores beside the n-gram models.
+pub fn brier(r: &BrierResults) -> String {
+    let name =
+        if r.cross_entropy.is_some() { "baseline".to_owned() } else { format!("CALM, K = {}", r.chunk_size) };
+    let mut table = Table::new(&BRIER_HEADERS).title(format!(
+        "BrierLM, {} held-out documents, {} positions",
+        r.report.documents, r.report.positions
+    ));
+    table.row(brier_cells(&name, &r.report));
+    table.row(brier_cells("bigram", &r.ngram.bigram));
+    table.row(brier_cells("unigram", &r.ngram.unigram));
+    let mut out = table.to_string();
+    out.push_str(&note(&r.report));
+    if let (Some(ce), Some(ppl)) = (r.cross_entropy, r.perplexity) {
+        out.push_str(&format!("\ncross-entropy {ce:.4} nats/token, perplexity {ppl:.2}"));
+        if let Some(b) = r.bits_per_byte {
+            out.push_str(&format!(", {b:.4} bits per byte"));
+        }
+        out.push('\n');
+    }
+    out
+}
+
+/// Scores alone.
+pub fn brier_report(r: &BrierReport, name: &str) -> String {
+    let mut table = Table::new(&BRIER_HEADERS)
+        .title(format!("BrierLM, {} documents, {} positions", r.documents, r.positions));
+    table.row(brier_cells(name, r));
+    format!("{table}{}", note(r))
+}
+
+fn note(r: &BrierReport) -> String {
+    let mut out = String::new();
+    if r.brierlm.is_none() {
+        out.push_str("\nBrierLM is undefined where a Brier-n is not positive: compare the four numbers.\n");
+    } else if let Some(share) = r.undefined_replicates.filter(|s| *s > 0.0) {
+        out.push_str(&format!("\nundefined in {} of the bootstrap replicates\n", format::percent(share, 1)));
+    }
+    out
+}
+
+/// Whether the head uses its condition.
+pub fn condition(c: &ConditionCheck) -> String {
+    format!(
+        "energy loss with true hidden states {:.3}, with exchanged ones {:.3}\n",
+        c.loss, c.loss_exchanged
+    )
+}
+
+/// A text set off from what surrounds it.
+pub fn indent(text: &str) -> String {
+    text.lines().map(|l| format!("  | {l}")).collect::<Vec<_>>().join("\n")
+}

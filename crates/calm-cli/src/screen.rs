@@ -1,0 +1,140 @@
+//! What a run shows while it works.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use calm_train::checkpoint::StageState;
+use calm_train::pipeline::Reporter;
+use calm_train::plan::Plan;
+use calm_train::stage::{Observer, StepReport, Validation};
+
+use crate::report;
+use crate::ui::{Printer, Progress, Unit, format};
+
+/// Shows a run on stderr: one bar per long job, a line per validation.
+pub struct Screen<'a> {
+    printer: &'a Printer,
+    bar: Option<(String, Progress)>,
+    tokens: u64,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl<'a> Screen<'a> {
+    /// A screen on a printer.
+    pub fn new(printer: &'a Printer) -> Self {
+        Self { printer, bar: None, tokens: 0, interrupted: Arc::default() }
+    }
+
+    /// Makes the first Ctrl-C (or SIGTERM) stop the run after its step, with a checkpoint; the second ends
+    /// the process at once.
+    pub fn catch_interrupts(&self) {
+        let flag = Arc::clone(&self.interrupted);
+        let printer = self.printer.clone();
+        let _ = ctrlc::set_handler(move || {
+            if flag.swap(true, Ordering::SeqCst) {
+                std::process::exit(130);
+            }
+            printer.warn("stopping after this step with a checkpoint; once more to stop at once");
+        });
+    }
+
+    fn bar(&mut self, label: &str, total: u64, unit: Unit) -> &Progress {
+        if self.bar.as_ref().is_none_or(|(l, _)| l != label) {
+            self.finish("");
+        }
+        let printer = self.printer;
+        &self.bar.get_or_insert_with(|| (label.to_owned(), printer.progress(label, total, unit))).1
+    }
+
+    fn finish(&mut self, text: &str) {
+        if let Some((_, bar)) = self.bar.take() {
+            bar.finish(text);
+        }
+    }
+}
+
+impl Drop for Screen<'_> {
+    fn drop(&mut self) {
+        self.finish("");
+    }
+}
+
+impl Observer for Screen<'_> {
+    fn begin(&mut self, stage: &str, from: u64, steps: u64) {
+        if from > 0 {
+            self.printer.note(format!("{stage}: goes on after step {from} of {steps}"));
+        }
+        self.tokens = 0;
+        self.bar(stage, steps, Unit::Steps).start_at(from);
+    }
+
+    fn step(&mut self, r: &StepReport) {
+        self.tokens += r.tokens;
+        let tokens = self.tokens;
+        let mut text = format!("loss {:.3}", r.loss);
+        for (name, value) in &r.parts {
+            let short = if *name == "cross_entropy" { "ce" } else { name };
+            text.push_str(&format!("  {short} {value:.3}"));
+        }
+        let bar = self.bar(r.stage, r.steps, Unit::Steps);
+        bar.tokens(tokens);
+        bar.set(r.step, &text);
+    }
+
+    fn validation(&mut self, stage: &str, step: u64, v: &Validation) {
+        self.printer.note(report::validation(stage, step, v));
+    }
+
+    fn end(&mut self, _stage: &str, state: &StageState) {
+        let best =
+            state.best.map_or(String::new(), |b| format!("best at step {} (loss {:.4})", b.step, b.loss));
+        self.finish(&best);
+    }
+
+    fn should_stop(&self) -> bool {
+        self.interrupted.load(Ordering::SeqCst)
+    }
+}
+
+impl Reporter for Screen<'_> {
+    fn data(&mut self, progress: &calm_data::Progress) {
+        let (label, done, total) = match *progress {
+            calm_data::Progress::Reading { done, total } => ("reading", done, total),
+            calm_data::Progress::TrainingTokenizer { done, total } => ("tokenizer", done, total),
+            calm_data::Progress::Tokenizing { done, total } => ("tokenizing", done, total),
+            _ => return,
+        };
+        let bar = self.bar(label, total, Unit::Bytes);
+        bar.set_total(total);
+        bar.set(done, "");
+    }
+
+    fn data_done(&mut self) {
+        self.finish("");
+    }
+
+    fn note(&mut self, text: &str) {
+        self.printer.note(text);
+    }
+
+    fn plan(&mut self, plan: &Plan) {
+        self.printer.note(report::plan(plan));
+    }
+
+    fn scoring(&mut self, what: &str, done: usize, total: usize) {
+        self.bar(what, total as u64, Unit::Other("batches")).set(done as u64, "");
+        if done == total {
+            self.finish("");
+        }
+    }
+
+    fn warn(&mut self, text: &str) {
+        self.printer.warn(text);
+    }
+}
+
+/// A time for people.
+pub fn seconds(s: f64) -> String {
+    format::duration(Duration::from_secs_f64(s.max(0.0)))
+}

@@ -1,0 +1,20 @@
+//! Who we are.
+
+/// Version of the package.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Commit the binary was built from, if it was built in a checkout.
+pub fn commit() -> Option<String> {
+    option_env!("CALM_COMMIT").filter(|c| !c.is_empty()).map(str::to_owned)
+}
+
+/// Features compiled in.
+pub fn features() -> Vec<String> {
+    vec!["cpu".to_owned()]
+}
+
+/// What `calm --version` prints.
+pub fn line() -> String {
+    let commit = commit().map_or(String::new(), |c| format!(" ({c})"));
+    format!("calm {VERSION}{commit}\nfeatures: {}", features().join(", "))
+}
