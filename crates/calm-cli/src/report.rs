@@ -82,20 +82,20 @@ pub fn autoencoder(r: &ReconstructionReport) -> String {
     )
 }
 
+/// `7.09 ±0.24`: all cells of a table with the same two decimals.
+fn cell(value: f64, se: Option<f64>) -> String {
+    match se {
+        Some(se) => format!("{value:.2} ±{se:.2}"),
+        None => format!("{value:.2}"),
+    }
+}
+
 fn brier_cells(name: &str, r: &BrierReport) -> Vec<String> {
     let mut cells = vec![name.to_owned()];
     for n in 0..4 {
-        cells.push(match (r.brier, r.brier_se) {
-            (Some(b), Some(se)) => format::plus_minus(b[n], se[n]),
-            (Some(b), None) => format::number(b[n], 2),
-            _ => "-".into(),
-        });
+        cells.push(r.brier.map_or("-".into(), |b| cell(b[n], r.brier_se.map(|se| se[n]))));
     }
-    cells.push(match (r.brierlm, r.brierlm_se) {
-        (Some(b), Some(se)) => format::plus_minus(b, se),
-        (Some(b), None) => format::number(b, 2),
-        _ => "undefined".into(),
-    });
+    cells.push(r.brierlm.map_or("undefined".into(), |b| cell(b, r.brierlm_se)));
     cells
 }
 

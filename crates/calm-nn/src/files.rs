@@ -41,11 +41,21 @@ pub fn write_weights(
     tensors: &BTreeMap<String, Tensor>,
     metadata: &BTreeMap<String, String>,
 ) -> Result<(), WeightsError> {
+    let text = serde_json::to_string(metadata)
+        .map_err(|e| WeightsError::Malformed { path: path.to_owned(), reason: e.to_string() })?;
+    write_tensors(path, tensors, (METADATA, &text))
+}
+
+/// Writes `tensors` in name order with one entry of plain metadata, as other programs expect it.
+pub fn write_tensors(
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    (key, value): (&str, &str),
+) -> Result<(), WeightsError> {
     let io = |source| WeightsError::Io { verb: "write", path: path.to_owned(), source };
-    let malformed = |reason: String| WeightsError::Malformed { path: path.to_owned(), reason };
-    let text = serde_json::to_string(metadata).map_err(|e| malformed(e.to_string()))?;
-    let meta = HashMap::from([(METADATA.to_owned(), text)]);
-    let bytes = safetensors::serialize(tensors, Some(meta)).map_err(|e| malformed(e.to_string()))?;
+    let meta = HashMap::from([(key.to_owned(), value.to_owned())]);
+    let bytes = safetensors::serialize(tensors, Some(meta))
+        .map_err(|e| WeightsError::Malformed { path: path.to_owned(), reason: e.to_string() })?;
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".partial");
     let partial = path.with_file_name(name);

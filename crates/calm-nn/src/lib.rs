@@ -13,7 +13,7 @@ pub mod store;
 
 pub use calm_kernels::{NoiseKey, RowId, gradcheck, philox};
 pub use dtype::Precision;
-pub use files::{WeightsError, read_weights, write_weights};
+pub use files::{WeightsError, read_weights, write_tensors, write_weights};
 pub use layers::{Embedding, LayerNorm, Linear, RmsNorm, SwiGlu};
 pub use noise::Noise;
 pub use optim::{AdamW, AdamWConfig, GradientBucket};

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use calm_lm::{FlowTime, HeadConfig};
-use calm_nn::{ParamStore, write_weights};
+use calm_nn::{ParamStore, write_tensors};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value};
 
@@ -181,7 +181,7 @@ impl Export {
             config.insert("torch_dtype".into(), name.into());
         }
         let (weights, settings) = (folder.join("model.safetensors"), folder.join("config.json"));
-        write_weights(&weights, &tensors, &BTreeMap::from([("format".into(), "pt".into())]))?;
+        write_tensors(&weights, &tensors, ("format", "pt"))?;
         write_json(&settings, &config)?;
         self.tensors += tensors.len();
         self.files.extend([settings, weights]);
