@@ -80,7 +80,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "RUN")]
     pub init_from: Option<PathBuf>,
     /// Take the finished autoencoder of another run instead of training one.
-    #[arg(long, value_name = "RUN", conflicts_with = "init_from")]
+    #[arg(long, value_name = "RUN")]
     pub autoencoder: Option<PathBuf>,
     /// Print the plan and stop.
     #[arg(long)]

@@ -5,7 +5,21 @@ use std::path::Path;
 use calm_train::config::{ConfigErrors, ConfigText};
 
 /// Name and text of every configuration in `configs/` (a test holds the list to the folder).
-pub const SHIPPED: &[(&str, &str)] = &[("quickstart", include_str!("../../../configs/quickstart.yaml"))];
+pub const SHIPPED: &[(&str, &str)] = &[
+    ("quickstart", include_str!("../../../configs/quickstart.yaml")),
+    ("k1", include_str!("../../../configs/k1.yaml")),
+    ("k2", include_str!("../../../configs/k2.yaml")),
+    ("k4", include_str!("../../../configs/k4.yaml")),
+    ("k8", include_str!("../../../configs/k8.yaml")),
+    ("baseline", include_str!("../../../configs/baseline.yaml")),
+    ("shakespeare-char", include_str!("../../../configs/shakespeare-char.yaml")),
+    ("paper/calm-m", include_str!("../../../configs/paper/calm-m.yaml")),
+    ("paper/calm-l", include_str!("../../../configs/paper/calm-l.yaml")),
+    ("paper/calm-xl", include_str!("../../../configs/paper/calm-xl.yaml")),
+    ("paper/baseline-s", include_str!("../../../configs/paper/baseline-s.yaml")),
+    ("paper/baseline-m", include_str!("../../../configs/paper/baseline-m.yaml")),
+    ("paper/baseline-l", include_str!("../../../configs/paper/baseline-l.yaml")),
+];
 
 /// Finds a configuration.
 ///

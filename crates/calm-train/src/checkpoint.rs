@@ -138,31 +138,38 @@ impl Checkpoints {
         optimizer: &AdamW,
         metadata: &BTreeMap<String, String>,
     ) -> Result<()> {
-        self.write(state, store, Some(optimizer), metadata)
+        self.write(state, |folder| {
+            write_weights(&folder.join(MODEL), &store.snapshot()?, metadata)?;
+            Ok(write_weights(&folder.join(OPTIMIZER), &optimizer.state(store)?, metadata)?)
+        })
     }
 
     /// Writes weights that were trained elsewhere: a finished stage at step 0, without optimiser state.
     pub fn save_imported(&self, store: &ParamStore, metadata: &BTreeMap<String, String>) -> Result<()> {
-        self.write(&StageState { finished: true, ..StageState::default() }, store, None, metadata)
+        self.write(&StageState { finished: true, ..StageState::default() }, |folder| {
+            Ok(write_weights(&folder.join(MODEL), &store.snapshot()?, metadata)?)
+        })
     }
 
-    fn write(
-        &self,
-        state: &StageState,
-        store: &ParamStore,
-        optimizer: Option<&AdamW>,
-        metadata: &BTreeMap<String, String>,
-    ) -> Result<()> {
+    /// As [`Checkpoints::save_imported`], from a weights file, byte for byte: its hash stays.
+    pub fn copy_imported(&self, weights: &Path) -> Result<()> {
+        self.write(&StageState { finished: true, ..StageState::default() }, |folder| {
+            let target = folder.join(MODEL);
+            fs::copy(weights, &target).map_err(|e| Error::io("write", &target, e))?;
+            let file = fs::File::open(&target).and_then(|f| f.sync_all());
+            file.map_err(|e| Error::io("write", &target, e))
+        })
+    }
+
+    /// `fill` writes the weights into the folder it is given.
+    fn write(&self, state: &StageState, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         fs::create_dir_all(&self.folder).map_err(|e| Error::io("create", &self.folder, e))?;
         let partial = self.folder.join(format!("step-{}.partial", state.step));
         let _ = fs::remove_dir_all(&partial);
         let whole = self.path(state.step);
         let write = || -> Result<()> {
             fs::create_dir(&partial).map_err(|e| Error::io("create", &partial, e))?;
-            write_weights(&partial.join(MODEL), &store.snapshot()?, metadata)?;
-            if let Some(optimizer) = optimizer {
-                write_weights(&partial.join(OPTIMIZER), &optimizer.state(store)?, metadata)?;
-            }
+            fill(&partial)?;
             write_json(&partial.join(STATE), state)?;
             if whole.exists() {
                 fs::remove_dir_all(&whole).map_err(|e| Error::io("replace", &whole, e))?;

@@ -32,8 +32,7 @@ pub enum Error {
     Config(#[from] crate::config::load::ConfigErrors),
     /// Loss or gradient stopped being a number.
     #[error(
-        "{stage}: {what} is {value} at step {step}; the parameters were not changed by this step and the last \
-         checkpoint is whole"
+        "{stage}: {what} is {value} at step {step}; nothing of this step was saved, earlier checkpoints are whole"
     )]
     NotFinite {
         /// Stage.
@@ -78,22 +77,30 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::User { hint, .. } if !hint.is_empty() => Some(hint.clone()),
-            Self::NotFinite { .. } => Some(
-                "lower learning_rate or lengthen warmup_steps (--set train.lm.learning_rate=...), then --resume"
-                    .into(),
-            ),
+            Self::NotFinite { stage, .. } => Some(format!(
+                "lower the learning rate or lengthen the warm-up (--set train.{stage}.learning_rate=...); \
+                 --resume goes on from the last checkpoint, --restart begins anew"
+            )),
             Self::Interrupted { .. } => Some("run the same command with --resume to go on".into()),
-            Self::Io { source, .. } => match source.kind() {
-                std::io::ErrorKind::PermissionDenied => Some("check the permissions, or choose another folder with --out".into()),
-                std::io::ErrorKind::StorageFull => {
-                    Some("free some disk space and run again with --resume; what was saved before is whole".into())
+            Self::Io { verb, source, .. } => match source.kind() {
+                std::io::ErrorKind::PermissionDenied => {
+                    Some("check the permissions, or choose another folder with --out".into())
                 }
+                std::io::ErrorKind::StorageFull => Some(
+                    "free some disk space and run again with --resume; what was saved before is whole".into(),
+                ),
+                std::io::ErrorKind::NotFound => {
+                    Some("check the path; the file may have been moved or deleted".into())
+                }
+                _ if *verb != "read" => Some("check the path, or choose another folder with --out".into()),
                 _ => None,
             },
             Self::Weights(calm_nn::WeightsError::Io { source, .. })
                 if source.kind() == std::io::ErrorKind::StorageFull =>
             {
-                Some("free some disk space and run again with --resume; what was saved before is whole".into())
+                Some(
+                    "free some disk space and run again with --resume; what was saved before is whole".into(),
+                )
             }
             _ => None,
         }

@@ -79,6 +79,9 @@ pub struct Results {
     /// Mean loss with true and with exchanged hidden states.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub condition: Option<ConditionCheck>,
+    /// A short text of the language model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sample: Option<String>,
     /// Hash of the text.
     pub corpus_hash: String,
     /// Hash of the tokenizer.
@@ -141,9 +144,10 @@ pub fn train(
     device: &Device,
     reporter: &mut dyn Reporter,
 ) -> Result<Results> {
-    run.config.precision.check(device)?;
+    run.config.precision.check(device).map_err(|e| Error::user(e.to_string(), "--set precision=f32"))?;
+    check(run, options)?;
     let corpus = prepare_data(run, &options.cache, reporter)?;
-    let record = record(run, &corpus, options)?;
+    let mut record = record(run, &corpus, options)?;
     let plan = Plan::new(&run.config, &corpus)?;
     reporter.plan(&plan);
     let mut results = Results {
@@ -153,6 +157,10 @@ pub fn train(
     };
     match &run.config.model {
         ModelConfig::Calm(_) => {
+            if let Some(other) = &options.autoencoder_from {
+                record.imported_autoencoder = Some(import_autoencoder(run, &corpus, other, reporter)?);
+                run.write_record(&record)?;
+            }
             if options.stages != Stages::Lm {
                 results.autoencoder =
                     Some(train_autoencoder(run, &corpus, &record, options, device, reporter)?);
@@ -169,9 +177,36 @@ pub fn train(
             score_run(run, &corpus, held_out, Which::Best, &run.config.eval, device, reporter)?;
         results.brier = Some(brier);
         results.condition = condition;
+        results.sample = Some(final_sample(run, &corpus, device)?);
     }
     write_json(&run.folder.join("results.json"), &results)?;
     Ok(results)
+}
+
+/// Options that a run cannot have.
+fn check(run: &Run, options: &TrainOptions) -> Result<()> {
+    if matches!(run.config.model, ModelConfig::Baseline(_)) {
+        if options.stages == Stages::Autoencoder {
+            return Err(Error::user(
+                "a baseline has no stage autoencoder",
+                "leave --stage away, or train a CALM",
+            ));
+        }
+        if options.autoencoder_from.is_some() {
+            return Err(Error::user("a baseline has no autoencoder", "leave --autoencoder away"));
+        }
+    }
+    if options.stages == Stages::Lm
+        && options.autoencoder_from.is_none()
+        && matches!(run.config.model, ModelConfig::Calm(_))
+        && run.checkpoints("autoencoder").latest()?.is_none()
+    {
+        return Err(Error::user(
+            format!("{} has no autoencoder to train a language model on", run.folder.display()),
+            "train it first (--stage autoencoder), or take that of another run with --autoencoder RUN",
+        ));
+    }
+    Ok(())
 }
 
 /// Reads, tokenises and splits the text of a run (from the cache if it was done before).
@@ -180,12 +215,14 @@ pub fn prepare_data(run: &Run, cache: &Path, reporter: &mut dyn Reporter) -> Res
         calm_data::prepare(&run.config.data, &run.config.tokenizer, cache, &mut |p| reporter.data(&p))?;
     corpus.tokenizer = run.config.fit(corpus.tokenizer)?;
     reporter.data_done();
+    unchanged(run, &corpus)?;
     Ok(corpus)
 }
 
-/// Checks the corpus against the record and writes it.
-fn record(run: &Run, corpus: &Corpus, options: &TrainOptions) -> Result<RunRecord> {
-    let mut record = run.record()?.unwrap_or_default();
+/// Checks the corpus against the record: ids of another tokenizer mean nothing to the weights, and scores on
+/// another text would pass for those of the old one.
+fn unchanged(run: &Run, corpus: &Corpus) -> Result<()> {
+    let record = run.record()?.unwrap_or_default();
     for (what, old, new) in [
         ("text", &record.corpus_hash, &corpus.hash),
         ("tokenizer", &record.tokenizer_hash, &corpus.tokenizer_hash),
@@ -196,10 +233,17 @@ fn record(run: &Run, corpus: &Corpus, options: &TrainOptions) -> Result<RunRecor
                     "the {what} has changed since {} was begun ({old:.12} -> {new:.12})",
                     run.folder.display()
                 ),
-                "restore the old data, or start over with --restart or another --out",
+                "restore the old data, or train anew with --restart or another --out; calm eval and calm latents \
+                 take other text with --data",
             ));
         }
     }
+    Ok(())
+}
+
+/// Writes what this run is and who works on it.
+fn record(run: &Run, corpus: &Corpus, options: &TrainOptions) -> Result<RunRecord> {
+    let mut record = run.record()?.unwrap_or_default();
     corpus.tokenizer.save(&run.folder.join("tokenizer.json"))?;
     record.corpus_hash = corpus.hash.clone();
     record.tokenizer_hash = corpus.tokenizer_hash.clone();
@@ -263,13 +307,11 @@ fn train_autoencoder(
     let pad = corpus.tokenizer.special().pad;
     let seed = run.config.seed;
     let eval = &run.config.eval;
-    if let Some(other) = &options.autoencoder_from {
-        import_autoencoder(run, corpus, other, reporter)?;
-    } else if options.stages == Stages::All && imported(run, "autoencoder")? {
+    if options.stages == Stages::All && imported(run, "autoencoder")? {
         reporter.note("autoencoder: imported, kept as it is (--stage autoencoder trains it further)");
     } else if needed(run, "autoencoder", config.steps, options.resume, reporter)? {
         let objective = run.new_autoencoder(&corpus.tokenizer, device)?;
-        init_from(options, "autoencoder", &objective.store, reporter)?;
+        init_from(run, corpus, options, "autoencoder", &objective.store, reporter)?;
         let layout = run.autoencoder_layout();
         let plan = RowPlan::new(&corpus.train, layout, corpus.tokenizer.special(), seed)?;
         let rows = evaluation_rows(
@@ -339,8 +381,14 @@ pub fn reconstruct_run(
     })?)
 }
 
-/// Copies the finished autoencoder of another run, after checking that it is the same thing.
-fn import_autoencoder(run: &Run, corpus: &Corpus, other: &Path, reporter: &mut dyn Reporter) -> Result<()> {
+/// Copies the finished autoencoder of another run, after checking that it fits; returns the hash of its
+/// weights file.
+fn import_autoencoder(
+    run: &Run,
+    corpus: &Corpus,
+    other: &Path,
+    reporter: &mut dyn Reporter,
+) -> Result<String> {
     let other = Run::open(other)?;
     let fits = match (&run.config.model, &other.config.model) {
         (ModelConfig::Calm(a), ModelConfig::Calm(b)) => {
@@ -354,37 +402,56 @@ fn import_autoencoder(run: &Run, corpus: &Corpus, other: &Path, reporter: &mut d
             "chunk_size and model.calm.autoencoder of both runs must be equal",
         ));
     }
-    if other.tokenizer()?.hash() != corpus.tokenizer_hash {
+    same_tokenizer(&other, corpus)?;
+    let from = other.checkpoints("autoencoder");
+    if from.latest()?.is_some_and(|s| !s.finished) {
         return Err(Error::user(
-            format!("{} uses another tokenizer", other.folder.display()),
-            "both runs need the same data and tokenizer settings",
+            format!("the autoencoder of {} is not finished", other.folder.display()),
+            "finish it first: run its own command with --resume",
         ));
     }
-    let from = other.checkpoints("autoencoder");
     let step = from.step(Which::Best)?;
-    let to = run.checkpoints("autoencoder").path(step);
-    if !to.exists() {
-        std::fs::create_dir_all(&to).map_err(|e| Error::io("create", &to, e))?;
-        for entry in
-            std::fs::read_dir(from.path(step)).map_err(|e| Error::io("read", &from.path(step), e))?.flatten()
-        {
-            let target = to.join(entry.file_name());
-            std::fs::copy(entry.path(), &target).map_err(|e| Error::io("write", &target, e))?;
-        }
+    let hash = file_hash(&from.model_path(step))?;
+    let to = run.checkpoints("autoencoder");
+    if to.latest()?.is_none() {
+        to.copy_imported(&from.model_path(step))?;
+    } else if model_hash(run, "autoencoder", Which::Best)? != hash {
+        return Err(Error::user(
+            format!("{} has an autoencoder of its own", run.folder.display()),
+            "leave --autoencoder away to keep it; --restart or another --out begins anew",
+        ));
     }
     reporter.note(&format!("autoencoder: taken from {}", from.path(step).display()));
-    Ok(())
+    Ok(hash)
+}
+
+/// Weights mean something with their own tokenizer only.
+fn same_tokenizer(other: &Run, corpus: &Corpus) -> Result<()> {
+    if other.tokenizer()?.hash() == corpus.tokenizer_hash {
+        return Ok(());
+    }
+    let file = other.folder.join("tokenizer.json");
+    Err(Error::user(
+        format!("{} uses another tokenizer than this run", other.folder.display()),
+        format!("give this run the same one: --set 'tokenizer={{file: {}}}'", file.display()),
+    ))
 }
 
 /// Loads the weights of another run's stage.
 fn init_from(
+    run: &Run,
+    corpus: &Corpus,
     options: &TrainOptions,
     stage: &str,
     store: &calm_nn::ParamStore,
     reporter: &mut dyn Reporter,
 ) -> Result<()> {
     let Some(folder) = &options.init_from else { return Ok(()) };
+    if options.resume && run.checkpoints(stage).latest()?.is_some() {
+        return Ok(());
+    }
     let other = Run::open(folder)?;
+    same_tokenizer(&other, corpus)?;
     let checkpoints = other.checkpoints(stage);
     let step = checkpoints.step(Which::Best)?;
     checkpoints.load_model(step, store)?;
@@ -424,7 +491,7 @@ fn train_lm(
             let (autoencoder, hash) = run.load_autoencoder(Which::Best, &corpus.tokenizer, device)?;
             metadata.insert("autoencoder".into(), hash);
             let objective = run.new_calm(autoencoder.model, &corpus.tokenizer, device)?;
-            init_from(options, "lm", &objective.store, reporter)?;
+            init_from(run, corpus, options, "lm", &objective.store, reporter)?;
             recorder = Recorder::new(&run.folder, reporter);
             let stage = Stage {
                 config,
@@ -453,7 +520,7 @@ fn train_lm(
         }
         ModelConfig::Baseline(_) => {
             let objective = run.new_baseline(&corpus.tokenizer, device)?;
-            init_from(options, "lm", &objective.store, reporter)?;
+            init_from(run, corpus, options, "lm", &objective.store, reporter)?;
             recorder = Recorder::new(&run.folder, reporter);
             let stage = Stage {
                 config,
@@ -493,6 +560,18 @@ fn lm_validation<S: Sampler>(
         numbers.push((format!("brier_{}_se", n + 1), r.brier_se.map(|b| b[n])));
     }
     Ok(Validation { loss, numbers, sample: Some(sample_text(run, model, corpus)?) })
+}
+
+/// A short text of the finished model.
+fn final_sample(run: &Run, corpus: &Corpus, device: &Device) -> Result<String> {
+    match &run.config.model {
+        ModelConfig::Calm(_) => {
+            sample_text(run, &run.load_calm(Which::Best, &corpus.tokenizer, device)?.model, corpus)
+        }
+        ModelConfig::Baseline(_) => {
+            sample_text(run, &run.load_baseline(Which::Best, &corpus.tokenizer, device)?.model, corpus)
+        }
+    }
 }
 
 /// A short text from the start of a document. A model that knows no start continues the first chunk of a

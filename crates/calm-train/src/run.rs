@@ -125,7 +125,9 @@ impl Run {
     ) -> Result<Self> {
         let config = &resolved.value;
         let path = folder.join("config.yaml");
-        if path.is_file() && !restart {
+        // Before the data were ready nothing has come of a run: a wrong path may be put right.
+        let begun = folder.join("run.json").is_file() || has_weights(folder);
+        if path.is_file() && begun && !restart {
             let old: Resolved<RunConfig> = load(ConfigText::read(&path)?, &[])?;
             let opened = Self { folder: folder.to_owned(), config: old.value };
             let unseen = opened.record()?.is_some_and(|r| r.corpus_hash.is_empty());
@@ -148,7 +150,8 @@ impl Run {
                 ));
             }
         }
-        if restart {
+        // Only of a run: another folder's contents are not ours to throw away.
+        if restart && path.is_file() {
             for part in ["autoencoder", "lm", "tensorboard"] {
                 let _ = fs::remove_dir_all(folder.join(part));
             }
@@ -188,7 +191,16 @@ impl Run {
 
     /// The run's own tokenizer, with its vocabulary.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        Ok(self.config.fit(Tokenizer::load(&self.folder.join("tokenizer.json"))?)?)
+        let path = self.folder.join("tokenizer.json");
+        let tokenizer = Tokenizer::load(&path)?;
+        let trained_with = self.record()?.map(|r| r.tokenizer_hash).filter(|h| !h.is_empty());
+        if trained_with.is_some_and(|h| h != tokenizer.hash()) {
+            return Err(Error::user(
+                format!("{} is not the tokenizer that this run was trained with", path.display()),
+                "restore the file; the run's own command with --resume writes it again",
+            ));
+        }
+        Ok(self.config.fit(tokenizer)?)
     }
 
     /// Layout of the language model's rows.
@@ -307,6 +319,11 @@ impl Run {
             ("tokenizer".to_owned(), record.tokenizer_hash.clone()),
         ])
     }
+}
+
+/// Whether there are weights of any stage.
+fn has_weights(folder: &Path) -> bool {
+    ["autoencoder", "lm"].iter().any(|stage| !Checkpoints::new(&folder.join(stage)).steps().is_empty())
 }
 
 /// Settings that differ, as `key: old -> new`. With `resume`, `train`, `eval` and `description` may.

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use calm_data::Tokenizer;
 use calm_eval::generate::{Decoding, GenerateError, GenerateOptions, GenerateReport, generate};
 use calm_eval::temperature::{ExactOptions, Temperature};
@@ -23,9 +23,9 @@ pub fn run(args: &GenerateArgs, printer: &Printer) -> Result<()> {
     let prompt = match args.prompt.as_deref() {
         Some("-") => {
             let mut text = String::new();
-            std::io::stdin()
-                .read_to_string(&mut text)
-                .context("cannot read the prompt from standard input")?;
+            std::io::stdin().read_to_string(&mut text).map_err(|e| {
+                Hinted::new(format!("cannot read the prompt from standard input: {e}"), "give UTF-8 text")
+            })?;
             text
         }
         Some(text) => text.to_owned(),
@@ -70,7 +70,14 @@ fn decoding(args: &GenerateArgs) -> Result<Decoding> {
     if args.temperature == 1.0 {
         return Ok(Decoding::Plain);
     }
-    let temperature = Temperature::new::<candle_core::Error>(args.temperature)?;
+    let temperature = Temperature::new::<candle_core::Error>(args.temperature).map_err(|_| {
+        let t = args.temperature;
+        let message = format!("--temperature {t}: a CALM is sampled, and samples can only be sharpened");
+        Hinted::new(message, "give a temperature above 0 and at most 1")
+    })?;
+    if args.draws == Some(0) {
+        bail!(Hinted::new("--draws 0 leaves nothing to choose from", "give 1 or more"));
+    }
     Ok(match args.sampler {
         SamplerName::Batch => {
             if temperature.reciprocal::<candle_core::Error>().is_err() {

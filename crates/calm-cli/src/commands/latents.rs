@@ -3,13 +3,14 @@
 use std::fs::File;
 use std::io::{BufWriter, Write};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use calm_eval::reconstruction::text_chunks;
 use calm_train::pipeline::evaluation_rows;
 use candle_core::{Device, Tensor};
 
 use super::{open_run, text_of, which};
 use crate::args::LatentsArgs;
+use crate::error::Hinted;
 use crate::screen::Screen;
 use crate::ui::Printer;
 
@@ -30,6 +31,9 @@ fn npy_header(shape: &[usize]) -> Vec<u8> {
 
 /// Runs the command.
 pub fn run(args: &LatentsArgs, printer: &Printer) -> Result<()> {
+    if args.documents == Some(0) {
+        return Err(Hinted::new("--documents 0 leaves nothing to encode", "give 1 or more").into());
+    }
     let run = open_run(&args.source)?;
     let mut screen = Screen::new(printer);
     let (file, tokenizer) = text_of(&run, args.data.as_deref(), &args.source.cache, &mut screen)?;
@@ -49,13 +53,18 @@ pub fn run(args: &LatentsArgs, printer: &Printer) -> Result<()> {
         chunks += found.len();
     }
     let shape = [chunks, 2, objective.model.latent_size()];
-    let place = || format!("cannot write {}", args.out.display());
-    let mut out = BufWriter::new(File::create(&args.out).with_context(place)?);
-    out.write_all(&npy_header(&shape)).with_context(place)?;
-    for v in &values {
-        out.write_all(&v.to_le_bytes()).with_context(place)?;
-    }
-    out.flush().with_context(place)?;
+    let write = || -> std::io::Result<()> {
+        let mut out = BufWriter::new(File::create(&args.out)?);
+        out.write_all(&npy_header(&shape))?;
+        for v in &values {
+            out.write_all(&v.to_le_bytes())?;
+        }
+        out.flush()
+    };
+    write().map_err(|e| {
+        let message = format!("cannot write {}: {e}", args.out.display());
+        Hinted::new(message, "name a file in a folder that is there and may be written to with --out")
+    })?;
     printer
         .note(format!("wrote {chunks} chunks, float32 {shape:?} (mean, log std), to {}", args.out.display()));
     Ok(())

@@ -45,17 +45,18 @@ pub fn run(args: &TrainArgs, printer: &Printer) -> Result<()> {
     screen.catch_interrupts();
     let results = train(&run, &options, &Device::Cpu, &mut screen)?;
     drop(screen);
-    show(&run, &results, args.format, printer)?;
+    show(&results, args.format, printer)?;
     next_commands(&run, &folder, &results, printer);
     Ok(())
 }
 
 fn dry_run(config: &RunConfig, args: &TrainArgs, printer: &Printer) -> Result<()> {
     let mut screen = Screen::new(printer);
-    let corpus = calm_data::prepare(&config.data, &config.tokenizer, &args.cache, &mut |p| {
+    let mut corpus = calm_data::prepare(&config.data, &config.tokenizer, &args.cache, &mut |p| {
         calm_train::pipeline::Reporter::data(&mut screen, &p);
     })?;
     drop(screen);
+    corpus.tokenizer = config.fit(corpus.tokenizer).map_err(calm_train::Error::from)?;
     let plan = calm_train::plan::Plan::new(config, &corpus)?;
     match args.format {
         Format::Json => printer.result(&serde_json::to_string_pretty(&plan)?)?,
@@ -64,7 +65,7 @@ fn dry_run(config: &RunConfig, args: &TrainArgs, printer: &Printer) -> Result<()
     Ok(())
 }
 
-fn show(run: &Run, results: &Results, format: Format, printer: &Printer) -> Result<()> {
+fn show(results: &Results, format: Format, printer: &Printer) -> Result<()> {
     if format == Format::Json {
         return Ok(printer.result(&serde_json::to_string_pretty(results)?)?);
     }
@@ -77,38 +78,10 @@ fn show(run: &Run, results: &Results, format: Format, printer: &Printer) -> Resu
     if let Some(c) = &results.condition {
         printer.result(&report::condition(c))?;
     }
-    // A model without a start of document writes nothing of its own accord.
-    if results.brier.is_some() && run.config.bos_chunk {
-        let text = sample(run)?;
-        printer.result(&format!("A sample (calm generate):\n{}", report::indent(&text)))?;
+    if let Some(text) = &results.sample {
+        printer.result(&format!("a sample:\n{}", report::indent(text)))?;
     }
     Ok(())
-}
-
-/// A short text of the finished model.
-fn sample(run: &Run) -> Result<String> {
-    use calm_train::checkpoint::Which;
-    let tokenizer = run.tokenizer()?;
-    let text = |tokens: Vec<u32>| tokenizer.decode(&tokens);
-    Ok(match &run.config.model {
-        ModelConfig::Calm(_) => {
-            text(draw(&run.load_calm(Which::Best, &tokenizer, &Device::Cpu)?.model, run.config.seed)?)
-        }
-        ModelConfig::Baseline(_) => {
-            text(draw(&run.load_baseline(Which::Best, &tokenizer, &Device::Cpu)?.model, run.config.seed)?)
-        }
-    })
-}
-
-fn draw<S: calm_lm::Sampler>(model: &S, seed: u64) -> Result<Vec<u32>> {
-    use calm_eval::generate::{Decoding, GenerateOptions, generate};
-    let options = GenerateOptions { max_tokens: 96, decoding: Decoding::Plain, seed, remainder_budget: 1 };
-    let mut tokens = Vec::new();
-    generate(model, &[], &options, |t| {
-        tokens.extend_from_slice(t);
-        true
-    })?;
-    Ok(tokens)
 }
 
 fn next_commands(run: &Run, folder: &PathBuf, results: &Results, printer: &Printer) {
