@@ -29,7 +29,7 @@ pub fn main() -> ExitCode {
     settle_threads(cli.threads);
     let verbosity = if cli.quiet { Verbosity::Quiet } else { Verbosity::Normal };
     let printer = Printer::new(UiOptions { verbosity, ..UiOptions::default() });
-    let result = run(&cli, &printer);
+    let result = run(&cli, &printer).map_err(error::apart);
     printer.conclude_with(result, error::hint)
 }
 

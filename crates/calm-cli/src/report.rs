@@ -77,7 +77,7 @@ pub fn autoencoder(r: &ReconstructionReport) -> String {
         table.row([format!("mean + {:.1} noise", n.sigma), p(n.token_accuracy), p(n.chunk_accuracy)]);
     }
     format!(
-        "{table}\ncross-entropy {:.4} nats/token, KL {:.1} nats/chunk, posterior std {:.2}, {} of {} dimensions collapsed\n",
+        "{table}\ncross-entropy {:.4} nats/token, KL {:.1} nats/chunk, posterior std {:.2},\n{} of {} dimensions collapsed\n",
         r.cross_entropy, r.kl, r.posterior_std, r.collapsed_dimensions, r.latent_size
     )
 }

@@ -1,5 +1,8 @@
 //! Every configuration that is shipped: it is read, planned at its size, and trained for a step at a reduced one.
 
+// Helpers outside of test functions may panic too.
+#![allow(clippy::unwrap_used)]
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -105,7 +108,8 @@ fn every_configuration_is_planned_and_has_the_parameters_it_promises() {
         }
         if let Some(promised) = promised(&config.description) {
             let lm = plan.stages.last().unwrap().parameter_count() as f64;
-            assert!((lm / promised - 1.0).abs() < 0.005, "{name}: {lm} parameters, not {promised}");
+            // The paper's own figures are rounded.
+            assert!((lm / promised - 1.0).abs() < 0.01, "{name}: {lm} parameters, not {promised}");
         }
     }
 }

@@ -30,7 +30,7 @@ fn a_shortened_quickstart_learns_to_rebuild_and_to_predict() {
     let mut args =
         vec!["train", "--config", "quickstart", "--out", run, "--cache", cache, "--format", "json"];
     for shorter in
-        ["train.autoencoder.steps=250", "train.lm.steps=1000", "train.lm.eval_every=500", "eval.documents=40"]
+        ["train.autoencoder.steps=250", "train.lm.steps=1200", "train.lm.eval_every=600", "eval.documents=40"]
     {
         args.extend(["--set", shorter]);
     }

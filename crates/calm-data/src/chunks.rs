@@ -104,11 +104,15 @@ impl Layout {
     ///   window 1        c t t t
     ///   window 2              c t t
     /// ```
+    ///
+    /// Windows of S·K tokens that overlap by the same number of tokens lie at the same tokens for every K: the
+    /// first one reaches to chunk `1 + stride` with a BOS chunk, and to chunk S without.
     pub(crate) fn windows(self, chunks: usize, overlap: usize) -> impl Iterator<Item = Window> {
         let stride = self.context - overlap;
-        let count = if chunks <= 1 { chunks } else { (chunks - 1).div_ceil(stride) };
+        let anchor = if self.bos_chunk { 1 } else { overlap };
+        let count = chunks.saturating_sub(anchor).div_ceil(stride).max(usize::from(chunks > 0));
         (0..count).map(move |w| {
-            let first_target = 1 + w * stride;
+            let first_target = anchor + w * stride;
             let start = first_target.saturating_sub(overlap);
             let end = (first_target + stride).min(chunks);
             Window { start, len: end - start, fresh: if w == 0 { 0 } else { first_target - start } }
@@ -173,10 +177,10 @@ mod tests {
 
         #[test]
         fn every_chunk_but_the_first_is_a_target_in_exactly_one_window(
-            chunks in 0usize..70, context in 2usize..12, overlap in 1usize..11,
+            chunks in 0usize..70, context in 2usize..12, overlap in 1usize..11, bos_chunk: bool,
         ) {
             prop_assume!(overlap < context);
-            let layout = Layout { chunk_size: 1, context, bos_chunk: true };
+            let layout = Layout { chunk_size: 1, context, bos_chunk };
             let mut targets = vec![0; chunks];
             let mut fresh = vec![0; chunks];
             for w in layout.windows(chunks, overlap) {

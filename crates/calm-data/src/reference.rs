@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::batch::Batch;
 use crate::chunks::Layout;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::token_file::TokenFile;
 
 /// Blocks of joined documents; every chunk is filled, every row one segment.
@@ -14,7 +14,9 @@ pub struct ReferenceBlocks {
     file: TokenFile,
     layout: Layout,
     document_bos: Option<u32>,
-    /// Place of each document in the joined tokens; one more for the end.
+    /// The joined documents, in order.
+    documents: Vec<u32>,
+    /// Place of each of them in the joined tokens; one more for the end.
     starts: Vec<u64>,
 }
 
@@ -26,15 +28,32 @@ impl Layout {
     /// # Errors
     /// When the layout cannot work.
     pub fn reference_blocks(&self, file: &TokenFile, document_bos: Option<u32>) -> Result<ReferenceBlocks> {
+        self.reference_blocks_of(file, &(0..file.len()).collect::<Vec<_>>(), document_bos)
+    }
+
+    /// [`Layout::reference_blocks`] of some documents, joined in the given order.
+    ///
+    /// # Errors
+    /// When the layout cannot work or a document does not exist.
+    pub fn reference_blocks_of(
+        &self,
+        file: &TokenFile,
+        documents: &[usize],
+        document_bos: Option<u32>,
+    ) -> Result<ReferenceBlocks> {
         self.check()?;
         let mut starts = vec![0];
         let mut total = 0;
-        for i in 0..file.len() {
-            total += file.document_len(i) as u64 + u64::from(document_bos.is_some());
+        for &document in documents {
+            if document >= file.len() {
+                return Err(Error::Layout(format!("document {document} of {} does not exist", file.len())));
+            }
+            total += file.document_len(document) as u64 + u64::from(document_bos.is_some());
             starts.push(total);
         }
         let layout = Self { bos_chunk: false, ..*self };
-        Ok(ReferenceBlocks { file: file.clone(), layout, document_bos, starts })
+        let documents = documents.iter().map(|d| *d as u32).collect();
+        Ok(ReferenceBlocks { file: file.clone(), layout, document_bos, documents, starts })
     }
 }
 
@@ -78,7 +97,7 @@ impl ReferenceBlocks {
                 batch.target[place] = true;
                 batch.predicts[place] = i + 1 < s;
                 batch.segments[place] = 0;
-                batch.documents[place] = self.document_at(first + (i * k) as u64) as u32;
+                batch.documents[place] = self.documents[self.place_of(first + (i * k) as u64)];
                 batch.positions[place] = i as u32;
                 batch.chunk_index[place] = (row * s + i) as u32;
             }
@@ -86,15 +105,16 @@ impl ReferenceBlocks {
         batch
     }
 
-    /// The document that holds this place of the joined text.
-    fn document_at(&self, place: u64) -> usize {
+    /// Which of the joined documents holds this place of the joined text.
+    fn place_of(&self, place: u64) -> usize {
         self.starts.partition_point(|&start| start <= place) - 1
     }
 
     fn copy(&self, mut place: u64, mut out: &mut [u32]) {
         while !out.is_empty() {
-            let document = self.document_at(place);
-            let mut inside = (place - self.starts[document]) as usize;
+            let joined = self.place_of(place);
+            let document = self.documents[joined] as usize;
+            let mut inside = (place - self.starts[joined]) as usize;
             let mut written = 0;
             if let Some(bos) = self.document_bos {
                 if inside == 0 {
@@ -162,5 +182,18 @@ mod tests {
             let expected: Vec<u32> = owner.chunks(k).map(|c| c[0]).take(owners.len()).collect();
             prop_assert_eq!(owners, expected);
         }
+    }
+
+    #[test]
+    fn some_documents_are_joined_in_the_given_order() {
+        let documents: Vec<(Vec<u32>, u64)> = vec![(vec![1, 2, 3], 3), (vec![4], 1), (vec![5, 6, 7], 3)];
+        let file = TokenFile::in_memory(&documents, [0; 32], [0; 32]);
+        let layout = Layout { chunk_size: 2, context: 2, bos_chunk: true };
+        let blocks = layout.reference_blocks_of(&file, &[2, 0], Some(9)).unwrap();
+        assert_eq!((blocks.rows(), blocks.dropped_tokens()), (2, 0));
+        let batch = blocks.batch(0..2);
+        assert_eq!(batch.ids, [9, 5, 6, 7, 9, 1, 2, 3]);
+        assert_eq!(batch.documents, [2, 2, 0, 0]);
+        assert!(layout.reference_blocks_of(&file, &[3], None).is_err());
     }
 }

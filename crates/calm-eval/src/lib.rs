@@ -8,6 +8,7 @@ pub mod brier;
 pub mod costs;
 pub mod generate;
 pub mod ngram;
+pub mod protocol;
 pub mod reconstruction;
 pub mod rng;
 pub mod samples;

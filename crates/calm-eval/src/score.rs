@@ -1,13 +1,15 @@
 //! BrierLM of a model on held-out documents: batches in, contributions by document out.
 //!
 //! Positions are chunk starts. A position is scored if four tokens of its document (PAD after EOS included)
-//! lie ahead of it in its window: a rule that looks at lengths only, never at the target.
+//! lie ahead of it in its window: a rule that looks at lengths only, never at the target. Which of these
+//! count is a matter of the protocol ([`crate::protocol::Rule`]).
 
 use calm_data::Batch;
 use calm_lm::{Baseline, Calm, ChunkBatch, Sampler};
 use candle_core::{Device, Result};
 
 use crate::brier::{self, BrierSums, EndOfText, NGRAM, SampledPath, Terms, chunks_per_gram};
+use crate::protocol::Rule;
 
 /// A batch as tensors.
 pub fn to_tensors(batch: &Batch, device: &Device) -> Result<ChunkBatch> {
@@ -25,7 +27,7 @@ pub fn to_tensors(batch: &Batch, device: &Device) -> Result<ChunkBatch> {
 /// Scores of one model, and the closed-form scores of others on the same positions.
 #[derive(Clone, Debug, Default)]
 pub struct Scores {
-    /// Contributions by document.
+    /// Contributions by document (by block in the reference protocol).
     pub sums: BrierSums,
     /// Summed cross-entropy of all predicted tokens in nats, and their number (baselines only).
     pub cross_entropy: Option<(f64, u64)>,
@@ -38,6 +40,10 @@ pub struct Scores {
 pub struct Position {
     /// Document index.
     pub document: u32,
+    /// What it is resampled with in standard errors: its document, or its block.
+    pub group: u32,
+    /// Where the n-gram begins: token of the document, or of the joined text (see [`Rule::token`]).
+    pub token: u32,
     /// The token before the n-gram.
     pub previous: u32,
     /// The n-gram, complete.
@@ -68,18 +74,45 @@ fn target(batch: &Batch, b: usize, s: usize, end: EndOfText) -> Option<[u32; NGR
     None
 }
 
-/// The n-gram positions of a batch: (row among the predicting positions, what is scored there).
-fn positions(batch: &Batch, end: EndOfText) -> Vec<(usize, Position)> {
+/// The scored positions of a batch, in order: (b, s, what is scored there).
+pub fn positions(batch: &Batch, end: EndOfText, rule: Rule) -> Vec<(usize, usize, Position)> {
     let mut out = Vec::new();
-    let predicting = (0..batch.rows * batch.context).filter(|at| batch.predicts[*at]);
-    for (row, at) in predicting.enumerate() {
+    for at in (0..batch.rows * batch.context).filter(|at| batch.predicts[*at]) {
         let (b, s) = (at / batch.context, at % batch.context);
+        if !rule.scores(batch, b, s) {
+            continue;
+        }
         if let Some(target) = target(batch, b, s, end) {
             let previous = batch.chunk(b, s)[batch.chunk_size - 1];
-            out.push((row, Position { document: batch.documents[at], previous, target }));
+            let (group, token) = (rule.group(batch, b, s), rule.token(batch, b, s) as u32);
+            out.push((b, s, Position { document: batch.documents[at], group, token, previous, target }));
         }
     }
     out
+}
+
+/// The scored positions with their rows among the predicting positions of the batch.
+fn scored_rows(batch: &Batch, end: EndOfText, rule: Rule) -> Vec<(usize, Position)> {
+    let mut row_of = vec![0; batch.predicts.len()];
+    let mut rows = 0;
+    for (at, predicts) in batch.predicts.iter().enumerate() {
+        row_of[at] = rows;
+        rows += usize::from(*predicts);
+    }
+    let scored = positions(batch, end, rule).into_iter();
+    scored.map(|(b, s, position)| (row_of[b * batch.context + s], position)).collect()
+}
+
+/// Leaves out what no scored position needs: each needs the draws of its n-gram's chunks.
+fn restrict(batch: &mut Batch, end: EndOfText, rule: Rule) {
+    let steps = chunks_per_gram(batch.chunk_size);
+    let mut needed = vec![false; batch.predicts.len()];
+    for (b, s, _) in positions(batch, end, rule) {
+        let at = b * batch.context + s;
+        let last = (b + 1) * batch.context;
+        needed[at..(at + steps).min(last)].fill(true);
+    }
+    batch.predicts.iter_mut().zip(needed).for_each(|(predicts, needed)| *predicts &= needed);
 }
 
 fn shape_error(e: brier::BrierError) -> candle_core::Error {
@@ -93,16 +126,36 @@ pub fn score_calm(
     samples: usize,
     seed: u64,
     device: &Device,
+    progress: impl FnMut(usize),
+) -> Result<Scores> {
+    score_calm_at(model, batches, Rule::All, samples, seed, device, progress)
+}
+
+/// [`score_calm`] at the positions of a rule.
+pub fn score_calm_at(
+    model: &Calm,
+    batches: impl Iterator<Item = Batch>,
+    rule: Rule,
+    samples: usize,
+    seed: u64,
+    device: &Device,
     mut progress: impl FnMut(usize),
 ) -> Result<Scores> {
     let special = model.special();
     let end = EndOfText { eos: special.eos, pad: special.pad };
     let steps = chunks_per_gram(model.chunk_size());
     let mut scores = Scores::default();
-    for (i, batch) in batches.enumerate() {
+    for (i, mut batch) in batches.enumerate() {
+        if rule != Rule::All {
+            restrict(&mut batch, end, rule);
+        }
+        if batch.predict_count() == 0 {
+            progress(i + 1);
+            continue;
+        }
         let purpose = format!("score/{i}");
         let draws = model.draw_positions(&to_tensors(&batch, device)?, samples, steps, seed, &purpose)?;
-        for (row, position) in positions(&batch, end) {
+        for (row, position) in scored_rows(&batch, end, rule) {
             let forced = |sample: usize| -> Vec<u32> {
                 // Predictions after the document's end are PAD by definition, which the score fills in.
                 let ahead = position.target.iter().take_while(|t| **t != end.eos).count() + 1;
@@ -120,7 +173,7 @@ pub fn score_calm(
                 brier::terms(&position.target, &accuracy, &[chain(0), chain(1)], Some(end))
             }
             .map_err(shape_error)?;
-            scores.sums.add(u64::from(position.document), &terms.brier());
+            scores.sums.add(u64::from(position.group), &terms.brier());
             scores.positions.push(position);
         }
         progress(i + 1);
@@ -134,6 +187,18 @@ pub fn score_baseline(
     batches: impl Iterator<Item = Batch>,
     seed: u64,
     device: &Device,
+    progress: impl FnMut(usize),
+) -> Result<Scores> {
+    score_baseline_at(model, batches, Rule::All, seed, device, progress)
+}
+
+/// [`score_baseline`] at the positions of a rule; the cross-entropy is that of all predicted tokens.
+pub fn score_baseline_at(
+    model: &Baseline,
+    batches: impl Iterator<Item = Batch>,
+    rule: Rule,
+    seed: u64,
+    device: &Device,
     mut progress: impl FnMut(usize),
 ) -> Result<Scores> {
     let special = model.special();
@@ -144,7 +209,7 @@ pub fn score_baseline(
         let draws = model.draw_positions(&to_tensors(&batch, device)?, seed, &format!("score/{i}"))?;
         nats -= draws.log_p.iter().sum::<f64>();
         tokens += draws.log_p.len() as u64;
-        for (row, position) in positions(&batch, end) {
+        for (row, position) in scored_rows(&batch, end, rule) {
             let gold: [f64; NGRAM] =
                 std::array::from_fn(|n| draws.log_p.get(row + n).map_or(1.0, |l| l.exp()));
             let [a, b] = &draws.paths[row];
@@ -157,7 +222,7 @@ pub fn score_baseline(
             ];
             let terms =
                 brier::baseline_terms(&position.target, &gold, &paths, Some(end)).map_err(shape_error)?;
-            scores.sums.add(u64::from(position.document), &terms.brier());
+            scores.sums.add(u64::from(position.group), &terms.brier());
             scores.positions.push(position);
         }
         progress(i + 1);

@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod config;
 pub mod error;
+pub mod init;
 pub mod interchange;
 pub mod metrics;
 pub mod objective;
@@ -10,7 +11,9 @@ pub mod pipeline;
 pub mod plan;
 pub mod recorder;
 pub mod run;
+pub mod scoring;
 pub mod stage;
+pub mod task;
 
 pub use config::RunConfig;
 pub use error::{Error, Result};

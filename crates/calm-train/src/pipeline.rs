@@ -6,7 +6,8 @@ use calm_data::batch::spread;
 use calm_data::{Batch, Corpus, EvaluationOptions, EvaluationRows, Layout, RowPlan, TokenFile, Tokenizer};
 use calm_eval::bootstrap::{Bootstrap, BrierReport, report};
 use calm_eval::generate::{Decoding, GenerateOptions, generate};
-use calm_eval::ngram::{DEFAULT_LAMBDA, NgramModels, NgramPosition, NgramReport, SpecialIds as NgramIds};
+use calm_eval::ngram::NgramReport;
+use calm_eval::protocol::Protocol;
 use calm_eval::reconstruction::{ReconstructionReport, reconstruct};
 use calm_eval::score::{Scores, score_baseline, score_calm};
 use calm_lm::Sampler;
@@ -20,6 +21,7 @@ use crate::objective::{Objective, validation_loss};
 use crate::plan::Plan;
 use crate::recorder::Recorder;
 use crate::run::{Provenance, Run, RunRecord};
+use crate::scoring::{Scorer, Weights, ngram_models, reader};
 use crate::stage::{Observer, Stage, Validation};
 
 /// What a run shows while it works.
@@ -103,12 +105,14 @@ pub struct BrierResults {
     /// The model's scores, percent.
     #[serde(flatten)]
     pub report: BrierReport,
+    /// Where it was scored.
+    pub protocol: Protocol,
     /// K.
     pub chunk_size: usize,
     /// Draws per position.
     pub samples: usize,
-    /// Unigram and bigram models of the training split, closed form.
-    pub ngram: NgramReport,
+    /// Unigram and bigram models of the training split, closed form; null where there is no training split.
+    pub ngram: Option<NgramReport>,
     /// Baselines: nats per token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cross_entropy: Option<f64>,
@@ -597,7 +601,7 @@ pub fn sample_text<S: Sampler>(run: &Run, model: &S, corpus: &Corpus) -> Result<
 }
 
 /// Scores the language model of a run on held-out documents, beside n-gram models of the training split on
-/// the same positions.
+/// the same positions: aligned with the run's own chunks and context (see [`Scorer`] for other protocols).
 pub fn score_run(
     run: &Run,
     corpus: &Corpus,
@@ -607,41 +611,19 @@ pub fn score_run(
     device: &Device,
     reporter: &mut dyn Reporter,
 ) -> Result<(BrierResults, Option<ConditionCheck>)> {
-    let special = corpus.tokenizer.special();
-    let rows = evaluation_rows(held_out, special, run.lm_layout(), eval.documents, eval.chunks_per_document)?;
-    let seed = run.config.seed;
-    let batches = || rows.batches(SCORE_ROWS);
-    let total = batches().len();
-    let mut progress = |done| reporter.scoring("BrierLM", done, total);
-    let (scores, condition, samples) = match &run.config.model {
-        ModelConfig::Calm(_) => {
-            let o = run.load_calm(which, &corpus.tokenizer, device)?;
-            let scores = score_calm(&o.model, batches(), eval.samples, seed, device, &mut progress)?;
-            (scores, Some(condition_check(&o, batches(), seed)?), eval.samples)
+    let documents = spread(held_out.len(), eval.documents);
+    let protocol = Protocol::own(&reader(run), eval.chunks_per_document);
+    let ngram = ngram_models(&corpus.train, &corpus.tokenizer)?;
+    let scorer = Scorer::load(run, which, &corpus.tokenizer, device)?;
+    let (results, _) = scorer.score(held_out, &documents, &protocol, eval, Some(&ngram), reporter)?;
+    let condition = match &scorer.weights {
+        Weights::Calm(o) => {
+            let special = corpus.tokenizer.special();
+            let rows =
+                evaluation_rows(held_out, special, run.lm_layout(), eval.documents, eval.chunks_per_document)?;
+            condition_check(o, rows.batches(SCORE_ROWS), run.config.seed)?
         }
-        ModelConfig::Baseline(_) => {
-            let o = run.load_baseline(which, &corpus.tokenizer, device)?;
-            (score_baseline(&o.model, batches(), seed, device, &mut progress)?, None, 2)
-        }
-    };
-    let bootstrap = Bootstrap { replicates: eval.bootstrap, seed };
-    let ngram = ngram_report(corpus, &scores, &bootstrap)?;
-    let cross_entropy = scores.cross_entropy.map(|(nats, n)| nats / n.max(1) as f64);
-    let bytes: u64 = spread(held_out.len(), eval.documents).iter().map(|d| held_out.byte_len(*d)).sum();
-    let whole = eval.chunks_per_document.is_none();
-    let results = BrierResults {
-        report: report(&scores.sums, &bootstrap),
-        chunk_size: run.config.chunk_size(),
-        samples,
-        ngram,
-        cross_entropy,
-        perplexity: cross_entropy.map(f64::exp),
-        // Only whole documents have a known number of bytes.
-        bits_per_byte: scores
-            .cross_entropy
-            .filter(|_| whole)
-            .map(|(nats, _)| nats / std::f64::consts::LN_2 / bytes.max(1) as f64),
-        step: run.checkpoints("lm").step(which)?,
+        Weights::Baseline(_) => None,
     };
     Ok((results, condition))
 }
@@ -650,7 +632,7 @@ fn condition_check(
     objective: &crate::objective::CalmObjective,
     batches: impl Iterator<Item = Batch>,
     seed: u64,
-) -> Result<ConditionCheck> {
+) -> Result<Option<ConditionCheck>> {
     let (mut loss, mut exchanged, mut n) = (0.0, 0.0, 0usize);
     for batch in batches.take(8) {
         let rows = objective.targets(&batch);
@@ -662,28 +644,9 @@ fn condition_check(
         exchanged += b * rows as f64;
         n += rows;
     }
-    let n = n.max(1) as f64;
-    Ok(ConditionCheck { loss: loss / n, loss_exchanged: exchanged / n })
-}
-
-/// Closed-form scores of n-gram models of the training split on the positions that were scored.
-pub fn ngram_report(corpus: &Corpus, scores: &Scores, bootstrap: &Bootstrap) -> Result<NgramReport> {
-    let s = corpus.tokenizer.special();
-    let train = &corpus.train;
-    let fail = |e: calm_eval::ngram::NgramError| Error::user(format!("n-gram models: {e}"), "");
-    let models = NgramModels::from_documents(
-        corpus.tokenizer.vocab_size(),
-        NgramIds { bos: s.bos, eos: s.eos },
-        (0..train.len()).map(|i| train.document(i)),
-        DEFAULT_LAMBDA,
-    )
-    .map_err(fail)?;
-    let positions = scores.positions.iter().map(|p| NgramPosition {
-        document: u64::from(p.document),
-        context: p.previous,
-        target: &p.target,
-    });
-    models.score(positions, bootstrap).map_err(fail)
+    // A text of one chunk has nothing to exchange.
+    let mean = |sum: f64| sum / n as f64;
+    Ok((n > 0).then(|| ConditionCheck { loss: mean(loss), loss_exchanged: mean(exchanged) }))
 }
 
 /// Hash of the weights that a stage would be evaluated with.

@@ -33,7 +33,7 @@ fn all_problems_of_a_configuration_are_reported_together_with_their_lines() {
         .replace("layers: 2, hidden_size: 48, intermediate_size: 64, heads: 2", "layers: two, heads: 5")
         .replace("samples: 4", "samples: 1")
         .replace("lm: { steps: 20, batch_rows: 4", "lm: { steps: 20, accumulation: 3, batch_rows: 4")
-        .replace("validation: 0.1", "validation: 1.5");
+        .replace("validation: 0.3", "validation: 1.5");
     house.write("bad.yaml", &bad);
     let line = |part: &str| bad.lines().position(|l| l.contains(part)).unwrap() + 1;
     for command in [&["train", "--config", "bad.yaml"][..], &["config", "bad.yaml"]] {

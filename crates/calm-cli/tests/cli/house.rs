@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 pub const CALM: &str = r"version: 1
 description: a tiny CALM
 seed: 3
-data: { source: { path: text.txt }, validation: 0.1 }
+data: { source: { path: text.txt }, validation: 0.3 }
 tokenizer: { bpe: { vocab_size: 300 } }
 model:
   calm:
@@ -26,7 +26,7 @@ eval: { training_documents: 2, documents: 6, chunks_per_document: 24, bootstrap:
 
 /// A baseline on characters.
 pub const BASELINE: &str = r"version: 1
-data: { source: { path: text.txt }, validation: 0.1 }
+data: { source: { path: text.txt }, validation: 0.3 }
 tokenizer: { chars: {} }
 model:
   baseline:
@@ -138,6 +138,9 @@ impl House {
         assert_eq!(done.out, "", "{args:?}");
         let at = done.err.find("error: ").unwrap_or_else(|| panic!("{args:?}: {}", done.err));
         assert_eq!(done.err.matches("error: ").count(), 1, "one error: {}", done.err);
+        // A broken rule of a configuration says itself what must hold.
+        let remedy = done.err.contains("hint: ") || done.err.contains(" has a problem");
+        assert!(remedy, "{args:?}: no remedy in {}", done.err);
         done.err[at..].to_owned()
     }
 

@@ -1,5 +1,8 @@
 //! The binary from outside: what it prints, where, with which exit code, and what it leaves behind.
 
+// Helpers outside of test functions may panic too.
+#![allow(clippy::unwrap_used)]
+
 mod config;
 mod errors;
 mod eval;

@@ -25,7 +25,9 @@ fn wait(child: &mut std::process::Child) -> std::process::ExitStatus {
 fn ctrl_c_ends_training_with_a_checkpoint_and_resume_finishes_it() {
     let house = House::new();
     let args = |steps: &str, more: &[&str]| {
-        let set = format!("train.lm.steps={steps}");
+        let set = format!(
+            "train.lm={{steps: {steps}, batch_rows: 4, context: 32, learning_rate: 1e-3, log_every: 1}}"
+        );
         let list = ["train", "--config", "calm.yaml", "--set", "train.autoencoder.steps=5", "--set", &set];
         [&list[..], more].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
     };
@@ -33,7 +35,7 @@ fn ctrl_c_ends_training_with_a_checkpoint_and_resume_finishes_it() {
         let args = args(steps, more);
         house.run(&args.iter().map(String::as_str).collect::<Vec<_>>())
     };
-    let begin = args("1000000", &["--set", "train.lm.eval_every=0"]);
+    let begin = args("1000000", &[]);
     let mut child = house
         .command(&begin.iter().map(String::as_str).collect::<Vec<_>>())
         .stdout(Stdio::piped())
@@ -61,7 +63,7 @@ fn ctrl_c_ends_training_with_a_checkpoint_and_resume_finishes_it() {
     let step: u64 = step.strip_prefix("step-").unwrap().parse().unwrap();
 
     // The same command without --resume does not throw the work away.
-    let refused = run("1000000", &["--set", "train.lm.eval_every=0"]);
+    let refused = run("1000000", &[]);
     assert_eq!(refused.code, 1);
     for part in ["error: ", &format!("stopped at step {step} of 1000000"), "hint: --resume"] {
         assert!(refused.err.contains(part), "{part} in\n{}", refused.err);

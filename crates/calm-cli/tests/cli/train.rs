@@ -6,7 +6,7 @@ use crate::house::{House, TRAINED, trained};
 fn a_run_goes_from_text_to_scores_with_results_on_stdout_and_the_rest_on_stderr() {
     for (name, done) in [("calm", &TRAINED.calm), ("baseline", &TRAINED.baseline)] {
         assert_eq!(done.code, 0, "{}", done.err);
-        for part in ["BrierLM", "Brier-1", "bigram", "unigram", "A sample"] {
+        for part in ["BrierLM", "Brier-1", "bigram", "unigram", "sample:"] {
             assert!(done.out.contains(part), "{name}: no {part} in\n{}", done.out);
         }
         for part in ["run folder", "plan (", "validation loss", "next:", "calm generate"] {
@@ -90,7 +90,7 @@ fn a_dry_run_prints_the_plan_and_leaves_no_run() {
     let house = House::new();
     let done = house.run(&["train", "--config", "calm.yaml", "--dry-run"]);
     assert_eq!(done.code, 0, "{}", done.err);
-    for part in ["parameters", "memory", "autoencoder", "lm", "energy"] {
+    for part in ["parameters", "memory", "autoencoder", "lm", "head"] {
         assert!(done.out.contains(part), "{part} in\n{}", done.out);
     }
     assert!(!house.path("runs").exists());

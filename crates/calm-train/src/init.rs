@@ -1,0 +1,66 @@
+//! A run with new, random weights: to see what a size costs, and that everything around it works, before anything
+//! is trained.
+
+use calm_data::{Tokenizer, TokenizerConfig, llama3};
+use candle_core::Device;
+use std::path::Path;
+
+use crate::checkpoint::file_hash;
+use crate::config::ModelConfig;
+use crate::error::Result;
+use crate::pipeline::Reporter;
+use crate::run::{Provenance, Run, RunRecord};
+
+/// The tokenizer that a run's configuration asks for. One that is trained on the text needs the text.
+fn find_tokenizer(run: &Run, cache: &Path, reporter: &mut dyn Reporter) -> Result<Tokenizer> {
+    let tokenizer = match &run.config.tokenizer {
+        TokenizerConfig::File(path) => Tokenizer::load(path)?,
+        TokenizerConfig::Llama3(config) => llama3::load(config)?,
+        config => {
+            let corpus =
+                calm_data::prepare(&run.config.data, config, cache, &mut |p| reporter.data(&p))?;
+            reporter.data_done();
+            corpus.tokenizer
+        }
+    };
+    Ok(run.config.fit(tokenizer)?)
+}
+
+/// Writes the run's tokenizer and its initial weights as finished stages at step 0, and returns the stages with
+/// their numbers of parameters. `calm train` takes such weights for trained ones.
+pub fn initialise(
+    run: &Run,
+    cache: &Path,
+    provenance: Provenance,
+    device: &Device,
+    reporter: &mut dyn Reporter,
+) -> Result<Vec<(&'static str, usize)>> {
+    let tokenizer = find_tokenizer(run, cache, reporter)?;
+    tokenizer.save(&run.folder.join("tokenizer.json"))?;
+    let record = RunRecord {
+        history: vec![provenance],
+        tokenizer_hash: tokenizer.hash(),
+        vocab_size: tokenizer.vocab_size(),
+        corpus: "none: random weights".into(),
+        platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
+        threads: candle_core::utils::get_num_threads(),
+        ..RunRecord::default()
+    };
+    let mut metadata = run.metadata("lm", &record);
+    let mut stages = Vec::new();
+    let lm = match &run.config.model {
+        ModelConfig::Calm(_) => {
+            let autoencoder = run.new_autoencoder(&tokenizer, device)?;
+            let checkpoints = run.checkpoints("autoencoder");
+            checkpoints.save_imported(&autoencoder.store, &run.metadata("autoencoder", &record))?;
+            metadata.insert("autoencoder".into(), file_hash(&checkpoints.model_path(0))?);
+            stages.push(("autoencoder", autoencoder.store.element_count()));
+            run.new_calm(autoencoder.model, &tokenizer, device)?.store
+        }
+        ModelConfig::Baseline(_) => run.new_baseline(&tokenizer, device)?.store,
+    };
+    run.checkpoints("lm").save_imported(&lm, &metadata)?;
+    stages.push(("lm", lm.element_count()));
+    run.write_record(&record)?;
+    Ok(stages)
+}

@@ -1,0 +1,155 @@
+//! Scores of a finished language model by protocol.
+
+use calm_data::{TokenFile, Tokenizer};
+use calm_eval::bootstrap::{Bootstrap, report};
+use calm_eval::ngram::{
+    DEFAULT_LAMBDA, NgramError, NgramModels, NgramPosition, NgramReport, SpecialIds as NgramIds,
+};
+use calm_eval::protocol::{Protocol, ProtocolError, Reader};
+use calm_eval::score::{Position, Scores, score_baseline_at, score_calm_at};
+use candle_core::Device;
+
+use crate::checkpoint::Which;
+use crate::config::{EvalConfig, ModelConfig};
+use crate::error::{Error, Result};
+use crate::objective::{BaselineObjective, CalmObjective};
+use crate::pipeline::{BrierResults, Reporter};
+use crate::run::Run;
+
+/// Rows of a batch, as long as they are short.
+const ROWS: usize = 4;
+/// Tokens of a batch, from which on it has fewer rows: memory stays bounded with long contexts.
+const BATCH_TOKENS: usize = 8192;
+
+impl From<ProtocolError> for Error {
+    fn from(e: ProtocolError) -> Self {
+        match e {
+            ProtocolError::Data(e) => e.into(),
+            // These say themselves what to do.
+            e => Self::user(e.to_string(), ""),
+        }
+    }
+}
+
+/// The weights of a run's language model.
+pub enum Weights {
+    /// A continuous autoregressive language model.
+    Calm(Box<CalmObjective>),
+    /// A discrete baseline.
+    Baseline(Box<BaselineObjective>),
+}
+
+/// A run's language model, loaded once and scored by any number of protocols.
+pub struct Scorer<'a> {
+    run: &'a Run,
+    special: calm_data::SpecialTokens,
+    step: u64,
+    device: &'a Device,
+    /// Its weights.
+    pub weights: Weights,
+}
+
+/// What protocols have to know of a run's model.
+pub fn reader(run: &Run) -> Reader {
+    let layout = run.lm_layout();
+    Reader {
+        chunk_size: layout.chunk_size,
+        context: layout.context,
+        bos_chunk: layout.bos_chunk,
+        baseline: matches!(run.config.model, ModelConfig::Baseline(_)),
+    }
+}
+
+impl<'a> Scorer<'a> {
+    /// Loads a checkpoint.
+    pub fn load(run: &'a Run, which: Which, tokenizer: &Tokenizer, device: &'a Device) -> Result<Self> {
+        let weights = match &run.config.model {
+            ModelConfig::Calm(_) => Weights::Calm(Box::new(run.load_calm(which, tokenizer, device)?)),
+            ModelConfig::Baseline(_) => {
+                Weights::Baseline(Box::new(run.load_baseline(which, tokenizer, device)?))
+            }
+        };
+        let step = run.checkpoints("lm").step(which)?;
+        Ok(Self { run, special: tokenizer.special(), step, device, weights })
+    }
+
+    /// Scores these documents by a protocol, beside n-gram models on the same positions. The contributions by
+    /// document go to paired differences between models.
+    pub fn score(
+        &self,
+        held_out: &TokenFile,
+        documents: &[usize],
+        protocol: &Protocol,
+        eval: &EvalConfig,
+        ngram: Option<&NgramModels>,
+        reporter: &mut dyn Reporter,
+    ) -> Result<(BrierResults, Scores)> {
+        let view = protocol.view(held_out, self.special, &reader(self.run), documents)?;
+        let rows = (BATCH_TOKENS / protocol.row_tokens()).clamp(1, ROWS);
+        let total = view.batch_count(rows);
+        let (seed, rule) = (self.run.config.seed, view.rule);
+        let label = format!("BrierLM, {}", protocol.name());
+        let mut progress = |done| reporter.scoring(&label, done, total);
+        let batches = view.batches(rows);
+        let (scores, samples) = match &self.weights {
+            Weights::Calm(o) => {
+                let n = eval.samples;
+                (score_calm_at(&o.model, batches, rule, n, seed, self.device, &mut progress)?, n)
+            }
+            Weights::Baseline(o) => {
+                (score_baseline_at(&o.model, batches, rule, seed, self.device, &mut progress)?, 2)
+            }
+        };
+        let bootstrap = Bootstrap { replicates: eval.bootstrap, seed };
+        let ngram = ngram.map(|models| ngram_scores(models, &scores.positions, &bootstrap)).transpose()?;
+        let cross_entropy = scores.cross_entropy.map(|(nats, n)| nats / n.max(1) as f64);
+        // Only whole documents have a known number of bytes.
+        let whole = matches!(protocol, Protocol::Aligned { tokens_per_document: None, .. });
+        let bytes: u64 = documents.iter().map(|d| held_out.byte_len(*d)).sum();
+        let results = BrierResults {
+            report: report(&scores.sums, &bootstrap),
+            protocol: *protocol,
+            chunk_size: self.run.config.chunk_size(),
+            samples,
+            ngram,
+            cross_entropy,
+            perplexity: cross_entropy.map(f64::exp),
+            bits_per_byte: scores
+                .cross_entropy
+                .filter(|_| whole)
+                .map(|(nats, _)| nats / std::f64::consts::LN_2 / bytes.max(1) as f64),
+            step: self.step,
+        };
+        Ok((results, scores))
+    }
+}
+
+fn ngram_error(e: NgramError) -> Error {
+    Error::user(format!("n-gram models: {e}"), "")
+}
+
+/// Unigram and bigram counts of a training split.
+pub fn ngram_models(train: &TokenFile, tokenizer: &Tokenizer) -> Result<NgramModels> {
+    let s = tokenizer.special();
+    NgramModels::from_documents(
+        tokenizer.vocab_size(),
+        NgramIds { bos: s.bos, eos: s.eos },
+        (0..train.len()).map(|i| train.document(i)),
+        DEFAULT_LAMBDA,
+    )
+    .map_err(ngram_error)
+}
+
+/// Closed-form scores of n-gram models on the positions that a model was scored at.
+pub fn ngram_scores(
+    models: &NgramModels,
+    positions: &[Position],
+    bootstrap: &Bootstrap,
+) -> Result<NgramReport> {
+    let positions = positions.iter().map(|p| NgramPosition {
+        document: u64::from(p.group),
+        context: p.previous,
+        target: &p.target,
+    });
+    models.score(positions, bootstrap).map_err(ngram_error)
+}
