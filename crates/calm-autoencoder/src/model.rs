@@ -222,7 +222,8 @@ impl Autoencoder {
         }
         let vocab = self.embedding.table.dim(0)?;
         let u = noise.uniform("uniform", 1, self.chunk_size, ids.device())?.reshape(ids.shape())?;
-        let drawn = (&u * (vocab as f64 / share))?.floor()?.clamp(0.0, (vocab - 1) as f64)?.to_dtype(DType::U32)?;
+        let drawn =
+            (&u * (vocab as f64 / share))?.floor()?.clamp(0.0, (vocab - 1) as f64)?.to_dtype(DType::U32)?;
         u.lt(share)?.where_cond(&drawn, ids)
     }
 
@@ -330,7 +331,8 @@ mod tests {
         let rows: Vec<RowId> = (0..2000).map(|i| RowId { example: i, position: 0 }).collect();
         let noise = Noise::Keyed { seed: 1, purpose: "train", step: 0, rows: &rows };
         let ids = Tensor::full(99u32, (2000, 4), &Device::Cpu).unwrap();
-        let out = model.with_uniform_tokens(&ids, &noise).unwrap().flatten_all().unwrap().to_vec1::<u32>().unwrap();
+        let out =
+            model.with_uniform_tokens(&ids, &noise).unwrap().flatten_all().unwrap().to_vec1::<u32>().unwrap();
         let drawn: Vec<u32> = out.into_iter().filter(|t| *t != 99).collect();
         assert!((drawn.len() as f64 / 8000.0 - 0.25).abs() < 0.02);
         for id in 0..50 {

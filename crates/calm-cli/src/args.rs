@@ -27,6 +27,8 @@ pub struct Cli {
 pub enum Command {
     /// Train a model from a configuration: data, tokenizer, stages, scores.
     Train(TrainArgs),
+    /// Make a run with random weights, to try a size before training it.
+    Init(InitArgs),
     /// Score a trained model, or any model's samples.
     #[command(subcommand)]
     Eval(EvalCommand),
@@ -88,6 +90,20 @@ pub struct TrainArgs {
     /// What the results are printed as.
     #[arg(long, default_value = "table")]
     pub format: Format,
+    /// Where tokenizers and token files are kept.
+    #[arg(long, value_name = "FOLDER", default_value = "runs/.cache", env = "CALM_CACHE")]
+    pub cache: PathBuf,
+}
+
+/// `calm init`
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// The configuration.
+    #[command(flatten)]
+    pub source: ConfigSource,
+    /// The run's folder, new or empty.
+    #[arg(short, long, value_name = "FOLDER")]
+    pub out: PathBuf,
     /// Where tokenizers and token files are kept.
     #[arg(long, value_name = "FOLDER", default_value = "runs/.cache", env = "CALM_CACHE")]
     pub cache: PathBuf,
@@ -196,6 +212,41 @@ pub struct BrierArgs {
     /// Draws per position (all pairs are used).
     #[arg(long, value_name = "N")]
     pub draws: Option<usize>,
+    /// Where the model is scored.
+    #[command(flatten)]
+    pub protocol: ProtocolArgs,
+}
+
+/// Where a model is scored (default: aligned with the run's own chunks and context).
+#[derive(Debug, Args)]
+pub struct ProtocolArgs {
+    /// Which positions are scored.
+    #[arg(long, conflicts_with_all = ["samples", "task"])]
+    pub protocol: Option<ProtocolName>,
+    /// Aligned: tokens between positions, a multiple of every K compared (default: K).
+    #[arg(long, value_name = "TOKENS", conflicts_with_all = ["samples", "task"])]
+    pub every: Option<usize>,
+    /// Most tokens a window or block has (default: the run's context; never more).
+    #[arg(long, value_name = "TOKENS", conflicts_with = "samples")]
+    pub context: Option<usize>,
+    /// Aligned: tokens to score per document, from its start; `all` for whole documents.
+    #[arg(long, value_name = "N|all", conflicts_with_all = ["samples", "chunks"])]
+    pub tokens: Option<Count>,
+    /// Reference: every document begins with BOS, as with a tokenizer that adds it to every text.
+    #[arg(long, conflicts_with_all = ["samples", "task"])]
+    pub document_bos: bool,
+    /// A named task or its manifest: both protocols on the task's own text, given with --data.
+    #[arg(long, value_name = "NAME|FILE", requires = "data", conflicts_with = "samples")]
+    pub task: Option<String>,
+}
+
+/// Protocols.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProtocolName {
+    /// The same tokens with the same left context for every K and for baselines.
+    Aligned,
+    /// As the reference implementation: joined documents in blocks.
+    Reference,
 }
 
 /// `calm eval autoencoder`

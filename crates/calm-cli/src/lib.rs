@@ -63,6 +63,7 @@ fn run(cli: &Cli, printer: &Printer) -> anyhow::Result<()> {
             Ok(printer.result(&help)?)
         }
         Some(Command::Train(a)) => commands::train::run(a, printer),
+        Some(Command::Init(a)) => commands::init::run(a, printer),
         Some(Command::Eval(EvalCommand::Brierlm(a))) => commands::eval::brierlm(a, printer),
         Some(Command::Eval(EvalCommand::Autoencoder(a))) => commands::eval::autoencoder(a, printer),
         Some(Command::Generate(a)) => commands::generate::run(a, printer),

@@ -1,12 +1,12 @@
 //! Tables of plans and results.
 
 use calm_eval::bootstrap::BrierReport;
+use calm_eval::protocol::Protocol;
 use calm_eval::reconstruction::ReconstructionReport;
 use calm_train::pipeline::{BrierResults, ConditionCheck};
 use calm_train::plan::Plan;
 use calm_train::stage::Validation;
 
-use crate::screen::seconds;
 use crate::ui::{Table, format};
 
 /// What a run is going to cost.
@@ -19,7 +19,7 @@ pub fn plan(p: &Plan) -> String {
         format::count(p.matrix_rate),
     );
     let mut table =
-        Table::new(&["stage", "parameters", "steps", "tokens/step", "epochs", "FLOPs", "time", "memory"])
+        Table::new(&["stage", "parameters", "steps", "tok/step", "epochs", "FLOPs", "time", "memory"])
             .title("plan (time and memory are estimates)");
     for s in &p.stages {
         table.row([
@@ -29,7 +29,7 @@ pub fn plan(p: &Plan) -> String {
             s.tokens_per_step.to_string(),
             format!("{:.2}", s.epochs),
             format!("{:.1e}", s.flops),
-            format!("~{}", seconds(s.seconds)),
+            format!("~{}", short(s.seconds)),
             format!("~{}", format::bytes(s.memory)),
         ]);
     }
@@ -43,6 +43,17 @@ pub fn plan(p: &Plan) -> String {
         ));
     }
     out
+}
+
+/// A time in few characters: `42s`, `2m48s`, `5h12m`, `12d`.
+fn short(seconds: f64) -> String {
+    let s = seconds.max(0.0).round() as u64;
+    match s {
+        0..60 => format!("{s}s"),
+        60..3600 => format!("{}m{:02}s", s / 60, s % 60),
+        3600..172_800 => format!("{}h{:02}m", s / 3600, s % 3600 / 60),
+        _ => format!("{}d", s / 86_400),
+    }
 }
 
 /// One line of a validation.
@@ -105,14 +116,18 @@ const BRIER_HEADERS: [&str; 6] = ["percent", "Brier-1", "Brier-2", "Brier-3", "B
 pub fn brier(r: &BrierResults) -> String {
     let name =
         if r.cross_entropy.is_some() { "baseline".to_owned() } else { format!("CALM, K = {}", r.chunk_size) };
-    let mut table = Table::new(&BRIER_HEADERS).title(format!(
-        "BrierLM, {} held-out documents, {} positions",
-        r.report.documents, r.report.positions
-    ));
+    let groups = match r.protocol {
+        Protocol::Aligned { .. } => "held-out documents",
+        Protocol::Reference { .. } => "blocks",
+    };
+    let mut table = Table::new(&BRIER_HEADERS)
+        .title(format!("BrierLM, {} {groups}, {} positions", r.report.documents, r.report.positions));
     table.row(brier_cells(&name, &r.report));
-    table.row(brier_cells("bigram", &r.ngram.bigram));
-    table.row(brier_cells("unigram", &r.ngram.unigram));
-    let mut out = table.to_string();
+    if let Some(ngram) = &r.ngram {
+        table.row(brier_cells("bigram", &ngram.bigram));
+        table.row(brier_cells("unigram", &ngram.unigram));
+    }
+    let mut out = format!("{table}\n{}\n", protocol(&r.protocol));
     out.push_str(&note(&r.report));
     if let (Some(ce), Some(ppl)) = (r.cross_entropy, r.perplexity) {
         out.push_str(&format!("\ncross-entropy {ce:.4} nats/token, perplexity {ppl:.2}"));
@@ -122,6 +137,20 @@ pub fn brier(r: &BrierResults) -> String {
         out.push('\n');
     }
     out
+}
+
+/// Where a model was scored.
+fn protocol(p: &Protocol) -> String {
+    match p {
+        Protocol::Aligned { every, context, first, tokens_per_document } => {
+            let limit = tokens_per_document.map_or(String::new(), |t| format!(" of the first {t}"));
+            format!("aligned: every {every} tokens from token {first}{limit},\nwindows of {context} tokens")
+        }
+        Protocol::Reference { block, document_bos } => {
+            let bos = if *document_bos { "each after BOS" } else { "no BOS" };
+            format!("reference: joined documents ({bos}) in blocks of {block} tokens")
+        }
+    }
 }
 
 /// Scores alone.

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use calm_train::checkpoint::StageState;
 use calm_train::pipeline::Reporter;
@@ -10,7 +9,7 @@ use calm_train::plan::Plan;
 use calm_train::stage::{Observer, StepReport, Validation};
 
 use crate::report;
-use crate::ui::{Printer, Progress, Unit, format};
+use crate::ui::{Printer, Progress, Unit};
 
 /// Shows a run on stderr: one bar per long job, a line per validation.
 pub struct Screen<'a> {
@@ -18,21 +17,23 @@ pub struct Screen<'a> {
     bar: Option<(String, Progress)>,
     tokens: u64,
     interrupted: Arc<AtomicBool>,
+    training: Arc<AtomicBool>,
 }
 
 impl<'a> Screen<'a> {
     /// A screen on a printer.
     pub fn new(printer: &'a Printer) -> Self {
-        Self { printer, bar: None, tokens: 0, interrupted: Arc::default() }
+        Self { printer, bar: None, tokens: 0, interrupted: Arc::default(), training: Arc::default() }
     }
 
-    /// Makes the first Ctrl-C (or SIGTERM) stop the run after its step, with a checkpoint; the second ends
-    /// the process at once.
+    /// Makes the first Ctrl-C (or SIGTERM) stop a training stage after its step, with a checkpoint; the second,
+    /// or the first where nothing is being trained (data, scoring), ends the process at once.
     pub fn catch_interrupts(&self) {
         let flag = Arc::clone(&self.interrupted);
+        let training = Arc::clone(&self.training);
         let printer = self.printer.clone();
         let _ = ctrlc::set_handler(move || {
-            if flag.swap(true, Ordering::SeqCst) {
+            if flag.swap(true, Ordering::SeqCst) || !training.load(Ordering::SeqCst) {
                 std::process::exit(130);
             }
             printer.warn("stopping after this step with a checkpoint; once more to stop at once");
@@ -65,6 +66,7 @@ impl Observer for Screen<'_> {
         if from > 0 {
             self.printer.note(format!("{stage}: goes on after step {from} of {steps}"));
         }
+        self.training.store(true, Ordering::SeqCst);
         self.tokens = 0;
         self.bar(stage, steps, Unit::Steps).start_at(from);
     }
@@ -87,6 +89,7 @@ impl Observer for Screen<'_> {
     }
 
     fn end(&mut self, _stage: &str, state: &StageState) {
+        self.training.store(false, Ordering::SeqCst);
         let best =
             state.best.map_or(String::new(), |b| format!("best at step {} (loss {:.4})", b.step, b.loss));
         self.finish(&best);
@@ -132,9 +135,4 @@ impl Reporter for Screen<'_> {
     fn warn(&mut self, text: &str) {
         self.printer.warn(text);
     }
-}
-
-/// A time for people.
-pub fn seconds(s: f64) -> String {
-    format::duration(Duration::from_secs_f64(s.max(0.0)))
 }

@@ -7,12 +7,12 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use calm_cli::shipped;
-use calm_train::Run;
 use calm_train::checkpoint::StageState;
 use calm_train::config::{ConfigText, ModelConfig, Resolved, RunConfig, load};
 use calm_train::pipeline::{Reporter, TrainOptions, train};
 use calm_train::plan::Plan;
 use calm_train::stage::{Observer, StepReport, Validation};
+use calm_train::{Begin, Run};
 use candle_core::Device;
 
 /// Counts steps.
@@ -167,7 +167,7 @@ fn every_configuration_trains_a_step_at_reduced_width() {
             }
         }
         let config = read(&path, &set);
-        let run = Run::create(&dir.path().join(name.replace('/', "-")), &config, false, false).unwrap();
+        let run = Run::create(&dir.path().join(name.replace('/', "-")), &config, Begin::New).unwrap();
         let options = TrainOptions { cache: dir.path().join("cache"), ..TrainOptions::default() };
         let mut steps = Steps::default();
         let results =

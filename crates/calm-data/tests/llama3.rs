@@ -242,7 +242,9 @@ fn the_published_ranks_give_the_same_ids_as_merging_by_rank() {
     let (Some(path), Some(config)) =
         (shared("llama3-tokenizer.model"), shared("llama3-tokenizer_config.json"))
     else {
-        println!("skipped: no llama3-tokenizer.model under $CALM_SHARED/data or ../shared/data (needs the larger texts)");
+        println!(
+            "skipped: no llama3-tokenizer.model under $CALM_SHARED/data or ../shared/data (needs the larger texts)"
+        );
         return;
     };
     let ranks = read_ranks(&path).unwrap();

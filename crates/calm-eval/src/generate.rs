@@ -158,7 +158,13 @@ fn continue_prompt(
     report: &mut GenerateReport,
 ) -> Result<Vec<u32>, GenerateError> {
     if let Decoding::Exact { temperature, options } = options.decoding {
-        match temperature::exact(temperature, &options, temperature::begins_with(remainder), &mut *draw, uniforms) {
+        match temperature::exact(
+            temperature,
+            &options,
+            temperature::begins_with(remainder),
+            &mut *draw,
+            uniforms,
+        ) {
             Ok(outcome) => {
                 report.draws += outcome.draws;
                 report.fallbacks += usize::from(outcome.fell_back);
@@ -243,7 +249,8 @@ mod tests {
             let name = |t: u32| if t >= self.end_at { 1001 } else { t };
             Ok((0..n as u32)
                 .map(|i| {
-                    let mixed = (u64::from(i) << 32 | u64::from(key.call) ^ key.seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                    let mixed = (u64::from(i) << 32 | u64::from(key.call) ^ key.seed)
+                        .wrapping_mul(0x9e37_79b9_7f4a_7c15);
                     let off = (mixed >> 63) as u32;
                     vec![name(at), name(at + 1) + off, name(at + 2)]
                 })

@@ -81,7 +81,9 @@ impl Reader {
 #[derive(Debug, Error)]
 pub enum ProtocolError {
     /// Chunk starts of this K are no multiples of each other's.
-    #[error("aligned positions every {every} tokens: chunks of K = {chunk_size} do not start there; take a multiple of K")]
+    #[error(
+        "aligned positions every {every} tokens: chunks of K = {chunk_size} do not start there; take a multiple of K"
+    )]
     Every {
         /// Tokens between positions.
         every: usize,
@@ -89,7 +91,7 @@ pub enum ProtocolError {
         chunk_size: usize,
     },
     /// The window must hold whole steps, at least two.
-    #[error("an aligned context of {context} tokens with positions every {every}: take a multiple of {every}, at least {}", 2 * every)]
+    #[error("an aligned context of {context} tokens with positions every {every}; take a multiple of {every}, at least {}", 2 * every)]
     Windows {
         /// Tokens in a window.
         context: usize,
@@ -97,7 +99,9 @@ pub enum ProtocolError {
         every: usize,
     },
     /// The model was trained on shorter sequences.
-    #[error("a context of {context} tokens: this model was trained on {trained} (its context times K); take no more")]
+    #[error(
+        "a context of {context} tokens: this model was trained on {trained} (its context times K); take no more"
+    )]
     TooLong {
         /// Tokens asked for.
         context: usize,
@@ -105,16 +109,12 @@ pub enum ProtocolError {
         trained: usize,
     },
     /// The text does not fill one block.
-    #[error("the text does not fill one block of {block} tokens: score more documents, or shorten the block with a smaller context")]
+    #[error(
+        "the text does not fill one block of {block} tokens; score more documents, or shorten the block with a smaller context"
+    )]
     NoBlock {
         /// Tokens in a block.
         block: usize,
-    },
-    /// Nothing but short documents.
-    #[error("no position to score: the documents are shorter than the first position, token {first}")]
-    NoPosition {
-        /// First token scored.
-        first: usize,
     },
     /// Batches cannot be made.
     #[error(transparent)]
@@ -252,8 +252,7 @@ impl Protocol {
     /// The batches of these documents for a model.
     ///
     /// # Errors
-    /// When the model's chunks or context do not fit the protocol, a document does not exist, or there is
-    /// nothing to score.
+    /// When the model's chunks or context do not fit the protocol, a document does not exist, or no block is full.
     pub fn view(
         &self,
         file: &TokenFile,
@@ -282,9 +281,6 @@ impl Protocol {
                 // Without a BOS chunk the first chunk of a text is no target: of the multiples of `every` this
                 // is token 0 alone.
                 let first = if reader.bos_chunk { first } else { first.max(every) };
-                if documents.iter().all(|d| file.document_len(*d) < first) {
-                    return Err(ProtocolError::NoPosition { first });
-                }
                 let rule = Rule::Multiples { every, first, bos_chunk: reader.bos_chunk };
                 Ok(View { rows: Rows::Windows(rows), rule })
             }

@@ -4,6 +4,8 @@
 //! lie ahead of it in its window: a rule that looks at lengths only, never at the target. Which of these
 //! count is a matter of the protocol ([`crate::protocol::Rule`]).
 
+use std::collections::BTreeMap;
+
 use calm_data::Batch;
 use calm_lm::{Baseline, Calm, ChunkBatch, Sampler};
 use candle_core::{Device, Result};
@@ -31,6 +33,8 @@ pub struct Scores {
     pub sums: BrierSums,
     /// Summed cross-entropy of all predicted tokens in nats, and their number (baselines only).
     pub cross_entropy: Option<(f64, u64)>,
+    /// How often each token was predicted there, for bits per byte (baselines only).
+    pub predicted: BTreeMap<u32, u64>,
     /// The positions that were scored.
     pub positions: Vec<Position>,
 }
@@ -119,7 +123,7 @@ fn shape_error(e: brier::BrierError) -> candle_core::Error {
     candle_core::Error::Msg(format!("scoring: {e}"))
 }
 
-/// Scores a CALM with `samples` draws per position (all pairs; for K < 4 two rolled-forward chains).
+/// Scores a CALM with `samples` draws per position (all pairs; for K < 4 all pairs with the chain that is rolled forward).
 pub fn score_calm(
     model: &Calm,
     batches: impl Iterator<Item = Batch>,
@@ -170,7 +174,7 @@ pub fn score_calm_at(
                 let chain = |n: usize| -> Vec<u32> {
                     (0..steps).flat_map(|j| draws.chunk(row, j, n).iter().copied()).collect()
                 };
-                brier::terms(&position.target, &accuracy, &[chain(0), chain(1)], Some(end))
+                rolled_terms(&position.target, &accuracy, samples, chain, end)
             }
             .map_err(shape_error)?;
             scores.sums.add(u64::from(position.group), &terms.brier());
@@ -179,6 +183,25 @@ pub fn score_calm_at(
         progress(i + 1);
     }
     Ok(scores)
+}
+
+/// Terms from rolled-forward chains. Every later chunk of every chain was drawn after the *first* chain's own
+/// chunks, so only pairs with the first chain compare draws of one n-gram: their mean is the collision term.
+fn rolled_terms(
+    target: &[u32; NGRAM],
+    accuracy: &[Vec<u32>],
+    samples: usize,
+    chain: impl Fn(usize) -> Vec<u32>,
+    end: EndOfText,
+) -> std::result::Result<Terms, brier::BrierError> {
+    let first = chain(0);
+    let mut mean = brier::terms(target, accuracy, &[&first, &chain(1)], Some(end))?;
+    for n in 2..samples {
+        let pair = brier::terms(target, accuracy, &[&first, &chain(n)], Some(end))?;
+        mean.collision.iter_mut().zip(pair.collision).for_each(|(sum, c)| *sum += c);
+    }
+    mean.collision.iter_mut().for_each(|c| *c /= (samples - 1) as f64);
+    Ok(mean)
 }
 
 /// Scores a baseline with exact target probabilities and two sampled paths.
@@ -209,6 +232,12 @@ pub fn score_baseline_at(
         let draws = model.draw_positions(&to_tensors(&batch, device)?, seed, &format!("score/{i}"))?;
         nats -= draws.log_p.iter().sum::<f64>();
         tokens += draws.log_p.len() as u64;
+        for at in (0..batch.predicts.len()).filter(|at| batch.predicts[*at]) {
+            *scores
+                .predicted
+                .entry(batch.chunk(at / batch.context, at % batch.context + 1)[0])
+                .or_default() += 1;
+        }
         for (row, position) in scored_rows(&batch, end, rule) {
             let gold: [f64; NGRAM] =
                 std::array::from_fn(|n| draws.log_p.get(row + n).map_or(1.0, |l| l.exp()));

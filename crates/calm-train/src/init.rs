@@ -17,8 +17,7 @@ fn find_tokenizer(run: &Run, cache: &Path, reporter: &mut dyn Reporter) -> Resul
         TokenizerConfig::File(path) => Tokenizer::load(path)?,
         TokenizerConfig::Llama3(config) => llama3::load(config)?,
         config => {
-            let corpus =
-                calm_data::prepare(&run.config.data, config, cache, &mut |p| reporter.data(&p))?;
+            let corpus = calm_data::prepare(&run.config.data, config, cache, &mut |p| reporter.data(&p))?;
             reporter.data_done();
             corpus.tokenizer
         }

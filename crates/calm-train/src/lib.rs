@@ -17,4 +17,4 @@ pub mod task;
 
 pub use config::RunConfig;
 pub use error::{Error, Result};
-pub use run::{Provenance, Run, RunRecord};
+pub use run::{Begin, Provenance, Run, RunRecord};

@@ -166,16 +166,20 @@ pub fn train(
                 run.write_record(&record)?;
             }
             if options.stages != Stages::Lm {
-                results.autoencoder =
-                    Some(train_autoencoder(run, &corpus, &record, options, device, reporter)?);
+                train_autoencoder(run, &corpus, &record, options, device, reporter)?;
             }
             if options.stages != Stages::Autoencoder {
                 train_lm(run, &corpus, &record, options, device, reporter)?;
             }
+            let (tokenizer, held_out) = (&corpus.tokenizer, &corpus.validation);
+            let eval = &run.config.eval;
+            results.autoencoder =
+                Some(reconstruct_run(run, tokenizer, held_out, Which::Best, eval, device, reporter)?);
         }
         ModelConfig::Baseline(_) => train_lm(run, &corpus, &record, options, device, reporter)?,
     }
-    if options.stages != Stages::Autoencoder {
+    // Whatever was trained now, the results are those of the whole run.
+    if options.stages != Stages::Autoencoder || has_language_model(run)? {
         let held_out = &corpus.validation;
         let (brier, condition) =
             score_run(run, &corpus, held_out, Which::Best, &run.config.eval, device, reporter)?;
@@ -185,6 +189,11 @@ pub fn train(
     }
     write_json(&run.folder.join("results.json"), &results)?;
     Ok(results)
+}
+
+/// Whether the run holds a language model that belongs to its autoencoder.
+fn has_language_model(run: &Run) -> Result<bool> {
+    Ok(run.checkpoints("lm").latest()?.is_some() && run.fits_autoencoder()?)
 }
 
 /// Options that a run cannot have.
@@ -203,12 +212,27 @@ fn check(run: &Run, options: &TrainOptions) -> Result<()> {
     if options.stages == Stages::Lm
         && options.autoencoder_from.is_none()
         && matches!(run.config.model, ModelConfig::Calm(_))
-        && run.checkpoints("autoencoder").latest()?.is_none()
     {
-        return Err(Error::user(
-            format!("{} has no autoencoder to train a language model on", run.folder.display()),
-            "train it first (--stage autoencoder), or take that of another run with --autoencoder RUN",
-        ));
+        let steps = run.config.train.autoencoder.as_ref().map_or(0, |c| c.steps);
+        match run.checkpoints("autoencoder").latest()? {
+            None => {
+                return Err(Error::user(
+                    format!("{} has no autoencoder to train a language model on", run.folder.display()),
+                    "train it first (--stage autoencoder), or take that of another run with --autoencoder RUN",
+                ));
+            }
+            Some(s) if s.step < steps && !s.finished => {
+                return Err(Error::user(
+                    format!(
+                        "the autoencoder of {} stopped at step {} of {steps}",
+                        run.folder.display(),
+                        s.step
+                    ),
+                    "finish it first: --stage autoencoder --resume",
+                ));
+            }
+            Some(_) => {}
+        }
     }
     Ok(())
 }
@@ -304,7 +328,7 @@ fn train_autoencoder(
     options: &TrainOptions,
     device: &Device,
     reporter: &mut dyn Reporter,
-) -> Result<ReconstructionReport> {
+) -> Result<()> {
     let Some(config) = &run.config.train.autoencoder else {
         return Err(Error::user("the configuration has no train.autoencoder", "add the stage"));
     };
@@ -355,7 +379,7 @@ fn train_autoencoder(
             &mut recorder,
         )?;
     }
-    reconstruct_run(run, &corpus.tokenizer, &corpus.validation, Which::Best, eval, device, reporter)
+    Ok(())
 }
 
 /// Scores a run's autoencoder on held-out documents.
@@ -472,6 +496,12 @@ fn train_lm(
     reporter: &mut dyn Reporter,
 ) -> Result<()> {
     let config = &run.config.train.lm;
+    if matches!(run.config.model, ModelConfig::Calm(_)) && !run.fits_autoencoder()? {
+        return Err(Error::user(
+            format!("the language model in {} was trained on another autoencoder", run.folder.display()),
+            "train it anew (--stage lm --restart), or put its autoencoder back",
+        ));
+    }
     if !needed(run, "lm", config.steps, options.resume, reporter)? {
         return Ok(());
     }
@@ -619,8 +649,13 @@ pub fn score_run(
     let condition = match &scorer.weights {
         Weights::Calm(o) => {
             let special = corpus.tokenizer.special();
-            let rows =
-                evaluation_rows(held_out, special, run.lm_layout(), eval.documents, eval.chunks_per_document)?;
+            let rows = evaluation_rows(
+                held_out,
+                special,
+                run.lm_layout(),
+                eval.documents,
+                eval.chunks_per_document,
+            )?;
             condition_check(o, rows.batches(SCORE_ROWS), run.config.seed)?
         }
         Weights::Baseline(_) => None,

@@ -28,6 +28,7 @@ use crate::checkpoint::{Checkpoints, Which, file_hash, load_weights, write_json,
 use crate::config::{ConfigText, ModelConfig, Resolved, RunConfig, load};
 use crate::error::{Error, Result};
 use crate::objective::{AutoencoderObjective, BaselineObjective, CalmObjective};
+use crate::pipeline::Stages;
 
 /// File of a run that says what an imported model was; `calm export` writes it back.
 pub const ORIGIN: &str = "reference.json";
@@ -117,21 +118,20 @@ impl Run {
 
     /// Creates the folder, or opens it if it holds the same run. A run that continues may change how it
     /// trains and scores, never what is trained. An imported model has seen no text yet: it may choose its own.
-    pub fn create(
-        folder: &Path,
-        resolved: &Resolved<RunConfig>,
-        resume: bool,
-        restart: bool,
-    ) -> Result<Self> {
+    pub fn create(folder: &Path, resolved: &Resolved<RunConfig>, begin: Begin) -> Result<Self> {
+        let resume = begin == Begin::Resume;
+        let whole = begin == Begin::Restart(Stages::All);
         let config = &resolved.value;
         let path = folder.join("config.yaml");
         // Before the data were ready nothing has come of a run: a wrong path may be put right.
         let begun = folder.join("run.json").is_file() || has_weights(folder);
-        if path.is_file() && begun && !restart {
+        if path.is_file() && begun && !whole {
             let old: Resolved<RunConfig> = load(ConfigText::read(&path)?, &[])?;
             let opened = Self { folder: folder.to_owned(), config: old.value };
             let unseen = opened.record()?.is_some_and(|r| r.corpus_hash.is_empty());
             let mut differences = differences(&old.tree, &resolved.tree, resume);
+            // A stage that is begun anew may be another one.
+            differences.retain(|d| !restarted_setting(d.trim_start(), begin));
             differences.retain(|d| !(unseen && resume && d.trim_start().starts_with("data.")));
             if !differences.is_empty() {
                 return Err(Error::user(
@@ -151,12 +151,21 @@ impl Run {
             }
         }
         // Only of a run: another folder's contents are not ours to throw away.
-        if restart && path.is_file() {
-            for part in ["autoencoder", "lm", "tensorboard"] {
-                let _ = fs::remove_dir_all(folder.join(part));
-            }
-            for part in ["metrics.jsonl", "results.json", "run.json", ORIGIN] {
-                let _ = fs::remove_file(folder.join(part));
+        if let Begin::Restart(stages) = begin
+            && path.is_file()
+        {
+            // A language model is nothing without its autoencoder.
+            let parts: &[&str] = match stages {
+                Stages::All => {
+                    &["autoencoder", "lm", "tensorboard", "metrics.jsonl", "results.json", "run.json", ORIGIN]
+                }
+                Stages::Autoencoder => {
+                    &["autoencoder", "lm", "tensorboard/autoencoder", "tensorboard/lm", "results.json"]
+                }
+                Stages::Lm => &["lm", "tensorboard/lm", "results.json"],
+            };
+            for part in parts {
+                remove(&folder.join(part))?;
             }
         }
         fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
@@ -285,6 +294,16 @@ impl Run {
         Ok(objective)
     }
 
+    /// Whether the latest language model was trained on the autoencoder that is there now (true without a
+    /// language model).
+    pub fn fits_autoencoder(&self) -> Result<bool> {
+        let (autoencoder, lm) = (self.checkpoints("autoencoder"), self.checkpoints("lm"));
+        let Some(state) = lm.latest()? else { return Ok(true) };
+        let hash = file_hash(&autoencoder.model_path(autoencoder.step(Which::Best)?))?;
+        let (_, metadata) = read_weights(&lm.model_path(state.step), &Device::Cpu)?;
+        Ok(metadata.get("autoencoder").is_none_or(|h| *h == hash))
+    }
+
     /// A new baseline.
     pub fn new_baseline(&self, tokenizer: &Tokenizer, device: &Device) -> Result<BaselineObjective> {
         let ModelConfig::Baseline(c) = &self.config.model else {
@@ -324,6 +343,40 @@ impl Run {
 /// Whether there are weights of any stage.
 fn has_weights(folder: &Path) -> bool {
     ["autoencoder", "lm"].iter().any(|stage| !Checkpoints::new(&folder.join(stage)).steps().is_empty())
+}
+
+/// How `calm train` begins with a folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// A new run, or the same one again: what is finished is kept.
+    New,
+    /// Go on with what is unfinished.
+    Resume,
+    /// Throw these stages away and train them anew.
+    Restart(Stages),
+}
+
+/// Whether a difference `key: old -> new` belongs to stages that are begun anew.
+fn restarted_setting(difference: &str, begin: Begin) -> bool {
+    let of = |keys: &[&str]| keys.iter().any(|key| difference.starts_with(key));
+    let lm = ["model.calm.backbone.", "model.calm.head.", "model.baseline.backbone.", "train.lm."];
+    match begin {
+        Begin::New | Begin::Resume => false,
+        Begin::Restart(Stages::All) => true,
+        Begin::Restart(Stages::Lm) => of(&lm),
+        Begin::Restart(Stages::Autoencoder) => {
+            of(&lm) || of(&["model.calm.chunk_size", "model.calm.autoencoder.", "train.autoencoder."])
+        }
+    }
+}
+
+/// Removes a file or a folder with all it holds; nothing there is fine.
+fn remove(path: &Path) -> Result<()> {
+    let done = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match done {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
+        _ => Ok(()),
+    }
 }
 
 /// Settings that differ, as `key: old -> new`. With `resume`, `train`, `eval` and `description` may.

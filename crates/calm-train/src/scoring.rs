@@ -25,8 +25,11 @@ impl From<ProtocolError> for Error {
     fn from(e: ProtocolError) -> Self {
         match e {
             ProtocolError::Data(e) => e.into(),
-            // These say themselves what to do.
-            e => Self::user(e.to_string(), ""),
+            e => {
+                let text = e.to_string();
+                let (what, remedy) = text.split_once("; ").unwrap_or((&text, ""));
+                Self::user(what, remedy)
+            }
         }
     }
 }
@@ -42,7 +45,7 @@ pub enum Weights {
 /// A run's language model, loaded once and scored by any number of protocols.
 pub struct Scorer<'a> {
     run: &'a Run,
-    special: calm_data::SpecialTokens,
+    tokenizer: Tokenizer,
     step: u64,
     device: &'a Device,
     /// Its weights.
@@ -70,7 +73,7 @@ impl<'a> Scorer<'a> {
             }
         };
         let step = run.checkpoints("lm").step(which)?;
-        Ok(Self { run, special: tokenizer.special(), step, device, weights })
+        Ok(Self { run, tokenizer: tokenizer.clone(), step, device, weights })
     }
 
     /// Scores these documents by a protocol, beside n-gram models on the same positions. The contributions by
@@ -84,7 +87,7 @@ impl<'a> Scorer<'a> {
         ngram: Option<&NgramModels>,
         reporter: &mut dyn Reporter,
     ) -> Result<(BrierResults, Scores)> {
-        let view = protocol.view(held_out, self.special, &reader(self.run), documents)?;
+        let view = protocol.view(held_out, self.tokenizer.special(), &reader(self.run), documents)?;
         let rows = (BATCH_TOKENS / protocol.row_tokens()).clamp(1, ROWS);
         let total = view.batch_count(rows);
         let (seed, rule) = (self.run.config.seed, view.rule);
@@ -103,9 +106,6 @@ impl<'a> Scorer<'a> {
         let bootstrap = Bootstrap { replicates: eval.bootstrap, seed };
         let ngram = ngram.map(|models| ngram_scores(models, &scores.positions, &bootstrap)).transpose()?;
         let cross_entropy = scores.cross_entropy.map(|(nats, n)| nats / n.max(1) as f64);
-        // Only whole documents have a known number of bytes.
-        let whole = matches!(protocol, Protocol::Aligned { tokens_per_document: None, .. });
-        let bytes: u64 = documents.iter().map(|d| held_out.byte_len(*d)).sum();
         let results = BrierResults {
             report: report(&scores.sums, &bootstrap),
             protocol: *protocol,
@@ -114,13 +114,21 @@ impl<'a> Scorer<'a> {
             ngram,
             cross_entropy,
             perplexity: cross_entropy.map(f64::exp),
-            bits_per_byte: scores
-                .cross_entropy
-                .filter(|_| whole)
-                .map(|(nats, _)| nats / std::f64::consts::LN_2 / bytes.max(1) as f64),
+            bits_per_byte: self.bits_per_byte(&scores),
             step: self.step,
         };
         Ok((results, scores))
+    }
+}
+
+impl Scorer<'_> {
+    /// Bits of all predicted tokens per byte of text they stand for (EOS: none). Undefined for vocabularies
+    /// whose tokens are not bytes of the text.
+    fn bits_per_byte(&self, scores: &Scores) -> Option<f64> {
+        let (nats, _) = scores.cross_entropy.filter(|_| self.tokenizer.is_byte_exact())?;
+        let bytes: u64 =
+            scores.predicted.iter().map(|(id, n)| n * self.tokenizer.token_bytes(*id).len() as u64).sum();
+        (bytes > 0).then(|| nats / std::f64::consts::LN_2 / bytes as f64)
     }
 }
 

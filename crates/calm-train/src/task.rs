@@ -202,7 +202,10 @@ mod tests {
         for name in names {
             let task = Task::find(name).unwrap();
             assert_eq!(task.name, name);
-            assert_eq!(Task::find(root().join(format!("eval/tasks/{name}.yaml")).to_str().unwrap()).unwrap(), task);
+            assert_eq!(
+                Task::find(root().join(format!("eval/tasks/{name}.yaml")).to_str().unwrap()).unwrap(),
+                task
+            );
         }
     }
 

@@ -13,7 +13,7 @@ use calm_train::config::{ConfigText, Resolved, RunConfig, load};
 use calm_train::pipeline::{Reporter, Results, Stages, TrainOptions, train};
 use calm_train::plan::Plan;
 use calm_train::stage::{Observer, StepReport, Validation};
-use calm_train::{Error, Run};
+use calm_train::{Begin, Error, Run};
 use candle_core::{Device, Tensor};
 
 /// Remembers what happened, and asks to stop after a step of a stage.
@@ -138,7 +138,8 @@ impl House {
         options: &TrainOptions,
         watch: &mut Watch,
     ) -> calm_train::Result<(Run, Results)> {
-        let run = Run::create(&self.path(name), config, options.resume, false)?;
+        let run =
+            Run::create(&self.path(name), config, if options.resume { Begin::Resume } else { Begin::New })?;
         let results = train(&run, options, &Device::Cpu, watch)?;
         Ok((run, results))
     }
@@ -462,11 +463,52 @@ fn restarting_throws_away_a_run_but_nothing_of_another_folder() {
     let house = House::new();
     let config = house.config(BASELINE, &["train.lm.steps=2"]);
     let (run, _) = house.finish("run", &config);
-    Run::create(&run.folder, &house.config(BASELINE, &["seed=6"]), false, true).unwrap();
+    Run::create(&run.folder, &house.config(BASELINE, &["seed=6"]), Begin::Restart(Stages::All)).unwrap();
     assert!(!run.folder.join("lm").exists() && !run.folder.join("run.json").exists());
     let foreign = house.path("project");
     fs::create_dir_all(foreign.join("lm")).unwrap();
     fs::write(foreign.join("lm/notes.txt"), "mine").unwrap();
-    Run::create(&foreign, &config, false, true).unwrap();
+    Run::create(&foreign, &config, Begin::Restart(Stages::All)).unwrap();
     assert!(foreign.join("lm/notes.txt").is_file());
+}
+
+#[test]
+fn a_language_model_begun_anew_keeps_its_autoencoder_and_may_have_another_shape() {
+    let house = House::new();
+    let config = house.config(CALM, &[]);
+    let (run, _) = house.finish("run", &config);
+    let autoencoder = checkpoints(&run.folder, "autoencoder");
+    let other = house.config(CALM, &["model.calm.backbone.layers=1"]);
+    Run::create(&run.folder, &other, Begin::Restart(Stages::Lm)).unwrap();
+    assert!(!run.folder.join("lm").exists() && run.folder.join("run.json").is_file());
+    let options = TrainOptions { stages: Stages::Lm, ..house.options() };
+    let (_, results) = house.train("run", &other, &options, &mut Watch::default()).unwrap();
+    assert_eq!(checkpoints(&run.folder, "autoencoder"), autoencoder);
+    assert!(results.autoencoder.is_some() && results.brier.is_some(), "results are those of the whole run");
+    // What the language model stands on is settled.
+    let wrong = house.config(CALM, &["seed=9", "model.calm.backbone.layers=1"]);
+    assert!(Run::create(&run.folder, &wrong, Begin::Restart(Stages::Lm)).is_err());
+}
+
+#[test]
+fn a_language_model_is_trained_on_one_finished_autoencoder_only() {
+    let house = House::new();
+    let config = house.config(CALM, &[]);
+    interrupted(
+        house.train("half", &config, &house.options(), &mut Watch::until("autoencoder", 5)),
+        "autoencoder",
+        5,
+    );
+    let lm = TrainOptions { stages: Stages::Lm, ..house.options() };
+    let (message, remedy) = hint(house.train("half", &config, &lm, &mut Watch::default()));
+    assert!(message.contains("stopped at step 5") && remedy.contains("--stage autoencoder"), "{message}");
+
+    house.finish("run", &config);
+    let longer = house.config(CALM, &["train.autoencoder.steps=12", "train.lm.steps=12"]);
+    let resume = |stages| TrainOptions { stages, resume: true, ..house.options() };
+    let (_, results) =
+        house.train("run", &longer, &resume(Stages::Autoencoder), &mut Watch::default()).unwrap();
+    assert!(results.brier.is_none(), "the language model no longer fits");
+    let (message, remedy) = hint(house.train("run", &longer, &resume(Stages::Lm), &mut Watch::default()));
+    assert!(message.contains("another autoencoder") && remedy.contains("--restart"), "{message} {remedy}");
 }

@@ -53,8 +53,20 @@ pub fn brierlm(args: &BrierArgs, printer: &Printer) -> Result<()> {
     }
     let run = open_run(&args.source)?;
     let eval = settings(&run.config.eval, &args.text, args.draws)?;
+    let other_text = args.text.data.is_some();
+    let trained = run.record()?.is_some_and(|r| !r.corpus_hash.is_empty());
+    if super::protocols::asked(args) || (other_text && !trained) {
+        return super::protocols::brierlm(&run, &eval, args, printer);
+    }
     let mut screen = Screen::new(printer);
-    let corpus = prepare_data(&run, &args.source.cache, &mut screen)?;
+    let corpus = match prepare_data(&run, &args.source.cache, &mut screen) {
+        // Other text can be scored without the text of the run.
+        Err(_) if other_text => {
+            drop(screen);
+            return super::protocols::brierlm(&run, &eval, args, printer);
+        }
+        corpus => corpus?,
+    };
     let (held_out, _) = match &args.text.data {
         Some(_) => text_of(&run, args.text.data.as_deref(), &args.source.cache, &mut screen)?,
         None => (corpus.validation.clone(), corpus.tokenizer.clone()),

@@ -49,7 +49,7 @@ pub fn run(args: &ImportArgs, printer: &Printer) -> Result<()> {
         next.push(format!("  calm generate --run {out} --prompt TEXT"));
         next.push(format!("  calm eval brierlm --run {out}"));
         next.push(format!(
-            "  calm train --config {out}/config.yaml --out {out} --set data.source.path=TEXT --resume"
+            "  calm train --config {out}/config.yaml --out {out} --set 'data.source={{path: TEXT}}' --resume"
         ));
     }
     printer.note(next.join("\n"));

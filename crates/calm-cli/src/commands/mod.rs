@@ -5,7 +5,9 @@ pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod import;
+pub mod init;
 pub mod latents;
+pub mod protocols;
 pub mod train;
 
 use std::path::Path;

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use calm_train::config::{ModelConfig, RunConfig, load};
 use calm_train::pipeline::{Results, Stages, TrainOptions, train};
-use calm_train::{Provenance, Run};
+use calm_train::{Begin, Provenance, Run};
 use candle_core::Device;
 
 use super::RUNS;
 use crate::args::{Format, StageName, TrainArgs};
+use crate::error::Hinted;
 use crate::screen::Screen;
 use crate::ui::Printer;
 use crate::{report, shipped, version};
@@ -22,14 +23,32 @@ pub fn run(args: &TrainArgs, printer: &Printer) -> Result<()> {
     if args.dry_run {
         return dry_run(&resolved.value, args, printer);
     }
-    let run = Run::create(&folder, &resolved, args.resume, args.restart)?;
+    let stages = match args.stage {
+        None => Stages::All,
+        Some(StageName::Autoencoder) => Stages::Autoencoder,
+        Some(StageName::Lm) => Stages::Lm,
+    };
+    let begin = match (args.resume, args.restart) {
+        (true, _) => Begin::Resume,
+        (_, true) => Begin::Restart(stages),
+        _ => Begin::New,
+    };
+    for other in [&args.init_from, &args.autoencoder].into_iter().flatten() {
+        let same = |a: &Path, b: &Path| {
+            a.canonicalize().ok().is_some_and(|a| b.canonicalize().is_ok_and(|b| a == b))
+        };
+        if same(other, &folder) {
+            return Err(Hinted::new(
+                format!("{} is the run itself, not another one to take weights from", other.display()),
+                "give the new run a folder of its own with --out",
+            )
+            .into());
+        }
+    }
+    let run = Run::create(&folder, &resolved, begin)?;
     printer.note(format!("run folder {}", folder.display()));
     let options = TrainOptions {
-        stages: match args.stage {
-            None => Stages::All,
-            Some(StageName::Autoencoder) => Stages::Autoencoder,
-            Some(StageName::Lm) => Stages::Lm,
-        },
+        stages,
         resume: args.resume,
         init_from: args.init_from.clone(),
         autoencoder_from: args.autoencoder.clone(),

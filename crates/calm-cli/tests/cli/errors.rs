@@ -10,18 +10,9 @@ fn train<'a>(extra: &[&'a str]) -> Vec<&'a str> {
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut child = std::process::Command::new("gzip")
-        .arg("-c")
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    let bytes = bytes.to_owned();
-    let writer = std::thread::spawn(move || stdin.write_all(&bytes).unwrap());
-    let out = child.wait_with_output().unwrap().stdout;
-    writer.join().unwrap();
-    out
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
 }
 
 #[test]

@@ -50,7 +50,6 @@ pub fn compare(
     let round = |t: &Tensor| t.to_dtype(DType::F32).unwrap().to_dtype(DType::F64).unwrap();
     let inputs: Vec<Tensor> = inputs.iter().map(round).collect();
     let want = value_and_gradients(&inputs, DType::F64, &plain);
-    let output_elements = want[0].elem_count();
     for (dtype, tol) in [(DType::F64, 1e-12), (DType::F32, tol)] {
         let got = value_and_gradients(&inputs, dtype, &f);
         for (i, (got, want)) in got.iter().zip(&want).enumerate() {

@@ -344,6 +344,14 @@ impl Validate for RunConfig {
                         format!("is {}: chunks have between 1 and 64 tokens", c.chunk_size),
                     );
                 }
+                if c.autoencoder.latent_size.is_none() && c.autoencoder.latent_size(c.chunk_size) > 1024 {
+                    problems
+                        .add(
+                            "model.calm.chunk_size",
+                            format!("{} gives latents of 32 numbers a token, more than 1024", c.chunk_size),
+                        )
+                        .hint("set model.calm.autoencoder.latent_size to at most 1024");
+                }
                 c.autoencoder.validate(|k, m| {
                     problems.add(&format!("model.calm.autoencoder.{k}"), m);
                 });

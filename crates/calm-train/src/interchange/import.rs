@@ -20,7 +20,7 @@ use crate::config::{
     StageConfig, TrainConfig, load,
 };
 use crate::error::{Error, Result};
-use crate::run::{Provenance, Run, RunRecord, special_ids};
+use crate::run::{Begin, Provenance, Run, RunRecord, special_ids};
 
 /// Where an imported model's tokenizer comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -499,7 +499,7 @@ fn write(
     tokenizer: &(Tokenizer, String),
     options: &ImportOptions,
 ) -> Result<()> {
-    let run = Run::create(&options.out, resolved, false, false)?;
+    let run = Run::create(&options.out, resolved, Begin::New)?;
     let attempt = || -> Result<()> {
         tokenizer.0.save(&run.folder.join("tokenizer.json"))?;
         let record = RunRecord {

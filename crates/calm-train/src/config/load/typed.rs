@@ -201,7 +201,8 @@ fn describe(complaint: &Complaint, path: &KeyPath, root: &Value) -> (Finding, Op
             part = Part::Key;
             (
                 format!("only one choice can be made, and `{first}` is made too"),
-                "keep one of the two".to_string(),
+                "keep one of the two; an override replaces the whole choice: --set 'KEY={choice: ...}'"
+                    .to_string(),
             )
         }
         Complaint::MissingKey { key } => {

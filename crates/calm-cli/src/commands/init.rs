@@ -1,0 +1,45 @@
+//! `calm init`: a run with random weights.
+
+use anyhow::Result;
+use calm_train::config::{RunConfig, load};
+use calm_train::init::initialise;
+use calm_train::{Begin, Provenance, Run};
+use candle_core::Device;
+
+use crate::args::InitArgs;
+use crate::error::Hinted;
+use crate::screen::Screen;
+use crate::ui::Printer;
+use crate::ui::format::count;
+use crate::{shipped, version};
+
+/// Runs the command.
+pub fn run(args: &InitArgs, printer: &Printer) -> Result<()> {
+    let resolved = load::<RunConfig>(shipped::find(&args.source.config)?, &args.source.overrides)?;
+    if std::fs::read_dir(&args.out).is_ok_and(|mut entries| entries.next().is_some()) {
+        let message = format!("{} is not empty", args.out.display());
+        return Err(Hinted::new(message, "give a new folder with --out").into());
+    }
+    let run = Run::create(&args.out, &resolved, Begin::New)?;
+    let provenance = Provenance {
+        command: std::env::args().collect(),
+        version: version::VERSION.to_owned(),
+        commit: version::commit(),
+        features: version::features(),
+    };
+    let mut screen = Screen::new(printer);
+    let stages = initialise(&run, &args.cache, provenance, &Device::Cpu, &mut screen);
+    drop(screen);
+    // Half a run is none: the folder was empty before.
+    let stages = stages.inspect_err(|_| {
+        let _ = std::fs::remove_dir_all(&run.folder);
+    })?;
+    let stages: Vec<String> =
+        stages.iter().map(|(stage, n)| format!("{stage} with {} parameters", count(*n as f64))).collect();
+    let out = args.out.display();
+    printer.result(&format!("{out}: random weights, {}", stages.join(", ")))?;
+    printer.note(format!(
+        "next:\n  calm eval brierlm --run {out} --data TEXT --protocol reference\n  calm generate --run {out} --prompt TEXT"
+    ));
+    Ok(())
+}
