@@ -51,16 +51,17 @@ fn run(dir: &Path, chunk_size: usize, bos_chunk: bool) -> Run {
     let size = "{ layers: 1, hidden_size: 16, intermediate_size: 24, heads: 2 }";
     let stage =
         |context: usize| format!("{{ steps: 1, batch_rows: 1, context: {context}, learning_rate: 1e-3 }}");
-    let model = if chunk_size == 0 {
-        format!("model: {{ baseline: {{ backbone: {size} }} }}\ntrain: {{ lm: {} }}", stage(64))
-    } else {
-        let context = stage(64 / chunk_size);
-        format!(
-            "model:\n  calm:\n    chunk_size: {chunk_size}\n    \
+    let model = match chunk_size {
+        0 => format!("model: {{ baseline: {{ backbone: {size} }} }}\ntrain: {{ lm: {} }}", stage(64)),
+        k => {
+            let context = stage(64 / k);
+            format!(
+                "model:\n  calm:\n    chunk_size: {k}\n    \
              autoencoder: {{ hidden_size: 16, intermediate_size: 24, latent_size: 8 }}\n    backbone: {size}\n    \
              head: {{ energy: {{ blocks: 1, noise_size: 4, samples: 2, targets: 2 }} }}\n\
              train: {{ autoencoder: {context}, lm: {context} }}"
-        )
+            )
+        }
     };
     let config = format!(
         "version: 1\nbos_chunk: {bos_chunk}\ndata: {{ source: {{ path: {} }}, validation: 0.5 }}\n\
@@ -152,7 +153,9 @@ fn the_reference_protocol_groups_by_block_and_counts_n_grams_where_asked() {
             _ => 9,
         };
         assert_eq!((r.report.documents, r.report.positions as usize), (blocks, blocks * starts), "K = {k}");
-        assert!(scores.positions.iter().all(|p| p.token / 40 == p.group && p.token as usize % k == 0));
+        assert!(
+            scores.positions.iter().all(|p| p.token / 40 == p.group && (p.token as usize).is_multiple_of(k))
+        );
         assert_eq!(r.ngram.unwrap().bigram.documents, blocks);
         let json = serde_json::to_value(r.protocol).unwrap();
         assert_eq!(json, serde_json::json!({"name": "reference", "block": 40, "document_bos": true}));
