@@ -26,7 +26,7 @@ fn find_tokenizer(run: &Run, cache: &Path, reporter: &mut dyn Reporter) -> Resul
 }
 
 /// Writes the run's tokenizer and its initial weights as finished stages at step 0, and returns the stages with
-/// their numbers of parameters. `calm train` takes such weights for trained ones.
+/// their numbers of parameters. `calm train --resume` goes on from them.
 pub fn initialise(
     run: &Run,
     cache: &Path,

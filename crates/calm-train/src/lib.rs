@@ -10,6 +10,8 @@ pub mod objective;
 pub mod pipeline;
 pub mod plan;
 pub mod recorder;
+pub mod results;
+mod reuse;
 pub mod run;
 pub mod scoring;
 pub mod stage;

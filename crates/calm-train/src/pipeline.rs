@@ -3,25 +3,25 @@
 use std::path::{Path, PathBuf};
 
 use calm_data::batch::spread;
-use calm_data::{Batch, Corpus, EvaluationOptions, EvaluationRows, Layout, RowPlan, TokenFile, Tokenizer};
-use calm_eval::bootstrap::{Bootstrap, BrierReport, report};
+use calm_data::{Corpus, EvaluationOptions, EvaluationRows, Layout, RowPlan, TokenFile};
+use calm_eval::bootstrap::{Bootstrap, report};
 use calm_eval::generate::{Decoding, GenerateOptions, generate};
-use calm_eval::ngram::NgramReport;
-use calm_eval::protocol::Protocol;
-use calm_eval::reconstruction::{ReconstructionReport, reconstruct};
+use calm_eval::reconstruction::reconstruct;
 use calm_eval::score::{Scores, score_baseline, score_calm};
 use calm_lm::Sampler;
 use candle_core::Device;
-use serde::Serialize;
 
-use crate::checkpoint::{Which, file_hash, write_json};
-use crate::config::{EvalConfig, ModelConfig};
+use crate::checkpoint::{Which, write_json};
+use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::objective::{Objective, validation_loss};
+use crate::objective::validation_loss;
 use crate::plan::Plan;
 use crate::recorder::Recorder;
+pub use crate::results::{BrierResults, ConditionCheck, Results};
+use crate::reuse::{import_autoencoder, init_from};
+pub use crate::run::Stages;
 use crate::run::{Provenance, Run, RunRecord};
-use crate::scoring::{Scorer, Weights, ngram_models, reader};
+pub use crate::scoring::{reconstruct_run, score_run};
 use crate::stage::{Observer, Stage, Validation};
 
 /// What a run shows while it works.
@@ -38,18 +38,6 @@ pub trait Reporter: Observer {
     fn scoring(&mut self, what: &str, done: usize, total: usize);
     /// Something that does not stop the run.
     fn warn(&mut self, text: &str);
-}
-
-/// Which stages `calm train` works on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Stages {
-    /// All, in order.
-    #[default]
-    All,
-    /// Stage 1 alone.
-    Autoencoder,
-    /// The language model alone, on the autoencoder that is there.
-    Lm,
 }
 
 /// Options of a training run that are not part of its configuration.
@@ -69,65 +57,8 @@ pub struct TrainOptions {
     pub provenance: Provenance,
 }
 
-/// Scores on the held-out documents, as `results.json` and `--format json` hold them.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Results {
-    /// Stage 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub autoencoder: Option<ReconstructionReport>,
-    /// The language model.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub brier: Option<BrierResults>,
-    /// Mean loss with true and with exchanged hidden states.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub condition: Option<ConditionCheck>,
-    /// A short text of the language model.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sample: Option<String>,
-    /// Hash of the text.
-    pub corpus_hash: String,
-    /// Hash of the tokenizer.
-    pub tokenizer_hash: String,
-}
-
-/// Does the head use its condition?
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct ConditionCheck {
-    /// Mean validation loss with the true hidden states.
-    pub loss: f64,
-    /// With each position given another position's hidden state.
-    pub loss_exchanged: f64,
-}
-
-/// Brier scores of a model and of n-gram models on the same positions.
-#[derive(Clone, Debug, Serialize)]
-pub struct BrierResults {
-    /// The model's scores, percent.
-    #[serde(flatten)]
-    pub report: BrierReport,
-    /// Where it was scored.
-    pub protocol: Protocol,
-    /// K.
-    pub chunk_size: usize,
-    /// Draws per position.
-    pub samples: usize,
-    /// Unigram and bigram models of the training split, closed form; null where there is no training split.
-    pub ngram: Option<NgramReport>,
-    /// Baselines: nats per token.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cross_entropy: Option<f64>,
-    /// Baselines: exp of the cross-entropy.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub perplexity: Option<f64>,
-    /// Baselines: bits per byte of text (EOS counted in).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub bits_per_byte: Option<f64>,
-    /// Step of the checkpoint.
-    pub step: u64,
-}
-
 /// Rows of a batch in scoring and validation.
-const SCORE_ROWS: usize = 4;
+pub(crate) const SCORE_ROWS: usize = 4;
 
 /// Held-out rows of a corpus.
 pub fn evaluation_rows(
@@ -309,6 +240,10 @@ fn needed(run: &Run, stage: &str, steps: u64, resume: bool, reporter: &mut dyn R
             Ok(false)
         }
         Found::Unfinished(_) if resume => Ok(true),
+        Found::Unfinished(0) => Err(Error::user(
+            format!("{} holds weights of stage {stage} that were not trained here", run.folder.display()),
+            "--resume trains them further; --restart begins anew",
+        )),
         Found::Unfinished(step) => Err(Error::user(
             format!("{} holds a stage {stage} that stopped at step {step} of {steps}", run.folder.display()),
             "--resume goes on from there; --restart begins anew; --out FOLDER keeps both",
@@ -379,111 +314,6 @@ fn train_autoencoder(
             &mut recorder,
         )?;
     }
-    Ok(())
-}
-
-/// Scores a run's autoencoder on held-out documents.
-pub fn reconstruct_run(
-    run: &Run,
-    tokenizer: &Tokenizer,
-    held_out: &TokenFile,
-    which: Which,
-    eval: &EvalConfig,
-    device: &Device,
-    reporter: &mut dyn Reporter,
-) -> Result<ReconstructionReport> {
-    let (objective, _) = run.load_autoencoder(which, tokenizer, device)?;
-    let special = tokenizer.special();
-    let rows = evaluation_rows(
-        held_out,
-        special,
-        run.autoencoder_layout(),
-        eval.documents,
-        eval.chunks_per_document,
-    )?;
-    let batches = rows.batches(SCORE_ROWS);
-    let total = batches.len();
-    let pad = special.pad;
-    Ok(reconstruct(&objective.model, batches, pad, run.config.seed, device, |done| {
-        reporter.scoring("reconstruction", done, total)
-    })?)
-}
-
-/// Copies the finished autoencoder of another run, after checking that it fits; returns the hash of its
-/// weights file.
-fn import_autoencoder(
-    run: &Run,
-    corpus: &Corpus,
-    other: &Path,
-    reporter: &mut dyn Reporter,
-) -> Result<String> {
-    let other = Run::open(other)?;
-    let fits = match (&run.config.model, &other.config.model) {
-        (ModelConfig::Calm(a), ModelConfig::Calm(b)) => {
-            a.chunk_size == b.chunk_size && a.autoencoder == b.autoencoder
-        }
-        _ => false,
-    };
-    if !fits {
-        return Err(Error::user(
-            format!("the autoencoder of {} has another shape", other.folder.display()),
-            "chunk_size and model.calm.autoencoder of both runs must be equal",
-        ));
-    }
-    same_tokenizer(&other, corpus)?;
-    let from = other.checkpoints("autoencoder");
-    if from.latest()?.is_some_and(|s| !s.finished) {
-        return Err(Error::user(
-            format!("the autoencoder of {} is not finished", other.folder.display()),
-            "finish it first: run its own command with --resume",
-        ));
-    }
-    let step = from.step(Which::Best)?;
-    let hash = file_hash(&from.model_path(step))?;
-    let to = run.checkpoints("autoencoder");
-    if to.latest()?.is_none() {
-        to.copy_imported(&from.model_path(step))?;
-    } else if model_hash(run, "autoencoder", Which::Best)? != hash {
-        return Err(Error::user(
-            format!("{} has an autoencoder of its own", run.folder.display()),
-            "leave --autoencoder away to keep it; --restart or another --out begins anew",
-        ));
-    }
-    reporter.note(&format!("autoencoder: taken from {}", from.path(step).display()));
-    Ok(hash)
-}
-
-/// Weights mean something with their own tokenizer only.
-fn same_tokenizer(other: &Run, corpus: &Corpus) -> Result<()> {
-    if other.tokenizer()?.hash() == corpus.tokenizer_hash {
-        return Ok(());
-    }
-    let file = other.folder.join("tokenizer.json");
-    Err(Error::user(
-        format!("{} uses another tokenizer than this run", other.folder.display()),
-        format!("give this run the same one: --set 'tokenizer={{file: {}}}'", file.display()),
-    ))
-}
-
-/// Loads the weights of another run's stage.
-fn init_from(
-    run: &Run,
-    corpus: &Corpus,
-    options: &TrainOptions,
-    stage: &str,
-    store: &calm_nn::ParamStore,
-    reporter: &mut dyn Reporter,
-) -> Result<()> {
-    let Some(folder) = &options.init_from else { return Ok(()) };
-    if options.resume && run.checkpoints(stage).latest()?.is_some() {
-        return Ok(());
-    }
-    let other = Run::open(folder)?;
-    same_tokenizer(&other, corpus)?;
-    let checkpoints = other.checkpoints(stage);
-    let step = checkpoints.step(Which::Best)?;
-    checkpoints.load_model(step, store)?;
-    reporter.note(&format!("{stage}: starts from {}", checkpoints.path(step).display()));
     Ok(())
 }
 
@@ -628,64 +458,4 @@ pub fn sample_text<S: Sampler>(run: &Run, model: &S, corpus: &Corpus) -> Result<
     })
     .map_err(|e| Error::user(format!("cannot draw a sample: {e}"), ""))?;
     Ok(corpus.tokenizer.decode(&tokens))
-}
-
-/// Scores the language model of a run on held-out documents, beside n-gram models of the training split on
-/// the same positions: aligned with the run's own chunks and context (see [`Scorer`] for other protocols).
-pub fn score_run(
-    run: &Run,
-    corpus: &Corpus,
-    held_out: &TokenFile,
-    which: Which,
-    eval: &EvalConfig,
-    device: &Device,
-    reporter: &mut dyn Reporter,
-) -> Result<(BrierResults, Option<ConditionCheck>)> {
-    let documents = spread(held_out.len(), eval.documents);
-    let protocol = Protocol::own(&reader(run), eval.chunks_per_document);
-    let ngram = ngram_models(&corpus.train, &corpus.tokenizer)?;
-    let scorer = Scorer::load(run, which, &corpus.tokenizer, device)?;
-    let (results, _) = scorer.score(held_out, &documents, &protocol, eval, Some(&ngram), reporter)?;
-    let condition = match &scorer.weights {
-        Weights::Calm(o) => {
-            let special = corpus.tokenizer.special();
-            let rows = evaluation_rows(
-                held_out,
-                special,
-                run.lm_layout(),
-                eval.documents,
-                eval.chunks_per_document,
-            )?;
-            condition_check(o, rows.batches(SCORE_ROWS), run.config.seed)?
-        }
-        Weights::Baseline(_) => None,
-    };
-    Ok((results, condition))
-}
-
-fn condition_check(
-    objective: &crate::objective::CalmObjective,
-    batches: impl Iterator<Item = Batch>,
-    seed: u64,
-) -> Result<Option<ConditionCheck>> {
-    let (mut loss, mut exchanged, mut n) = (0.0, 0.0, 0usize);
-    for batch in batches.take(8) {
-        let rows = objective.targets(&batch);
-        if rows < 2 {
-            continue;
-        }
-        let (a, b) = objective.condition_check(&batch, seed)?;
-        loss += a * rows as f64;
-        exchanged += b * rows as f64;
-        n += rows;
-    }
-    // A text of one chunk has nothing to exchange.
-    let mean = |sum: f64| sum / n as f64;
-    Ok((n > 0).then(|| ConditionCheck { loss: mean(loss), loss_exchanged: mean(exchanged) }))
-}
-
-/// Hash of the weights that a stage would be evaluated with.
-pub fn model_hash(run: &Run, stage: &str, which: Which) -> Result<String> {
-    let checkpoints = run.checkpoints(stage);
-    file_hash(&checkpoints.model_path(checkpoints.step(which)?))
 }

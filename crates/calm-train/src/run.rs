@@ -28,7 +28,6 @@ use crate::checkpoint::{Checkpoints, Which, file_hash, load_weights, write_json,
 use crate::config::{ConfigText, ModelConfig, Resolved, RunConfig, load};
 use crate::error::{Error, Result};
 use crate::objective::{AutoencoderObjective, BaselineObjective, CalmObjective};
-use crate::pipeline::Stages;
 
 /// File of a run that says what an imported model was; `calm export` writes it back.
 pub const ORIGIN: &str = "reference.json";
@@ -294,12 +293,18 @@ impl Run {
         Ok(objective)
     }
 
+    /// Hash of the autoencoder's weights file.
+    pub fn autoencoder_hash(&self) -> Result<String> {
+        let autoencoder = self.checkpoints("autoencoder");
+        file_hash(&autoencoder.model_path(autoencoder.step(Which::Best)?))
+    }
+
     /// Whether the latest language model was trained on the autoencoder that is there now (true without a
     /// language model).
     pub fn fits_autoencoder(&self) -> Result<bool> {
-        let (autoencoder, lm) = (self.checkpoints("autoencoder"), self.checkpoints("lm"));
+        let lm = self.checkpoints("lm");
         let Some(state) = lm.latest()? else { return Ok(true) };
-        let hash = file_hash(&autoencoder.model_path(autoencoder.step(Which::Best)?))?;
+        let hash = self.autoencoder_hash()?;
         let (_, metadata) = read_weights(&lm.model_path(state.step), &Device::Cpu)?;
         Ok(metadata.get("autoencoder").is_none_or(|h| *h == hash))
     }
@@ -343,6 +348,18 @@ impl Run {
 /// Whether there are weights of any stage.
 fn has_weights(folder: &Path) -> bool {
     ["autoencoder", "lm"].iter().any(|stage| !Checkpoints::new(&folder.join(stage)).steps().is_empty())
+}
+
+/// Which stages `calm train` works on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stages {
+    /// All, in order.
+    #[default]
+    All,
+    /// Stage 1 alone.
+    Autoencoder,
+    /// The language model alone, on the autoencoder that is there.
+    Lm,
 }
 
 /// How `calm train` begins with a folder.

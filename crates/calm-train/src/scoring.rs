@@ -1,19 +1,22 @@
-//! Scores of a finished language model by protocol.
+//! Scores of a finished run: its language model by protocol, and its autoencoder.
 
-use calm_data::{TokenFile, Tokenizer};
+use calm_data::batch::spread;
+use calm_data::{Batch, Corpus, TokenFile, Tokenizer};
 use calm_eval::bootstrap::{Bootstrap, report};
 use calm_eval::ngram::{
     DEFAULT_LAMBDA, NgramError, NgramModels, NgramPosition, NgramReport, SpecialIds as NgramIds,
 };
 use calm_eval::protocol::{Protocol, ProtocolError, Reader};
+use calm_eval::reconstruction::{ReconstructionReport, reconstruct};
 use calm_eval::score::{Position, Scores, score_baseline_at, score_calm_at};
 use candle_core::Device;
 
 use crate::checkpoint::Which;
 use crate::config::{EvalConfig, ModelConfig};
 use crate::error::{Error, Result};
-use crate::objective::{BaselineObjective, CalmObjective};
-use crate::pipeline::{BrierResults, Reporter};
+use crate::objective::{BaselineObjective, CalmObjective, Objective};
+use crate::pipeline::{Reporter, SCORE_ROWS, evaluation_rows};
+use crate::results::{BrierResults, ConditionCheck};
 use crate::run::Run;
 
 /// Rows of a batch, as long as they are short.
@@ -160,4 +163,85 @@ pub fn ngram_scores(
         target: &p.target,
     });
     models.score(positions, bootstrap).map_err(ngram_error)
+}
+
+/// Scores the language model of a run on held-out documents, beside n-gram models of the training split on
+/// the same positions: aligned with the run's own chunks and context (see [`Scorer`] for other protocols).
+pub fn score_run(
+    run: &Run,
+    corpus: &Corpus,
+    held_out: &TokenFile,
+    which: Which,
+    eval: &EvalConfig,
+    device: &Device,
+    reporter: &mut dyn Reporter,
+) -> Result<(BrierResults, Option<ConditionCheck>)> {
+    let documents = spread(held_out.len(), eval.documents);
+    let protocol = Protocol::own(&reader(run), eval.chunks_per_document);
+    let ngram = ngram_models(&corpus.train, &corpus.tokenizer)?;
+    let scorer = Scorer::load(run, which, &corpus.tokenizer, device)?;
+    let (results, _) = scorer.score(held_out, &documents, &protocol, eval, Some(&ngram), reporter)?;
+    let condition = match &scorer.weights {
+        Weights::Calm(o) => {
+            let special = corpus.tokenizer.special();
+            let rows = evaluation_rows(
+                held_out,
+                special,
+                run.lm_layout(),
+                eval.documents,
+                eval.chunks_per_document,
+            )?;
+            condition_check(o, rows.batches(SCORE_ROWS), run.config.seed)?
+        }
+        Weights::Baseline(_) => None,
+    };
+    Ok((results, condition))
+}
+
+fn condition_check(
+    objective: &CalmObjective,
+    batches: impl Iterator<Item = Batch>,
+    seed: u64,
+) -> Result<Option<ConditionCheck>> {
+    let (mut loss, mut exchanged, mut n) = (0.0, 0.0, 0usize);
+    for batch in batches.take(8) {
+        let rows = objective.targets(&batch);
+        if rows < 2 {
+            continue;
+        }
+        let (a, b) = objective.condition_check(&batch, seed)?;
+        loss += a * rows as f64;
+        exchanged += b * rows as f64;
+        n += rows;
+    }
+    // A text of one chunk has nothing to exchange.
+    let mean = |sum: f64| sum / n as f64;
+    Ok((n > 0).then(|| ConditionCheck { loss: mean(loss), loss_exchanged: mean(exchanged) }))
+}
+
+/// Scores a run's autoencoder on held-out documents.
+pub fn reconstruct_run(
+    run: &Run,
+    tokenizer: &Tokenizer,
+    held_out: &TokenFile,
+    which: Which,
+    eval: &EvalConfig,
+    device: &Device,
+    reporter: &mut dyn Reporter,
+) -> Result<ReconstructionReport> {
+    let (objective, _) = run.load_autoencoder(which, tokenizer, device)?;
+    let special = tokenizer.special();
+    let rows = evaluation_rows(
+        held_out,
+        special,
+        run.autoencoder_layout(),
+        eval.documents,
+        eval.chunks_per_document,
+    )?;
+    let batches = rows.batches(SCORE_ROWS);
+    let total = batches.len();
+    let pad = special.pad;
+    Ok(reconstruct(&objective.model, batches, pad, run.config.seed, device, |done| {
+        reporter.scoring("reconstruction", done, total)
+    })?)
 }

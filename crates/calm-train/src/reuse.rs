@@ -1,0 +1,89 @@
+//! Weights of other runs: a finished autoencoder, or a start for fine-tuning.
+
+use std::path::Path;
+
+use calm_data::Corpus;
+
+use crate::checkpoint::{Which, file_hash};
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::pipeline::{Reporter, TrainOptions};
+use crate::run::Run;
+
+/// Copies the finished autoencoder of another run, after checking that it fits; returns the hash of its
+/// weights file.
+pub(crate) fn import_autoencoder(
+    run: &Run,
+    corpus: &Corpus,
+    other: &Path,
+    reporter: &mut dyn Reporter,
+) -> Result<String> {
+    let other = Run::open(other)?;
+    let fits = match (&run.config.model, &other.config.model) {
+        (ModelConfig::Calm(a), ModelConfig::Calm(b)) => {
+            a.chunk_size == b.chunk_size && a.autoencoder == b.autoencoder
+        }
+        _ => false,
+    };
+    if !fits {
+        return Err(Error::user(
+            format!("the autoencoder of {} has another shape", other.folder.display()),
+            "chunk_size and model.calm.autoencoder of both runs must be equal",
+        ));
+    }
+    same_tokenizer(&other, corpus)?;
+    let from = other.checkpoints("autoencoder");
+    if from.latest()?.is_some_and(|s| !s.finished) {
+        return Err(Error::user(
+            format!("the autoencoder of {} is not finished", other.folder.display()),
+            "finish it first: run its own command with --resume",
+        ));
+    }
+    let step = from.step(Which::Best)?;
+    let hash = file_hash(&from.model_path(step))?;
+    let to = run.checkpoints("autoencoder");
+    if to.latest()?.is_none() {
+        to.copy_imported(&from.model_path(step))?;
+    } else if run.autoencoder_hash()? != hash {
+        return Err(Error::user(
+            format!("{} has an autoencoder of its own", run.folder.display()),
+            "leave --autoencoder away to keep it; --restart or another --out begins anew",
+        ));
+    }
+    reporter.note(&format!("autoencoder: taken from {}", from.path(step).display()));
+    Ok(hash)
+}
+
+/// Weights mean something with their own tokenizer only.
+fn same_tokenizer(other: &Run, corpus: &Corpus) -> Result<()> {
+    if other.tokenizer()?.hash() == corpus.tokenizer_hash {
+        return Ok(());
+    }
+    let file = other.folder.join("tokenizer.json");
+    Err(Error::user(
+        format!("{} uses another tokenizer than this run", other.folder.display()),
+        format!("give this run the same one: --set 'tokenizer={{file: {}}}'", file.display()),
+    ))
+}
+
+/// Loads the weights of another run's stage.
+pub(crate) fn init_from(
+    run: &Run,
+    corpus: &Corpus,
+    options: &TrainOptions,
+    stage: &str,
+    store: &calm_nn::ParamStore,
+    reporter: &mut dyn Reporter,
+) -> Result<()> {
+    let Some(folder) = &options.init_from else { return Ok(()) };
+    if options.resume && run.checkpoints(stage).latest()?.is_some() {
+        return Ok(());
+    }
+    let other = Run::open(folder)?;
+    same_tokenizer(&other, corpus)?;
+    let checkpoints = other.checkpoints(stage);
+    let step = checkpoints.step(Which::Best)?;
+    checkpoints.load_model(step, store)?;
+    reporter.note(&format!("{stage}: starts from {}", checkpoints.path(step).display()));
+    Ok(())
+}
