@@ -1,5 +1,5 @@
 //! A shortened quickstart on the default corpus, asserting what a working model must show. It takes minutes,
-//! so it runs on request: `cargo test --release -p calm-cli --test end_to_end -- --ignored --nocapture`.
+//! so it runs on request: `cargo test --release --workspace --test end_to_end -- --ignored --nocapture`.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;

@@ -61,4 +61,8 @@ pub struct BrierResults {
     pub bits_per_byte: Option<f64>,
     /// Step of the checkpoint.
     pub step: u64,
+    /// Hash of the text the model was trained on; empty for a model that was not trained here.
+    pub corpus_hash: String,
+    /// Hash of the text it was scored on.
+    pub text_hash: String,
 }

@@ -119,6 +119,8 @@ impl<'a> Scorer<'a> {
             perplexity: cross_entropy.map(f64::exp),
             bits_per_byte: self.bits_per_byte(&scores),
             step: self.step,
+            corpus_hash: self.run.record()?.map(|r| r.corpus_hash).unwrap_or_default(),
+            text_hash: held_out.data_hash(),
         };
         Ok((results, scores))
     }
