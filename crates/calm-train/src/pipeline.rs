@@ -349,22 +349,26 @@ fn train_lm(
     )?;
     let mut metadata = run.metadata("lm", record);
     let checkpoints = run.checkpoints("lm");
+    let mut autoencoder = None;
+    if matches!(run.config.model, ModelConfig::Calm(_)) {
+        let (frozen, hash) = run.load_autoencoder(Which::Best, &corpus.tokenizer, device)?;
+        metadata.insert("autoencoder".into(), hash);
+        autoencoder = Some(frozen.model);
+    }
+    let stage = Stage {
+        config,
+        plan: &plan,
+        checkpoints: &checkpoints,
+        metadata: &metadata,
+        seed,
+        resume: options.resume,
+    };
     let mut recorder;
-    match &run.config.model {
-        ModelConfig::Calm(_) => {
-            let (autoencoder, hash) = run.load_autoencoder(Which::Best, &corpus.tokenizer, device)?;
-            metadata.insert("autoencoder".into(), hash);
-            let objective = run.new_calm(autoencoder.model, &corpus.tokenizer, device)?;
+    match autoencoder {
+        Some(autoencoder) => {
+            let objective = run.new_calm(autoencoder, &corpus.tokenizer, device)?;
             init_from(run, corpus, options, "lm", &objective.store, reporter)?;
             recorder = Recorder::new(&run.folder, reporter);
-            let stage = Stage {
-                config,
-                plan: &plan,
-                checkpoints: &checkpoints,
-                metadata: &metadata,
-                seed,
-                resume: options.resume,
-            };
             stage.run(
                 &objective,
                 &mut |_, _| {
@@ -382,18 +386,10 @@ fn train_lm(
                 &mut recorder,
             )?;
         }
-        ModelConfig::Baseline(_) => {
+        None => {
             let objective = run.new_baseline(&corpus.tokenizer, device)?;
             init_from(run, corpus, options, "lm", &objective.store, reporter)?;
             recorder = Recorder::new(&run.folder, reporter);
-            let stage = Stage {
-                config,
-                plan: &plan,
-                checkpoints: &checkpoints,
-                metadata: &metadata,
-                seed,
-                resume: options.resume,
-            };
             stage.run(
                 &objective,
                 &mut |_, _| {
