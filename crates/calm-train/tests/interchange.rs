@@ -1,5 +1,6 @@
 //! Checkpoints of the reference implementation come in and go out unchanged, and wrong ones are refused with
-//! every reason. The folders are the golden fixtures in `eval/golden`.
+//! every reason. The folders are the golden fixtures in `eval/golden`. One file, because every test stands on the same
+//! house of altered fixture folders.
 
 #![allow(clippy::unwrap_used)]
 
