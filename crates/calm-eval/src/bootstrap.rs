@@ -107,17 +107,12 @@ pub fn paired_difference(
     second: &BrierSums,
     bootstrap: &Bootstrap,
 ) -> Result<BrierDifference, PairError> {
-    let pairs: Vec<((u64, DocumentSum), (u64, DocumentSum))> =
-        first.iter().map(|(k, d)| (k, *d)).zip(second.iter().map(|(k, d)| (k, *d))).collect();
-    if let Some(((a, _), (b, _))) = pairs.iter().find(|((a, _), (b, _))| a != b) {
-        return Err(PairError::Unpaired(*a.min(b)));
-    }
-    if let Some((document, _)) = first.iter().nth(pairs.len()).or_else(|| second.iter().nth(pairs.len())) {
-        return Err(PairError::Unpaired(document));
-    }
+    same_documents(first, second)?;
+    let pairs: Vec<(DocumentSum, DocumentSum)> =
+        first.iter().zip(second.iter()).map(|((_, a), (_, b))| (*a, *b)).collect();
     let difference = |drawn: &[usize]| {
-        let a = mean_percent(drawn.iter().map(|&i| &pairs[i].0.1))?;
-        let b = mean_percent(drawn.iter().map(|&i| &pairs[i].1.1))?;
+        let a = mean_percent(drawn.iter().map(|&i| &pairs[i].0))?;
+        let b = mean_percent(drawn.iter().map(|&i| &pairs[i].1))?;
         let lm = brierlm(&a).zip(brierlm(&b)).map(|(a, b)| a - b);
         Some((std::array::from_fn(|n| a[n] - b[n]), lm))
     };
@@ -134,6 +129,19 @@ pub fn paired_difference(
     })
 }
 
+/// Ok if both have the same documents; otherwise names the first that only one of them has.
+pub(crate) fn same_documents(first: &BrierSums, second: &BrierSums) -> Result<(), PairError> {
+    let numbers = || first.iter().zip(second.iter()).map(|((a, _), (b, _))| (a, b));
+    if let Some((a, b)) = numbers().find(|(a, b)| a != b) {
+        return Err(PairError::Unpaired(a.min(b)));
+    }
+    let common = numbers().count();
+    match first.iter().nth(common).or_else(|| second.iter().nth(common)) {
+        Some((document, _)) => Err(PairError::Unpaired(document)),
+        None => Ok(()),
+    }
+}
+
 /// (estimate − reference) / SE. None without a standard error, or with one of 0.
 pub fn z_score(estimate: f64, reference: f64, se: Option<f64>) -> Option<f64> {
     se.filter(|se| *se > 0.0).map(|se| (estimate - reference) / se)
@@ -146,7 +154,8 @@ struct Spread {
     undefined: f64,
 }
 
-type Statistic = ([f64; NGRAM], Option<f64>);
+/// Brier-1..4, and BrierLM where it is defined.
+pub(crate) type Statistic = ([f64; NGRAM], Option<f64>);
 
 /// None with fewer than two documents or replicates. `statistic` gets the drawn document numbers.
 fn resample(
@@ -180,7 +189,7 @@ fn resample(
 }
 
 /// Sample standard deviation; None of fewer than two values.
-fn deviation(values: impl Iterator<Item = f64> + Clone) -> Option<f64> {
+pub(crate) fn deviation(values: impl Iterator<Item = f64> + Clone) -> Option<f64> {
     let count = values.clone().count();
     if count < 2 {
         return None;

@@ -391,7 +391,7 @@ pub fn reference_brierlm(brier: &[f64; NGRAM]) -> f64 {
     brier.iter().product::<f64>().max(0.0).sqrt().sqrt()
 }
 
-/// Sums of the contributions of one document.
+/// Sums of the contributions of one document. In JSON `[positions, s1, s2, s3, s4]`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct DocumentSum {
     /// Sum of the contributions, as fractions.
@@ -400,7 +400,8 @@ pub struct DocumentSum {
     pub positions: u64,
 }
 
-/// Contributions added up by document.
+/// Contributions added up by document. In JSON a list of `[document, positions, s1, s2, s3, s4]` by rising
+/// document: what a run keeps so that it can be paired with others later. Reading gives back every digit.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct BrierSums {
     documents: BTreeMap<u64, DocumentSum>,
@@ -460,5 +461,6 @@ pub(crate) fn mean_percent<'a>(documents: impl IntoIterator<Item = &'a DocumentS
     (positions > 0).then(|| sum.map(|s| 100.0 * s / positions as f64))
 }
 
+mod json;
 #[cfg(test)]
 mod tests;

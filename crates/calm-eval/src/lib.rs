@@ -13,4 +13,5 @@ pub mod reconstruction;
 pub mod rng;
 pub mod samples;
 pub mod score;
+pub mod seeds;
 pub mod temperature;
