@@ -4,7 +4,7 @@ use calm_autoencoder::Autoencoder;
 use calm_data::Batch;
 use calm_nn::{Noise, RowId};
 use candle_core::{DType, Device, Result, Tensor};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Noise levels at which accuracy is reported.
 pub const SIGMAS: [f64; 6] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5];
@@ -14,7 +14,7 @@ pub const SIGMAS: [f64; 6] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5];
 pub const ACTIVE_VARIANCE: f64 = 0.01;
 
 /// Accuracies as fractions. Tokens are all but PAD (EOS included); a chunk counts if all of those are right.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ReconstructionReport {
     /// From a posterior sample.
     pub token_accuracy: f64,
@@ -43,7 +43,7 @@ pub struct ReconstructionReport {
 }
 
 /// Accuracy at one noise level.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct NoiseLevel {
     /// σ.
     pub sigma: f64,

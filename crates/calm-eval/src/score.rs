@@ -259,3 +259,61 @@ pub fn score_baseline_at(
     scores.cross_entropy = Some((nats, tokens));
     Ok(scores)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Stream;
+
+    /// A token after `previous` in a world of two tokens.
+    fn next(previous: usize, stream: &mut Stream) -> usize {
+        usize::from(stream.uniform() > P[previous])
+    }
+
+    /// Probability of token 0 after each token.
+    const P: [f64; 2] = [0.7, 0.4];
+
+    /// P(two chains agree in their first n tokens), both drawn from token 0 on.
+    fn agreement(n: usize) -> f64 {
+        let mut together = [1.0, 0.0];
+        for _ in 0..n {
+            let same = |token: usize| -> f64 {
+                let p = |from: usize| if token == 0 { P[from] } else { 1.0 - P[from] };
+                (0..2).map(|from| together[from] * p(from).powi(2)).sum()
+            };
+            together = [same(0), same(1)];
+        }
+        together.iter().sum()
+    }
+
+    #[test]
+    fn chains_rolled_forward_after_the_first_one_estimate_the_collision_term_without_bias() {
+        let end = EndOfText { eos: 8, pad: 9 };
+        let (trials, samples) = (20_000, 4);
+        let mut stream = Stream::new(5, "rolled", 0);
+        let (mut sum, mut squares) = ([0.0; NGRAM], [0.0; NGRAM]);
+        for _ in 0..trials {
+            // Step j of every chain is drawn after the first chain's own j tokens, as `draw_positions` does.
+            let mut chains = vec![Vec::new(); samples];
+            let mut previous = 0;
+            for _ in 0..NGRAM {
+                chains.iter_mut().for_each(|c| c.push(next(previous, &mut stream) as u32));
+                previous = chains[0][chains[0].len() - 1] as usize;
+            }
+            let accuracy = vec![vec![0; NGRAM]];
+            let terms = rolled_terms(&[0; NGRAM], &accuracy, samples, |n| chains[n].clone(), end).unwrap();
+            for n in 0..NGRAM {
+                sum[n] += terms.collision[n];
+                squares[n] += terms.collision[n].powi(2);
+            }
+        }
+        for n in 0..NGRAM {
+            let mean = sum[n] / f64::from(trials);
+            let se = ((squares[n] / f64::from(trials) - mean * mean) / f64::from(trials)).sqrt();
+            let truth = agreement(n + 1);
+            assert!((mean - truth).abs() < 4.0 * se, "n = {}: {mean} against {truth} ± {se}", n + 1);
+            // The test would notice an estimator that is 10 % off.
+            assert!(4.0 * se < 0.1 * truth, "n = {}: {se}", n + 1);
+        }
+    }
+}
