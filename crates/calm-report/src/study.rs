@@ -1,0 +1,294 @@
+//! A study: what was compared, how it scored and what it cost. Plain numbers; this is also the JSON of
+//! `calm report`.
+//!
+//! Scores are percent, losses nats, accuracies fractions (0..1), times seconds, memory bytes, FLOPs per token
+//! unless a field says otherwise. `None` (JSON `null`) is a number that is undefined or was not measured.
+
+use serde::{Deserialize, Serialize};
+
+/// Everything that a report shows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Study {
+    /// Name of the study.
+    pub name: String,
+    /// What it is for.
+    pub description: String,
+    /// What was equal for all runs, in words: `2 M training tokens a run`.
+    pub budget: String,
+    /// What the text is.
+    pub corpus: String,
+    /// Hash of the text.
+    pub corpus_hash: String,
+    /// V.
+    pub vocab_size: usize,
+    /// The aligned protocol in words: where all models were scored alike.
+    pub aligned: String,
+    /// The reference protocol in words; None if nothing was scored by it.
+    pub reference: Option<String>,
+    /// N of the batch sampler whose generation rate was measured.
+    pub batch_draws: usize,
+    /// Where it was made.
+    pub machine: Machine,
+    /// The variants, in the order of the study's file.
+    pub variants: Vec<Variant>,
+    /// Differences of each variant to the first.
+    pub differences: Vec<Difference>,
+    /// Stage 1, one entry a trained autoencoder.
+    pub autoencoders: Vec<Autoencoder>,
+    /// n-gram models on the positions of the aligned protocol.
+    pub ngrams: Vec<Reference>,
+    /// Runs that did not finish.
+    pub failures: Vec<Failure>,
+}
+
+/// Where and with what a study was made.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Operating system and processor architecture.
+    pub platform: String,
+    /// Threads at work.
+    pub threads: usize,
+    /// Version of calm.
+    pub version: String,
+    /// Commit it was built from, if known.
+    pub commit: Option<String>,
+    /// Day of the last score, `2026-11-22`.
+    pub date: String,
+}
+
+/// One configuration, trained from one or more seeds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Variant {
+    /// Its name.
+    pub name: String,
+    /// K; None for a discrete baseline.
+    pub chunk_size: Option<usize>,
+    /// The settings that are not the same for all variants, as (key, value).
+    pub settings: Vec<(String, String)>,
+    /// Scores over all seeds, aligned protocol.
+    pub aligned: Option<Score>,
+    /// Scores over all seeds, reference protocol.
+    pub reference: Option<Score>,
+    /// Costs by formula.
+    pub costs: Costs,
+    /// Costs as measured: all variants in turn on one machine, several rounds.
+    pub measured: Option<Measured>,
+    /// Its runs.
+    pub runs: Vec<SeedRun>,
+}
+
+/// Brier scores in percent, with standard errors.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Score {
+    /// BrierLM of the mean over the seeds; None where a Brier-n is not positive.
+    pub brierlm: Option<Estimate>,
+    /// Brier-1..4, mean over the seeds.
+    pub brier: Vec<Estimate>,
+    /// Seeds.
+    pub seeds: usize,
+    /// Documents (blocks in the reference protocol).
+    pub documents: usize,
+    /// Positions of one run.
+    pub positions: u64,
+}
+
+/// A number with the parts of its standard error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Estimate {
+    /// The number.
+    pub value: f64,
+    /// Standard error from the choice of documents.
+    pub documents: Option<f64>,
+    /// Standard error from the choice of seeds; None with one seed.
+    pub seeds: Option<f64>,
+}
+
+impl Estimate {
+    /// Standard error of both parts together, or of the one there is.
+    pub fn se(&self) -> Option<f64> {
+        match (self.documents, self.seeds) {
+            (None, None) => None,
+            (a, b) => Some(a.unwrap_or(0.0).hypot(b.unwrap_or(0.0))),
+        }
+    }
+}
+
+/// Costs by formula, the same for all seeds. Training counts the language model (with encoding), not the
+/// training of its autoencoder.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Costs {
+    /// Trainable parameters of the language model.
+    pub parameters: u64,
+    /// Training FLOPs of a token, as (part, FLOPs).
+    pub training_parts: Vec<(String, f64)>,
+    /// FLOPs of generating a token at T = 1, as (part, FLOPs).
+    pub inference_parts: Vec<(String, f64)>,
+    /// FLOPs of generating a token with the batch sampler (a baseline has none: as T = 1).
+    pub inference_batch: f64,
+}
+
+impl Costs {
+    /// Training FLOPs of a token.
+    pub fn training(&self) -> f64 {
+        self.training_parts.iter().map(|p| p.1).sum()
+    }
+
+    /// FLOPs of generating a token at T = 1.
+    pub fn inference(&self) -> f64 {
+        self.inference_parts.iter().map(|p| p.1).sum()
+    }
+}
+
+/// Costs as measured, medians over the rounds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Rounds.
+    pub rounds: usize,
+    /// Training tokens a second.
+    pub training: f64,
+    /// Quartiles of it over the rounds.
+    pub training_quartiles: (f64, f64),
+    /// Peak memory of a process that trains, bytes; None where the system does not tell.
+    pub peak_memory: Option<u64>,
+    /// Tokens a second generated at T = 1.
+    pub generation: f64,
+    /// Tokens a second generated with the batch sampler; None for a baseline.
+    pub generation_batch: Option<f64>,
+}
+
+/// One trained run of a variant.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SeedRun {
+    /// Its seed.
+    pub seed: u64,
+    /// Its folder.
+    pub folder: String,
+    /// Training tokens.
+    pub tokens: u64,
+    /// Training FLOPs by formula.
+    pub flops: f64,
+    /// Training time as it was, scoring left out; whatever else the machine did is in it (see [`Measured`]).
+    pub seconds: f64,
+    /// BrierLM, aligned; None where undefined.
+    pub brierlm: Option<f64>,
+    /// Brier-1..4, aligned.
+    pub brier: Option<[f64; 4]>,
+    /// Baselines: cross-entropy, nats a token.
+    pub cross_entropy: Option<f64>,
+    /// Baselines: bits per byte of text.
+    pub bits_per_byte: Option<f64>,
+    /// Validations while it was trained, by rising step.
+    pub curve: Vec<CurvePoint>,
+    /// Texts it wrote.
+    pub samples: Vec<Sample>,
+}
+
+/// One validation during training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CurvePoint {
+    /// Training tokens seen.
+    pub tokens: u64,
+    /// Validation loss: energy loss of a CALM, cross-entropy of a baseline.
+    pub loss: f64,
+    /// BrierLM; None where undefined.
+    pub brierlm: Option<f64>,
+    /// Standard error of it.
+    pub brierlm_se: Option<f64>,
+    /// Brier-1.
+    pub brier_1: Option<f64>,
+}
+
+/// A text a model wrote.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// How it was drawn: `T = 1`, `T = 0.5, batch of 200`.
+    pub decoding: String,
+    /// What it continues.
+    pub prompt: String,
+    /// What it wrote.
+    pub text: String,
+}
+
+/// A variant against the first variant of the study, both on the same documents from the same seeds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Difference {
+    /// The variant.
+    pub variant: String,
+    /// The variant it is compared with.
+    pub against: String,
+    /// BrierLM, variant minus the other, in percent.
+    pub brierlm: Option<DifferenceEstimate>,
+    /// Brier-1..4.
+    pub brier: Vec<DifferenceEstimate>,
+}
+
+/// A paired difference.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DifferenceEstimate {
+    /// Difference and the parts of its standard error.
+    pub estimate: Estimate,
+    /// Half of the 95 % confidence interval (Student's t with the degrees of freedom of the seeds).
+    pub half_width: Option<f64>,
+    /// Smallest true difference that this study would have shown in four of five repetitions.
+    pub detectable: Option<f64>,
+}
+
+impl DifferenceEstimate {
+    /// Whether the 95 % interval leaves 0 out; None without a standard error.
+    pub fn resolved(&self) -> Option<bool> {
+        self.half_width.map(|h| self.estimate.value.abs() > h)
+    }
+}
+
+/// A trained autoencoder on held-out text.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Autoencoder {
+    /// Its name: that of the first variant it serves.
+    pub name: String,
+    /// Variants it serves.
+    pub variants: Vec<String>,
+    /// Its seed.
+    pub seed: u64,
+    /// K.
+    pub chunk_size: usize,
+    /// L.
+    pub latent_size: usize,
+    /// Share of tokens rebuilt from a posterior sample.
+    pub token_accuracy: f64,
+    /// Share of chunks rebuilt from a posterior sample.
+    pub chunk_accuracy: f64,
+    /// Tokens counted.
+    pub tokens: u64,
+    /// (σ, share of tokens rebuilt from mean + σ·ε).
+    pub noise: Vec<(f64, f64)>,
+    /// KL to the standard normal, nats a chunk.
+    pub kl: f64,
+    /// Mean standard deviation of the posterior.
+    pub posterior_std: f64,
+    /// Dimensions whose mean does not vary.
+    pub collapsed_dimensions: usize,
+    /// Training time.
+    pub seconds: f64,
+    /// Training FLOPs by formula, all steps.
+    pub flops: f64,
+}
+
+/// Closed-form scores of an n-gram model on the positions of the study.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Reference {
+    /// `bigram`, `unigram`.
+    pub name: String,
+    /// BrierLM; None where undefined.
+    pub brierlm: Option<f64>,
+    /// Brier-1..4.
+    pub brier: Vec<f64>,
+}
+
+/// A run that did not finish.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Which run: variant and seed, or the autoencoder.
+    pub run: String,
+    /// What happened.
+    pub reason: String,
+}
