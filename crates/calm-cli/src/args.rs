@@ -32,6 +32,12 @@ pub enum Command {
     /// Score a trained model, or any model's samples.
     #[command(subcommand)]
     Eval(EvalCommand),
+    /// Train and compare a grid of models under an equal budget.
+    Ablate(AblateArgs),
+    /// Compare trained runs, or an ablation as far as it is: an HTML page, CSV and JSON.
+    Report(ReportArgs),
+    /// Measure what a run costs on this machine.
+    Bench(BenchArgs),
     /// Write text with a trained model.
     Generate(GenerateArgs),
     /// Check a configuration and print it with all defaults.
@@ -87,6 +93,72 @@ pub struct TrainArgs {
     /// Print the plan and stop.
     #[arg(long)]
     pub dry_run: bool,
+    /// Train only: no scores at the end (`calm eval` gives them later).
+    #[arg(long)]
+    pub skip_scores: bool,
+    /// What the results are printed as.
+    #[arg(long, default_value = "table")]
+    pub format: Format,
+    /// Where tokenizers and token files are kept.
+    #[arg(long, value_name = "FOLDER", default_value = "runs/.cache", env = "CALM_CACHE")]
+    pub cache: PathBuf,
+}
+
+/// `calm ablate`
+#[derive(Debug, Args)]
+pub struct AblateArgs {
+    /// An ablation's YAML file, or the name of a shipped one (`ablate-k`).
+    #[arg(short, long, value_name = "FILE|NAME")]
+    pub config: String,
+    /// Change one setting of the ablation's file, e.g. `--set 'seeds=[1]'` (may be repeated).
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Train and compare on this text instead of the configured one.
+    #[arg(long, value_name = "FILE|FOLDER")]
+    pub data: Option<PathBuf>,
+    /// The ablation's folder (default: runs/<config name>). One that is there is continued.
+    #[arg(short, long, value_name = "FOLDER")]
+    pub out: Option<PathBuf>,
+    /// Print the plan and stop.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// What the results are printed as.
+    #[arg(long, default_value = "table")]
+    pub format: Format,
+    /// Where tokenizers and token files are kept.
+    #[arg(long, value_name = "FOLDER", default_value = "runs/.cache", env = "CALM_CACHE")]
+    pub cache: PathBuf,
+}
+
+/// `calm report`
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// An ablation's folder, or the folders of finished runs (the first is what the others are compared with).
+    #[arg(value_name = "FOLDER", required = true)]
+    pub folders: Vec<PathBuf>,
+    /// Where report.html, report.csv and study.json go (default: the ablation's folder; runs: runs/report).
+    #[arg(short, long, value_name = "FOLDER")]
+    pub out: Option<PathBuf>,
+    /// What is printed.
+    #[arg(long, default_value = "table")]
+    pub format: Format,
+    /// Where tokenizers and token files are kept.
+    #[arg(long, value_name = "FOLDER", default_value = "runs/.cache", env = "CALM_CACHE")]
+    pub cache: PathBuf,
+}
+
+/// `calm bench`
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// The run's folder; one without weights is measured with random ones.
+    #[arg(short, long, value_name = "FOLDER")]
+    pub run: PathBuf,
+    /// Seconds for each thing that is measured.
+    #[arg(long, default_value_t = 2.0)]
+    pub seconds: f64,
+    /// N of the batch sampler; 0: training only.
+    #[arg(long, default_value_t = 200)]
+    pub draws: usize,
     /// What the results are printed as.
     #[arg(long, default_value = "table")]
     pub format: Format,

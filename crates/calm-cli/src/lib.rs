@@ -1,6 +1,7 @@
 //! What the `calm` binary is made of: arguments, commands, the screen. The work is done by the other crates.
 
 pub mod args;
+mod children;
 pub mod commands;
 mod error;
 mod report;
@@ -66,6 +67,9 @@ fn run(cli: &Cli, printer: &Printer) -> anyhow::Result<()> {
         Some(Command::Init(a)) => commands::init::run(a, printer),
         Some(Command::Eval(EvalCommand::Brierlm(a))) => commands::eval::brierlm(a, printer),
         Some(Command::Eval(EvalCommand::Autoencoder(a))) => commands::eval::autoencoder(a, printer),
+        Some(Command::Ablate(a)) => commands::ablate::run(a, cli.threads, printer),
+        Some(Command::Report(a)) => commands::report::run(a, printer),
+        Some(Command::Bench(a)) => commands::bench::run(a, printer),
         Some(Command::Generate(a)) => commands::generate::run(a, printer),
         Some(Command::Config(a)) => commands::config::run(a, printer),
         Some(Command::Latents(a)) => commands::latents::run(a, printer),

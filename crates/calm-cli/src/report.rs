@@ -46,7 +46,7 @@ pub fn plan(p: &Plan) -> String {
 }
 
 /// A time in few characters: `42s`, `2m48s`, `5h12m`, `12d`.
-fn short(seconds: f64) -> String {
+pub fn short(seconds: f64) -> String {
     let s = seconds.max(0.0).round() as u64;
     match s {
         0..60 => format!("{s}s"),

@@ -21,16 +21,36 @@ pub const SHIPPED: &[(&str, &str)] = &[
     ("paper/baseline-l", include_str!("../../../configs/paper/baseline-l.yaml")),
 ];
 
+/// Name and text of every ablation in `configs/`: files named `ablate-*.yaml`.
+pub const ABLATIONS: &[(&str, &str)] = &[
+    ("ablate-k", include_str!("../../../configs/ablate-k.yaml")),
+    ("ablate-autoencoder", include_str!("../../../configs/ablate-autoencoder.yaml")),
+    ("ablate-samples", include_str!("../../../configs/ablate-samples.yaml")),
+    ("ablate-alpha", include_str!("../../../configs/ablate-alpha.yaml")),
+];
+
+/// Finds an ablation: a file, `configs/NAME.yaml` of the current folder, or the copy inside the binary.
+///
+/// # Errors
+/// When there is none of this name, with the names there are.
+pub fn find_ablation(name: &str) -> Result<ConfigText, ConfigErrors> {
+    find_among(name, ABLATIONS)
+}
+
 /// Finds a configuration.
 ///
 /// # Errors
 /// When there is none of this name, with the names there are.
 pub fn find(name: &str) -> Result<ConfigText, ConfigErrors> {
+    find_among(name, SHIPPED)
+}
+
+fn find_among(name: &str, shipped: &[(&str, &str)]) -> Result<ConfigText, ConfigErrors> {
     let path = Path::new(name);
     if path.is_file() || name.ends_with(".yaml") || name.ends_with(".yml") {
         if !path.exists() {
             let bare = name.trim_end_matches(".yaml").trim_end_matches(".yml").trim_start_matches("configs/");
-            if let Some((_, text)) = SHIPPED.iter().find(|(n, _)| *n == bare) {
+            if let Some((_, text)) = shipped.iter().find(|(n, _)| *n == bare) {
                 return Ok(ConfigText::new(format!("configs/{bare}.yaml"), *text));
             }
         }
@@ -40,10 +60,10 @@ pub fn find(name: &str) -> Result<ConfigText, ConfigErrors> {
     if local.is_file() {
         return ConfigText::read(&local);
     }
-    match SHIPPED.iter().find(|(n, _)| *n == name) {
+    match shipped.iter().find(|(n, _)| *n == name) {
         Some((_, text)) => Ok(ConfigText::new(format!("configs/{name}.yaml"), *text)),
         None => {
-            let names: Vec<&str> = SHIPPED.iter().map(|(n, _)| *n).collect();
+            let names: Vec<&str> = shipped.iter().map(|(n, _)| *n).collect();
             Err(ConfigErrors::whole_file(
                 name,
                 "there is no such file and no shipped configuration of this name",
@@ -75,7 +95,7 @@ mod tests {
             }
         }
         found.sort();
-        let mut names: Vec<&str> = SHIPPED.iter().map(|s| s.0).collect();
+        let mut names: Vec<&str> = SHIPPED.iter().chain(ABLATIONS).map(|s| s.0).collect();
         names.sort_unstable();
         assert_eq!(found, names);
     }

@@ -50,7 +50,8 @@ fn all() -> Vec<(String, PathBuf)> {
     for (folder, prefix) in [(root.clone(), ""), (root.join("paper"), "paper/")] {
         for entry in std::fs::read_dir(folder).unwrap().flatten() {
             let path = entry.path();
-            if path.extension().is_some_and(|e| e == "yaml") {
+            let ablation = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("ablate-"));
+            if path.extension().is_some_and(|e| e == "yaml") && !ablation {
                 found.push((format!("{prefix}{}", path.file_stem().unwrap().display()), path));
             }
         }

@@ -5,6 +5,7 @@ pub mod config;
 pub mod error;
 pub mod init;
 pub mod interchange;
+pub mod measure;
 pub mod metrics;
 pub mod objective;
 pub mod pipeline;

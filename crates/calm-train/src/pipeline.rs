@@ -51,6 +51,8 @@ pub struct TrainOptions {
     pub init_from: Option<PathBuf>,
     /// Take stage 1 from another run with the same data, tokenizer and autoencoder.
     pub autoencoder_from: Option<PathBuf>,
+    /// Train only; scores come later.
+    pub skip_scores: bool,
     /// Where tokenizers and token files are kept.
     pub cache: PathBuf,
     /// Who runs this.
@@ -102,12 +104,17 @@ pub fn train(
             if options.stages != Stages::Autoencoder {
                 train_lm(run, &corpus, &record, options, device, reporter)?;
             }
-            let (tokenizer, held_out) = (&corpus.tokenizer, &corpus.validation);
-            let eval = &run.config.eval;
-            results.autoencoder =
-                Some(reconstruct_run(run, tokenizer, held_out, Which::Best, eval, device, reporter)?);
+            if !options.skip_scores {
+                let (tokenizer, held_out) = (&corpus.tokenizer, &corpus.validation);
+                let eval = &run.config.eval;
+                results.autoencoder =
+                    Some(reconstruct_run(run, tokenizer, held_out, Which::Best, eval, device, reporter)?);
+            }
         }
         ModelConfig::Baseline(_) => train_lm(run, &corpus, &record, options, device, reporter)?,
+    }
+    if options.skip_scores {
+        return Ok(results);
     }
     // Whatever was trained now, the results are those of the whole run.
     if options.stages != Stages::Autoencoder || has_language_model(run)? {

@@ -43,6 +43,9 @@ pub struct Provenance {
     pub commit: Option<String>,
     /// Features compiled in.
     pub features: Vec<String>,
+    /// Why it ended, if not by finishing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
 }
 
 /// What `run.json` holds.
@@ -195,6 +198,16 @@ impl Run {
     /// Writes the record.
     pub fn write_record(&self, record: &RunRecord) -> Result<()> {
         write_json(&self.folder.join("run.json"), record)
+    }
+
+    /// Notes in the record why the run ended early. What cannot be noted is lost: the error itself matters more.
+    pub fn note_failure(&self, error: &Error) {
+        if let Ok(Some(mut record)) = self.record()
+            && let Some(last) = record.history.last_mut()
+        {
+            last.failure = Some(error.to_string());
+            let _ = self.write_record(&record);
+        }
     }
 
     /// The run's own tokenizer, with its vocabulary.

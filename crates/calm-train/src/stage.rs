@@ -134,6 +134,28 @@ impl Stage<'_> {
         Ok(state)
     }
 
+    /// Trains `objective` for at least `seconds` and at least five steps, and keeps nothing: the seconds of each
+    /// step. The first step, which takes memory for the first time, is not among them.
+    pub fn time(&self, objective: &dyn Objective, seconds: f64) -> Result<Vec<StepReport>> {
+        let mut optimizer = AdamW::new(objective.store(), self.config.adamw);
+        let mut bucket = GradientBucket::new(objective.store());
+        let mut reports = Vec::new();
+        let mut spent = 0.0;
+        for step in 0.. {
+            let started = Instant::now();
+            let mut report = self.step(objective, &mut optimizer, &mut bucket, step)?;
+            report.seconds = started.elapsed().as_secs_f64();
+            if step > 0 {
+                spent += report.seconds;
+                reports.push(report);
+            }
+            if spent >= seconds && reports.len() >= 5 {
+                break;
+            }
+        }
+        Ok(reports)
+    }
+
     /// One optimiser step on a global batch cut into micro-batches.
     fn step(
         &self,

@@ -33,6 +33,7 @@ pub fn run(args: &ImportArgs, printer: &Printer) -> Result<()> {
             version: version::VERSION.to_owned(),
             commit: version::commit(),
             features: version::features(),
+            failure: None,
         },
     })?;
     for note in &report.notes {

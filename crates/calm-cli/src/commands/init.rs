@@ -26,6 +26,7 @@ pub fn run(args: &InitArgs, printer: &Printer) -> Result<()> {
         version: version::VERSION.to_owned(),
         commit: version::commit(),
         features: version::features(),
+        failure: None,
     };
     let mut screen = Screen::new(printer);
     let stages = initialise(&run, &args.cache, provenance, &Device::Cpu, &mut screen);

@@ -1,5 +1,7 @@
 //! One file a command.
 
+pub mod ablate;
+pub mod bench;
 pub mod config;
 pub mod eval;
 pub mod export;
@@ -8,6 +10,7 @@ pub mod import;
 pub mod init;
 pub mod latents;
 pub mod protocols;
+pub mod report;
 pub mod train;
 
 use std::path::Path;

@@ -58,12 +58,17 @@ pub fn run(args: &TrainArgs, printer: &Printer) -> Result<()> {
             version: version::VERSION.to_owned(),
             commit: version::commit(),
             features: version::features(),
+            failure: None,
         },
+        skip_scores: args.skip_scores,
     };
     let mut screen = Screen::new(printer);
     screen.catch_interrupts();
-    let results = train(&run, &options, &Device::Cpu, &mut screen)?;
+    let results = train(&run, &options, &Device::Cpu, &mut screen).inspect_err(|e| run.note_failure(e))?;
     drop(screen);
+    if args.skip_scores {
+        return Ok(());
+    }
     show(&results, args.format, printer)?;
     next_commands(&run, &folder, &results, printer);
     Ok(())

@@ -3,6 +3,7 @@
 // Helpers outside of test functions may panic too.
 #![allow(clippy::unwrap_used)]
 
+mod ablate;
 mod config;
 mod errors;
 mod eval;

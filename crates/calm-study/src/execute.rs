@@ -1,0 +1,182 @@
+//! Trains what a plan asks for and is not there yet, one process a run: a run that fails, or is killed for its
+//! memory, does not take the others along, and each peak of memory is its own.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use calm_train::checkpoint::write_json;
+use calm_train::config::{ConfigText, Resolved, RunConfig, load};
+use calm_train::error::{Error, Result};
+use calm_train::{Begin, Run};
+
+use crate::plan::{Ablation, SharedAutoencoder, autoencoder_key};
+
+/// File of an ablation's folder with the runs that failed and why; gone when all are well.
+pub const FAILURES: &str = "failures.json";
+
+/// A process to be started.
+#[derive(Clone, Copy, Debug)]
+pub struct Job<'a> {
+    /// What is trained, for people: `k4-seed1 (3 of 15)`.
+    pub title: &'a str,
+    /// Folder of the run; its `config.yaml` is there.
+    pub folder: &'a Path,
+    /// Folder of the run whose autoencoder it takes.
+    pub autoencoder: Option<&'a Path>,
+    /// Train the autoencoder and nothing else.
+    pub only_autoencoder: bool,
+}
+
+/// How a process ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Trained to its last step.
+    Done,
+    /// Stopped by the user, with a checkpoint: the whole ablation stops.
+    Stopped,
+    /// Anything else, with what is known of why.
+    Failed(String),
+}
+
+/// Trains runs.
+pub trait Worker {
+    /// Trains one, or goes on with it.
+    fn train(&mut self, job: &Job<'_>) -> Result<Outcome>;
+}
+
+/// Why runs failed, by name.
+pub type Failures = BTreeMap<String, String>;
+
+/// Makes the folders of all runs, or checks that those which are there hold the same runs.
+///
+/// # Errors
+/// A folder holds another run.
+pub fn prepare(ablation: &Ablation) -> Result<()> {
+    for autoencoder in &ablation.autoencoders {
+        same_autoencoder(autoencoder)?;
+    }
+    for run in &ablation.runs {
+        create(&run.folder, &run.config, &ablation.folder)?;
+    }
+    Ok(())
+}
+
+fn create(folder: &Path, config: &Resolved<RunConfig>, ablation: &Path) -> Result<Run> {
+    Run::create(folder, config, Begin::New).map_err(|e| match e {
+        Error::User { message, .. } => Error::user(message, other_folder(ablation)),
+        e => e,
+    })
+}
+
+fn other_folder(ablation: &Path) -> String {
+    format!(
+        "give the changed ablation its own folder with --out, or remove what is stale from {}",
+        ablation.display()
+    )
+}
+
+/// An autoencoder's folder holds the configuration of the first run that needed it; whatever of it does not
+/// concern the autoencoder may have changed since.
+fn same_autoencoder(autoencoder: &SharedAutoencoder) -> Result<()> {
+    let path = autoencoder.folder.join("config.yaml");
+    if !path.is_file() {
+        return Run::create(&autoencoder.folder, &autoencoder.config, Begin::New).map(|_| ());
+    }
+    let old: Resolved<RunConfig> = load(ConfigText::read(&path)?, &[])?;
+    if autoencoder_key(&old.tree) == autoencoder_key(&autoencoder.config.tree) {
+        return Ok(());
+    }
+    let root = autoencoder.folder.parent().and_then(Path::parent).unwrap_or(&autoencoder.folder);
+    Err(Error::user(
+        format!("{} holds another autoencoder", autoencoder.folder.display()),
+        other_folder(root),
+    ))
+}
+
+/// Whether a stage of a run in this folder is trained to its end.
+pub fn finished(folder: &Path, config: &RunConfig, stage: &str) -> Result<bool> {
+    let run = Run { folder: folder.to_owned(), config: config.clone() };
+    let steps = match stage {
+        "lm" => config.train.lm.steps,
+        _ => config.train.autoencoder.as_ref().map_or(0, |c| c.steps),
+    };
+    Ok(run.checkpoints(stage).latest()?.is_some_and(|s| s.step >= steps || (s.finished && s.step == 0)))
+}
+
+/// What is left to train: autoencoders and runs, by their place in the plan.
+pub fn missing(ablation: &Ablation) -> Result<(Vec<usize>, Vec<usize>)> {
+    let mut runs = Vec::new();
+    for (i, run) in ablation.runs.iter().enumerate() {
+        if !finished(&run.folder, &run.config.value, "lm")? {
+            runs.push(i);
+        }
+    }
+    let mut autoencoders = Vec::new();
+    for (i, autoencoder) in ablation.autoencoders.iter().enumerate() {
+        let needed = runs.iter().any(|r| ablation.runs[*r].autoencoder == Some(i));
+        if needed && !finished(&autoencoder.folder, &autoencoder.config.value, "autoencoder")? {
+            autoencoders.push(i);
+        }
+    }
+    Ok((autoencoders, runs))
+}
+
+/// Trains what is missing, each autoencoder just before the first run that needs it. Returns the failures, or
+/// None if it was stopped.
+///
+/// # Errors
+/// The folder cannot be read or written, or no process can be started.
+pub fn execute(ablation: &Ablation, worker: &mut dyn Worker) -> Result<Option<Failures>> {
+    let (autoencoders, runs) = missing(ablation)?;
+    let total = autoencoders.len() + runs.len();
+    let mut failures = Failures::new();
+    let mut done = 0;
+    let mut settled: Vec<bool> =
+        (0..ablation.autoencoders.len()).map(|i| !autoencoders.contains(&i)).collect();
+    for run in runs.iter().map(|i| &ablation.runs[*i]) {
+        let autoencoder = run.autoencoder.map(|i| &ablation.autoencoders[i]);
+        if let (Some(i), Some(autoencoder)) = (run.autoencoder, autoencoder) {
+            let name = format!("autoencoder {}", autoencoder.name);
+            if !std::mem::replace(&mut settled[i], true) {
+                done += 1;
+                let job = Job {
+                    title: &format!("{name} ({done} of {total})"),
+                    folder: &autoencoder.folder,
+                    autoencoder: None,
+                    only_autoencoder: true,
+                };
+                match worker.train(&job)? {
+                    Outcome::Done => {}
+                    Outcome::Stopped => return Ok(None),
+                    Outcome::Failed(reason) => fail(ablation, &mut failures, &name, reason)?,
+                }
+            }
+            if failures.contains_key(&name) {
+                done += 1;
+                fail(ablation, &mut failures, &run.name, format!("{name} failed"))?;
+                continue;
+            }
+        }
+        done += 1;
+        let job = Job {
+            title: &format!("{} ({done} of {total})", run.name),
+            folder: &run.folder,
+            autoencoder: autoencoder.map(|a| a.folder.as_path()),
+            only_autoencoder: false,
+        };
+        match worker.train(&job)? {
+            Outcome::Done => {}
+            Outcome::Stopped => return Ok(None),
+            Outcome::Failed(reason) => fail(ablation, &mut failures, &run.name, reason)?,
+        }
+    }
+    if failures.is_empty() {
+        let _ = std::fs::remove_file(ablation.folder.join(FAILURES));
+    }
+    Ok(Some(failures))
+}
+
+fn fail(ablation: &Ablation, failures: &mut Failures, name: &str, reason: String) -> Result<()> {
+    failures.insert(name.to_owned(), reason);
+    write_json(&ablation.folder.join(FAILURES), failures)
+}

@@ -1,0 +1,251 @@
+//! Everything that an ablation's folder holds, as one [`Study`]: means over seeds with both parts of their
+//! standard errors, paired differences to the first variant, costs.
+
+use calm_eval::bootstrap::Bootstrap;
+use calm_eval::brier::BrierSums;
+use calm_eval::protocol::Protocol;
+use calm_eval::seeds::{self, Contrast, SeededDifference, SeededReport};
+use calm_report::study::{
+    Autoencoder, Costs, Difference, DifferenceEstimate, Estimate, Failure, Machine, Score, SeedRun, Study,
+    Variant,
+};
+use calm_train::Run;
+use calm_train::config::ModelConfig;
+use calm_train::error::{Error, Result};
+use calm_train::plan::{baseline_shape, calm_shape};
+
+use crate::config::{Budget, Sharing};
+use crate::costs;
+use crate::execute::{Failures, finished};
+use crate::plan::{Ablation, PlannedRun};
+use crate::score::{RunScores, Scored, aligned, curve, kept, kept_reconstruction};
+
+/// A run that is trained and scored.
+struct Finished<'a> {
+    planned: &'a PlannedRun,
+    run: Run,
+    scores: RunScores,
+}
+
+/// Gathers what is there; runs without scores are left out (the failures say why).
+///
+/// # Errors
+/// A file of the folder is damaged, or runs were scored on different documents.
+pub fn gather(ablation: &Ablation, failures: &Failures, machine: Machine) -> Result<Study> {
+    let config = &ablation.config;
+    let protocol = aligned(ablation)?;
+    let bootstrap = Bootstrap { replicates: config.score.bootstrap, seed: 0 };
+    let mut all: Vec<Vec<Finished<'_>>> = Vec::new();
+    for i in 0..ablation.variants.len() {
+        let mut found = Vec::new();
+        for planned in ablation.runs_of(i) {
+            let run = Run { folder: planned.folder.clone(), config: planned.config.value.clone() };
+            if finished(&run.folder, &run.config, "lm")?
+                && let Some(scores) = kept(ablation, &run)?
+            {
+                found.push(Finished { planned, run, scores });
+            }
+        }
+        all.push(found);
+    }
+    let first = all.iter().flatten().next();
+    let record = first.map(|f| f.run.record()).transpose()?.flatten().unwrap_or_default();
+    let rounds = costs::kept(ablation);
+    let mut study = Study {
+        name: ablation.folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
+        description: config.description.clone(),
+        budget: budget(ablation),
+        corpus: record.corpus.clone(),
+        corpus_hash: record.corpus_hash.clone(),
+        vocab_size: record.vocab_size,
+        aligned: protocol_words(&protocol),
+        reference: config.score.reference_documents.map(|n| {
+            format!(
+                "{n} documents joined without EOS, in blocks as long as each model's context; every K at its own \
+                 chunk starts, so that scores compare with the same K only"
+            )
+        }),
+        batch_draws: config.score.draws,
+        machine,
+        ngrams: first.map(|f| f.scores.ngrams.clone()).unwrap_or_default(),
+        failures: failures.iter().map(|(run, reason)| Failure { run: run.clone(), reason: reason.clone() }).collect(),
+        ..Study::default()
+    };
+    for (i, (variant, runs)) in ablation.variants.iter().zip(&all).enumerate() {
+        let Some(planned) = ablation.runs_of(i).next() else { continue };
+        let chunk_size = match &planned.config.value.model {
+            ModelConfig::Calm(c) => Some(c.chunk_size),
+            ModelConfig::Baseline(_) => None,
+        };
+        let costs = formula(planned, record.vocab_size, config.score.draws);
+        study.variants.push(Variant {
+            name: variant.name.clone(),
+            chunk_size,
+            settings: variant.settings.clone(),
+            aligned: over_seeds(runs, |s| Some(&s.aligned), &bootstrap)?,
+            reference: over_seeds(runs, |s| s.reference.as_ref(), &bootstrap)?,
+            measured: rounds.variants.get(&variant.name).and_then(|r| costs::summary(r)),
+            runs: runs.iter().map(|f| seed_run(f, costs.training())).collect::<Result<_>>()?,
+            costs,
+        });
+    }
+    if let Some(reference) = all.first().filter(|runs| !runs.is_empty()) {
+        for (variant, runs) in ablation.variants.iter().zip(&all).skip(1).filter(|(_, runs)| !runs.is_empty())
+        {
+            let sums = |runs: &[Finished<'_>]| -> Vec<BrierSums> {
+                runs.iter().map(|f| f.scores.aligned.sums.clone()).collect()
+            };
+            let d =
+                seeds::difference_over_seeds(&sums(runs), &sums(reference), &bootstrap).map_err(unpaired)?;
+            study.differences.push(difference(&variant.name, &ablation.variants[0].name, &d));
+        }
+    }
+    for autoencoder in &ablation.autoencoders {
+        let run = Run { folder: autoencoder.folder.clone(), config: autoencoder.config.value.clone() };
+        if !finished(&run.folder, &run.config, "autoencoder")? {
+            continue;
+        }
+        let (Some(r), Some(shape)) =
+            (kept_reconstruction(ablation, &run)?, calm_shape(&run.config, record.vocab_size))
+        else {
+            continue;
+        };
+        let state = run.checkpoints("autoencoder").latest()?.unwrap_or_default();
+        study.autoencoders.push(Autoencoder {
+            name: autoencoder.name.clone(),
+            variants: autoencoder.variants.clone(),
+            seed: run.config.seed,
+            chunk_size: shape.autoencoder.chunk_size,
+            latent_size: r.latent_size,
+            token_accuracy: r.token_accuracy,
+            chunk_accuracy: r.chunk_accuracy,
+            tokens: r.tokens,
+            noise: r.noise.iter().map(|n| (n.sigma, n.token_accuracy)).collect(),
+            kl: r.kl,
+            posterior_std: r.posterior_std,
+            collapsed_dimensions: r.collapsed_dimensions,
+            seconds: state.seconds,
+            flops: shape.autoencoder.training_flops().total() * state.tokens as f64,
+        });
+    }
+    Ok(study)
+}
+
+fn unpaired(e: impl std::fmt::Display) -> Error {
+    Error::user(
+        format!("the runs do not pair: {e}"),
+        "remove scores.json from the runs' folders and run again",
+    )
+}
+
+fn budget(ablation: &Ablation) -> String {
+    let count = |n: f64, unit: &str| match n {
+        n if n >= 1e15 => format!("{n:.2e} {unit}"),
+        n if n >= 1e9 => format!("{} G {unit}", n / 1e9),
+        n if n >= 1e6 => format!("{} M {unit}", n / 1e6),
+        n => format!("{n} {unit}"),
+    };
+    let amount = match ablation.config.budget {
+        Budget::Tokens(n) => count(n, "training tokens"),
+        Budget::Flops(n) => count(n, "training FLOPs"),
+        Budget::Seconds(n) => format!("{n} s of training"),
+        Budget::AsConfigured {} => return "as each run was configured".to_owned(),
+    };
+    let seeds = ablation.config.seeds.len();
+    let sharing = match ablation.config.autoencoder {
+        Sharing::Shared => "one autoencoder for all seeds",
+        Sharing::Own => "an autoencoder for each seed",
+    };
+    format!("{amount} a run, {seeds} seed{}, {sharing}", if seeds == 1 { "" } else { "s" })
+}
+
+fn protocol_words(protocol: &Protocol) -> String {
+    match protocol {
+        Protocol::Aligned { every, context, tokens_per_document, .. } => {
+            let limit = tokens_per_document.map_or(String::new(), |t| format!(" of the first {t}"));
+            format!(
+                "the same documents at every {every} tokens{limit}, for all models alike, in windows of {context} tokens"
+            )
+        }
+        Protocol::Reference { .. } => String::new(),
+    }
+}
+
+/// Costs by formula.
+fn formula(planned: &PlannedRun, vocab: usize, draws: usize) -> Costs {
+    let config = &planned.config.value;
+    let parts = |flops: &calm_eval::costs::Flops| -> Vec<(String, f64)> {
+        flops.parts.iter().map(|(n, f)| ((*n).to_owned(), *f)).collect()
+    };
+    if let Some(shape) = calm_shape(config, vocab) {
+        return Costs {
+            parameters: shape.parameters().total().0,
+            training_parts: parts(&shape.training_flops()),
+            inference_parts: parts(&shape.inference_flops(1)),
+            inference_batch: shape.inference_flops(draws).total(),
+        };
+    }
+    let Some(shape) = baseline_shape(config, vocab) else { return Costs::default() };
+    let inference = shape.inference_flops();
+    Costs {
+        parameters: shape.parameters().total().0,
+        training_parts: parts(&shape.training_flops()),
+        inference_batch: inference.total(),
+        inference_parts: parts(&inference),
+    }
+}
+
+fn estimate(e: &seeds::Estimate) -> Estimate {
+    Estimate { value: e.value, documents: e.documents, seeds: e.seeds }
+}
+
+fn over_seeds(
+    runs: &[Finished<'_>],
+    of: impl Fn(&RunScores) -> Option<&Scored>,
+    bootstrap: &Bootstrap,
+) -> Result<Option<Score>> {
+    let sums: Vec<BrierSums> = runs.iter().filter_map(|f| of(&f.scores)).map(|s| s.sums.clone()).collect();
+    if sums.is_empty() {
+        return Ok(None);
+    }
+    let r: SeededReport = seeds::over_seeds(&sums, bootstrap).map_err(unpaired)?;
+    Ok(r.brier.map(|brier| Score {
+        brierlm: r.brierlm.as_ref().map(estimate),
+        brier: brier.iter().map(estimate).collect(),
+        seeds: r.seeds,
+        documents: r.documents,
+        positions: r.positions,
+    }))
+}
+
+fn seed_run(f: &Finished<'_>, flops_per_token: f64) -> Result<SeedRun> {
+    let state = f.run.checkpoints("lm").latest()?.unwrap_or_default();
+    let brier = f.scores.aligned.sums.brier();
+    Ok(SeedRun {
+        seed: f.run.config.seed,
+        folder: f.planned.name.clone(),
+        tokens: state.tokens,
+        flops: state.tokens as f64 * flops_per_token,
+        seconds: state.seconds,
+        brierlm: brier.as_ref().and_then(calm_eval::brier::brierlm),
+        brier,
+        cross_entropy: f.scores.aligned.cross_entropy,
+        bits_per_byte: f.scores.aligned.bits_per_byte,
+        curve: curve(&f.run),
+        samples: f.scores.samples.clone(),
+    })
+}
+
+fn difference(variant: &str, against: &str, d: &SeededDifference) -> Difference {
+    let contrast = |c: &Contrast| DifferenceEstimate {
+        estimate: estimate(&c.estimate),
+        half_width: c.half_width,
+        detectable: c.detectable,
+    };
+    Difference {
+        variant: variant.to_owned(),
+        against: against.to_owned(),
+        brierlm: d.brierlm.as_ref().map(contrast),
+        brier: d.brier.iter().map(contrast).collect(),
+    }
+}

@@ -1,0 +1,24 @@
+//! Many runs, one comparison: what an ablation's file says becomes a plan of runs under an equal budget; runs
+//! are trained one by one (what they share, once), scored on the same positions, measured in turn, and gathered
+//! into a [`calm_report::Study`].
+//!
+//! ```text
+//!   ablation.yaml ── expand ──> plan: autoencoders, runs      (config, plan)
+//!        folder  <── execute ── one process a run             (execute)
+//!   scores.json  <── score ──── the same positions for all    (score)
+//!    costs.json  <── measure ── all variants in turn          (costs)
+//!    study.json  <── gather ─── means over seeds, differences (gather)
+//! ```
+//!
+//! Every step looks at what the folder holds already and does the rest: a stopped ablation is continued by
+//! running it again.
+
+pub mod config;
+pub mod costs;
+pub mod execute;
+pub mod gather;
+pub mod plan;
+pub mod score;
+
+pub use config::AblationConfig;
+pub use plan::Ablation;

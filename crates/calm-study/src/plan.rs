@@ -1,0 +1,583 @@
+//! From an ablation's file to the runs it asks for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use calm_train::Run;
+use calm_train::config::{ConfigErrors, ConfigText, ModelConfig, Resolved, RunConfig, load};
+use calm_train::error::{Error, Result};
+use calm_train::plan::{baseline_shape, calm_shape};
+use serde_json::{Map, Value, json};
+
+use crate::config::{AblationConfig, Budget, Sharing};
+
+/// Warm-up takes at most this share of a run: a short budget must not end inside it.
+const WARMUP_SHARE: u64 = 10;
+
+/// Finds a configuration by name or path.
+pub type Find<'a> = &'a dyn Fn(&str) -> std::result::Result<ConfigText, ConfigErrors>;
+
+/// Everything that an ablation trains.
+#[derive(Clone, Debug)]
+pub struct Ablation {
+    /// Where it lies.
+    pub folder: PathBuf,
+    /// What was asked for.
+    pub config: AblationConfig,
+    /// The variants, grid combinations included, in the order of the file.
+    pub variants: Vec<Variant>,
+    /// The autoencoders that they need.
+    pub autoencoders: Vec<SharedAutoencoder>,
+    /// The runs: all variants from the first seed, then from the second, ...
+    pub runs: Vec<PlannedRun>,
+}
+
+/// A configuration that is trained from every seed.
+#[derive(Clone, Debug)]
+pub struct Variant {
+    /// Its name.
+    pub name: String,
+    /// Settings that are not the same for all variants.
+    pub settings: Vec<(String, String)>,
+}
+
+/// An autoencoder that one or more runs need.
+#[derive(Clone, Debug)]
+pub struct SharedAutoencoder {
+    /// Its name; its folder is `autoencoders/NAME`.
+    pub name: String,
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Configuration of the run that trains it.
+    pub config: Resolved<RunConfig>,
+    /// Variants that it serves.
+    pub variants: Vec<String>,
+}
+
+/// One run.
+#[derive(Clone, Debug)]
+pub struct PlannedRun {
+    /// Which variant.
+    pub variant: usize,
+    /// Which autoencoder; none for a baseline.
+    pub autoencoder: Option<usize>,
+    /// Its name, which is that of its folder.
+    pub name: String,
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Its configuration.
+    pub config: Resolved<RunConfig>,
+}
+
+/// What a budget has to know of a variant.
+pub trait Sizes {
+    /// V of a configuration's tokenizer.
+    fn vocab_size(&mut self, config: &RunConfig) -> Result<usize>;
+    /// Training tokens a second that a configuration reaches on this machine.
+    fn rate(&mut self, variant: &str, config: &RunConfig) -> Result<f64>;
+}
+
+impl Ablation {
+    /// The plan of an ablation that lies in `folder`.
+    ///
+    /// # Errors
+    /// A variant's configuration is wrong, or the variants do not compare.
+    pub fn expand(
+        config: &AblationConfig,
+        folder: &Path,
+        find: Find<'_>,
+        sizes: &mut dyn Sizes,
+    ) -> Result<Self> {
+        let asked = combinations(config);
+        let mut drafts = Vec::new();
+        for (name, base, overrides) in &asked {
+            let resolved = load::<RunConfig>(find(base)?, overrides)?;
+            let budget = budget_overrides(config, name, &resolved.value, sizes)?;
+            let all: Vec<String> = overrides.iter().cloned().chain(budget).collect();
+            drafts.push((name.clone(), base.clone(), all));
+        }
+        let mut ablation = Self {
+            folder: folder.to_owned(),
+            config: config.clone(),
+            variants: Vec::new(),
+            autoencoders: Vec::new(),
+            runs: Vec::new(),
+        };
+        let mut keys: Vec<Value> = Vec::new();
+        for (i, seed) in config.seeds.iter().enumerate() {
+            for (variant, (name, base, overrides)) in drafts.iter().enumerate() {
+                let seeded = |seed: u64| {
+                    let mut all = overrides.clone();
+                    all.push(format!("seed={seed}"));
+                    load::<RunConfig>(find(base)?, &all)
+                };
+                let resolved = seeded(*seed)?;
+                let autoencoder = match (&resolved.value.model, config.autoencoder) {
+                    (ModelConfig::Baseline(_), _) => None,
+                    (_, Sharing::Own) => Some(resolved.clone()),
+                    (_, Sharing::Shared) => Some(seeded(config.seeds[0])?),
+                };
+                let autoencoder = autoencoder.map(|config| {
+                    let key = autoencoder_key(&config.tree);
+                    let at = keys.iter().position(|k| *k == key).unwrap_or_else(|| {
+                        let name = match ablation.config.autoencoder == Sharing::Own {
+                            true => format!("{name}-seed{seed}"),
+                            false => name.clone(),
+                        };
+                        let folder = folder.join("autoencoders").join(&name);
+                        keys.push(key);
+                        ablation.autoencoders.push(SharedAutoencoder {
+                            name,
+                            folder,
+                            config,
+                            variants: Vec::new(),
+                        });
+                        keys.len() - 1
+                    });
+                    if i == 0 || !ablation.autoencoders[at].variants.contains(name) {
+                        ablation.autoencoders[at].variants.push(name.clone());
+                    }
+                    at
+                });
+                let run = format!("{name}-seed{seed}");
+                let folder = folder.join(&run);
+                ablation.runs.push(PlannedRun { variant, autoencoder, name: run, folder, config: resolved });
+            }
+        }
+        let trees: Vec<&Value> = ablation.runs[..drafts.len()].iter().map(|r| &r.config.tree).collect();
+        let settings = differing_settings(&trees);
+        ablation.variants = drafts
+            .into_iter()
+            .zip(settings)
+            .map(|((name, ..), settings)| Variant { name, settings })
+            .collect();
+        ablation.comparable()?;
+        Ok(ablation)
+    }
+
+    /// Scores compare on the same text in the same tokens only.
+    fn comparable(&self) -> Result<()> {
+        let Some(first) = self.runs.first() else { return Ok(()) };
+        for run in &self.runs {
+            for (what, same) in [
+                ("data", first.config.value.data == run.config.value.data),
+                ("tokenizer", first.config.value.tokenizer == run.config.value.tokenizer),
+                ("vocabulary", first.config.value.vocabulary == run.config.value.vocabulary),
+            ] {
+                if !same {
+                    return Err(Error::user(
+                        format!(
+                            "{} and {} have another {what}: their scores do not compare",
+                            first.name, run.name
+                        ),
+                        "give all variants the same data and tokenizer, with `set` at the top of the file",
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Finished runs beside each other, as if one ablation had trained them: runs that differ in their seed alone
+    /// are one variant. `folder` is where their comparison goes.
+    ///
+    /// # Errors
+    /// They do not compare.
+    pub fn of_runs(runs: &[Run], folder: &Path) -> Result<Self> {
+        let mut ablation = Self {
+            folder: folder.to_owned(),
+            config: AblationConfig {
+                version: 1,
+                description: String::new(),
+                budget: Budget::AsConfigured {},
+                seeds: Vec::new(),
+                autoencoder: Sharing::Own,
+                validation: Default::default(),
+                context_tokens: None,
+                set: Map::new(),
+                variants: Vec::new(),
+                grid: Map::new(),
+                score: Default::default(),
+            },
+            variants: Vec::new(),
+            autoencoders: Vec::new(),
+            runs: Vec::new(),
+        };
+        let mut trees: Vec<Value> = Vec::new();
+        for run in runs {
+            let config = load::<RunConfig>(ConfigText::read(&run.folder.join("config.yaml"))?, &[])?;
+            let name = run.folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            let mut tree = config.tree.clone();
+            for key in ["seed", "eval", "description"] {
+                tree[key] = Value::Null;
+            }
+            let variant = trees.iter().position(|t| *t == tree).unwrap_or_else(|| {
+                trees.push(tree);
+                let seed = format!("-seed{}", config.value.seed);
+                let name = name.strip_suffix(&seed).unwrap_or(&name).to_owned();
+                ablation.variants.push(Variant { name, settings: Vec::new() });
+                trees.len() - 1
+            });
+            let seed = config.value.seed;
+            if ablation.runs_of(variant).any(|r| r.config.value.seed == seed) {
+                return Err(Error::user(
+                    format!("{} is the same run as another one that was named", run.folder.display()),
+                    "name each run once",
+                ));
+            }
+            let autoencoder = matches!(config.value.model, ModelConfig::Calm(_)).then(|| {
+                ablation.autoencoders.push(SharedAutoencoder {
+                    name: name.clone(),
+                    folder: run.folder.clone(),
+                    config: config.clone(),
+                    variants: vec![ablation.variants[variant].name.clone()],
+                });
+                ablation.autoencoders.len() - 1
+            });
+            let folder = run.folder.clone();
+            ablation.runs.push(PlannedRun { variant, autoencoder, name, folder, config });
+        }
+        ablation.config.seeds = ablation.runs_of(0).map(|r| r.config.value.seed).collect();
+        let trees: Vec<Value> = (0..ablation.variants.len())
+            .filter_map(|i| ablation.runs_of(i).next())
+            .map(|r| r.config.tree.clone())
+            .collect();
+        let settings = differing_settings(&trees.iter().collect::<Vec<_>>());
+        ablation.variants.iter_mut().zip(settings).for_each(|(v, s)| v.settings = s);
+        ablation.comparable()?;
+        Ok(ablation)
+    }
+
+    /// The runs of a variant, by rising place in the list of seeds.
+    pub fn runs_of(&self, variant: usize) -> impl Iterator<Item = &PlannedRun> {
+        self.runs.iter().filter(move |r| r.variant == variant)
+    }
+
+    /// Shortest context of all runs, in tokens.
+    pub fn context_tokens(&self) -> usize {
+        let tokens = |r: &PlannedRun| r.config.value.train.lm.context * r.config.value.chunk_size();
+        self.runs.iter().map(tokens).min().unwrap_or(0)
+    }
+
+    /// Smallest number of tokens that is a whole number of chunks for every run.
+    pub fn common_chunk(&self) -> usize {
+        let sizes: BTreeSet<usize> = self.runs.iter().map(|r| r.config.value.chunk_size()).collect();
+        sizes.into_iter().fold(1, |a, b| a / gcd(a, b) * b)
+    }
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// (name, configuration, overrides) of every variant and grid combination.
+fn combinations(config: &AblationConfig) -> Vec<(String, String, Vec<String>)> {
+    let mut out = Vec::new();
+    for variant in &config.variants {
+        let mut settings = config.set.clone();
+        settings.extend(variant.set.clone());
+        let mut expanded: Vec<(String, Map<String, Value>)> = vec![(String::new(), settings)];
+        if variant.grid {
+            for (key, values) in &config.grid {
+                let values = values.as_array().map(Vec::as_slice).unwrap_or_default();
+                expanded = expanded
+                    .iter()
+                    .flat_map(|(suffix, settings)| {
+                        values.iter().map(move |value| {
+                            let mut settings = settings.clone();
+                            settings.insert(key.clone(), value.clone());
+                            (format!("{suffix}+{}={}", last_key(key), folder_name(value)), settings)
+                        })
+                    })
+                    .collect();
+            }
+        }
+        for (suffix, settings) in expanded {
+            // One variant alone needs no name of its own before its grid's values.
+            let name = match (config.variants.len(), suffix.strip_prefix('+')) {
+                (1, Some(suffix)) => suffix.to_owned(),
+                _ => format!("{}{suffix}", variant.name),
+            };
+            out.push((name, variant.config.clone(), settings.iter().map(override_text).collect()));
+        }
+    }
+    out
+}
+
+/// `key=value`, the value as JSON, which is YAML too.
+fn override_text((key, value): (&String, &Value)) -> String {
+    format!("{key}={value}")
+}
+
+fn last_key(path: &str) -> &str {
+    path.rsplit('.').next().unwrap_or(path)
+}
+
+/// A value in a folder's name; of a choice, its name.
+fn folder_name(value: &Value) -> String {
+    let text = match value {
+        Value::String(text) => text.clone(),
+        Value::Object(map) if map.len() == 1 => map.keys().next().cloned().unwrap_or_default(),
+        other => other.to_string(),
+    };
+    text.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' }).collect()
+}
+
+/// Steps, warm-up, validations and context of a variant under the budget.
+fn budget_overrides(
+    ablation: &AblationConfig,
+    name: &str,
+    config: &RunConfig,
+    sizes: &mut dyn Sizes,
+) -> Result<Vec<String>> {
+    let mut config = config.clone();
+    let mut out = Vec::new();
+    let k = config.chunk_size();
+    if let Some(tokens) = ablation.context_tokens {
+        if tokens % k > 0 || tokens / k < 2 {
+            return Err(Error::user(
+                format!("{name}: a context of {tokens} tokens is not two or more whole chunks of {k}"),
+                "make context_tokens a multiple of every chunk size",
+            ));
+        }
+        config.train.lm.context = tokens / k;
+        out.push(format!("train.lm.context={}", tokens / k));
+        if config.train.autoencoder.is_some() {
+            out.push(format!("train.autoencoder.context={}", tokens / k));
+        }
+    }
+    let lm = &config.train.lm;
+    let v = &ablation.validation;
+    out.push(format!("eval.training_documents={}", v.documents));
+    out.push(format!("eval.chunks_per_document={}", v.tokens.div_ceil(k)));
+    let step = (lm.batch_rows * lm.context * k) as f64;
+    let tokens = match ablation.budget {
+        Budget::Tokens(tokens) => tokens,
+        Budget::Flops(flops) => {
+            let vocab = sizes.vocab_size(&config)?;
+            let token = match (calm_shape(&config, vocab), baseline_shape(&config, vocab)) {
+                (Some(shape), _) => shape.training_flops().total(),
+                (_, Some(shape)) => shape.training_flops().total(),
+                (None, None) => 0.0,
+            };
+            flops / token
+        }
+        Budget::Seconds(seconds) => seconds * sizes.rate(name, &config)?,
+        Budget::AsConfigured {} => lm.steps as f64 * step,
+    };
+    let steps = (tokens / step).floor();
+    if steps < 1.0 {
+        return Err(Error::user(
+            format!("{name}: the budget does not reach for one step of {step} tokens"),
+            "raise the budget, or lower train.lm.batch_rows",
+        ));
+    }
+    let steps = steps as u64;
+    let every = steps.div_ceil(v.points).max(1);
+    out.push(format!("train.lm.steps={steps}"));
+    if ablation.budget != (Budget::AsConfigured {}) {
+        out.push(format!("train.lm.warmup_steps={}", lm.warmup_steps.min(steps / WARMUP_SHARE)));
+    }
+    out.push(format!("train.lm.eval_every={every}"));
+    out.push(format!("train.lm.checkpoint_every={every}"));
+    Ok(out)
+}
+
+/// What decides how an autoencoder comes out.
+pub fn autoencoder_key(tree: &Value) -> Value {
+    let at = |pointer: &str| tree.pointer(pointer).cloned().unwrap_or_default();
+    json!({
+        "seed": at("/seed"),
+        "precision": at("/precision"),
+        "data": at("/data"),
+        "tokenizer": at("/tokenizer"),
+        "vocabulary": at("/vocabulary"),
+        "chunk_size": at("/model/calm/chunk_size"),
+        "autoencoder": at("/model/calm/autoencoder"),
+        "train": at("/train/autoencoder"),
+    })
+}
+
+/// Per tree, the settings whose values are not the same in all (`-` where a tree has no such setting). Seeds,
+/// descriptions and how a run is watched are left out.
+pub fn differing_settings(trees: &[&Value]) -> Vec<Vec<(String, String)>> {
+    let flat: Vec<BTreeMap<String, String>> = trees
+        .iter()
+        .map(|tree| {
+            let mut out = BTreeMap::new();
+            flatten("", tree, &mut out);
+            out
+        })
+        .collect();
+    let keys: BTreeSet<&String> = flat.iter().flat_map(|f| f.keys()).collect();
+    let hidden = |key: &str| {
+        key == "seed"
+            || key == "description"
+            || key.starts_with("eval.")
+            || key.ends_with(".eval_every")
+            || key.ends_with(".checkpoint_every")
+    };
+    let shown: Vec<&String> = keys
+        .into_iter()
+        .filter(|k| !hidden(k) && flat.iter().any(|f| f.get(*k) != flat[0].get(*k)))
+        .collect();
+    flat.iter()
+        .map(|f| {
+            let value = |k: &String| f.get(k).cloned().unwrap_or_else(|| "-".to_owned());
+            shown.iter().map(|k| ((*k).clone(), value(k))).collect()
+        })
+        .collect()
+}
+
+/// Leaves by path; the model's kind is no part of it, so that the backbones of a CALM and a baseline meet.
+fn flatten(path: &str, value: &Value, out: &mut BTreeMap<String, String>) {
+    let Some(map) = value.as_object().filter(|m| !m.is_empty()) else {
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        out.insert(path.to_owned(), text);
+        return;
+    };
+    for (key, child) in map {
+        let choice = path == "model" && (key == "calm" || key == "baseline");
+        let at = match (path.is_empty(), choice) {
+            (true, _) => key.clone(),
+            (_, true) => path.to_owned(),
+            _ => format!("{path}.{key}"),
+        };
+        flatten(&at, child, out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: &str = "version: 1
+model: { calm: { chunk_size: 4 } }
+train:
+  autoencoder: { steps: 4, batch_rows: 2, context: 8, learning_rate: 1e-3 }
+  lm: { steps: 10, batch_rows: 2, context: 8, learning_rate: 1e-3, warmup_steps: 9 }
+";
+    const DISCRETE: &str = "version: 1
+model: { baseline: {} }
+train:
+  lm: { steps: 10, batch_rows: 2, context: 32, learning_rate: 1e-3 }
+";
+
+    struct Fixed;
+
+    impl Sizes for Fixed {
+        fn vocab_size(&mut self, _: &RunConfig) -> Result<usize> {
+            Ok(300)
+        }
+        fn rate(&mut self, _: &str, config: &RunConfig) -> Result<f64> {
+            Ok(100.0 * config.chunk_size() as f64)
+        }
+    }
+
+    fn find(name: &str) -> std::result::Result<ConfigText, ConfigErrors> {
+        Ok(ConfigText::new(name, if name == "baseline" { DISCRETE } else { BASE }))
+    }
+
+    fn expand(text: &str) -> Result<Ablation> {
+        let config = load::<AblationConfig>(ConfigText::new("ablation.yaml", text), &[])?.value;
+        Ablation::expand(&config, Path::new("out"), &find, &mut Fixed)
+    }
+
+    const K: &str = "version: 1
+budget: { tokens: 6400 }
+seeds: [1, 2]
+context_tokens: 32
+variants:
+  - { name: baseline, config: baseline, grid: false }
+  - { name: calm, config: base }
+grid: { model.calm.chunk_size: [1, 2, 4, 8] }
+";
+
+    #[test]
+    fn a_grid_over_k_keeps_tokens_and_context_in_tokens_equal() {
+        let a = expand(K).unwrap();
+        let names: Vec<&str> = a.runs.iter().map(|r| r.name.as_str()).collect();
+        assert_eq!(names[..2], ["baseline-seed1", "calm+chunk_size=1-seed1"]);
+        assert_eq!((a.runs.len(), a.variants.len(), a.autoencoders.len()), (10, 5, 4));
+        for run in &a.runs {
+            let c = &run.config.value;
+            assert_eq!(c.train.lm.context * c.chunk_size(), 32, "{}", run.name);
+            assert_eq!(c.train.lm.steps, 100, "{}", run.name);
+        }
+        assert_eq!((a.common_chunk(), a.context_tokens()), (8, 32));
+        let sizes: Vec<&str> = a
+            .variants
+            .iter()
+            .map(|v| v.settings.iter().find(|s| s.0 == "model.chunk_size").unwrap().1.as_str())
+            .collect();
+        assert_eq!(sizes, ["-", "1", "2", "4", "8"]);
+    }
+
+    #[test]
+    fn one_autoencoder_serves_every_run_that_can_use_it() {
+        let text = "version: 1
+budget: { tokens: 640 }
+seeds: [1, 2]
+variants: [{ name: k4, config: base }]
+grid: { model.calm.head.energy.samples: [2, 4], train.lm.learning_rate: [1e-3, 2e-3] }
+";
+        let a = expand(text).unwrap();
+        assert_eq!((a.runs.len(), a.autoencoders.len()), (8, 1));
+        assert_eq!(a.runs[0].name, "samples=2+learning_rate=0.001-seed1");
+        assert_eq!(a.autoencoders[0].variants.len(), 4);
+        assert!(a.runs.iter().all(|r| r.autoencoder == Some(0)));
+        assert_eq!(a.autoencoders[0].config.value.seed, 1);
+        let own = expand(&text.replace("variants", "autoencoder: own\nvariants")).unwrap();
+        assert_eq!(own.autoencoders.len(), 2);
+        assert_eq!(own.autoencoders[1].config.value.seed, 2);
+        let dropouts =
+            text.replace("model.calm.head.energy.samples", "model.calm.autoencoder.latent_dropout");
+        let different = expand(&dropouts.replace("[2, 4]", "[0, 0.1]"));
+        assert_eq!(different.unwrap().autoencoders.len(), 2);
+    }
+
+    #[test]
+    fn budgets_of_flops_and_seconds_become_steps() {
+        let flops = expand(&K.replace("tokens: 6400", "flops: 1e11")).unwrap();
+        let steps: Vec<u64> = flops.runs[..5].iter().map(|r| r.config.value.train.lm.steps).collect();
+        // The larger the chunks, the cheaper a token.
+        assert!(steps[1] < steps[2] && steps[2] < steps[3] && steps[3] < steps[4], "{steps:?}");
+        let seconds = expand(&K.replace("tokens: 6400", "seconds: 64")).unwrap();
+        let steps: Vec<u64> = seconds.runs[..5].iter().map(|r| r.config.value.train.lm.steps).collect();
+        assert_eq!(steps, [100, 100, 200, 400, 800]);
+    }
+
+    #[test]
+    fn a_short_budget_does_not_end_inside_its_warm_up() {
+        let a = expand(&K.replace("6400", "640")).unwrap();
+        let lm = &a.runs[1].config.value.train.lm;
+        assert_eq!((lm.steps, lm.warmup_steps), (10, 1));
+        let e = expand(&K.replace("6400", "63")).unwrap_err();
+        assert!(e.to_string().contains("one step of 64 tokens"), "{e}");
+    }
+
+    #[test]
+    fn what_cannot_be_compared_is_refused() {
+        let e = expand(&K.replace("config: base }", "config: base, set: { data.max_bytes: 5 } }"));
+        assert!(e.unwrap_err().to_string().contains("another data"));
+        let e = expand(&K.replace("context_tokens: 32", "context_tokens: 12")).unwrap_err();
+        assert!(e.to_string().contains("whole chunks of 8"), "{e}");
+    }
+
+    #[test]
+    fn mistakes_in_the_file_are_found_with_their_place() {
+        for (from, to, expected) in [
+            ("seeds: [1, 2]", "seeds: [1, 1]", "a seed twice"),
+            ("budget: { tokens: 6400 }", "budget: { tokens: 0 }", "must be above 0"),
+            ("name: calm", "name: baseline", "is there already"),
+            ("grid: { model", "grid: { train.lm.steps: [1], model", "the budget decides it"),
+            ("[1, 2, 4, 8]", "4", "must list values"),
+            ("[1, 2, 4, 8]", "[1, 99]", "chunks have between 1 and 64 tokens"),
+            ("model.calm.chunk_size", "model.calm.chunksize", "unknown key"),
+            ("context_tokens", "contxt_tokens", "did you mean"),
+        ] {
+            let e = expand(&K.replace(from, to)).unwrap_err().to_string();
+            assert!(e.contains(expected), "{to}: {e}");
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! Scores of all runs at the same positions, kept in each run's folder by document, so that they can be paired
+//! later and are not drawn twice.
+
+use std::path::Path;
+
+use calm_data::{Corpus, spread};
+use calm_eval::bootstrap::BrierReport;
+use calm_eval::brier::BrierSums;
+use calm_eval::generate::{Decoding, GenerateOptions, generate};
+use calm_eval::ngram::NgramModels;
+use calm_eval::protocol::{Protocol, REFERENCE_BASELINE_BLOCK, REFERENCE_CALM_BLOCK, Reader};
+use calm_eval::reconstruction::ReconstructionReport;
+use calm_eval::temperature::Temperature;
+use calm_lm::{Sampler, baseline};
+use calm_report::study::{Reference, Sample};
+use calm_train::checkpoint::{Which, file_hash, write_json};
+use calm_train::config::EvalConfig;
+use calm_train::error::{Error, Result};
+use calm_train::pipeline::{Reporter, prepare_data};
+use calm_train::scoring::{Scorer, Weights, ngram_models, reader, reconstruct_run};
+use calm_train::{Run, metrics};
+use candle_core::Device;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::json;
+
+use crate::config::ScoreConfig;
+use crate::execute::finished;
+use crate::plan::Ablation;
+
+/// File of a run's folder with its scores.
+pub const SCORES: &str = "scores.json";
+/// File of an autoencoder's folder with its reconstruction.
+pub const RECONSTRUCTION: &str = "reconstruction.json";
+
+/// Tokens of a sample.
+const SAMPLE_TOKENS: usize = 64;
+
+/// What was scored, and what came of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Kept<T> {
+    /// Hash of all that the scores depend on.
+    key: String,
+    #[serde(flatten)]
+    scores: T,
+}
+
+/// Scores of one run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RunScores {
+    /// Aligned protocol.
+    pub aligned: Scored,
+    /// Reference protocol.
+    pub reference: Option<Scored>,
+    /// n-gram models on the positions of the aligned protocol.
+    pub ngrams: Vec<Reference>,
+    /// Texts.
+    pub samples: Vec<Sample>,
+}
+
+/// Scores by one protocol.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Scored {
+    /// Contributions by document (block).
+    pub sums: BrierSums,
+    /// Baselines: nats a token.
+    pub cross_entropy: Option<f64>,
+    /// Baselines: bits per byte.
+    pub bits_per_byte: Option<f64>,
+}
+
+/// Where all runs are scored alike.
+///
+/// # Errors
+/// The window holds no two positions.
+pub fn aligned(ablation: &Ablation) -> Result<Protocol> {
+    let s = &ablation.config.score;
+    let every = s.every.unwrap_or_else(|| ablation.common_chunk());
+    let context = s.context.unwrap_or(ablation.context_tokens() / every * every);
+    let bos = ablation.runs.iter().all(|r| r.config.value.bos_chunk);
+    let first = if bos { 0 } else { every };
+    let protocol = Protocol::Aligned { every, context, first, tokens_per_document: s.tokens_per_document };
+    if context < 2 * every {
+        return Err(Error::user(
+            format!("a context of {context} tokens holds no two positions {every} tokens apart"),
+            "lengthen the contexts (context_tokens), or leave the largest chunk size out",
+        ));
+    }
+    Ok(protocol)
+}
+
+/// The reference protocol of a run.
+fn reference(reader: &Reader) -> Protocol {
+    Protocol::reference(reader, REFERENCE_CALM_BLOCK, REFERENCE_BASELINE_BLOCK, false)
+}
+
+/// Scores every finished run that has no scores for its weights and this protocol yet; a run that cannot be
+/// scored is noted in `failures`.
+///
+/// # Errors
+/// The text is not there, or the folder cannot be written.
+pub fn score(
+    ablation: &Ablation,
+    cache: &Path,
+    device: &Device,
+    failures: &mut crate::execute::Failures,
+    reporter: &mut dyn Reporter,
+) -> Result<()> {
+    let mut ngram: Option<NgramModels> = None;
+    let protocol = aligned(ablation)?;
+    let mut corpus: Option<Corpus> = None;
+    for planned in &ablation.runs {
+        if !finished(&planned.folder, &planned.config.value, "lm")? || failures.contains_key(&planned.name) {
+            continue;
+        }
+        let run = Run { folder: planned.folder.clone(), config: planned.config.value.clone() };
+        let key = run_key(&run, &protocol, &ablation.config.score)?;
+        if read::<RunScores>(&run.folder.join(SCORES), &key).is_some() {
+            continue;
+        }
+        if corpus.is_none() {
+            corpus = Some(prepare_data(&run, cache, reporter)?);
+        }
+        let Some(corpus) = &corpus else { continue };
+        if ngram.is_none() {
+            ngram = Some(ngram_models(&corpus.train, &corpus.tokenizer)?);
+        }
+        reporter.note(&format!("scoring {}", planned.name));
+        match score_run(&run, corpus, &protocol, &ablation.config.score, ngram.as_ref(), device, reporter) {
+            Ok(scores) => write_json(&run.folder.join(SCORES), &Kept { key, scores })?,
+            Err(e) => {
+                reporter.warn(&format!("{} cannot be scored: {e}", planned.name));
+                failures.insert(planned.name.clone(), format!("it was trained, but cannot be scored: {e}"));
+            }
+        }
+    }
+    for autoencoder in &ablation.autoencoders {
+        if !finished(&autoencoder.folder, &autoencoder.config.value, "autoencoder")? {
+            continue;
+        }
+        let run = Run { folder: autoencoder.folder.clone(), config: autoencoder.config.value.clone() };
+        let eval = eval_config(&ablation.config.score, run.config.chunk_size());
+        let key = hash(&json!([run.autoencoder_hash()?, eval.documents, eval.chunks_per_document]));
+        let path = run.folder.join(RECONSTRUCTION);
+        if read::<ReconstructionReport>(&path, &key).is_some() {
+            continue;
+        }
+        if corpus.is_none() {
+            corpus = Some(prepare_data(&run, cache, reporter)?);
+        }
+        let Some(corpus) = &corpus else { continue };
+        let (tokenizer, held_out) = (&corpus.tokenizer, &corpus.validation);
+        reporter.note(&format!("scoring autoencoder {}", autoencoder.name));
+        let scores = reconstruct_run(&run, tokenizer, held_out, Which::Best, &eval, device, reporter)?;
+        write_json(&path, &Kept { key, scores })?;
+    }
+    Ok(())
+}
+
+/// The scores of a run, if they are those of its weights by this ablation's protocol.
+pub fn kept(ablation: &Ablation, run: &Run) -> Result<Option<RunScores>> {
+    let key = run_key(run, &aligned(ablation)?, &ablation.config.score)?;
+    Ok(read(&run.folder.join(SCORES), &key))
+}
+
+/// An autoencoder's reconstruction, if it is that of its weights.
+pub fn kept_reconstruction(ablation: &Ablation, run: &Run) -> Result<Option<ReconstructionReport>> {
+    let eval = eval_config(&ablation.config.score, run.config.chunk_size());
+    let key = hash(&json!([run.autoencoder_hash()?, eval.documents, eval.chunks_per_document]));
+    Ok(read(&run.folder.join(RECONSTRUCTION), &key))
+}
+
+fn run_key(run: &Run, protocol: &Protocol, score: &ScoreConfig) -> Result<String> {
+    let lm = run.checkpoints("lm");
+    let weights = file_hash(&lm.model_path(lm.step(Which::Best)?))?;
+    let ScoreConfig { documents, samples, reference_documents, draws, prompt_tokens, .. } = score;
+    let how = json!([documents, samples, reference_documents, draws, prompt_tokens, SAMPLE_TOKENS]);
+    Ok(hash(&json!([weights, protocol, how])))
+}
+
+fn hash(value: &serde_json::Value) -> String {
+    blake3::hash(value.to_string().as_bytes()).to_hex().to_string()
+}
+
+/// What is kept under this key; anything else is made anew.
+fn read<T: DeserializeOwned>(path: &Path, key: &str) -> Option<T> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let kept: Kept<T> = serde_json::from_str(&text).ok()?;
+    (kept.key == key).then_some(kept.scores)
+}
+
+fn eval_config(score: &ScoreConfig, chunk_size: usize) -> EvalConfig {
+    EvalConfig {
+        documents: score.documents,
+        chunks_per_document: score.tokens_per_document.map(|t| t.div_ceil(chunk_size)),
+        samples: score.samples,
+        bootstrap: score.bootstrap,
+        ..EvalConfig::default()
+    }
+}
+
+fn score_run(
+    run: &Run,
+    corpus: &Corpus,
+    protocol: &Protocol,
+    score: &ScoreConfig,
+    ngram: Option<&NgramModels>,
+    device: &Device,
+    reporter: &mut dyn Reporter,
+) -> Result<RunScores> {
+    let eval = eval_config(score, run.config.chunk_size());
+    let held_out = &corpus.validation;
+    let documents = spread(held_out.len(), score.documents);
+    let mut scorer = Scorer::load(run, Which::Best, &corpus.tokenizer, device)?;
+    let mut by = |protocol: &Protocol, documents: &[usize], ngram: Option<&NgramModels>| -> Result<_> {
+        let (r, scores) = scorer.score(held_out, documents, protocol, &eval, ngram, reporter)?;
+        let scored =
+            Scored { sums: scores.sums, cross_entropy: r.cross_entropy, bits_per_byte: r.bits_per_byte };
+        Ok((scored, r.ngram))
+    };
+    let (aligned, ngram) = by(protocol, &documents, ngram)?;
+    let reference = match score.reference_documents {
+        Some(n) => {
+            let documents = spread(held_out.len(), Some(score.documents.map_or(n, |d| d.min(n))));
+            Some(by(&reference(&reader(run)), &documents, None)?.0)
+        }
+        None => None,
+    };
+    let named = |name: &str, r: &BrierReport| Reference {
+        name: name.to_owned(),
+        brierlm: r.brierlm,
+        brier: r.brier.map(Vec::from).unwrap_or_default(),
+    };
+    let ngrams =
+        ngram.map_or_else(Vec::new, |n| vec![named("bigram", &n.bigram), named("unigram", &n.unigram)]);
+    let samples = samples(run, &mut scorer.weights, corpus, score)?;
+    Ok(RunScores { aligned, reference, ngrams, samples })
+}
+
+/// The opening of a held-out document, continued at T = 1 and T = 1/2.
+fn samples(run: &Run, weights: &mut Weights, corpus: &Corpus, score: &ScoreConfig) -> Result<Vec<Sample>> {
+    let held_out = &corpus.validation;
+    let room = run.config.train.lm.context * run.config.chunk_size();
+    let prompt = score.prompt_tokens.min(room / 2);
+    let Some(document) = (0..held_out.len()).map(|i| held_out.document(i)).find(|d| d.len() >= 2 * prompt)
+    else {
+        return Ok(Vec::new());
+    };
+    let prompt = &document[..prompt];
+    let half = Temperature::new::<candle_core::Error>(0.5)
+        .map_err(|e| Error::user(format!("the batch sampler: {e}"), ""))?;
+    let batch = Decoding::Batch { temperature: half, samples: score.draws };
+    let mut out = Vec::new();
+    match weights {
+        Weights::Calm(o) => {
+            out.push(sample(run, &o.model, prompt, Decoding::Plain, "T = 1", corpus)?);
+            let name = format!("T = 0.5, batch of {}", score.draws);
+            out.push(sample(run, &o.model, prompt, batch, &name, corpus)?);
+        }
+        Weights::Baseline(o) => {
+            out.push(sample(run, &o.model, prompt, Decoding::Plain, "T = 1", corpus)?);
+            o.model.decoding = baseline::Decoding { temperature: 0.5, top_p: 1.0 };
+            out.push(sample(run, &o.model, prompt, Decoding::Plain, "T = 0.5", corpus)?);
+        }
+    }
+    Ok(out)
+}
+
+fn sample<S: Sampler>(
+    run: &Run,
+    model: &S,
+    prompt: &[u32],
+    decoding: Decoding,
+    name: &str,
+    corpus: &Corpus,
+) -> Result<Sample> {
+    let mut tokens = Vec::new();
+    let options = GenerateOptions {
+        max_tokens: SAMPLE_TOKENS,
+        decoding,
+        seed: run.config.seed,
+        remainder_budget: 1024,
+    };
+    generate(model, prompt, &options, |new| {
+        tokens.extend_from_slice(new);
+        true
+    })
+    .map_err(|e| Error::user(format!("cannot draw a sample: {e}"), ""))?;
+    Ok(Sample {
+        decoding: name.to_owned(),
+        prompt: corpus.tokenizer.decode(prompt),
+        text: corpus.tokenizer.decode(&tokens),
+    })
+}
+
+/// Validations of a run's language model while it was trained, by rising step.
+pub fn curve(run: &Run) -> Vec<calm_report::study::CurvePoint> {
+    let Ok(lines) = metrics::read_lines(&run.folder.join("metrics.jsonl")) else { return Vec::new() };
+    let lm = &run.config.train.lm;
+    let per_step = (lm.batch_rows * lm.context * run.config.chunk_size()) as u64;
+    let mut points = Vec::new();
+    for line in lines.iter().filter(|l| l.stage == "lm") {
+        let value = |name: &str| line.values.get(name).copied().flatten();
+        if let Some(loss) = value("validation/loss") {
+            points.push(calm_report::study::CurvePoint {
+                tokens: line.step * per_step,
+                loss,
+                brierlm: value("validation/brierlm"),
+                brierlm_se: value("validation/brierlm_se"),
+                brier_1: value("validation/brier_1"),
+            });
+        }
+    }
+    points
+}

@@ -1,0 +1,149 @@
+//! What a run costs, as measured: a few training steps and some generation, with nothing kept.
+
+use std::path::Path;
+use std::time::Instant;
+
+use calm_data::RowPlan;
+use calm_eval::generate::{Decoding, GenerateOptions, generate};
+use calm_eval::temperature::Temperature;
+use calm_lm::Sampler;
+use candle_core::Device;
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::Which;
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::objective::Objective;
+use crate::pipeline::{Reporter, prepare_data};
+use crate::run::Run;
+use crate::stage::Stage;
+
+/// How long and what.
+#[derive(Clone, Copy, Debug)]
+pub struct MeasureOptions {
+    /// Seconds for each thing that is measured, at the least.
+    pub seconds: f64,
+    /// N of the batch sampler; 0: measure training only.
+    pub draws: usize,
+}
+
+/// Costs of a language model, as measured.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MeasuredCosts {
+    /// Training tokens a second: tokens of a full batch by the median step.
+    pub training: f64,
+    /// Steps that were timed.
+    pub steps: usize,
+    /// Peak memory of the process so far, when training was over; null where the system does not tell.
+    pub peak_memory: Option<u64>,
+    /// Tokens a second generated at T = 1.
+    pub generation: Option<f64>,
+    /// Tokens a second generated with the batch sampler at T = 1/2; null for a baseline.
+    pub generation_batch: Option<f64>,
+}
+
+/// Most memory that this process has held so far, bytes.
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// Measures the language model of a run; of one that has no weights yet, with random ones.
+pub fn measure(
+    run: &Run,
+    cache: &Path,
+    options: &MeasureOptions,
+    device: &Device,
+    reporter: &mut dyn Reporter,
+) -> Result<MeasuredCosts> {
+    let corpus = prepare_data(run, cache, reporter)?;
+    let tokenizer = &corpus.tokenizer;
+    // A model that knows no start of a document continues the first chunk of one.
+    let k = run.config.chunk_size();
+    let held_out = &corpus.validation;
+    let opening = match run.config.bos_chunk {
+        true => Vec::new(),
+        false => (0..held_out.len())
+            .map(|i| held_out.document(i))
+            .find(|d| d.len() >= k)
+            .map_or_else(Vec::new, |d| d[..k].to_vec()),
+    };
+    let trained = run.checkpoints("lm").latest()?.is_some();
+    let plan = RowPlan::new(&corpus.train, run.lm_layout(), tokenizer.special(), run.config.seed)?;
+    let stage = Stage {
+        config: &run.config.train.lm,
+        plan: &plan,
+        checkpoints: &run.checkpoints("lm"),
+        metadata: &Default::default(),
+        seed: run.config.seed,
+        resume: false,
+    };
+    match &run.config.model {
+        ModelConfig::Calm(_) => {
+            let load = || match trained {
+                true => run.load_calm(Which::Best, tokenizer, device),
+                false => run.new_calm(run.new_autoencoder(tokenizer, device)?.model, tokenizer, device),
+            };
+            let mut costs = train(&stage, &load()?, options.seconds)?;
+            if options.draws > 0 {
+                let model = load()?.model;
+                let half = Temperature::new::<candle_core::Error>(0.5)
+                    .map_err(|e| Error::user(format!("the batch sampler: {e}"), ""))?;
+                let batch = Decoding::Batch { temperature: half, samples: options.draws };
+                costs.generation = Some(rate(run, &model, &opening, Decoding::Plain, options.seconds)?);
+                costs.generation_batch = Some(rate(run, &model, &opening, batch, options.seconds)?);
+            }
+            Ok(costs)
+        }
+        ModelConfig::Baseline(_) => {
+            let load = || match trained {
+                true => run.load_baseline(Which::Best, tokenizer, device),
+                false => run.new_baseline(tokenizer, device),
+            };
+            let mut costs = train(&stage, &load()?, options.seconds)?;
+            if options.draws > 0 {
+                costs.generation =
+                    Some(rate(run, &load()?.model, &opening, Decoding::Plain, options.seconds)?);
+            }
+            Ok(costs)
+        }
+    }
+}
+
+fn train(stage: &Stage<'_>, objective: &dyn Objective, seconds: f64) -> Result<MeasuredCosts> {
+    let reports = stage.time(objective, seconds)?;
+    let mut rates: Vec<f64> = reports.iter().map(|r| r.tokens as f64 / r.seconds.max(1e-9)).collect();
+    rates.sort_by(f64::total_cmp);
+    Ok(MeasuredCosts {
+        training: rates[rates.len() / 2],
+        steps: rates.len(),
+        peak_memory: peak_memory(),
+        generation: None,
+        generation_batch: None,
+    })
+}
+
+/// Tokens a second of texts as long as the context, one after the other.
+fn rate<S: Sampler>(run: &Run, model: &S, opening: &[u32], decoding: Decoding, seconds: f64) -> Result<f64> {
+    let k = model.chunk_size();
+    let room = (run.config.train.lm.context - 1) * k;
+    let (mut tokens, mut seed) = (0, 0);
+    let started = Instant::now();
+    // A model that was not trained may end its texts at once: then the chunks count that were drawn.
+    while started.elapsed().as_secs_f64() < seconds {
+        seed += 1;
+        let options = GenerateOptions { max_tokens: room, decoding, seed, remainder_budget: 1 };
+        let before = tokens;
+        generate(model, opening, &options, |new| {
+            tokens += new.len().max(1);
+            started.elapsed().as_secs_f64() < seconds
+        })
+        .map_err(|e| Error::user(format!("cannot generate: {e}"), ""))?;
+        if tokens == before {
+            break;
+        }
+    }
+    Ok(tokens as f64 / started.elapsed().as_secs_f64())
+}
