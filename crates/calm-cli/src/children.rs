@@ -33,11 +33,15 @@ impl<'a> Children<'a> {
     /// without a child at work, or the second time, it ends this process at once.
     pub fn catch_interrupts(&self) {
         let (flag, child) = (Arc::clone(&self.interrupted), Arc::clone(&self.child));
+        let printer = self.printer.clone();
         let _ = ctrlc::set_handler(move || {
             let id = child.load(Ordering::SeqCst);
             let again = flag.swap(true, Ordering::SeqCst);
             if id > 0 {
                 stop(id);
+            }
+            if id == 0 {
+                printer.warn("stopped; run the same command again to go on");
             }
             if id == 0 || again {
                 std::process::exit(130);

@@ -39,6 +39,9 @@ pub struct Study {
     pub ngrams: Vec<Reference>,
     /// Runs that did not finish.
     pub failures: Vec<Failure>,
+    /// What else a reader has to know: runs that are missing, differences over fewer seeds.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// Where and with what a study was made.

@@ -11,7 +11,7 @@ use calm_train::measure::MeasuredCosts;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::execute::finished;
+use crate::execute::{Failures, finished};
 use crate::plan::Ablation;
 
 /// File of an ablation's folder with the measurements.
@@ -28,30 +28,41 @@ pub trait Meter {
 pub struct Rounds {
     /// Hash of what was measured.
     key: String,
+    /// Threads at work.
+    pub threads: usize,
     /// Measurements by variant.
     pub variants: BTreeMap<String, Vec<MeasuredCosts>>,
 }
 
-fn key(ablation: &Ablation) -> String {
+fn key(ablation: &Ablation, threads: usize) -> String {
     let trees: Vec<_> = ablation.runs[..ablation.variants.len()].iter().map(|r| &r.config.tree).collect();
-    let what = json!([trees, ablation.config.score.draws, std::env::consts::ARCH]);
-    blake3::hash(what.to_string().as_bytes()).to_hex().to_string()
+    let what = json!([trees, ablation.config.score.draws, std::env::consts::ARCH, threads]);
+    crate::hash(&what)
 }
 
-/// What was measured before, if it is of these variants.
-pub fn kept(ablation: &Ablation) -> Rounds {
-    let key = key(ablation);
+/// What was measured before, if it is of these variants, with as many threads as now (None: with any number).
+pub fn kept(ablation: &Ablation, threads: Option<usize>) -> Rounds {
     let text = std::fs::read_to_string(ablation.folder.join(COSTS)).unwrap_or_default();
     let rounds: Rounds = serde_json::from_str(&text).unwrap_or_default();
-    if rounds.key == key { rounds } else { Rounds { key, ..Rounds::default() } }
+    let key = key(ablation, threads.unwrap_or(rounds.threads));
+    if rounds.key == key {
+        return rounds;
+    }
+    Rounds { key, threads: threads.unwrap_or_default(), ..Rounds::default() }
 }
 
-/// Measures the rounds that are missing. A variant without a finished run is left out. False if stopped.
+/// Measures the rounds that are missing. A variant without a finished run is left out, one that cannot be
+/// measured is noted in `failures`. False if stopped.
 ///
 /// # Errors
-/// A measurement fails, or the folder cannot be written.
-pub fn measure(ablation: &Ablation, meter: &mut dyn Meter) -> Result<bool> {
-    let mut rounds = kept(ablation);
+/// The folder cannot be written.
+pub fn measure(
+    ablation: &Ablation,
+    threads: usize,
+    meter: &mut dyn Meter,
+    failures: &mut Failures,
+) -> Result<bool> {
+    let mut rounds = kept(ablation, Some(threads));
     let wanted = ablation.config.score.rounds;
     let mut folders = Vec::new();
     for (i, variant) in ablation.variants.iter().enumerate() {
@@ -68,11 +79,19 @@ pub fn measure(ablation: &Ablation, meter: &mut dyn Meter) -> Result<bool> {
             if done.len() > round {
                 continue;
             }
-            let title = format!("costs of {name}, round {} of {wanted}", round + 1);
-            let Some(costs) = meter.measure(folder, ablation.config.score.draws, &title)? else {
-                return Ok(false);
-            };
-            done.push(costs);
+            let failed = format!("costs of {name}");
+            if failures.contains_key(&failed) {
+                continue;
+            }
+            let title = format!("{failed}, round {} of {wanted}", round + 1);
+            match meter.measure(folder, ablation.config.score.draws, &title) {
+                Ok(Some(costs)) => done.push(costs),
+                Ok(None) => return Ok(false),
+                Err(e) => {
+                    failures.insert(failed, e.to_string());
+                    continue;
+                }
+            }
             write_json(&ablation.folder.join(COSTS), &rounds)?;
         }
     }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use calm_data::Corpus;
 use calm_train::checkpoint::write_json;
 use calm_train::config::{ConfigText, Resolved, RunConfig, load};
 use calm_train::error::{Error, Result};
@@ -50,15 +51,31 @@ pub type Failures = BTreeMap<String, String>;
 /// Makes the folders of all runs, or checks that those which are there hold the same runs.
 ///
 /// # Errors
-/// A folder holds another run.
-pub fn prepare(ablation: &Ablation) -> Result<()> {
+/// A folder holds another run, or one that was begun on another text or tokenizer.
+pub fn prepare(ablation: &Ablation, corpus: &Corpus) -> Result<()> {
+    let folders =
+        ablation.autoencoders.iter().map(|a| &a.folder).chain(ablation.runs.iter().map(|r| &r.folder));
+    for folder in folders.filter(|f| f.join("config.yaml").is_file()) {
+        let record = Run::open(folder)?.record()?.unwrap_or_default();
+        for (what, old, new) in [
+            ("text", &record.corpus_hash, &corpus.hash),
+            ("tokenizer", &record.tokenizer_hash, &corpus.tokenizer_hash),
+        ] {
+            if !old.is_empty() && old != new {
+                return Err(Error::user(
+                    format!("the {what} has changed since {} was begun", folder.display()),
+                    other_folder(&ablation.folder),
+                ));
+            }
+        }
+    }
     for autoencoder in &ablation.autoencoders {
         same_autoencoder(autoencoder)?;
     }
     for run in &ablation.runs {
         create(&run.folder, &run.config, &ablation.folder)?;
     }
-    Ok(())
+    ablation.save()
 }
 
 fn create(folder: &Path, config: &Resolved<RunConfig>, ablation: &Path) -> Result<Run> {

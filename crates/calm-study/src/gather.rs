@@ -9,10 +9,10 @@ use calm_report::study::{
     Autoencoder, Costs, Difference, DifferenceEstimate, Estimate, Failure, Machine, Score, SeedRun, Study,
     Variant,
 };
-use calm_train::Run;
 use calm_train::config::ModelConfig;
 use calm_train::error::{Error, Result};
 use calm_train::plan::{baseline_shape, calm_shape};
+use calm_train::{Run, RunRecord};
 
 use crate::config::{Budget, Sharing};
 use crate::costs;
@@ -36,6 +36,7 @@ pub fn gather(ablation: &Ablation, failures: &Failures, machine: Machine) -> Res
     let protocol = aligned(ablation)?;
     let bootstrap = Bootstrap { replicates: config.score.bootstrap, seed: 0 };
     let mut all: Vec<Vec<Finished<'_>>> = Vec::new();
+    let mut notes = Vec::new();
     for i in 0..ablation.variants.len() {
         let mut found = Vec::new();
         for planned in ablation.runs_of(i) {
@@ -44,13 +45,25 @@ pub fn gather(ablation: &Ablation, failures: &Failures, machine: Machine) -> Res
                 && let Some(scores) = kept(ablation, &run)?
             {
                 found.push(Finished { planned, run, scores });
+            } else if !failures.contains_key(&planned.name) {
+                notes.push(unfinished(&run, &planned.name)?);
             }
         }
+        found.sort_by_key(|f| f.run.config.seed);
         all.push(found);
     }
     let first = all.iter().flatten().next();
     let record = first.map(|f| f.run.record()).transpose()?.flatten().unwrap_or_default();
-    let rounds = costs::kept(ablation);
+    same_text(all.iter().flatten(), &record)?;
+    if let Budget::Seconds(seconds) = config.budget {
+        for f in all.iter().flatten() {
+            let spent = f.run.checkpoints("lm").latest()?.map_or(0.0, |s| s.seconds);
+            if (spent / seconds - 1.0).abs() > OFF_BUDGET {
+                notes.push(format!("{} trained for {spent:.0} s instead of {seconds:.0} s", f.planned.name));
+            }
+        }
+    }
+    let rounds = costs::kept(ablation, None);
     let mut study = Study {
         name: ablation.folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
         description: config.description.clone(),
@@ -89,17 +102,32 @@ pub fn gather(ablation: &Ablation, failures: &Failures, machine: Machine) -> Res
             costs,
         });
     }
-    if let Some(reference) = all.first().filter(|runs| !runs.is_empty()) {
+    if let Some(reference) = all.first() {
         for (variant, runs) in ablation.variants.iter().zip(&all).skip(1).filter(|(_, runs)| !runs.is_empty())
         {
-            let sums = |runs: &[Finished<'_>]| -> Vec<BrierSums> {
-                runs.iter().map(|f| f.scores.aligned.sums.clone()).collect()
-            };
-            let d =
-                seeds::difference_over_seeds(&sums(runs), &sums(reference), &bootstrap).map_err(unpaired)?;
-            study.differences.push(difference(&variant.name, &ablation.variants[0].name, &d));
+            // Only runs from the same seeds pair.
+            let pairs: Vec<(BrierSums, BrierSums)> = runs
+                .iter()
+                .filter_map(|f| {
+                    let other = reference.iter().find(|r| r.run.config.seed == f.run.config.seed)?;
+                    Some((f.scores.aligned.sums.clone(), other.scores.aligned.sums.clone()))
+                })
+                .collect();
+            let against = &ablation.variants[0].name;
+            if pairs.is_empty() {
+                notes.push(format!("{} has no seed in common with {against}: no difference", variant.name));
+                continue;
+            }
+            if pairs.len() < runs.len().max(reference.len()) {
+                let n = pairs.len();
+                notes.push(format!("the difference of {} to {against} is that of {n} seed(s)", variant.name));
+            }
+            let (own, other): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+            let d = seeds::difference_over_seeds(&own, &other, &bootstrap).map_err(unpaired)?;
+            study.differences.push(difference(&variant.name, against, &d));
         }
     }
+    study.notes = notes;
     for autoencoder in &ablation.autoencoders {
         let run = Run { folder: autoencoder.folder.clone(), config: autoencoder.config.value.clone() };
         if !finished(&run.folder, &run.config, "autoencoder")? {
@@ -129,6 +157,33 @@ pub fn gather(ablation: &Ablation, failures: &Failures, machine: Machine) -> Res
         });
     }
     Ok(study)
+}
+
+/// Share by which a run may miss a budget of seconds before the report says so.
+const OFF_BUDGET: f64 = 0.1;
+
+/// Why a run is not in the study.
+fn unfinished(run: &Run, name: &str) -> Result<String> {
+    let steps = run.config.train.lm.steps;
+    Ok(match run.checkpoints("lm").latest()? {
+        Some(s) if s.step < steps => format!("{name} is at step {} of {steps}", s.step),
+        Some(_) => format!("{name} is trained, but not scored yet"),
+        None => format!("{name} is not trained yet"),
+    })
+}
+
+/// Scores of different texts do not compare.
+fn same_text<'a>(runs: impl Iterator<Item = &'a Finished<'a>>, first: &RunRecord) -> Result<()> {
+    for f in runs {
+        let record = f.run.record()?.unwrap_or_default();
+        if (&record.corpus_hash, &record.tokenizer_hash) != (&first.corpus_hash, &first.tokenizer_hash) {
+            return Err(Error::user(
+                format!("{} was trained on another text or tokenizer than the first run", f.planned.name),
+                "compare runs on the same text",
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn unpaired(e: impl std::fmt::Display) -> Error {
@@ -164,7 +219,8 @@ fn protocol_words(protocol: &Protocol) -> String {
         Protocol::Aligned { every, context, tokens_per_document, .. } => {
             let limit = tokens_per_document.map_or(String::new(), |t| format!(" of the first {t}"));
             format!(
-                "the same documents at every {every} tokens{limit}, for all models alike, in windows of {context} tokens"
+                "the same documents at every {every} tokens{limit}, for all models alike, in windows of {context} \
+                 tokens; each run's checkpoint with the lowest validation loss"
             )
         }
         Protocol::Reference { .. } => String::new(),

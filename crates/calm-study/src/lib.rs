@@ -20,5 +20,10 @@ pub mod gather;
 pub mod plan;
 pub mod score;
 
+/// Names what a kept result depends on.
+pub fn hash(what: &serde_json::Value) -> String {
+    blake3::hash(what.to_string().as_bytes()).to_hex().to_string()
+}
+
 pub use config::AblationConfig;
 pub use plan::Ablation;

@@ -4,18 +4,38 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use calm_train::Run;
+use calm_train::checkpoint::write_json;
 use calm_train::config::{ConfigErrors, ConfigText, ModelConfig, Resolved, RunConfig, load};
 use calm_train::error::{Error, Result};
 use calm_train::plan::{baseline_shape, calm_shape};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::config::{AblationConfig, Budget, Sharing};
+use crate::score;
 
-/// Warm-up takes at most this share of a run: a short budget must not end inside it.
-const WARMUP_SHARE: u64 = 10;
+/// Warm-up takes at most a fifth of a run: a short budget must not end inside it.
+const WARMUP_SHARE: u64 = 5;
 
 /// Finds a configuration by name or path.
 pub type Find<'a> = &'a dyn Fn(&str) -> std::result::Result<ConfigText, ConfigErrors>;
+
+/// File of an ablation's folder with what was asked for.
+pub const ABLATION: &str = "ablation.yaml";
+/// File of an ablation's folder with the runs it has.
+const PLAN: &str = "plan.json";
+/// Folder of the autoencoders in an ablation's folder.
+const AUTOENCODERS: &str = "autoencoders";
+
+/// What [`PLAN`] holds; configurations lie in the runs' own folders.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    variants: Vec<Variant>,
+    /// Name, variants served.
+    autoencoders: Vec<(String, Vec<String>)>,
+    /// Name, variant, autoencoder.
+    runs: Vec<(String, usize, Option<usize>)>,
+}
 
 /// Everything that an ablation trains.
 #[derive(Clone, Debug)]
@@ -33,7 +53,7 @@ pub struct Ablation {
 }
 
 /// A configuration that is trained from every seed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Variant {
     /// Its name.
     pub name: String,
@@ -73,8 +93,8 @@ pub struct PlannedRun {
 pub trait Sizes {
     /// V of a configuration's tokenizer.
     fn vocab_size(&mut self, config: &RunConfig) -> Result<usize>;
-    /// Training tokens a second that a configuration reaches on this machine.
-    fn rate(&mut self, variant: &str, config: &RunConfig) -> Result<f64>;
+    /// Training tokens a second that these variants reach on this machine.
+    fn rates(&mut self, variants: &[(String, RunConfig)]) -> Result<Vec<f64>>;
 }
 
 impl Ablation {
@@ -88,11 +108,18 @@ impl Ablation {
         find: Find<'_>,
         sizes: &mut dyn Sizes,
     ) -> Result<Self> {
-        let asked = combinations(config);
+        let asked = named_apart(combinations(config))?;
         let mut drafts = Vec::new();
+        let mut bases = Vec::new();
         for (name, base, overrides) in &asked {
-            let resolved = load::<RunConfig>(find(base)?, overrides)?;
-            let budget = budget_overrides(config, name, &resolved.value, sizes)?;
+            bases.push((name.clone(), load::<RunConfig>(find(base)?, overrides)?.value));
+        }
+        let rates = match config.budget {
+            Budget::Seconds(_) => sizes.rates(&bases)?,
+            _ => vec![0.0; bases.len()],
+        };
+        for (i, (name, base, overrides)) in asked.iter().enumerate() {
+            let budget = budget_overrides(config, name, &bases[i].1, rates[i], sizes)?;
             let all: Vec<String> = overrides.iter().cloned().chain(budget).collect();
             drafts.push((name.clone(), base.clone(), all));
         }
@@ -124,7 +151,7 @@ impl Ablation {
                             true => format!("{name}-seed{seed}"),
                             false => name.clone(),
                         };
-                        let folder = folder.join("autoencoders").join(&name);
+                        let folder = folder.join(AUTOENCODERS).join(&name);
                         keys.push(key);
                         ablation.autoencoders.push(SharedAutoencoder {
                             name,
@@ -152,6 +179,55 @@ impl Ablation {
             .map(|((name, ..), settings)| Variant { name, settings })
             .collect();
         ablation.comparable()?;
+        score::check(&ablation)?;
+        Ok(ablation)
+    }
+
+    /// Writes down which runs there are, so that the folder explains itself without the files it was made from.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn save(&self) -> Result<()> {
+        let saved = Saved {
+            variants: self.variants.clone(),
+            autoencoders: self.autoencoders.iter().map(|a| (a.name.clone(), a.variants.clone())).collect(),
+            runs: self.runs.iter().map(|r| (r.name.clone(), r.variant, r.autoencoder)).collect(),
+        };
+        write_json(&self.folder.join(PLAN), &saved)
+    }
+
+    /// The ablation that lies in a folder, as it was begun: configurations are those of its runs.
+    ///
+    /// # Errors
+    /// There is none, or it is damaged.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let config = load::<AblationConfig>(ConfigText::read(&folder.join(ABLATION))?, &[])?.value;
+        let path = folder.join(PLAN);
+        let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
+        let saved: Saved = serde_json::from_str(&text).map_err(|e| {
+            Error::user(
+                format!("{} is damaged: {e}", path.display()),
+                "run the ablation again to write it anew",
+            )
+        })?;
+        let of = |folder: &Path| load::<RunConfig>(ConfigText::read(&folder.join("config.yaml"))?, &[]);
+        let mut ablation = Self {
+            folder: folder.to_owned(),
+            config,
+            variants: saved.variants,
+            autoencoders: Vec::new(),
+            runs: Vec::new(),
+        };
+        for (name, variants) in saved.autoencoders {
+            let folder = folder.join(AUTOENCODERS).join(&name);
+            let config = of(&folder)?;
+            ablation.autoencoders.push(SharedAutoencoder { name, folder, config, variants });
+        }
+        for (name, variant, autoencoder) in saved.runs {
+            let folder = folder.join(&name);
+            let config = of(&folder)?;
+            ablation.runs.push(PlannedRun { variant, autoencoder, name, folder, config });
+        }
         Ok(ablation)
     }
 
@@ -237,6 +313,7 @@ impl Ablation {
             let folder = run.folder.clone();
             ablation.runs.push(PlannedRun { variant, autoencoder, name, folder, config });
         }
+        ablation.runs.sort_by_key(|r| r.config.value.seed);
         ablation.config.seeds = ablation.runs_of(0).map(|r| r.config.value.seed).collect();
         let trees: Vec<Value> = (0..ablation.variants.len())
             .filter_map(|i| ablation.runs_of(i).next())
@@ -248,7 +325,7 @@ impl Ablation {
         Ok(ablation)
     }
 
-    /// The runs of a variant, by rising place in the list of seeds.
+    /// The runs of a variant.
     pub fn runs_of(&self, variant: usize) -> impl Iterator<Item = &PlannedRun> {
         self.runs.iter().filter(move |r| r.variant == variant)
     }
@@ -270,8 +347,11 @@ fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// (name, configuration, overrides) of every variant and grid combination.
-fn combinations(config: &AblationConfig) -> Vec<(String, String, Vec<String>)> {
+/// Name, configuration, overrides.
+type Combination = (String, String, Vec<String>);
+
+/// Every variant and grid combination.
+fn combinations(config: &AblationConfig) -> Vec<Combination> {
     let mut out = Vec::new();
     for variant in &config.variants {
         let mut settings = config.set.clone();
@@ -304,6 +384,27 @@ fn combinations(config: &AblationConfig) -> Vec<(String, String, Vec<String>)> {
     out
 }
 
+/// Makes names of different variants different (values may look alike in a folder's name).
+///
+/// # Errors
+/// The same variant twice.
+fn named_apart(variants: Vec<Combination>) -> Result<Vec<Combination>> {
+    let mut out: Vec<Combination> = Vec::new();
+    for (name, base, overrides) in variants {
+        if out.iter().any(|o| o.1 == base && o.2 == overrides) {
+            return Err(Error::user(
+                format!("{name} is there twice"),
+                "list each variant, and each value of the grid, once",
+            ));
+        }
+        let taken = |n: &str| out.iter().any(|o| o.0 == n);
+        let free = (2..).map(|i| format!("{name}.{i}")).find(|n| !taken(n));
+        let name = if taken(&name) { free.unwrap_or(name) } else { name };
+        out.push((name, base, overrides));
+    }
+    Ok(out)
+}
+
 /// `key=value`, the value as JSON, which is YAML too.
 fn override_text((key, value): (&String, &Value)) -> String {
     format!("{key}={value}")
@@ -328,6 +429,7 @@ fn budget_overrides(
     ablation: &AblationConfig,
     name: &str,
     config: &RunConfig,
+    rate: f64,
     sizes: &mut dyn Sizes,
 ) -> Result<Vec<String>> {
     let mut config = config.clone();
@@ -362,7 +464,7 @@ fn budget_overrides(
             };
             flops / token
         }
-        Budget::Seconds(seconds) => seconds * sizes.rate(name, &config)?,
+        Budget::Seconds(seconds) => seconds * rate,
         Budget::AsConfigured {} => lm.steps as f64 * step,
     };
     let steps = (tokens / step).floor();
@@ -448,136 +550,4 @@ fn flatten(path: &str, value: &Value, out: &mut BTreeMap<String, String>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const BASE: &str = "version: 1
-model: { calm: { chunk_size: 4 } }
-train:
-  autoencoder: { steps: 4, batch_rows: 2, context: 8, learning_rate: 1e-3 }
-  lm: { steps: 10, batch_rows: 2, context: 8, learning_rate: 1e-3, warmup_steps: 9 }
-";
-    const DISCRETE: &str = "version: 1
-model: { baseline: {} }
-train:
-  lm: { steps: 10, batch_rows: 2, context: 32, learning_rate: 1e-3 }
-";
-
-    struct Fixed;
-
-    impl Sizes for Fixed {
-        fn vocab_size(&mut self, _: &RunConfig) -> Result<usize> {
-            Ok(300)
-        }
-        fn rate(&mut self, _: &str, config: &RunConfig) -> Result<f64> {
-            Ok(100.0 * config.chunk_size() as f64)
-        }
-    }
-
-    fn find(name: &str) -> std::result::Result<ConfigText, ConfigErrors> {
-        Ok(ConfigText::new(name, if name == "baseline" { DISCRETE } else { BASE }))
-    }
-
-    fn expand(text: &str) -> Result<Ablation> {
-        let config = load::<AblationConfig>(ConfigText::new("ablation.yaml", text), &[])?.value;
-        Ablation::expand(&config, Path::new("out"), &find, &mut Fixed)
-    }
-
-    const K: &str = "version: 1
-budget: { tokens: 6400 }
-seeds: [1, 2]
-context_tokens: 32
-variants:
-  - { name: baseline, config: baseline, grid: false }
-  - { name: calm, config: base }
-grid: { model.calm.chunk_size: [1, 2, 4, 8] }
-";
-
-    #[test]
-    fn a_grid_over_k_keeps_tokens_and_context_in_tokens_equal() {
-        let a = expand(K).unwrap();
-        let names: Vec<&str> = a.runs.iter().map(|r| r.name.as_str()).collect();
-        assert_eq!(names[..2], ["baseline-seed1", "calm+chunk_size=1-seed1"]);
-        assert_eq!((a.runs.len(), a.variants.len(), a.autoencoders.len()), (10, 5, 4));
-        for run in &a.runs {
-            let c = &run.config.value;
-            assert_eq!(c.train.lm.context * c.chunk_size(), 32, "{}", run.name);
-            assert_eq!(c.train.lm.steps, 100, "{}", run.name);
-        }
-        assert_eq!((a.common_chunk(), a.context_tokens()), (8, 32));
-        let sizes: Vec<&str> = a
-            .variants
-            .iter()
-            .map(|v| v.settings.iter().find(|s| s.0 == "model.chunk_size").unwrap().1.as_str())
-            .collect();
-        assert_eq!(sizes, ["-", "1", "2", "4", "8"]);
-    }
-
-    #[test]
-    fn one_autoencoder_serves_every_run_that_can_use_it() {
-        let text = "version: 1
-budget: { tokens: 640 }
-seeds: [1, 2]
-variants: [{ name: k4, config: base }]
-grid: { model.calm.head.energy.samples: [2, 4], train.lm.learning_rate: [1e-3, 2e-3] }
-";
-        let a = expand(text).unwrap();
-        assert_eq!((a.runs.len(), a.autoencoders.len()), (8, 1));
-        assert_eq!(a.runs[0].name, "samples=2+learning_rate=0.001-seed1");
-        assert_eq!(a.autoencoders[0].variants.len(), 4);
-        assert!(a.runs.iter().all(|r| r.autoencoder == Some(0)));
-        assert_eq!(a.autoencoders[0].config.value.seed, 1);
-        let own = expand(&text.replace("variants", "autoencoder: own\nvariants")).unwrap();
-        assert_eq!(own.autoencoders.len(), 2);
-        assert_eq!(own.autoencoders[1].config.value.seed, 2);
-        let dropouts =
-            text.replace("model.calm.head.energy.samples", "model.calm.autoencoder.latent_dropout");
-        let different = expand(&dropouts.replace("[2, 4]", "[0, 0.1]"));
-        assert_eq!(different.unwrap().autoencoders.len(), 2);
-    }
-
-    #[test]
-    fn budgets_of_flops_and_seconds_become_steps() {
-        let flops = expand(&K.replace("tokens: 6400", "flops: 1e11")).unwrap();
-        let steps: Vec<u64> = flops.runs[..5].iter().map(|r| r.config.value.train.lm.steps).collect();
-        // The larger the chunks, the cheaper a token.
-        assert!(steps[1] < steps[2] && steps[2] < steps[3] && steps[3] < steps[4], "{steps:?}");
-        let seconds = expand(&K.replace("tokens: 6400", "seconds: 64")).unwrap();
-        let steps: Vec<u64> = seconds.runs[..5].iter().map(|r| r.config.value.train.lm.steps).collect();
-        assert_eq!(steps, [100, 100, 200, 400, 800]);
-    }
-
-    #[test]
-    fn a_short_budget_does_not_end_inside_its_warm_up() {
-        let a = expand(&K.replace("6400", "640")).unwrap();
-        let lm = &a.runs[1].config.value.train.lm;
-        assert_eq!((lm.steps, lm.warmup_steps), (10, 1));
-        let e = expand(&K.replace("6400", "63")).unwrap_err();
-        assert!(e.to_string().contains("one step of 64 tokens"), "{e}");
-    }
-
-    #[test]
-    fn what_cannot_be_compared_is_refused() {
-        let e = expand(&K.replace("config: base }", "config: base, set: { data.max_bytes: 5 } }"));
-        assert!(e.unwrap_err().to_string().contains("another data"));
-        let e = expand(&K.replace("context_tokens: 32", "context_tokens: 12")).unwrap_err();
-        assert!(e.to_string().contains("whole chunks of 8"), "{e}");
-    }
-
-    #[test]
-    fn mistakes_in_the_file_are_found_with_their_place() {
-        for (from, to, expected) in [
-            ("seeds: [1, 2]", "seeds: [1, 1]", "a seed twice"),
-            ("budget: { tokens: 6400 }", "budget: { tokens: 0 }", "must be above 0"),
-            ("name: calm", "name: baseline", "is there already"),
-            ("grid: { model", "grid: { train.lm.steps: [1], model", "the budget decides it"),
-            ("[1, 2, 4, 8]", "4", "must list values"),
-            ("[1, 2, 4, 8]", "[1, 99]", "chunks have between 1 and 64 tokens"),
-            ("model.calm.chunk_size", "model.calm.chunksize", "unknown key"),
-            ("context_tokens", "contxt_tokens", "did you mean"),
-        ] {
-            let e = expand(&K.replace(from, to)).unwrap_err().to_string();
-            assert!(e.contains(expected), "{to}: {e}");
-        }
-    }
-}
+mod tests;

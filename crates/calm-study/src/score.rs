@@ -8,7 +8,7 @@ use calm_eval::bootstrap::BrierReport;
 use calm_eval::brier::BrierSums;
 use calm_eval::generate::{Decoding, GenerateOptions, generate};
 use calm_eval::ngram::NgramModels;
-use calm_eval::protocol::{Protocol, REFERENCE_BASELINE_BLOCK, REFERENCE_CALM_BLOCK, Reader};
+use calm_eval::protocol::{Protocol, ProtocolError, REFERENCE_BASELINE_BLOCK, REFERENCE_CALM_BLOCK, Reader};
 use calm_eval::reconstruction::ReconstructionReport;
 use calm_eval::temperature::Temperature;
 use calm_lm::{Sampler, baseline};
@@ -25,12 +25,17 @@ use serde_json::json;
 
 use crate::config::ScoreConfig;
 use crate::execute::finished;
+use crate::hash;
 use crate::plan::Ablation;
 
-/// File of a run's folder with its scores.
-pub const SCORES: &str = "scores.json";
-/// File of an autoencoder's folder with its reconstruction.
-pub const RECONSTRUCTION: &str = "reconstruction.json";
+/// File with scores of a run, or the reconstruction of an autoencoder, in its folder: one a protocol, so that
+/// several comparisons of one run stand beside each other.
+fn file(run: &Run, what: &str, key: &str) -> std::path::PathBuf {
+    run.folder.join(format!("{what}-{}.json", &key[..8]))
+}
+
+const SCORES: &str = "scores";
+const RECONSTRUCTION: &str = "reconstruction";
 
 /// Tokens of a sample.
 const SAMPLE_TOKENS: usize = 64;
@@ -88,6 +93,32 @@ pub fn aligned(ablation: &Ablation) -> Result<Protocol> {
     Ok(protocol)
 }
 
+/// Whether every run can be scored by the aligned protocol; before anything is trained.
+///
+/// # Errors
+/// Positions are no chunk starts of a run, or windows longer than its context.
+pub fn check(ablation: &Ablation) -> Result<()> {
+    if ablation.runs.is_empty() {
+        return Ok(());
+    }
+    let Protocol::Aligned { every, context, .. } = aligned(ablation)? else { return Ok(()) };
+    for run in &ablation.runs {
+        let config = &run.config.value;
+        let chunk_size = config.chunk_size();
+        let trained = config.train.lm.context * chunk_size;
+        if !every.is_multiple_of(chunk_size) {
+            return Err(ProtocolError::Every { every, chunk_size }.into());
+        }
+        if !context.is_multiple_of(every) {
+            return Err(ProtocolError::Windows { context, every }.into());
+        }
+        if context > trained {
+            return Err(ProtocolError::TooLong { context, trained }.into());
+        }
+    }
+    Ok(())
+}
+
 /// The reference protocol of a run.
 fn reference(reader: &Reader) -> Protocol {
     Protocol::reference(reader, REFERENCE_CALM_BLOCK, REFERENCE_BASELINE_BLOCK, false)
@@ -114,7 +145,7 @@ pub fn score(
         }
         let run = Run { folder: planned.folder.clone(), config: planned.config.value.clone() };
         let key = run_key(&run, &protocol, &ablation.config.score)?;
-        if read::<RunScores>(&run.folder.join(SCORES), &key).is_some() {
+        if read::<RunScores>(&file(&run, SCORES, &key), &key).is_some() {
             continue;
         }
         if corpus.is_none() {
@@ -126,7 +157,7 @@ pub fn score(
         }
         reporter.note(&format!("scoring {}", planned.name));
         match score_run(&run, corpus, &protocol, &ablation.config.score, ngram.as_ref(), device, reporter) {
-            Ok(scores) => write_json(&run.folder.join(SCORES), &Kept { key, scores })?,
+            Ok(scores) => write_json(&file(&run, SCORES, &key), &Kept { key, scores })?,
             Err(e) => {
                 reporter.warn(&format!("{} cannot be scored: {e}", planned.name));
                 failures.insert(planned.name.clone(), format!("it was trained, but cannot be scored: {e}"));
@@ -140,7 +171,7 @@ pub fn score(
         let run = Run { folder: autoencoder.folder.clone(), config: autoencoder.config.value.clone() };
         let eval = eval_config(&ablation.config.score, run.config.chunk_size());
         let key = hash(&json!([run.autoencoder_hash()?, eval.documents, eval.chunks_per_document]));
-        let path = run.folder.join(RECONSTRUCTION);
+        let path = file(&run, RECONSTRUCTION, &key);
         if read::<ReconstructionReport>(&path, &key).is_some() {
             continue;
         }
@@ -150,8 +181,14 @@ pub fn score(
         let Some(corpus) = &corpus else { continue };
         let (tokenizer, held_out) = (&corpus.tokenizer, &corpus.validation);
         reporter.note(&format!("scoring autoencoder {}", autoencoder.name));
-        let scores = reconstruct_run(&run, tokenizer, held_out, Which::Best, &eval, device, reporter)?;
-        write_json(&path, &Kept { key, scores })?;
+        match reconstruct_run(&run, tokenizer, held_out, Which::Best, &eval, device, reporter) {
+            Ok(scores) => write_json(&path, &Kept { key, scores })?,
+            Err(e) => {
+                reporter.warn(&format!("autoencoder {} cannot be scored: {e}", autoencoder.name));
+                failures
+                    .insert(format!("autoencoder {}", autoencoder.name), format!("cannot be scored: {e}"));
+            }
+        }
     }
     Ok(())
 }
@@ -159,14 +196,14 @@ pub fn score(
 /// The scores of a run, if they are those of its weights by this ablation's protocol.
 pub fn kept(ablation: &Ablation, run: &Run) -> Result<Option<RunScores>> {
     let key = run_key(run, &aligned(ablation)?, &ablation.config.score)?;
-    Ok(read(&run.folder.join(SCORES), &key))
+    Ok(read(&file(run, SCORES, &key), &key))
 }
 
 /// An autoencoder's reconstruction, if it is that of its weights.
 pub fn kept_reconstruction(ablation: &Ablation, run: &Run) -> Result<Option<ReconstructionReport>> {
     let eval = eval_config(&ablation.config.score, run.config.chunk_size());
     let key = hash(&json!([run.autoencoder_hash()?, eval.documents, eval.chunks_per_document]));
-    Ok(read(&run.folder.join(RECONSTRUCTION), &key))
+    Ok(read(&file(run, RECONSTRUCTION, &key), &key))
 }
 
 fn run_key(run: &Run, protocol: &Protocol, score: &ScoreConfig) -> Result<String> {
@@ -175,10 +212,6 @@ fn run_key(run: &Run, protocol: &Protocol, score: &ScoreConfig) -> Result<String
     let ScoreConfig { documents, samples, reference_documents, draws, prompt_tokens, .. } = score;
     let how = json!([documents, samples, reference_documents, draws, prompt_tokens, SAMPLE_TOKENS]);
     Ok(hash(&json!([weights, protocol, how])))
-}
-
-fn hash(value: &serde_json::Value) -> String {
-    blake3::hash(value.to_string().as_bytes()).to_hex().to_string()
 }
 
 /// What is kept under this key; anything else is made anew.

@@ -1,18 +1,20 @@
 //! `calm ablate`.
 
 use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use calm_data::Corpus;
 use calm_report::study::Machine;
 use calm_study::config::{AblationConfig, Budget};
+use calm_study::costs::{self, Meter};
 use calm_study::execute::{Failures, execute, missing, prepare};
-use calm_study::plan::{Ablation, Sizes};
-use calm_study::{costs, gather, score};
+use calm_study::plan::{ABLATION, Ablation, Sizes};
+use calm_study::{gather, score};
 use calm_train::checkpoint::{write_json, write_text};
-use calm_train::config::{ConfigText, Resolved, RunConfig, load};
-use calm_train::pipeline::Reporter;
+use calm_train::config::{Resolved, RunConfig, load};
+use calm_train::pipeline::{Reporter, Stages};
 use calm_train::plan::Plan;
 use calm_train::{Begin, Error, Run};
 use candle_core::Device;
@@ -27,10 +29,12 @@ use crate::screen::Screen;
 use crate::ui::{Printer, Table, format};
 use crate::{report, shipped, version};
 
-/// File of an ablation's folder with what was asked for.
-pub const ABLATION: &str = "ablation.yaml";
 /// File of an ablation's folder with the rates that turned a budget of seconds into steps.
 const RATES: &str = "rates.json";
+/// File of an ablation's folder that says where and when it was scored and measured.
+const MACHINE: &str = "machine.json";
+/// Rounds in which the rates of a budget of seconds are measured.
+const PILOT_ROUNDS: usize = 3;
 
 /// Runs the command.
 pub fn run(args: &AblateArgs, threads: Option<usize>, printer: &Printer) -> Result<()> {
@@ -43,21 +47,23 @@ pub fn run(args: &AblateArgs, threads: Option<usize>, printer: &Printer) -> Resu
     }
     let folder = args.out.clone().unwrap_or_else(|| Path::new(RUNS).join(shipped::run_name(&args.config)));
     let mut children = Children::new(threads, &args.cache, printer);
-    let (ablation, plans) = {
+    children.catch_interrupts();
+    let lock = if args.dry_run { None } else { Some(lock(&folder)?) };
+    let (ablation, plans, corpus) = {
         let mut screen = Screen::new(printer);
         let mut sizes = Measured::new(&folder, &args.cache, &mut screen, &mut children, args.dry_run);
         let ablation = Ablation::expand(&resolved.value, &folder, &shipped::find, &mut sizes)?;
         let plans = sizes.plans(&ablation)?;
-        (ablation, plans)
+        let corpus = sizes.corpus(&ablation.runs[0].config.value)?.clone();
+        (ablation, plans, corpus)
     };
-    let text = plan_table(&ablation, &plans)?;
+    let text = plan_table(&ablation, &plans, args.dry_run)?;
     if args.dry_run {
         return Ok(printer.result(&text)?);
     }
     printer.note(text);
-    prepare(&ablation)?;
+    prepare(&ablation, &corpus)?;
     write_text(&folder.join(ABLATION), &resolved.to_yaml())?;
-    children.catch_interrupts();
     let stopped =
         || Hinted::new("stopped; what was trained so far is kept", "run the same command again to go on");
     let Some(mut failures) = execute(&ablation, &mut children)? else {
@@ -66,16 +72,24 @@ pub fn run(args: &AblateArgs, threads: Option<usize>, printer: &Printer) -> Resu
     let mut screen = Screen::new(printer);
     score::score(&ablation, &args.cache, &Device::Cpu, &mut failures, &mut screen)?;
     drop(screen);
-    if !costs::measure(&ablation, &mut children)? {
-        return Err(stopped().into());
+    let threads = working(threads);
+    write_json(&folder.join(MACHINE), &machine(threads))?;
+    // What was trained and scored is in the report whatever becomes of the measurement.
+    let mut study = gather::gather(&ablation, &failures, machine(threads))?;
+    let page = publish(&study, &folder)?;
+    if ablation.config.score.rounds > 0 {
+        if !costs::measure(&ablation, threads, &mut children, &mut failures)? {
+            return Err(stopped().into());
+        }
+        study = gather::gather(&ablation, &failures, machine(threads))?;
+        publish(&study, &folder)?;
     }
-    let study = gather::gather(&ablation, &failures, machine())?;
-    let paths = publish(&study, &folder)?;
     match args.format {
         Format::Json => printer.result(&calm_report::json(&study)?)?,
         Format::Table => printer.result(&table(&study))?,
     }
-    printer.note(format!("report: {}", paths.display()));
+    printer.note(format!("report: {}", page.display()));
+    drop(lock);
     match failures.len() {
         0 => Ok(()),
         n => Err(failed(n, &failures)),
@@ -92,24 +106,46 @@ fn failed(n: usize, failures: &Failures) -> anyhow::Error {
     .into()
 }
 
-/// Who made a study.
-pub fn machine() -> Machine {
+/// Keeps a second process from training the same runs at the same time.
+fn lock(folder: &Path) -> Result<File> {
+    let cannot = |e: std::io::Error| {
+        Hinted::new(format!("cannot write in {}: {e}", folder.display()), "choose another folder with --out")
+    };
+    std::fs::create_dir_all(folder).map_err(cannot)?;
+    let file = File::create(folder.join(".lock")).map_err(cannot)?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(Hinted::new(
+            format!("another calm works on {}", folder.display()),
+            "wait for it, or give this one its own folder with --out",
+        )
+        .into()),
+        // A file system without locks.
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+    }
+}
+
+/// Threads that work.
+fn working(threads: Option<usize>) -> usize {
+    threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// Who makes a study, here and today.
+pub fn machine(threads: usize) -> Machine {
     Machine {
         platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
-        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        threads,
         version: version::VERSION.to_owned(),
         commit: version::commit(),
         date: jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
     }
 }
 
-/// The ablation that lies in a folder.
-pub fn open(folder: &Path, cache: &Path, printer: &Printer) -> Result<Ablation> {
-    let resolved: Resolved<AblationConfig> = load(ConfigText::read(&folder.join(ABLATION))?, &[])?;
-    let mut children = Children::new(None, cache, printer);
-    let mut screen = Screen::new(printer);
-    let mut sizes = Measured::new(folder, cache, &mut screen, &mut children, true);
-    Ok(Ablation::expand(&resolved.value, folder, &shipped::find, &mut sizes)?)
+/// Who made the study that lies in a folder; who asks, if nobody wrote it down.
+pub fn machine_of(folder: &Path) -> Machine {
+    std::fs::read_to_string(folder.join(MACHINE))
+        .ok()
+        .and_then(|text| serde_json::from_str(&text).ok())
+        .unwrap_or_else(|| machine(working(None)))
 }
 
 /// Sizes from the text itself, rates from a pilot.
@@ -121,7 +157,8 @@ struct Measured<'a, 'p> {
     /// Nothing may be written: rates that are not known are estimated.
     dry: bool,
     corpora: Vec<(Value, Corpus)>,
-    rates: BTreeMap<String, f64>,
+    /// Tokens a second of each round, by what was measured.
+    rates: BTreeMap<String, Vec<f64>>,
 }
 
 impl<'a, 'p> Measured<'a, 'p> {
@@ -166,6 +203,13 @@ impl<'a, 'p> Measured<'a, 'p> {
         Ok(&self.corpora[at].1)
     }
 
+    /// Median of the rounds, if all were measured.
+    fn median(&self, config: &RunConfig) -> Option<f64> {
+        let mut rounds = self.rates.get(&rate_key(config)).filter(|r| r.len() >= PILOT_ROUNDS)?.clone();
+        rounds.sort_by(f64::total_cmp);
+        Some(rounds[rounds.len() / 2])
+    }
+
     /// The plan of each variant's first run.
     fn plans(&mut self, ablation: &Ablation) -> Result<Vec<Plan>> {
         let mut plans = Vec::new();
@@ -182,34 +226,56 @@ impl Sizes for Measured<'_, '_> {
         Ok(self.corpus(config)?.tokenizer.vocab_size())
     }
 
-    fn rate(&mut self, variant: &str, config: &RunConfig) -> calm_train::Result<f64> {
-        if let Some(rate) = self.rates.get(variant) {
-            return Ok(*rate);
-        }
+    /// All variants in turn, several rounds: what else the machine does falls on all of them alike.
+    fn rates(&mut self, variants: &[(String, RunConfig)]) -> calm_train::Result<Vec<f64>> {
         if self.dry {
-            let plan = Plan::new(config, self.corpus(config)?)?;
-            let Some(lm) = plan.stages.last() else { return Ok(1.0) };
-            return Ok((lm.tokens_per_step * lm.steps) as f64 / lm.seconds);
+            let known: Vec<Option<f64>> = variants.iter().map(|(_, c)| self.median(c)).collect();
+            let mut rates = Vec::new();
+            for ((_, config), known) in variants.iter().zip(known) {
+                rates.push(match known {
+                    Some(rate) => rate,
+                    None => {
+                        let plan = Plan::new(config, self.corpus(config)?)?;
+                        let lm = plan.stages.last();
+                        lm.map_or(1.0, |lm| (lm.tokens_per_step * lm.steps) as f64 / lm.seconds)
+                    }
+                });
+            }
+            return Ok(rates);
         }
-        let pilot = self.folder.join("pilot").join(variant);
-        let tree = serde_json::to_value(config)
-            .map_err(|e| Error::user(format!("cannot write the pilot's configuration: {e}"), ""))?;
-        let resolved =
-            Resolved { value: config.clone(), name: String::new(), path: None, overrides: Vec::new(), tree };
-        Run::create(&pilot, &resolved, Begin::New)?;
-        let title = format!("training rate of {variant}");
-        let costs = costs::Meter::measure(self.children, &pilot, 0, &title)?;
-        let Some(costs) = costs else {
-            return Err(Error::user("stopped", "run the same command again to go on"));
-        };
-        self.rates.insert(variant.to_owned(), costs.training);
-        write_json(&self.folder.join(RATES), &self.rates)?;
-        Ok(costs.training)
+        for round in 0..PILOT_ROUNDS {
+            for (name, config) in variants {
+                if self.rates.get(&rate_key(config)).is_some_and(|r| r.len() > round) {
+                    continue;
+                }
+                let pilot = self.folder.join("pilot").join(name);
+                let tree = serde_json::to_value(config)
+                    .map_err(|e| Error::user(format!("cannot write the pilot's configuration: {e}"), ""))?;
+                let overrides = Vec::new();
+                let resolved =
+                    Resolved { value: config.clone(), name: String::new(), path: None, overrides, tree };
+                Run::create(&pilot, &resolved, Begin::Restart(Stages::All))?;
+                let title = format!("training rate of {name}, round {} of {PILOT_ROUNDS}", round + 1);
+                let Some(costs) = Meter::measure(self.children, &pilot, 0, &title)? else {
+                    return Err(Error::user("stopped", "run the same command again to go on"));
+                };
+                self.rates.entry(rate_key(config)).or_default().push(costs.training);
+                write_json(&self.folder.join(RATES), &self.rates)?;
+            }
+        }
+        Ok(variants.iter().map(|(_, c)| self.median(c).unwrap_or(1.0)).collect())
     }
 }
 
+/// What a measured rate belongs to.
+fn rate_key(config: &RunConfig) -> String {
+    let what =
+        json!([config, std::env::consts::ARCH, std::thread::available_parallelism().ok().map(usize::from)]);
+    calm_study::hash(&what)
+}
+
 /// What is going to be trained, and what that costs.
-fn plan_table(ablation: &Ablation, plans: &[Plan]) -> Result<String> {
+fn plan_table(ablation: &Ablation, plans: &[Plan], dry: bool) -> Result<String> {
     let (autoencoders, runs) = missing(ablation)?;
     let seeds = ablation.config.seeds.len();
     let mut table = Table::new(&["each run", "runs", "steps", "tokens", "FLOPs", "time", "memory"])
@@ -217,7 +283,7 @@ fn plan_table(ablation: &Ablation, plans: &[Plan]) -> Result<String> {
     let (mut seconds, mut memory) = (0.0, 0.0f64);
     let mut row = |name: String, count: usize, left: usize, stage: &calm_train::plan::StagePlan| {
         table.row([
-            format::shorten(&name, 34),
+            format::shorten_front(&name, 34),
             count.to_string(),
             stage.steps.to_string(),
             format::count((stage.tokens_per_step * stage.steps) as f64),
@@ -261,8 +327,9 @@ fn plan_table(ablation: &Ablation, plans: &[Plan]) -> Result<String> {
         ));
     }
     out.push_str(&table.to_string());
-    let pilot = match ablation.config.budget {
-        Budget::Seconds(_) => "; steps follow from measured rates",
+    let pilot = match (ablation.config.budget, dry) {
+        (Budget::Seconds(_), true) => "; steps are estimates too until the start measures them",
+        (Budget::Seconds(_), false) => "; steps follow from measured rates",
         _ => "",
     };
     out.push_str(&format!(

@@ -6,14 +6,14 @@ use anyhow::Result;
 use calm_report::Study;
 use calm_report::study::Estimate;
 use calm_study::execute::{FAILURES, Failures};
-use calm_study::plan::Ablation;
+use calm_study::plan::{ABLATION, Ablation};
 use calm_study::{gather, score};
 use calm_train::Run;
 use calm_train::checkpoint::write_text;
 use candle_core::Device;
 
 use super::RUNS;
-use super::ablate::{ABLATION, machine, open};
+use super::ablate::machine_of;
 use crate::args::{Format, ReportArgs};
 use crate::error::Hinted;
 use crate::screen::Screen;
@@ -24,7 +24,7 @@ pub fn run(args: &ReportArgs, printer: &Printer) -> Result<()> {
     let of_ablation = |f: &PathBuf| f.join(ABLATION).is_file();
     let (ablation, out) = match &args.folders[..] {
         [folder] if of_ablation(folder) => {
-            (open(folder, &args.cache, printer)?, args.out.clone().unwrap_or_else(|| folder.clone()))
+            (Ablation::open(folder)?, args.out.clone().unwrap_or_else(|| folder.clone()))
         }
         folders => {
             if let Some(folder) = folders.iter().find(|f| of_ablation(f)) {
@@ -46,11 +46,12 @@ pub fn run(args: &ReportArgs, printer: &Printer) -> Result<()> {
     let mut screen = Screen::new(printer);
     score::score(&ablation, &args.cache, &Device::Cpu, &mut failures, &mut screen)?;
     drop(screen);
-    let study = gather::gather(&ablation, &failures, machine())?;
+    let study = gather::gather(&ablation, &failures, machine_of(&ablation.folder))?;
     if study.variants.iter().all(|v| v.runs.is_empty()) {
+        let why = study.notes.first().map_or(String::new(), |n| format!(": {n}"));
         return Err(Hinted::new(
-            "nothing is trained yet",
-            "train the runs first (calm train, calm ablate), then ask for their report",
+            format!("no run is finished yet{why}"),
+            "train the runs to their end (calm train, calm ablate), then ask for their report",
         )
         .into());
     }
@@ -88,7 +89,7 @@ pub fn table(study: &Study) -> String {
         let lm = score.map(|s| s.brierlm.as_ref().map_or("undefined".to_owned(), cell));
         let measured = v.measured.as_ref();
         table.row([
-            format::shorten(&v.name, 22),
+            format::shorten_front(&v.name, 22),
             score.and_then(|s| s.brier.first()).map_or("-".into(), cell),
             lm.unwrap_or_else(|| "-".into()),
             format!("{:.1e}", v.costs.training()),
@@ -103,8 +104,10 @@ pub fn table(study: &Study) -> String {
         let rest = std::iter::repeat_n(String::new(), 4);
         table.row([n.name.clone(), brier, lm].into_iter().chain(rest));
     }
+    let seeds = study.variants.iter().filter_map(|v| v.aligned.as_ref()).map(|s| s.seeds).min().unwrap_or(0);
+    let parts = if seeds > 1 { "documents and seeds" } else { "documents only: one seed" };
     let legend = format!(
-        "percent ± one standard error (documents and seeds); FLOPs a token by formula; tok/s and memory of \
+        "percent ± one standard error ({parts}); FLOPs a token by formula; tok/s and memory of \
          training as measured; scored on {}",
         study.aligned
     );
@@ -112,6 +115,9 @@ pub fn table(study: &Study) -> String {
     out.push('\n');
     if !study.differences.is_empty() {
         out.push_str(&differences(study));
+    }
+    for note in &study.notes {
+        out.push_str(&format!("{}\n", format::wrap(&format!("note: {note}"), 78, "  ")));
     }
     out
 }
@@ -123,9 +129,9 @@ fn differences(study: &Study) -> String {
         .title(format!("differences to {against}, paired by document and seed"));
     for d in &study.differences {
         let (name, estimate) = match (&d.brierlm, d.brier.first()) {
-            (Some(lm), _) => ("BrierLM", lm),
-            (None, Some(brier)) => ("Brier-1", brier),
-            (None, None) => continue,
+            (Some(lm), _) if lm.half_width.is_some() => ("BrierLM", lm),
+            (_, Some(brier)) => ("Brier-1", brier),
+            (_, None) => continue,
         };
         let verdict = match (estimate.resolved(), estimate.detectable) {
             (Some(true), _) => "resolved".to_owned(),
@@ -133,7 +139,7 @@ fn differences(study: &Study) -> String {
             _ => "-".to_owned(),
         };
         table.row([
-            format::shorten(&d.variant, 26),
+            format::shorten_front(&d.variant, 26),
             name.to_owned(),
             format!("{:+.2}", estimate.estimate.value),
             estimate.half_width.map_or("-".into(), |h| format!("{h:.2}")),

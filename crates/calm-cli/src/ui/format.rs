@@ -95,6 +95,15 @@ pub fn shorten(text: &str, width: usize) -> String {
     text.chars().take(width.saturating_sub(1)).chain(['…']).take(width).collect()
 }
 
+/// A text cut at its front: what tells the members of a grid apart stands at the end of their names.
+pub fn shorten_front(text: &str, width: usize) -> String {
+    let length = text.chars().count();
+    if length <= width {
+        return text.to_string();
+    }
+    ['…'].into_iter().chain(text.chars().skip(length + 1 - width)).take(width).collect()
+}
+
 /// Fills lines of `width` with the words of a text, all but the first indented; words longer than a line
 /// stay whole.
 pub fn wrap(text: &str, width: usize, indent: &str) -> String {

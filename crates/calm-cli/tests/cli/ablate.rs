@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 
-use crate::house::{BASELINE, House};
+use crate::house::{BASELINE, CALM, House};
 
 /// Two chunk sizes and a baseline from two seeds.
 const K: &str = r"version: 1
@@ -29,6 +29,14 @@ fn house() -> House {
     // Characters and byte pairs do not compare: `set` gives both the same tokenizer.
     assert!(BASELINE.contains("chars"));
     house
+}
+
+/// The file with a run's scores.
+fn scores(house: &House, run: &str) -> String {
+    let files = fs::read_dir(house.path(&format!("runs/k/{run}"))).unwrap().flatten();
+    let names: Vec<String> = files.map(|f| f.file_name().into_string().unwrap()).collect();
+    let name = names.iter().find(|n| n.starts_with("scores-")).unwrap();
+    format!("{run}/{name}")
 }
 
 fn changed(house: &House, name: &str) -> SystemTime {
@@ -80,7 +88,7 @@ fn an_ablation_trains_scores_measures_and_reports_and_does_nothing_twice() {
     assert_eq!(model("calm+chunk_size=3-seed1"), model("calm+chunk_size=3-seed2"));
 
     // A second time: nothing is trained, scored or measured, and the numbers are the same.
-    let kept = ["calm+chunk_size=3-seed1/scores.json", "baseline-seed2/lm", "costs.json"];
+    let kept = [&scores(&house, "calm+chunk_size=3-seed1"), "baseline-seed2/lm", "costs.json"];
     let before = kept.map(|f| changed(&house, &format!("runs/k/{f}")));
     assert_eq!(house.ok(&["ablate", "--config", "k.yaml"]), table);
     assert_eq!(before, kept.map(|f| changed(&house, &format!("runs/k/{f}"))));
@@ -97,13 +105,29 @@ fn an_ablation_trains_scores_measures_and_reports_and_does_nothing_twice() {
     ];
     house.refuses(other, &["another configuration", "train.lm.learning_rate", "hint: ", "--out"]);
 
-    // The runs alone, beside each other.
+    // The report is that of the runs, whatever has become of the files they were made from.
+    house.write("calm.yaml", "nothing");
+    let again = house.ok(&["report", "runs/k"]);
+    assert!(again.starts_with(&table[..table.find("differences").unwrap()]), "{again}");
+
+    // Another text under the same name is not trained on beside the old one.
+    house.write("calm.yaml", CALM);
+    let text = house.read("text.txt");
+    house.write("text.txt", text.replace("fugo", "figo"));
+    let more = ["ablate", "--config", "k.yaml", "--set", "seeds=[1, 2, 5]"];
+    house.refuses(&more, &["has changed since", "hint: ", "--out"]);
+    house.write("text.txt", text);
+
+    // The runs alone, beside each other; their other scores stay.
     let runs = ["runs/k/calm+chunk_size=3-seed1", "runs/k/calm+chunk_size=3-seed2", "runs/k/baseline-seed1"];
     let beside = house.ok(&[&["report"][..], &runs, &["--out", "beside"]].concat());
     assert!(beside.contains("differences to calm+chunk_size=3"), "{beside}");
     let study: Value = serde_json::from_str(&house.read("beside/study.json")).unwrap();
     assert_eq!(study["variants"].as_array().unwrap().len(), 2);
     assert_eq!(study["variants"][0]["runs"].as_array().unwrap().len(), 2);
+    // Seed 2 has no partner here, and the report says so.
+    assert!(beside.contains("note: the difference of baseline"), "{beside}");
+    assert_eq!(before, kept.map(|f| changed(&house, &format!("runs/k/{f}"))));
 }
 
 #[test]
@@ -175,5 +199,8 @@ fn what_cannot_be_compared_or_found_is_refused_before_anything_is_trained() {
     refuses("tokens: 7680", "tokens: 5", &["one step"]);
     house.refuses(&["ablate", "--config", "nothing"], &["ablate-k"]);
     house.refuses(&["report", "nowhere"], &["nowhere", "config.yaml"]);
-    assert!(!house.path("runs").exists() || fs::read_dir(house.path("runs")).unwrap().count() <= 1);
+    refuses("score: {", "score: { every: 5,", &["do not start there", "multiple of K"]);
+    refuses("[3, 4]", "[3, 3]", &["is there twice"]);
+    // Nothing is there but the folder and its lock.
+    assert_eq!(fs::read_dir(house.path("runs/bad")).unwrap().count(), 1);
 }

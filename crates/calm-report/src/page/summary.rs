@@ -16,6 +16,9 @@ pub fn header(study: &Study, title: &str) -> Markup {
                 @if !study.machine.date.is_empty() { span.date { (study.machine.date) } }
             }
             (failures(study))
+            @if !study.notes.is_empty() {
+                ul.notes { @for note in &study.notes { li { (note) } } }
+            }
             @let sentences = sentences(study);
             @if !sentences.is_empty() {
                 ul.findings {
