@@ -18,8 +18,8 @@ impl Sizes for Fixed {
     fn vocab_size(&mut self, _: &RunConfig) -> Result<usize> {
         Ok(300)
     }
-    fn rate(&mut self, _: &str, config: &RunConfig) -> Result<f64> {
-        Ok(100.0 * config.chunk_size() as f64)
+    fn rates(&mut self, variants: &[(String, RunConfig)]) -> Result<Vec<f64>> {
+        Ok(variants.iter().map(|(_, config)| 100.0 * config.chunk_size() as f64).collect())
     }
 }
 
