@@ -59,7 +59,7 @@ pub fn gather(ablation: &Ablation, failures: &Failures, machine: Machine) -> Res
         for f in all.iter().flatten() {
             let spent = f.run.checkpoints("lm").latest()?.map_or(0.0, |s| s.seconds);
             if (spent / seconds - 1.0).abs() > OFF_BUDGET {
-                notes.push(format!("{} trained for {spent:.0} s instead of {seconds:.0} s", f.planned.name));
+                notes.push(format!("{} trained for {spent:.1} s instead of {seconds} s", f.planned.name));
             }
         }
     }
