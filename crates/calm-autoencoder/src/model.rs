@@ -49,7 +49,7 @@ impl Block {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x + self.mlp.forward(&self.norm.forward(x)?)?
+        self.mlp.residual(x, &self.norm)
     }
 }
 
@@ -299,7 +299,7 @@ mod tests {
         let noise = Noise::Keyed { seed: 1, purpose: "train", step: 0, rows: &rows };
         let loss = model.loss(&ids(8), &noise).unwrap();
         let mut bucket = GradientBucket::new(&store);
-        bucket.accumulate(&loss.total.backward().unwrap()).unwrap();
+        bucket.backward(&loss.total).unwrap();
         for (name, _) in store.params() {
             assert!(bucket.get(&name).unwrap().iter().any(|g| *g != 0.0), "{name}");
         }
@@ -316,7 +316,7 @@ mod tests {
             let noise = Noise::Keyed { seed: 1, purpose: "train", step, rows: &rows };
             let loss = model.loss(&data, &noise).unwrap();
             bucket.clear();
-            bucket.accumulate(&(loss.total / 16.0).unwrap().backward().unwrap()).unwrap();
+            bucket.backward(&(loss.total / 16.0).unwrap()).unwrap();
             opt.update(&bucket, 5e-3, 1.0).unwrap();
         }
         let back = model.decode(&model.encode(&data).unwrap().mean).unwrap();

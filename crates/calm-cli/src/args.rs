@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use calm_bench::What;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Train, measure and compare Continuous Autoregressive Language Models.
@@ -36,7 +37,7 @@ pub enum Command {
     Ablate(AblateArgs),
     /// Compare trained runs, or an ablation as far as it is: an HTML page, CSV and JSON.
     Report(ReportArgs),
-    /// Measure what a run costs on this machine.
+    /// Measure operators, training, scoring and generation on this machine.
     Bench(BenchArgs),
     /// Write text with a trained model.
     Generate(GenerateArgs),
@@ -150,14 +151,21 @@ pub struct ReportArgs {
 /// `calm bench`
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// The run's folder; one without weights is measured with random ones.
-    #[arg(short, long, value_name = "FOLDER")]
-    pub run: PathBuf,
+    /// Measure a run's training and generation instead (one without weights with random ones).
+    #[arg(short, long, value_name = "FOLDER", conflicts_with_all = ["size", "what"])]
+    pub run: Option<PathBuf>,
+    /// Which size is measured: small, small-v1024, medium, tiny.
+    #[arg(long, value_name = "NAME", default_value = "small")]
+    pub size: String,
+    /// What of it (default: all): matrix, operators, and the steps ae, lm, baseline, energy, generate, brier_k1,
+    /// brier_k2, brier_k4.
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    pub what: Vec<BenchItem>,
     /// Seconds for each thing that is measured.
     #[arg(long, default_value_t = 2.0)]
     pub seconds: f64,
-    /// N of the batch sampler; 0: training only.
-    #[arg(long, default_value_t = 200)]
+    /// With --run: N of the batch sampler; 0: training only.
+    #[arg(long, default_value_t = 200, requires = "run")]
     pub draws: usize,
     /// What the results are printed as.
     #[arg(long, default_value = "table")]
@@ -165,6 +173,28 @@ pub struct BenchArgs {
     /// Where tokenizers and token files are kept.
     #[arg(long, value_name = "FOLDER", default_value = "runs/.cache", env = "CALM_CACHE")]
     pub cache: PathBuf,
+}
+
+/// One item of `calm bench`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BenchItem {
+    /// Matrix products and copying memory.
+    Matrix,
+    /// Each fused operator.
+    Operators,
+    /// A step.
+    Work(What),
+}
+
+impl std::str::FromStr for BenchItem {
+    type Err = String;
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "matrix" => Ok(Self::Matrix),
+            "operators" => Ok(Self::Operators),
+            work => work.parse().map(Self::Work).map_err(|names| format!("matrix, operators, or {names}")),
+        }
+    }
 }
 
 /// `calm init`

@@ -4,6 +4,7 @@ pub mod args;
 mod children;
 pub mod commands;
 mod error;
+mod memory;
 mod report;
 mod screen;
 pub mod shipped;
@@ -27,10 +28,12 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code as u8);
         }
     };
+    memory::keep_freed();
     settle_threads(cli.threads);
     let verbosity = if cli.quiet { Verbosity::Quiet } else { Verbosity::Normal };
     let printer = Printer::new(UiOptions { verbosity, ..UiOptions::default() });
-    let result = run(&cli, &printer).map_err(error::apart);
+    // On a thread of the pool: one outside would sleep and be woken for every parallel loop.
+    let result = rayon::scope(|_| run(&cli, &printer)).map_err(error::apart);
     printer.conclude_with(result, error::hint)
 }
 
@@ -49,6 +52,8 @@ fn settle_threads(threads: Option<usize>) {
         // SAFETY: called once from `main` before any other thread is started.
         unsafe { std::env::set_var(name, value) };
     }
+    // The stack of a main thread. A pool that is there already is as good.
+    let _ = rayon::ThreadPoolBuilder::new().stack_size(8 << 20).build_global();
 }
 
 fn run(cli: &Cli, printer: &Printer) -> anyhow::Result<()> {

@@ -344,16 +344,16 @@ pub(crate) fn attend<T: Real>(
 }
 
 /// What the backward pass reads.
-struct Forward<'a, T> {
-    q: &'a [T],
-    k: &'a [T],
-    v: &'a [T],
-    out: &'a [T],
-    log_sums: &'a [T],
+pub(crate) struct Forward<'a, T> {
+    pub(crate) q: &'a [T],
+    pub(crate) k: &'a [T],
+    pub(crate) v: &'a [T],
+    pub(crate) out: &'a [T],
+    pub(crate) log_sums: &'a [T],
 }
 
 /// (dq, dk, dv)
-fn backward<T: Real>(
+pub(crate) fn backward<T: Real>(
     sizes: Sizes,
     spans: &[Span],
     kept: &Forward<'_, T>,

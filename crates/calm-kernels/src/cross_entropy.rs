@@ -10,6 +10,7 @@
 //! once, and no [R, V] matrix exists. The gradients wait inside the operator; the backward pass scales
 //! them. Blocks depend on V alone and sums have a fixed order: results do not depend on threads.
 
+use crate::gradients::gradient_of;
 use crate::simd::{self, LANES, Mat, Real, dispatch, fold, matmul, rows_per_block};
 use crate::storage::{Saved, error, ids, slice, tensor, to_vec, view};
 use crate::with_float;
@@ -346,32 +347,32 @@ impl CustomOp2 for TiedCrossEntropy {
 
     fn bwd(
         &self,
-        _hidden: &Tensor,
-        _embedding: &Tensor,
+        hidden: &Tensor,
+        embedding: &Tensor,
         _res: &Tensor,
         grad_res: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let factor = with_float!(OP, grad_res.dtype(), T => Ok(to_vec::<T>(OP, grad_res)?[0].as_f64()))?;
-        let [hidden, embedding] = self.gradients.get(OP)?;
-        let scale = |kept: Option<Tensor>| kept.map(|t| scaled(t, factor)).transpose();
-        Ok((scale(hidden)?, scale(embedding)?))
+        let kept = self.gradients.get(OP)?;
+        with_float!(OP, grad_res.dtype(), T => {
+            let factor = to_vec::<T>(OP, grad_res)?[0];
+            let [d_hidden, d_embedding] = [(hidden, &kept[0]), (embedding, &kept[1])].map(|(input, kept)| {
+                let Some(kept) = kept else { return Ok(None) };
+                let kept = view::<T>(OP, kept)?;
+                gradient_of(input, |into, accumulate| put_scaled(into, &kept, factor, accumulate))
+            });
+            Ok((d_hidden?, d_embedding?))
+        })
     }
 }
 
-fn scaled(kept: Tensor, factor: f64) -> Result<Tensor> {
-    if factor == 1.0 {
-        return Ok(kept);
-    }
-    with_float!(OP, kept.dtype(), T => {
-        let source = view::<T>(OP, &kept)?;
-        let factor = T::of_f64(factor);
-        let mut out = vec![T::ZERO; source.len()];
-        let block = rows_per_block(1);
-        out.par_chunks_mut(block).zip(source.par_chunks(block)).for_each(|(out, source)| {
-            for (o, &s) in out.iter_mut().zip(source) {
-                *o = s * factor;
-            }
-        });
-        tensor(out, kept.shape().clone())
-    })
+/// dst = factor·src, or dst += factor·src.
+fn put_scaled<T: Real>(dst: &mut [T], src: &[T], factor: T, accumulate: bool) {
+    let block = rows_per_block(1);
+    dst.par_chunks_mut(block).zip(src.par_chunks(block)).for_each(|(dst, src)| {
+        if accumulate {
+            dst.iter_mut().zip(src).for_each(|(d, &s)| *d += s * factor);
+        } else {
+            dst.iter_mut().zip(src).for_each(|(d, &s)| *d = s * factor);
+        }
+    });
 }

@@ -7,8 +7,9 @@
 //! Backward: the positions are sorted by id (a counting sort), and fixed ranges of ids are summed in
 //! parallel, each by one task, so that no two tasks write the same row.
 
+use crate::gradients::gradient_of;
 use crate::simd::{Real, rows_per_block};
-use crate::storage::{error, ids, slice, tensor, view};
+use crate::storage::{error, ids, slice, view};
 use crate::with_float;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
@@ -66,7 +67,8 @@ impl Embedding {
         out
     }
 
-    fn scatter<T: Real>(&self, grad: &[T], v: usize, d: usize) -> Vec<T> {
+    /// Writes the gradient of the table `[V, D]`, or adds it.
+    fn scatter<T: Real>(&self, grad: &[T], out: &mut [T], accumulate: bool, v: usize, d: usize) {
         // first[id] .. first[id + 1] are the places of `id` in `positions`.
         let mut first = vec![0usize; v + 1];
         for &id in &self.ids {
@@ -81,12 +83,14 @@ impl Embedding {
             positions[next[id as usize]] = at;
             next[id as usize] += 1;
         }
-        let mut out = vec![T::ZERO; v * d];
         if d > 0 {
             let rows = rows_per_block(d);
             out.par_chunks_mut(rows * d).enumerate().for_each(|(block, out)| {
                 for (i, row) in out.chunks_exact_mut(d).enumerate() {
                     let id = block * rows + i;
+                    if !accumulate {
+                        row.fill(T::ZERO);
+                    }
                     if self.frozen_row.is_some_and(|frozen| frozen as usize == id) {
                         continue;
                     }
@@ -98,7 +102,6 @@ impl Embedding {
                 }
             });
         }
-        out
     }
 }
 
@@ -121,8 +124,8 @@ impl CustomOp1 for Embedding {
         let (v, d) = table.dims2()?;
         let grad = grad_res.contiguous()?;
         with_float!(OP, grad.dtype(), T => {
-            let out = self.scatter::<T>(&view::<T>(OP, &grad)?, v, d);
-            Ok(Some(tensor(out, (v, d))?))
+            let grad = view::<T>(OP, &grad)?;
+            gradient_of(table, |out, accumulate| self.scatter::<T>(&grad, out, accumulate, v, d))
         })
     }
 }

@@ -7,6 +7,7 @@
 //! ```
 //! The backward pass computes m and s again from x.
 
+use crate::gradients::{gradient_of, put};
 use crate::rows;
 use crate::simd::{LANES, Real, dispatch, dot, fold, rows_per_block, sum};
 use crate::storage::{error, slice, tensor, view};
@@ -74,7 +75,7 @@ fn statistics<T: Real>(x: &[T], eps: f64) -> (T, T) {
     (mean, T::ONE / (fold(acc) / d + T::of_f64(eps)).sqrt())
 }
 
-fn forward<T: Real>(x: &[T], d: usize, w: Option<&[T]>, b: Option<&[T]>, eps: f64) -> Vec<T> {
+pub(crate) fn forward<T: Real>(x: &[T], d: usize, w: Option<&[T]>, b: Option<&[T]>, eps: f64) -> Vec<T> {
     let d = d.max(1);
     rows::fill(x.len() / d, d, rows_per_block(d), |first, out| {
         let x = &x[first * d..first * d + out.len()];
@@ -108,7 +109,7 @@ fn forward<T: Real>(x: &[T], d: usize, w: Option<&[T]>, b: Option<&[T]>, eps: f6
 }
 
 /// (dx, [dw | db]); the second is empty without `affine`.
-fn backward<T: Real>(
+pub(crate) fn backward<T: Real>(
     x: &[T],
     d: usize,
     w: Option<&[T]>,
@@ -178,26 +179,27 @@ impl LayerNorm {
         })
     }
 
-    /// (dx, dw, db), the last two computed only if asked for.
+    /// (dx, dw, db)
     fn gradients(
         &self,
         x: &Tensor,
         w: Option<&Tensor>,
+        b: Option<&Tensor>,
         grad: &Tensor,
-        affine: bool,
     ) -> Result<(Tensor, Option<Tensor>, Option<Tensor>)> {
+        let affine = w.is_some() || b.is_some();
         let grad = grad.contiguous()?;
         let d = x.dims().last().copied().unwrap_or(1);
         with_float!(OP, x.dtype(), T => {
-            let w = w.map(|w| view::<T>(OP, w)).transpose()?;
+            let weight = w.map(|w| view::<T>(OP, w)).transpose()?;
             let (dx, dp) =
-                backward::<T>(&view(OP, x)?, d, w.as_deref(), &view(OP, &grad)?, self.eps, affine);
-            let dx = tensor(dx, x.shape())?;
-            if !affine {
-                return Ok((dx, None, None));
-            }
-            let dp = tensor(dp, (2, d))?;
-            Ok((dx, Some(dp.get(0)?), Some(dp.get(1)?)))
+                backward::<T>(&view(OP, x)?, d, weight.as_deref(), &view(OP, &grad)?, self.eps, affine);
+            let (dw, db) = dp.split_at(dp.len() / 2);
+            let of = |input: Option<&Tensor>, gradient: &[T]| match input {
+                Some(input) => gradient_of(input, |into, accumulate| put(into, gradient, accumulate)),
+                None => Ok(None),
+            };
+            Ok((tensor(dx, x.shape())?, of(w, dw)?, of(b, db)?))
         })
     }
 }
@@ -212,7 +214,7 @@ impl CustomOp1 for LayerNorm {
     }
 
     fn bwd(&self, x: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(self.gradients(x, None, grad, false)?.0))
+        Ok(Some(self.gradients(x, None, None, grad)?.0))
     }
 }
 
@@ -239,8 +241,8 @@ impl CustomOp2 for LayerNorm {
         _res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let w = if self.only_bias { None } else { Some(p) };
-        let (dx, dw, db) = self.gradients(x, w, grad, true)?;
+        let (w, b) = if self.only_bias { (None, Some(p)) } else { (Some(p), None) };
+        let (dx, dw, db) = self.gradients(x, w, b, grad)?;
         Ok((Some(dx), if self.only_bias { db } else { dw }))
     }
 }
@@ -266,11 +268,11 @@ impl CustomOp3 for LayerNorm {
         &self,
         x: &Tensor,
         w: &Tensor,
-        _b: &Tensor,
+        b: &Tensor,
         _res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (dx, dw, db) = self.gradients(x, Some(w), grad, true)?;
+        let (dx, dw, db) = self.gradients(x, Some(w), Some(b), grad)?;
         Ok((Some(dx), dw, db))
     }
 }

@@ -5,6 +5,7 @@
 //! samples, V vocabulary, R rows (the kept (b, s) pairs).
 
 pub mod gradcheck;
+pub mod gradients;
 pub mod philox;
 pub mod simd;
 pub mod storage;
@@ -14,6 +15,7 @@ mod cross_entropy;
 mod dropout;
 mod embedding;
 mod energy_score;
+mod nary;
 pub use adamw::{AdamWStep, adamw, squared_norm};
 pub use cross_entropy::{tied_argmax, tied_cross_entropy, tied_cross_entropy_rows};
 pub use dropout::{DropoutMask, dropout};
@@ -38,3 +40,12 @@ mod attention;
 mod attention_inference;
 pub use attention::causal_attention;
 pub use attention_inference::{branch_attention, cached_attention};
+
+// Parts of layers as one operator each.
+mod attention_block;
+mod energy_block;
+mod mlp_block;
+pub use attention_block::{AttentionShape, attention_block};
+pub use energy_block::{EnergyBlockWeights, energy_block};
+pub use gradients::FlatGradients;
+pub use mlp_block::mlp_block;

@@ -8,6 +8,7 @@
 //! db = Σ_r dy_r        (blocks of rows, combined in order)
 //! ```
 
+use crate::gradients::{gradient_of, put};
 use crate::rows;
 use crate::simd::{self, Mat, Real, rows_per_block};
 use crate::storage::{error, slice, tensor, view};
@@ -100,11 +101,9 @@ impl Linear {
             } else {
                 None
             };
-            let dw = if w.track_op() {
-                Some(tensor(rows::product(o * i, grad.t(), Mat::new(&xs, r, i)), w.shape())?)
-            } else {
-                None
-            };
+            let dw = gradient_of::<T>(w, |dw, accumulate| {
+                simd::matmul(dw, grad.t(), Mat::new(&xs, r, i), accumulate, gemm::Parallelism::Rayon(0));
+            })?;
             Ok((dx, dw))
         })
     }
@@ -163,14 +162,10 @@ impl CustomOp3 for Linear {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
         let (dx, dw) = self.products(x, w, &grad)?;
-        let db = if b.track_op() {
-            let sums = with_float!(OP, grad.dtype(), T => {
-                tensor(rows::column_sums::<T>(&view(OP, &grad)?, b.dims1()?), b.shape())
-            })?;
-            Some(sums)
-        } else {
-            None
-        };
+        let db = with_float!(OP, grad.dtype(), T => {
+            let (dy, o) = (view(OP, &grad)?, b.dims1()?);
+            gradient_of::<T>(b, |db, accumulate| put(db, &rows::column_sums(&dy, o), accumulate))
+        })?;
         Ok((dx, dw, db))
     }
 }

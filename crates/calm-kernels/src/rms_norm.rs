@@ -7,6 +7,7 @@
 //! ```
 //! The backward pass computes s again from x: one more read of a row that it needs anyway.
 
+use crate::gradients::{gradient_of, put};
 use crate::rows;
 use crate::simd::{Real, dispatch, dot, rows_per_block, sum_squares};
 use crate::storage::{error, slice, tensor, view};
@@ -48,7 +49,7 @@ fn inverse_rms<T: Real>(x: &[T], eps: f64) -> T {
     T::ONE / (sum_squares(x) / T::of_f64(x.len() as f64) + T::of_f64(eps)).sqrt()
 }
 
-fn forward<T: Real>(x: &[T], w: &[T], eps: f64) -> Vec<T> {
+pub(crate) fn forward<T: Real>(x: &[T], w: &[T], eps: f64) -> Vec<T> {
     let d = w.len().max(1);
     rows::fill(x.len() / d, d, rows_per_block(d), |first, out| {
         let x = &x[first * d..first * d + out.len()];
@@ -67,7 +68,7 @@ fn forward<T: Real>(x: &[T], w: &[T], eps: f64) -> Vec<T> {
 }
 
 /// (dx, dw)
-fn backward<T: Real>(x: &[T], w: &[T], dy: &[T], eps: f64) -> (Vec<T>, Vec<T>) {
+pub(crate) fn backward<T: Real>(x: &[T], w: &[T], dy: &[T], eps: f64) -> (Vec<T>, Vec<T>) {
     let d = w.len().max(1);
     let block = rows::sum_block(d);
     let blocks = (x.len() / d).div_ceil(block);
@@ -126,7 +127,8 @@ impl CustomOp2 for RmsNorm {
         let grad = grad.contiguous()?;
         with_float!(OP, x.dtype(), T => {
             let (dx, dw) = backward::<T>(&view(OP, x)?, &view(OP, w)?, &view(OP, &grad)?, self.eps);
-            Ok((Some(tensor(dx, x.shape())?), Some(tensor(dw, w.shape())?)))
+            let dw = gradient_of(w, |into, accumulate| put(into, &dw, accumulate))?;
+            Ok((Some(tensor(dx, x.shape())?), dw))
         })
     }
 }

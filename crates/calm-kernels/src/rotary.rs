@@ -42,9 +42,7 @@ pub fn rotary(x: &Tensor, positions: &Tensor, theta: f64) -> Result<Tensor> {
             ));
         }
     }
-    let positions = storage::ids(OP, positions)?;
-    let half = x.dim(3)? / 2;
-    let op = Rotary { turns: Arc::new(Turns::new(&positions, half, theta)), negative: false };
+    let op = Rotary::new(&storage::ids(OP, positions)?, x.dim(3)?, theta);
     x.contiguous()?.apply_op1(op)
 }
 
@@ -109,13 +107,26 @@ fn dense_table(rows: usize, half: usize, theta: f64) -> Arc<Vec<f64>> {
     new
 }
 
-struct Rotary {
+/// A rotation of heads by the angles of their positions.
+#[derive(Clone)]
+pub(crate) struct Rotary {
     turns: Arc<Turns>,
     negative: bool,
 }
 
 impl Rotary {
-    fn rotate<T: Real>(&self, x: &[T], dims: &[usize]) -> Vec<T> {
+    /// For positions `[B, S]` and heads of `size` numbers.
+    pub(crate) fn new(positions: &[u32], size: usize, theta: f64) -> Self {
+        Self { turns: Arc::new(Turns::new(positions, size / 2, theta)), negative: false }
+    }
+
+    /// The way back.
+    pub(crate) fn inverse(&self) -> Self {
+        Self { turns: self.turns.clone(), negative: !self.negative }
+    }
+
+    /// x `[B, S, H, Dh]`, rotated.
+    pub(crate) fn rotate<T: Real>(&self, x: &[T], dims: &[usize]) -> Vec<T> {
         let [b, s, h, dh] = *dims else { return Vec::new() };
         let (row, half) = (h * dh, dh / 2);
         rows::fill(b * s, row, rows_per_block(row), |first, out| {
@@ -166,7 +177,7 @@ impl CustomOp1 for Rotary {
 
     fn bwd(&self, _x: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let grad = grad.contiguous()?;
-        let back = Self { turns: self.turns.clone(), negative: !self.negative };
+        let back = self.inverse();
         with_float!(OP, grad.dtype(), T => {
             Ok(Some(tensor(back.rotate::<T>(&view(OP, &grad)?, grad.dims()), grad.shape())?))
         })

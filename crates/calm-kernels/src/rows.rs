@@ -87,6 +87,41 @@ pub(crate) fn product<T: Real>(len: usize, a: Mat<'_, T>, b: Mat<'_, T>) -> Vec<
     out
 }
 
+/// A copy of `x`.
+pub(crate) fn copy<T: Real>(x: &[T]) -> Vec<T> {
+    fill(x.len(), 1, simd::rows_per_block(1), |first, out| out.copy_from_slice(&x[first..first + out.len()]))
+}
+
+/// `[rows, D]`, each a copy of `row` `[D]`.
+pub(crate) fn repeat<T: Real>(row: &[T], rows: usize) -> Vec<T> {
+    let d = row.len().max(1);
+    fill(rows, row.len(), simd::rows_per_block(d), |_, out| {
+        out.chunks_exact_mut(d).for_each(|out| out.copy_from_slice(row));
+    })
+}
+
+/// x_i += y_i
+pub(crate) fn add_to<T: Real>(x: &mut [T], y: &[T]) {
+    let block = simd::rows_per_block(1);
+    x.par_chunks_mut(block).zip(y.par_chunks(block)).for_each(|(x, y)| {
+        dispatch(
+            #[inline(always)]
+            || add_assign(x, y),
+        );
+    });
+}
+
+/// x_r += row for every row of x `[R, D]`.
+pub(crate) fn add_row<T: Real>(x: &mut [T], row: &[T]) {
+    let d = row.len().max(1);
+    x.par_chunks_mut(simd::rows_per_block(d) * d).for_each(|x| {
+        dispatch(
+            #[inline(always)]
+            || x.chunks_exact_mut(d).for_each(|x| add_assign(x, row)),
+        );
+    });
+}
+
 /// Rows in one block of a sum over rows: few enough that a block's running sums stay accurate.
 pub(crate) fn sum_block(cols: usize) -> usize {
     simd::rows_per_block(cols).min(256)

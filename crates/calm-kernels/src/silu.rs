@@ -37,7 +37,7 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
 
 struct Silu;
 
-fn forward<T: Real>(x: &[T]) -> Vec<T> {
+pub(crate) fn forward<T: Real>(x: &[T]) -> Vec<T> {
     rows::fill(x.len(), 1, rows_per_block(1), |first, out| {
         let x = &x[first..first + out.len()];
         dispatch(
@@ -51,7 +51,7 @@ fn forward<T: Real>(x: &[T]) -> Vec<T> {
     })
 }
 
-fn backward<T: Real>(x: &[T], dy: &[T]) -> Vec<T> {
+pub(crate) fn backward<T: Real>(x: &[T], dy: &[T]) -> Vec<T> {
     rows::fill(x.len(), 1, rows_per_block(1), |first, out| {
         let (x, dy) = (&x[first..first + out.len()], &dy[first..first + out.len()]);
         dispatch(
@@ -106,7 +106,7 @@ pub fn add_silu(x: &Tensor, row: &Tensor) -> Result<Tensor> {
 
 struct AddSilu;
 
-fn add_forward<T: Real>(x: &[T], row: &[T], (r, n, d): (usize, usize, usize)) -> Vec<T> {
+pub(crate) fn add_forward<T: Real>(x: &[T], row: &[T], (r, n, d): (usize, usize, usize)) -> Vec<T> {
     rows::fill(r, n * d, rows_per_block(n * d), |first, out| {
         let x = &x[first * n * d..first * n * d + out.len()];
         dispatch(
@@ -125,7 +125,12 @@ fn add_forward<T: Real>(x: &[T], row: &[T], (r, n, d): (usize, usize, usize)) ->
 }
 
 /// (dx, drow): the gradient of the row is the sum over its samples.
-fn add_backward<T: Real>(x: &[T], row: &[T], dy: &[T], (r, n, d): (usize, usize, usize)) -> (Vec<T>, Vec<T>) {
+pub(crate) fn add_backward<T: Real>(
+    x: &[T],
+    row: &[T],
+    dy: &[T],
+    (r, n, d): (usize, usize, usize),
+) -> (Vec<T>, Vec<T>) {
     let block = rows_per_block(n * d);
     rows::fill_two((r * n * d, block * n * d), (r * d, block * d), |i, dx, drow| {
         let part = i * block * n * d..i * block * n * d + dx.len();

@@ -47,10 +47,12 @@ pub trait Real: WithDType + Neg<Output = Self> + Default {
     fn of_f64(v: f64) -> Self;
     /// Conversion that the compiler can vectorise.
     fn as_f64(self) -> f64;
+    /// The same slice where this type is `f32`.
+    fn from_f32s(values: &mut [f32]) -> Option<&mut [Self]>;
 }
 
 macro_rules! real {
-    ($t:ty, $exp:expr, $ln:expr) => {
+    ($t:ty, $exp:expr, $ln:expr, $f32s:expr) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -88,11 +90,14 @@ macro_rules! real {
             fn as_f64(self) -> f64 {
                 self as f64
             }
+            fn from_f32s(values: &mut [f32]) -> Option<&mut [Self]> {
+                $f32s(values)
+            }
         }
     };
 }
-real!(f32, exp_f32, ln_f32);
-real!(f64, f64::exp, f64::ln);
+real!(f32, exp_f32, ln_f32, Some);
+real!(f64, f64::exp, f64::ln, |_| None);
 
 /// 1.5·2²³: adding it to a float of magnitude below 2²² rounds to the nearest integer, which then
 /// stands in the low mantissa bits.
@@ -332,20 +337,38 @@ pub fn matmul<T: Real>(
     accumulate: bool,
     parallelism: gemm::Parallelism,
 ) {
+    let (m, n) = (a.rows, b.cols);
+    assert_eq!(dst.len(), m * n, "the destination of a {m}x{n} matrix product has the wrong size");
+    matmul_strided(dst, n, a, b, accumulate, parallelism);
+}
+
+/// [`matmul`] into a part of a wider matrix: rows of `dst` begin `row_stride` elements apart.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn matmul_strided<T: Real>(
+    dst: &mut [T],
+    row_stride: usize,
+    a: Mat<'_, T>,
+    b: Mat<'_, T>,
+    accumulate: bool,
+    parallelism: gemm::Parallelism,
+) {
     let (m, n, k) = (a.rows, b.cols, a.cols);
     assert_eq!(k, b.rows, "the inner sizes of a matrix product differ");
-    assert_eq!(dst.len(), m * n, "the destination of a {m}x{n} matrix product has the wrong size");
     if m == 0 || n == 0 {
         return;
     }
+    let fits = n <= row_stride && (m - 1) * row_stride + n <= dst.len();
+    assert!(fits, "a {m}x{n} matrix product with row stride {row_stride} in {} elements", dst.len());
     if k == 0 {
         if !accumulate {
-            dst.fill(T::ZERO);
+            dst.chunks_mut(row_stride).take(m).for_each(|row| row[..n].fill(T::ZERO));
         }
         return;
     }
-    // SAFETY: `dst` holds m*n elements and is read and written at row stride n, column stride 1;
-    // `Mat` checked that every (row, column) of `a` and `b` lies inside its slice; `dst` is
+    // SAFETY: `dst` is read and written at row stride `row_stride`, column stride 1, whose last element
+    // lies inside by the assertion; `Mat` checked that every (row, column) of `a` and `b` lies inside its slice; `dst` is
     // exclusively borrowed, so it overlaps neither. `Real` is f32 or f64, which gemm supports.
     unsafe {
         gemm::gemm(
@@ -354,7 +377,7 @@ pub fn matmul<T: Real>(
             k,
             dst.as_mut_ptr(),
             1,
-            n as isize,
+            row_stride as isize,
             accumulate,
             a.data.as_ptr(),
             a.col_stride as isize,

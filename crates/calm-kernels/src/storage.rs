@@ -90,6 +90,16 @@ pub fn view<'a, T: WithDType>(op: &str, tensor: &'a Tensor) -> Result<View<'a, T
     Ok(View { guard, start, end, element: PhantomData })
 }
 
+/// Borrows several contiguous CPU tensors as slices.
+///
+/// # Errors
+/// Another number of tensors, or as [`view`].
+pub fn views<'a, T: WithDType, const N: usize>(op: &str, tensors: &'a [Tensor]) -> Result<[View<'a, T>; N]> {
+    let views = tensors.iter().map(|t| view(op, t)).collect::<Result<Vec<_>>>()?;
+    <[View<'a, T>; N]>::try_from(views)
+        .map_err(|views| error(op, format_args!("needs {N} tensors, got {}", views.len())))
+}
+
 /// Copies a CPU tensor (any strides) into a vector.
 ///
 /// # Errors

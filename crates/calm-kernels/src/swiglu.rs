@@ -63,7 +63,7 @@ fn gate_row_backward<T: Real>(dgate: &mut [T], dup: &mut [T], gate: &[T], up: &[
 
 struct SwiGlu;
 
-fn forward<T: Real>(gate: &[T], up: &[T]) -> Vec<T> {
+pub(crate) fn forward<T: Real>(gate: &[T], up: &[T]) -> Vec<T> {
     rows::fill(gate.len(), 1, rows_per_block(1), |first, out| {
         let part = first..first + out.len();
         let (gate, up) = (&gate[part.clone()], &up[part]);
@@ -74,7 +74,7 @@ fn forward<T: Real>(gate: &[T], up: &[T]) -> Vec<T> {
     })
 }
 
-fn backward<T: Real>(gate: &[T], up: &[T], dy: &[T]) -> (Vec<T>, Vec<T>) {
+pub(crate) fn backward<T: Real>(gate: &[T], up: &[T], dy: &[T]) -> (Vec<T>, Vec<T>) {
     let block = rows_per_block(1);
     rows::fill_two((gate.len(), block), (gate.len(), block), |i, dgate, dup| {
         let part = i * block..i * block + dgate.len();
@@ -121,7 +121,7 @@ impl CustomOp2 for SwiGlu {
 
 struct SwiGluPacked;
 
-fn packed_forward<T: Real>(x: &[T], h: usize) -> Vec<T> {
+pub(crate) fn packed_forward<T: Real>(x: &[T], h: usize) -> Vec<T> {
     let h = h.max(1);
     rows::fill(x.len() / (2 * h), h, rows_per_block(h), |first, out| {
         let x = &x[first * 2 * h..][..2 * out.len()];
@@ -136,7 +136,7 @@ fn packed_forward<T: Real>(x: &[T], h: usize) -> Vec<T> {
     })
 }
 
-fn packed_backward<T: Real>(x: &[T], dy: &[T], h: usize) -> Vec<T> {
+pub(crate) fn packed_backward<T: Real>(x: &[T], dy: &[T], h: usize) -> Vec<T> {
     let h = h.max(1);
     rows::fill(x.len() / (2 * h), 2 * h, rows_per_block(2 * h), |first, dx| {
         let (x, dy) = (&x[first * 2 * h..][..dx.len()], &dy[first * h..][..dx.len() / 2]);

@@ -98,6 +98,21 @@ impl Backbone {
         &self.config
     }
 
+    /// One layer on whole rows: `x [B, S, D]`, `positions` and `segments` U32 `[B, S]`.
+    fn whole(&self, layer: &Layer, x: &Tensor, positions: &Tensor, segments: &Tensor) -> Result<Tensor> {
+        let shape = ops::AttentionShape {
+            heads: self.config.heads,
+            kv_heads: self.config.kv_heads(),
+            theta: self.config.rope_theta,
+            eps: layer.input_norm.eps,
+            positions,
+            segments,
+        };
+        let matrices = [&layer.query, &layer.key, &layer.value, &layer.output].map(|l| &l.weight);
+        let x = ops::attention_block(x, &layer.input_norm.weight, matrices, shape)?;
+        layer.mlp.residual(&x, &layer.post_norm)
+    }
+
     /// One layer on the residual stream `x [B, T, D]`; `attend(q, k, v)` gets rotated `[B, T, heads, Dh]`.
     fn layer(
         &self,
@@ -115,8 +130,7 @@ impl Backbone {
         let v = layer.value.forward(&h)?.reshape((b, t, kv, size))?;
         let mixed = attend(&q, &k, &v)?.reshape((b, t, d))?;
         let x = (x + layer.output.forward(&mixed)?)?;
-        let m = layer.mlp.forward(&layer.post_norm.forward(&x)?)?;
-        x + m
+        layer.mlp.residual(&x, &layer.post_norm)
     }
 
     /// Runs all layers and the final norm; `attend(layer, q, k, v)`.
@@ -138,15 +152,18 @@ impl Backbone {
     pub fn residual_streams(&self, x: &Tensor, positions: &Tensor, segments: &Tensor) -> Result<Vec<Tensor>> {
         let mut streams = vec![x.clone()];
         for (i, layer) in self.layers.iter().enumerate() {
-            let attend = |q: &Tensor, k: &Tensor, v: &Tensor| ops::causal_attention(q, k, v, segments);
-            streams.push(self.layer(layer, &streams[i], positions, attend)?);
+            streams.push(self.whole(layer, &streams[i], positions, segments)?);
         }
         Ok(streams)
     }
 
     /// Whole rows: `x [B, S, D]`, `positions` and `segments` U32 `[B, S]` -> hidden states `[B, S, D]`.
     pub fn forward(&self, x: &Tensor, positions: &Tensor, segments: &Tensor) -> Result<Tensor> {
-        self.run(x, positions, |_, q, k, v| ops::causal_attention(q, k, v, segments))
+        let mut x = x.clone();
+        for layer in &self.layers {
+            x = self.whole(layer, &x, positions, segments)?;
+        }
+        self.norm.forward(&x)
     }
 
     /// As [`Backbone::forward`], keeping keys and values for branches (no gradient).

@@ -186,7 +186,7 @@ fn after_training_exchanged_hidden_states_cost_more() {
         let noise = Noise::Keyed { seed: 3, purpose: "t", step, rows: &batch.rows };
         let loss = model.loss(&batch, &noise).unwrap();
         bucket.clear();
-        bucket.accumulate(&(loss.sum / loss.rows as f64).unwrap().backward().unwrap()).unwrap();
+        bucket.backward(&(loss.sum / loss.rows as f64).unwrap()).unwrap();
         adamw.update(&bucket, 3e-3, 1.0).unwrap();
     }
     let noise = Noise::Keyed { seed: 4, purpose: "t", step: 0, rows: &batch.rows };

@@ -1,7 +1,7 @@
 //! Layers: a few tensors and a `forward` each, on the fused operators.
 
 use calm_kernels as ops;
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
 use crate::store::{Builder, Init};
 
@@ -29,6 +29,17 @@ impl Linear {
         Ok(Self { weight: b.under(name).weight("weight", &[output, input], init)?, bias: None })
     }
 
+    /// Both parameters, for operators that work on several layers.
+    ///
+    /// # Errors
+    /// A layer without a bias.
+    pub fn weight_and_bias(&self) -> Result<[&Tensor; 2]> {
+        match &self.bias {
+            Some(bias) => Ok([&self.weight, bias]),
+            None => bail!("a linear layer {:?} has no bias", self.weight.dims()),
+        }
+    }
+
     /// `[.., in] -> [.., out]`
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::linear(x, &self.weight, self.bias.as_ref())
@@ -38,8 +49,10 @@ impl Linear {
 /// `x / sqrt(mean(x²) + eps) · w`.
 #[derive(Clone, Debug)]
 pub struct RmsNorm {
-    weight: Tensor,
-    eps: f64,
+    /// `[D]`
+    pub weight: Tensor,
+    /// Added to the mean of squares.
+    pub eps: f64,
 }
 
 impl RmsNorm {
@@ -57,9 +70,12 @@ impl RmsNorm {
 /// `(x − mean) / sqrt(var + eps) · w + b`.
 #[derive(Clone, Debug)]
 pub struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
-    eps: f64,
+    /// `[D]`
+    pub weight: Tensor,
+    /// `[D]`
+    pub bias: Tensor,
+    /// Added to the variance.
+    pub eps: f64,
 }
 
 impl LayerNorm {
@@ -98,9 +114,10 @@ impl SwiGlu {
         })
     }
 
-    /// `[.., D] -> [.., D]`
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.down.forward(&ops::swiglu(&self.gate.forward(x)?, &self.up.forward(x)?)?)
+    /// `x + SwiGLU(norm(x))`, `[.., D] -> [.., D]`.
+    pub fn residual(&self, x: &Tensor, norm: &RmsNorm) -> Result<Tensor> {
+        let matrices = [&self.gate.weight, &self.up.weight, &self.down.weight];
+        ops::mlp_block(x, &norm.weight, matrices, norm.eps)
     }
 }
 

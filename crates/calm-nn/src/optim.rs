@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use calm_kernels::{AdamWStep, adamw, squared_norm};
+use calm_kernels::{AdamWStep, FlatGradients, adamw, squared_norm};
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Tensor, bail};
 use schemars::JsonSchema;
@@ -36,59 +36,69 @@ impl Default for AdamWConfig {
 pub struct GradientBucket {
     params: Vec<(String, Param)>,
     offsets: Vec<usize>,
-    values: Vec<f32>,
+    gradients: FlatGradients,
 }
 
 impl GradientBucket {
-    /// A zeroed bucket for the parameters of `store`.
+    /// An empty bucket for the parameters of `store`.
     pub fn new(store: &ParamStore) -> Self {
         let params = store.params();
         let mut offsets = vec![0];
         for (_, p) in &params {
             offsets.push(offsets[offsets.len() - 1] + p.var.elem_count());
         }
-        let values = vec![0.0; offsets[offsets.len() - 1]];
-        Self { params, offsets, values }
+        let gradients = FlatGradients::new(params.iter().map(|(_, p)| p.var.as_tensor()));
+        Self { params, offsets, gradients }
     }
 
-    /// Sets all gradients to 0.
+    /// Forgets all gradients.
     pub fn clear(&mut self) {
-        self.values.fill(0.0);
+        self.gradients.clear();
     }
 
-    /// Adds the gradients of one backward pass. A parameter without a gradient is an error: candle cuts the
-    /// graph silently at operators that have no backward.
+    /// Runs the backward pass of a micro-batch's loss and adds its gradients. A parameter without a gradient
+    /// is an error: candle cuts the graph silently at operators that have no backward.
+    pub fn backward(&mut self, loss: &Tensor) -> Result<()> {
+        // Most gradients go straight into the bucket; those of candle's own operators come as tensors.
+        let grads = self.gradients.collect(|| loss.backward())?;
+        self.add(&grads)
+    }
+
+    /// Adds the gradients of a backward pass that candle ran by itself.
     pub fn accumulate(&mut self, grads: &GradStore) -> Result<()> {
+        self.add(grads)
+    }
+
+    fn add(&mut self, grads: &GradStore) -> Result<()> {
         let mut cut = Vec::new();
         for (i, (name, param)) in self.params.iter().enumerate() {
             let Some(g) = grads.get(param.var.as_tensor()) else {
-                cut.push(name.as_str());
+                if !self.gradients.has(i) {
+                    cut.push(name.as_str());
+                }
                 continue;
             };
             let g = g.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?;
-            let into = &mut self.values[self.offsets[i]..self.offsets[i + 1]];
             let (storage, layout) = g.storage_and_layout();
             let (candle_core::Storage::Cpu(CpuStorage::F32(data)), Some((from, to))) =
                 (&*storage, layout.contiguous_offsets())
             else {
                 bail!("gradient of {name} is not a contiguous f32 tensor")
             };
-            for (a, b) in into.iter_mut().zip(&data[from..to]) {
-                *a += *b;
-            }
+            self.gradients.add(i, &data[from..to]);
         }
         if cut.is_empty() { Ok(()) } else { bail!("no gradient reaches {}", cut.join(", ")) }
     }
 
     /// Euclidean norm over all parameters (f64 sum in fixed order).
     pub fn norm(&self) -> f64 {
-        squared_norm(&self.values).sqrt()
+        squared_norm(self.gradients.values()).sqrt()
     }
 
     /// One parameter's gradient.
     pub fn get(&self, name: &str) -> Option<&[f32]> {
         let i = self.params.iter().position(|(n, _)| n == name)?;
-        Some(&self.values[self.offsets[i]..self.offsets[i + 1]])
+        Some(self.gradients.get(i))
     }
 }
 
@@ -155,7 +165,7 @@ impl AdamW {
                 grad_scale: scale,
             };
             param.var.inplace_op1(&Update {
-                grad: &bucket.values[range.clone()],
+                grad: &bucket.gradients.values()[range.clone()],
                 first: std::cell::RefCell::new(&mut self.first[range.clone()]),
                 second: std::cell::RefCell::new(&mut self.second[range]),
                 settings,
@@ -218,7 +228,7 @@ mod tests {
         let mut bucket = GradientBucket::new(&store);
         for _ in 0..400 {
             bucket.clear();
-            bucket.accumulate(&x.sqr().unwrap().sum_all().unwrap().backward().unwrap()).unwrap();
+            bucket.backward(&x.sqr().unwrap().sum_all().unwrap()).unwrap();
             opt.update(&bucket, 0.02, 1.0).unwrap();
         }
         assert!(x.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() < 1e-2);
@@ -238,7 +248,7 @@ mod tests {
                     opt.restore(&store, &state, step).unwrap();
                 }
                 bucket.clear();
-                bucket.accumulate(&x.sqr().unwrap().sum_all().unwrap().backward().unwrap()).unwrap();
+                bucket.backward(&x.sqr().unwrap().sum_all().unwrap()).unwrap();
                 opt.update(&bucket, 0.01, 0.5).unwrap();
             }
             x.flatten_all().unwrap().to_vec1::<f32>().unwrap()
@@ -251,7 +261,7 @@ mod tests {
         let (store, x) = quadratic();
         store.builder().weight("unused", &[2], Init::Ones).unwrap();
         let mut bucket = GradientBucket::new(&store);
-        let e = bucket.accumulate(&x.sum_all().unwrap().backward().unwrap()).unwrap_err();
+        let e = bucket.backward(&x.sum_all().unwrap()).unwrap_err();
         assert!(e.to_string().contains("unused"), "{e}");
     }
 
@@ -260,7 +270,7 @@ mod tests {
         let (store, x) = quadratic();
         let mut bucket = GradientBucket::new(&store);
         for _ in 0..3 {
-            bucket.accumulate(&x.sum_all().unwrap().backward().unwrap()).unwrap();
+            bucket.backward(&x.sum_all().unwrap()).unwrap();
         }
         assert!(bucket.get("x").unwrap().iter().all(|g| *g == 3.0));
         assert!((bucket.norm() - (9.0f64 * 12.0).sqrt()).abs() < 1e-9);

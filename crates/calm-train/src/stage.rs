@@ -186,7 +186,7 @@ impl Stage<'_> {
                 }
                 parts[i].1 += scalar(sum)? * mean;
             }
-            bucket.accumulate(&(loss.sum * mean)?.backward()?)?;
+            bucket.backward(&(loss.sum * mean)?)?;
         }
         let loss = loss_sum * mean;
         if !loss.is_finite() {

@@ -24,7 +24,7 @@ def command(runner, what, a):
     """How a runner is called. It prints a JSON line {what, size, peer, seconds_per_step, tokens_per_second, …}."""
     common = ["--size", a.size, "--what", what, "--seconds", str(a.seconds)]
     if runner == "calm":
-        return [a.calm, "bench", *common, "--json"]
+        return [a.calm, "bench", *common, "--format", "json", "--quiet"]
     peer = runner.removeprefix("pytorch-")
     return [sys.executable, str(HERE / "bench.py"), "--peer", peer, "--device", a.device, *common]
 
@@ -33,10 +33,11 @@ def run(runner, what, a):
     threads = str(a.threads)
     environment = dict(os.environ, OMP_NUM_THREADS=threads, RAYON_NUM_THREADS=threads)
     done = subprocess.run(command(runner, what, a), env=environment, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode != 0 or not lines:
+    if done.returncode != 0 or not done.stdout:
         sys.exit(f"error: {' '.join(command(runner, what, a))} ended with {done.returncode}\n{done.stderr[-2000:]}")
-    return json.loads(lines[-1])
+    if runner == "calm":
+        return json.loads(done.stdout)["work"][0]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def spread(values):
@@ -88,7 +89,7 @@ def main():
     arguments.add_argument("--seconds", type=float, default=10.0, help="a measurement, after warm-up")
     arguments.add_argument("--threads", type=int, default=os.cpu_count())
     arguments.add_argument("--device", default="cpu", help="of the peers")
-    arguments.add_argument("--calm", default="calm", help="a program that takes the options of bench.py after `bench` and prints such a line")
+    arguments.add_argument("--calm", default="calm", help="the calm program")
     arguments.add_argument("--json", type=Path, help="every measurement and the summary")
     a = arguments.parse_args()
     runners = a.runners.split(",")

@@ -1,14 +1,18 @@
 //! `calm bench`.
 
 use anyhow::Result;
+use calm_bench::{Machine, MatrixRate, Measured, MeasuredOperator, Options, Size, What, operators};
 use calm_train::Run;
 use calm_train::measure::{MeasureOptions, measure};
 use candle_core::Device;
+use serde::Serialize;
 
-use crate::args::{BenchArgs, Format};
+use crate::args::{BenchArgs, BenchItem, Format};
 use crate::error::Hinted;
+use crate::memory;
 use crate::screen::Screen;
-use crate::ui::{Printer, Table, format};
+use crate::ui::{Printer, Table, Unit, format};
+use crate::version;
 
 /// Runs the command.
 pub fn run(args: &BenchArgs, printer: &Printer) -> Result<()> {
@@ -19,7 +23,159 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> Result<()> {
         )
         .into());
     }
-    let run = Run::open(&args.run)?;
+    match &args.run {
+        Some(folder) => of_run(folder, args, printer),
+        None => of_size(args, printer),
+    }
+}
+
+/// Everything measured at a size.
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    machine: Machine,
+    size: String,
+    matrix: Vec<MatrixRate>,
+    copy_bytes_per_second: Option<f64>,
+    operators: Vec<MeasuredOperator>,
+    work: Vec<Measured>,
+}
+
+fn of_size(args: &BenchArgs, printer: &Printer) -> Result<()> {
+    let sizes = Size::all();
+    let Some(size) = sizes.get(&args.size) else {
+        let names: Vec<_> = sizes.keys().map(String::as_str).collect();
+        return Err(Hinted::new(
+            format!("--size {}: there is no such size", args.size),
+            format!("sizes: {}", names.join(", ")),
+        )
+        .into());
+    };
+    let everything: Vec<BenchItem> =
+        [BenchItem::Matrix, BenchItem::Operators].into_iter().chain(What::ALL.map(BenchItem::Work)).collect();
+    let items = if args.what.is_empty() { &everything } else { &args.what };
+    let machine = Machine::here(version::VERSION);
+    let options = Options { seconds: args.seconds, give_back: memory::give_back };
+    let mut report = Report {
+        machine: machine.clone(),
+        size: args.size.clone(),
+        matrix: Vec::new(),
+        copy_bytes_per_second: None,
+        operators: Vec::new(),
+        work: Vec::new(),
+    };
+    let bar = printer.progress("measuring", items.len() as u64, Unit::Other("measurements"));
+    for (done, item) in items.iter().enumerate() {
+        match *item {
+            BenchItem::Matrix => {
+                let (matrix, copy) = calm_bench::matrix_peak(args.seconds);
+                (report.matrix, report.copy_bytes_per_second) = (matrix, Some(copy));
+            }
+            BenchItem::Operators => {
+                for operator in operators::all(size)? {
+                    // Three measurements share what a step would get.
+                    let options = Options { seconds: args.seconds / 4.0, ..options };
+                    report.operators.push(calm_bench::operator(operator, &options)?);
+                }
+            }
+            BenchItem::Work(what) => {
+                report.work.push(calm_bench::work_at(what, &args.size, size, &options, &machine)?);
+            }
+        }
+        bar.set(done as u64 + 1, "");
+    }
+    bar.finish("");
+    if args.format == Format::Json {
+        return Ok(printer.result(&serde_json::to_string_pretty(&report)?)?);
+    }
+    Ok(printer.result(&tables(&report))?)
+}
+
+fn tables(report: &Report) -> String {
+    let m = &report.machine;
+    let mut out = vec![format!("{}, {} threads, size {}", m.device, m.threads, report.size)];
+    let best = report.matrix.iter().map(|r| r.flops_per_second).reduce(f64::max);
+    if !report.matrix.is_empty() {
+        let mut table = Table::new(&["peak", "measured"]);
+        for rate in &report.matrix {
+            table.row([format!("matrix product {}", rate.shape), gflops(rate.flops_per_second)]);
+        }
+        if let Some(copy) = report.copy_bytes_per_second {
+            table.row(["copying 64 MiB, read and written".to_owned(), gigabytes(copy)]);
+        }
+        out.push(table.to_string());
+    }
+    if !report.operators.is_empty() {
+        let mut table =
+            Table::new(&["operator", "forward", "and backward", "composed", "speed-up", "rate", "of peak"]);
+        for o in &report.operators {
+            let whole = o.both.unwrap_or(o.forward).median;
+            let plain = o.plain.map(|p| p.median);
+            let (rate, peak) = match (o.flops_per_second, o.bytes_per_second) {
+                (Some(f), _) => (gflops(f), best.map(|b| f / b)),
+                (None, Some(b)) => (gigabytes(b), report.copy_bytes_per_second.map(|c| b / c)),
+                (None, None) => (String::new(), None),
+            };
+            table.row([
+                o.name.to_owned(),
+                time(o.forward.median),
+                o.both.map_or(String::new(), |s| time(s.median)),
+                plain.map_or(String::new(), time),
+                plain.map_or(String::new(), |p| format!("{:.1} x", p / whole)),
+                rate,
+                peak.map_or(String::new(), |p| format::percent(p, 0)),
+            ]);
+        }
+        out.push(table.to_string());
+    }
+    if !report.work.is_empty() {
+        let headers = ["step", "time", "quartiles", "tokens/s", "GFLOP/s", "of peak", "memory", "peak RSS"];
+        let mut table = Table::new(&headers);
+        for w in &report.work {
+            let size = |bytes: Option<u64>| bytes.map_or(String::new(), |b| format::bytes(b as f64));
+            table.row([
+                w.what.name().to_owned(),
+                time(w.seconds_per_step),
+                format!("{}..{}", time(w.seconds_quartiles[0]), time(w.seconds_quartiles[1])),
+                format::count(w.tokens_per_second),
+                format!("{:.0}", w.flops_per_step / w.seconds_per_step / 1e9),
+                w.utilisation.map_or(String::new(), |u| format::percent(u, 0)),
+                size(w.step_memory),
+                size(w.peak_rss),
+            ]);
+        }
+        out.push(table.to_string());
+        out.push(format::wrap(
+            "FLOPs by formula, N head passes a position, nothing counted twice; peak: the same model's bare matrix \
+             products, measured between the steps. memory: most that a step takes above what stays between steps.",
+            80,
+            "",
+        ));
+    }
+    out.join("\n\n")
+}
+
+fn gflops(rate: f64) -> String {
+    format!("{:.0} GFLOP/s", rate / 1e9)
+}
+
+fn gigabytes(rate: f64) -> String {
+    format!("{:.1} GB/s", rate / 1e9)
+}
+
+/// A short time, three digits of it.
+fn time(seconds: f64) -> String {
+    let (value, unit) = match seconds {
+        s if s >= 1.0 => (s, "s"),
+        s if s >= 1e-3 => (s * 1e3, "ms"),
+        s => (s * 1e6, "µs"),
+    };
+    let decimals = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
+    format!("{value:.decimals$} {unit}")
+}
+
+fn of_run(folder: &std::path::Path, args: &BenchArgs, printer: &Printer) -> Result<()> {
+    let run = Run::open(folder)?;
     let mut screen = Screen::new(printer);
     let options = MeasureOptions { seconds: args.seconds, draws: args.draws };
     let costs = measure(&run, &args.cache, &options, &Device::Cpu, &mut screen)?;
@@ -27,7 +183,7 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> Result<()> {
     if args.format == Format::Json {
         return Ok(printer.result(&serde_json::to_string_pretty(&costs)?)?);
     }
-    let mut table = Table::new(&["what", "measured"]).title(args.run.display().to_string());
+    let mut table = Table::new(&["what", "measured"]).title(folder.display().to_string());
     let rate = |r: f64| format::rate(r, "tokens");
     table.row(["training".to_owned(), rate(costs.training)]);
     if let Some(peak) = costs.peak_memory {

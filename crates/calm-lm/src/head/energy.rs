@@ -36,15 +36,14 @@ impl Block {
 
     /// `x [R, N, D]`, condition `c [R, D]`.
     fn forward(&self, x: &Tensor, c: &Tensor) -> Result<Tensor> {
-        let d = c.dim(1)?;
-        // W [LN(x); c] + b = W_left LN(x) + (W_right c + b): the second term is the same for all N samples.
-        let left = self.first.weight.narrow(1, 0, d)?.contiguous()?;
-        let right = self.first.weight.narrow(1, d, d)?.contiguous()?;
-        let row = ops::linear(c, &right, self.first.bias.as_ref())?;
-        let u = ops::add_silu(&ops::linear(&self.norm.forward(x)?, &left, None)?, &row)?;
-        let u = ops::silu(&self.second.forward(&u)?)?;
-        let u = ops::swiglu_packed(&self.third.forward(&u)?)?;
-        x + self.down.forward(&u)?
+        let weights = ops::EnergyBlockWeights {
+            norm: [&self.norm.weight, &self.norm.bias],
+            first: self.first.weight_and_bias()?,
+            second: self.second.weight_and_bias()?,
+            third: self.third.weight_and_bias()?,
+            down: self.down.weight_and_bias()?,
+        };
+        ops::energy_block(x, c, weights, self.norm.eps)
     }
 }
 

@@ -1,0 +1,25 @@
+//! What the operators and models cost on this machine, against what its matrix product can do.
+//!
+//! ```text
+//! sizes.json ── Size ──┬── work      a step of each piece of work (training, scoring, generation)
+//!                      ├── operators each fused operator beside its plain composition
+//!                      └── products  the same models as bare matrix products: the peak at their own shapes
+//!                              │
+//! clock, memory ───────────────┴── measure: medians, quartiles, FLOP/s, share of the peak, peak memory
+//! ```
+//!
+//! The sizes, the pieces of work and the JSON fields are those of the PyTorch peers in
+//! `eval/peers/pytorch`, so that both can be measured in turn.
+
+mod clock;
+mod measure;
+pub mod memory;
+pub mod operators;
+pub mod products;
+mod size;
+pub mod work;
+
+pub use clock::Seconds;
+pub use measure::{Machine, MatrixRate, Measured, MeasuredOperator, Options, matrix_peak, operator, work_at};
+pub use size::Size;
+pub use work::What;

@@ -1,0 +1,181 @@
+//! Whole parts of layers against the single operators that they are made of.
+
+#![allow(clippy::unwrap_used)] // helpers of tests may panic
+
+mod common;
+
+use calm_kernels as ops;
+use calm_kernels::{AttentionShape, EnergyBlockWeights, gradcheck};
+use candle_core::{DType, Device, Result, Tensor, Var};
+use common::*;
+
+const EPS: f64 = 1e-5;
+const THETA: f64 = 500.0;
+
+/// Inputs of these shapes, one after the other in the seed.
+fn inputs(shapes: &[&[usize]]) -> Vec<Tensor> {
+    (1..).zip(shapes).map(|(seed, shape)| random(shape, seed)).collect()
+}
+
+fn mlp_plain(v: &[Var]) -> Result<Tensor> {
+    let h = ops::rms_norm(&v[0], &v[1], EPS)?;
+    let a = ops::swiglu(&ops::linear(&h, &v[2], None)?, &ops::linear(&h, &v[3], None)?)?;
+    v[0].as_tensor() + ops::linear(&a, &v[4], None)?
+}
+
+fn mlp(v: &[Var]) -> Result<Tensor> {
+    ops::mlp_block(&v[0], &v[1], [&v[2], &v[3], &v[4]], EPS)
+}
+
+fn mlp_inputs(rows: &[usize], d: usize, i: usize) -> Vec<Tensor> {
+    let x = [rows, &[d]].concat();
+    inputs(&[&x, &[d], &[i, d], &[i, d], &[d, i]])
+}
+
+#[test]
+fn the_mlp_equals_its_operators() {
+    for (rows, d, i) in [(&[1][..], 2, 3), (&[2, 5], 8, 20), (&[300], 64, 96)] {
+        compare(&mlp_inputs(rows, d, i), mlp, mlp_plain, 1e-5);
+    }
+}
+
+struct Places {
+    positions: Tensor,
+    segments: Tensor,
+}
+
+fn places(b: usize, s: usize) -> Places {
+    // Two segments a row, the second from the middle on.
+    let at = |f: &dyn Fn(usize) -> usize| {
+        let v: Vec<u32> = (0..b * s).map(|i| f(i % s) as u32).collect();
+        Tensor::from_vec(v, (b, s), &Device::Cpu).unwrap()
+    };
+    Places { positions: at(&|t| t % s.div_ceil(2)), segments: at(&|t| t / s.div_ceil(2)) }
+}
+
+fn attention_plain(v: &[Var], heads: usize, kv: usize, p: &Places) -> Result<Tensor> {
+    let (b, s, d) = v[0].dims3()?;
+    let h = ops::rms_norm(&v[0], &v[1], EPS)?;
+    let head = |w: &Tensor, n: usize| ops::linear(&h, w, None)?.reshape((b, s, n, d / heads));
+    let q = ops::rotary(&head(&v[2], heads)?, &p.positions, THETA)?;
+    let k = ops::rotary(&head(&v[3], kv)?, &p.positions, THETA)?;
+    let mixed = ops::causal_attention(&q, &k, &head(&v[4], kv)?, &p.segments)?.reshape((b, s, d))?;
+    v[0].as_tensor() + ops::linear(&mixed, &v[5], None)?
+}
+
+fn attention(v: &[Var], heads: usize, kv_heads: usize, p: &Places) -> Result<Tensor> {
+    let shape = AttentionShape {
+        heads,
+        kv_heads,
+        theta: THETA,
+        eps: EPS,
+        positions: &p.positions,
+        segments: &p.segments,
+    };
+    ops::attention_block(&v[0], &v[1], [&v[2], &v[3], &v[4], &v[5]], shape)
+}
+
+fn attention_inputs(b: usize, s: usize, d: usize, kv: usize) -> Vec<Tensor> {
+    inputs(&[&[b, s, d], &[d], &[d, d], &[kv, d], &[kv, d], &[d, d]])
+}
+
+#[test]
+fn attention_equals_its_operators_with_segments_and_shared_keys() {
+    for (b, s, heads, kv, size) in [(1, 1, 1, 1, 2), (2, 7, 4, 2, 6), (3, 70, 4, 1, 16), (1, 130, 2, 2, 24)] {
+        let p = places(b, s);
+        compare(
+            &attention_inputs(b, s, heads * size, kv * size),
+            |v| attention(v, heads, kv, &p),
+            |v| attention_plain(v, heads, kv, &p),
+            2e-5,
+        );
+    }
+}
+
+fn energy_plain(v: &[Var]) -> Result<Tensor> {
+    let d = v[1].dim(1)?;
+    let (left, right) = (v[4].narrow(1, 0, d)?.contiguous()?, v[4].narrow(1, d, d)?.contiguous()?);
+    let row = ops::linear(&v[1], &right, Some(&v[5]))?;
+    let h = ops::layer_norm(&v[0], Some(&v[2]), Some(&v[3]), EPS)?;
+    let u = ops::add_silu(&ops::linear(&h, &left, None)?, &row)?;
+    let u = ops::silu(&ops::linear(&u, &v[6], Some(&v[7]))?)?;
+    let u = ops::swiglu_packed(&ops::linear(&u, &v[8], Some(&v[9]))?)?;
+    v[0].as_tensor() + ops::linear(&u, &v[10], Some(&v[11]))?
+}
+
+fn energy(v: &[Var]) -> Result<Tensor> {
+    let weights = EnergyBlockWeights {
+        norm: [&v[2], &v[3]],
+        first: [&v[4], &v[5]],
+        second: [&v[6], &v[7]],
+        third: [&v[8], &v[9]],
+        down: [&v[10], &v[11]],
+    };
+    ops::energy_block(&v[0], &v[1], weights, EPS)
+}
+
+fn energy_inputs(r: usize, n: usize, d: usize) -> Vec<Tensor> {
+    let (m, two) = ([d, d], 2 * d);
+    inputs(&[&[r, n, d], &[r, d], &[d], &[d], &[d, two], &[d], &m, &[d], &[two, d], &[two], &m, &[d]])
+}
+
+#[test]
+fn the_energy_block_equals_its_operators() {
+    for (r, n, d) in [(1, 1, 2), (3, 4, 10), (40, 8, 32), (2, 300, 48)] {
+        compare(&energy_inputs(r, n, d), energy, energy_plain, 2e-5);
+    }
+}
+
+#[test]
+fn gradients_pass_the_check_by_differences() {
+    let cube = |y: Tensor| y.powf(3.0)?.sum_all();
+    gradcheck::check(&mlp_inputs(&[3], 4, 5), |v| cube(mlp(v)?), 1e-6).unwrap();
+    let p = places(2, 3);
+    gradcheck::check(&attention_inputs(2, 3, 8, 4), |v| cube(attention(v, 2, 1, &p)?), 1e-6).unwrap();
+    gradcheck::check(&energy_inputs(2, 3, 4), |v| cube(energy(v)?), 1e-5).unwrap();
+}
+
+#[test]
+fn inputs_without_a_gradient_get_none_and_results_stay() {
+    let given = energy_inputs(5, 3, 8);
+    let all: Vec<Var> = given.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
+    let constants: Vec<Var> = all.clone();
+    let y = energy(&all).unwrap();
+    // Only W₂ is trained.
+    let detached: Vec<Tensor> = constants.iter().map(|v| v.as_detached_tensor()).collect();
+    let weights = EnergyBlockWeights {
+        norm: [&detached[2], &detached[3]],
+        first: [&detached[4], &detached[5]],
+        second: [all[6].as_tensor(), &detached[7]],
+        third: [&detached[8], &detached[9]],
+        down: [&detached[10], &detached[11]],
+    };
+    let one = ops::energy_block(&detached[0], &detached[1], weights, EPS).unwrap();
+    assert_eq!(flat(&y), flat(&one));
+    let (of_all, of_one) = (y.backward().unwrap(), one.backward().unwrap());
+    assert_eq!(flat(of_all.get(&all[6]).unwrap()), flat(of_one.get(&all[6]).unwrap()));
+    assert!(of_one.get(&all[0]).is_none());
+    // A second backward pass of one graph gives the same again.
+    assert_eq!(flat(y.backward().unwrap().get(&all[4]).unwrap()), flat(of_all.get(&all[4]).unwrap()));
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_named() {
+    let v: Vec<Var> = mlp_inputs(&[3], 4, 5).iter().map(|t| Var::from_tensor(t).unwrap()).collect();
+    let e = ops::mlp_block(&v[0], &v[1], [&v[2], &v[4], &v[3]], EPS).unwrap_err().to_string();
+    assert!(e.contains("mlp_block") && e.contains("[D, I]"), "{e}");
+    let v: Vec<Var> = energy_inputs(2, 2, 4).iter().map(|t| Var::from_tensor(t).unwrap()).collect();
+    let mut swapped = v.clone();
+    swapped.swap(4, 6);
+    let e = energy(&swapped).unwrap_err().to_string();
+    assert!(e.contains("energy_block") && e.contains("[D, 2D]"), "{e}");
+    let v: Vec<Var> = attention_inputs(1, 4, 8, 4).iter().map(|t| Var::from_tensor(t).unwrap()).collect();
+    for (heads, kv) in [(0, 1), (3, 1), (8, 8), (2, 2)] {
+        let e = attention(&v, heads, kv, &places(1, 4)).unwrap_err().to_string();
+        assert!(e.contains("attention_block") && e.contains("heads"), "{e}");
+    }
+    assert!(attention(&v, 2, 1, &places(1, 5)).is_err());
+    let half: Vec<Var> =
+        v.iter().map(|t| Var::from_tensor(&t.to_dtype(DType::F16).unwrap()).unwrap()).collect();
+    assert!(attention(&half, 2, 1, &places(1, 4)).is_err());
+}
