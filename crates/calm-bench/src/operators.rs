@@ -25,7 +25,8 @@ pub enum Amount {
     Bytes(f64),
 }
 
-type Run = Box<dyn FnMut(Pass) -> Result<()>>;
+/// Does it as far as asked.
+pub type Run = Box<dyn FnMut(Pass) -> Result<()>>;
 
 /// An operator under measurement.
 pub struct Operator {

@@ -123,13 +123,19 @@ pub fn train(texts: &[&str], vocab_size: usize, progress: &mut dyn FnMut(u64)) -
         done.fetch_add(text.len() as u64, Ordering::Relaxed);
         Ok(words)
     };
+    // A pool of its own: the caller, who may be one of few threads of the common pool, only watches.
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(rayon::current_num_threads())
+        .build()
+        .map_err(|e| Error::Tokenizer(e.to_string()))?;
+    let mut learn = || -> tokenizers::Result<BPE> {
+        trainer.feed(texts.iter(), words)?;
+        let mut model = BPE::default();
+        trainer.train(&mut model)?;
+        Ok(model)
+    };
     let model = std::thread::scope(|scope| {
-        let work = scope.spawn(|| -> tokenizers::Result<BPE> {
-            trainer.feed(texts.iter(), words)?;
-            let mut model = BPE::default();
-            trainer.train(&mut model)?;
-            Ok(model)
-        });
+        let work = scope.spawn(|| pool.install(&mut learn));
         while !work.is_finished() {
             progress(done.load(Ordering::Relaxed));
             std::thread::sleep(Duration::from_millis(20));

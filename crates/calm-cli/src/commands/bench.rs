@@ -107,7 +107,7 @@ fn tables(report: &Report) -> String {
     }
     if !report.operators.is_empty() {
         let mut table =
-            Table::new(&["operator", "forward", "and backward", "composed", "speed-up", "rate", "of peak"]);
+            Table::new(&["operator", "forward", "fwd+bwd", "composed", "gain", "rate", "of peak"]);
         for o in &report.operators {
             let whole = o.both.unwrap_or(o.forward).median;
             let plain = o.plain.map(|p| p.median);
@@ -121,12 +121,19 @@ fn tables(report: &Report) -> String {
                 time(o.forward.median),
                 o.both.map_or(String::new(), |s| time(s.median)),
                 plain.map_or(String::new(), time),
-                plain.map_or(String::new(), |p| format!("{:.1} x", p / whole)),
+                plain.map_or(String::new(), |p| format!("{:.1}", p / whole)),
                 rate,
                 peak.map_or(String::new(), |p| format::percent(p, 0)),
             ]);
         }
         out.push(table.to_string());
+        out.push(format::wrap(
+            "composed: the same of plain tensor operations, as far as the operator goes; gain: how many times \
+             longer that takes. rate: arithmetic, or numbers read and written once; in-cache rates pass the peak of \
+             copying.",
+            80,
+            "",
+        ));
     }
     if !report.work.is_empty() {
         let headers = ["step", "time", "quartiles", "tokens/s", "GFLOP/s", "of peak", "memory", "peak RSS"];
@@ -136,7 +143,7 @@ fn tables(report: &Report) -> String {
             table.row([
                 w.what.name().to_owned(),
                 time(w.seconds_per_step),
-                format!("{}..{}", time(w.seconds_quartiles[0]), time(w.seconds_quartiles[1])),
+                quartiles(w),
                 format::count(w.tokens_per_second),
                 format!("{:.0}", w.flops_per_step / w.seconds_per_step / 1e9),
                 w.utilisation.map_or(String::new(), |u| format::percent(u, 0)),
@@ -165,13 +172,29 @@ fn gigabytes(rate: f64) -> String {
 
 /// A short time, three digits of it.
 fn time(seconds: f64) -> String {
-    let (value, unit) = match seconds {
-        s if s >= 1.0 => (s, "s"),
-        s if s >= 1e-3 => (s * 1e3, "ms"),
-        s => (s * 1e6, "µs"),
-    };
+    let (scale, unit) = unit(seconds);
+    format!("{} {unit}", digits(seconds * scale))
+}
+
+/// First and third quartile in the unit of the median.
+fn quartiles(w: &Measured) -> String {
+    let (scale, _) = unit(w.seconds_per_step);
+    let [low, high] = w.seconds_quartiles.map(|q| digits(q * scale));
+    format!("{low}..{high}")
+}
+
+/// A unit for a time, and how many of it are a second.
+fn unit(seconds: f64) -> (f64, &'static str) {
+    match seconds {
+        s if s >= 1.0 => (1.0, "s"),
+        s if s >= 1e-3 => (1e3, "ms"),
+        _ => (1e6, "µs"),
+    }
+}
+
+fn digits(value: f64) -> String {
     let decimals = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
-    format!("{value:.decimals$} {unit}")
+    format!("{value:.decimals$}")
 }
 
 fn of_run(folder: &std::path::Path, args: &BenchArgs, printer: &Printer) -> Result<()> {
