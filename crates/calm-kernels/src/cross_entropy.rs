@@ -13,7 +13,7 @@
 use crate::gradients::gradient_of;
 use crate::simd::{self, LANES, Mat, Real, dispatch, fold, matmul, rows_per_block};
 use crate::storage::{Saved, error, ids, slice, tensor, to_vec, view};
-use crate::with_float;
+use crate::{screened_argmax, with_float};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use gemm::Parallelism;
 use rayon::prelude::*;
@@ -25,7 +25,7 @@ const CHUNK: usize = 1024;
 /// Rows whose logits exist at the same time: 16 MiB of them in `f32`, but at least 64 rows, so that the
 /// products stay products of matrices.
 fn block_rows(vocabulary: usize) -> usize {
-    ((1 << 22) / vocabulary.max(1)).clamp(64, 512)
+    ((1 << 24) / vocabulary.max(1)).clamp(64, 512)
 }
 
 /// Σ_r w_r · cross-entropy(hidden_r Eᵀ, target_r), a scalar, from `hidden` `[R, D]`, `embedding`
@@ -100,7 +100,8 @@ pub fn tied_cross_entropy_rows(
 }
 
 /// The id whose embedding has the largest product with each row of `hidden` `[R, D]`: U32 `[R]`, the
-/// lowest id of equals; NaN logits never win. No gradient.
+/// lowest id of equals; NaN logits never win. No gradient. Many rows in `f32` are screened in 8 bits first
+/// where the processor can (`screened_argmax.rs`); the winner is decided in `f32`.
 ///
 /// # Errors
 /// Shapes or types that do not fit.
@@ -108,6 +109,12 @@ pub fn tied_argmax(hidden: &Tensor, embedding: &Tensor) -> Result<Tensor> {
     const OP: &str = "tied_argmax";
     let shape = Sizes::of(OP, hidden, embedding)?;
     let (hidden, embedding) = (hidden.contiguous()?, embedding.contiguous()?);
+    if hidden.dtype() == candle_core::DType::F32 && screened_argmax::pays(shape.r) {
+        let (h, e) = (view::<f32>(OP, &hidden)?, view::<f32>(OP, &embedding)?);
+        if let Some(best) = screened_argmax::argmax(&h, &e, shape.v, shape.d) {
+            return tensor(best, shape.r);
+        }
+    }
     with_float!(OP, hidden.dtype(), T => {
         let best = each_row::<T, _>(
             &view::<T>(OP, &hidden)?,

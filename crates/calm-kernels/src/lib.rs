@@ -24,6 +24,7 @@ pub use energy_score::{TargetNoise, energy_score, energy_score_rows_no_grad};
 
 mod linear;
 mod rows;
+mod screened_argmax;
 pub use linear::linear;
 pub use philox::{NoiseKey, RowId};
 mod layer_norm;

@@ -145,5 +145,8 @@ def build(what, size, peer, device="cpu"):
     model = calm_of(s, k, k * s["brier_latent_per_token"]).to(device).eval()
     x = ids(s["brier_rows"], s["brier_tokens"] + k)
     draw = partial(peer.draw_tokens, model)
-    step = lambda: brier_of_rows(model, x, draw, noise, peer.roll)[0].tolist()
+    # The reference evaluates with batches of one row, and walks the positions of a short-chunk row one by one.
+    batches = [x] if peer.tuned else x.split(1)
+    score = lambda rows: brier_of_rows(model, rows, draw, noise, peer.roll)[0]
+    step = lambda: torch.stack([score(rows) for rows in batches]).mean(0).tolist()
     return Step(step, s["brier_rows"] * s["brier_tokens"], model)
