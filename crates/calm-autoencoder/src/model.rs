@@ -317,7 +317,7 @@ mod tests {
             let loss = model.loss(&data, &noise).unwrap();
             bucket.clear();
             bucket.backward(&(loss.total / 16.0).unwrap()).unwrap();
-            opt.update(&bucket, 5e-3, 1.0).unwrap();
+            opt.update(&mut bucket, 5e-3, 1.0).unwrap();
         }
         let back = model.decode(&model.encode(&data).unwrap().mean).unwrap();
         assert_eq!(back.to_vec2::<u32>().unwrap(), data.to_vec2::<u32>().unwrap());

@@ -2,10 +2,10 @@
 
 use std::fs;
 
-/// Memory of a measurement in bytes; null where the system does not tell (it does on Linux).
+/// Memory of a measurement in bytes; None where the system does not tell (Linux does).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// Resident when the watch began.
+    /// Resident when the watch began; None if its high-water mark could not be set back.
     state: Option<u64>,
 }
 
@@ -20,7 +20,7 @@ impl Memory {
 
     /// Highest resident memory since the watch began, and the same without the state.
     pub fn peak(&self) -> (Option<u64>, Option<u64>) {
-        let peak = status("VmHWM");
+        let peak = self.state.and_then(|_| status("VmHWM"));
         let above = |(peak, state): (u64, u64)| peak.saturating_sub(state);
         (peak, peak.zip(self.state).map(above))
     }
@@ -28,7 +28,16 @@ impl Memory {
 
 /// A size in `/proc/self/status`, bytes.
 fn status(key: &str) -> Option<u64> {
-    let text = fs::read_to_string("/proc/self/status").ok()?;
+    size_in("/proc/self/status", key)
+}
+
+/// Memory of the whole system, bytes: `MemTotal`, `MemAvailable`.
+pub fn of_system(key: &str) -> Option<u64> {
+    size_in("/proc/meminfo", key)
+}
+
+fn size_in(file: &str, key: &str) -> Option<u64> {
+    let text = fs::read_to_string(file).ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)

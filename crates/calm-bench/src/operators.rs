@@ -73,222 +73,337 @@ const EPS: f64 = 1e-6;
 /// # Errors
 /// The tensors cannot be made.
 pub fn all(s: &Size) -> Result<Vec<Operator>> {
-    let (b, t, d, h) = (s.batch_rows, s.context_chunks, s.hidden, s.heads);
-    let (positions, n) = (b * t, s.samples);
-    let rows = positions * n;
-    let float = size_of::<f32>() as f64;
-    let mut all = Vec::new();
-    let mut add = |name, shape: String, amount, fused: Run, plain: Option<Run>| {
-        all.push(Operator { name, shape, amount, differentiable: true, fused, plain });
-    };
-    let bytes = |elements: usize| Amount::Bytes(elements as f64 * float);
+    let lists =
+        [rows_of_numbers(s)?, attention(s)?, parts_of_layers(s)?, vocabulary(s)?, noise(s)?, optimiser(s)?];
+    Ok(lists.into_iter().flatten().collect())
+}
 
-    let (x, w, bias) = (randn("x", &[rows, d])?, randn("w", &[d, d])?, randn("b", &[d])?);
-    {
-        let (x2, w2, b2) = (x.clone(), w.clone(), bias.clone());
-        let (x, w, bias) = (x.clone(), w.clone(), bias.clone());
-        add(
-            "linear",
-            format!("[{rows}, {d}] x [{d}, {d}]"),
-            Amount::Flops(6.0 * (rows * d * d) as f64),
-            tensor_run(move || ops::linear(&x, &w, Some(&bias))),
-            Some(tensor_run(move || x2.matmul(&w2.t()?)?.broadcast_add(&b2))),
-        );
-    }
-    {
-        let (y, v) = (randn("y", &[positions, d])?, bias.clone());
-        let (y2, v2) = (y.clone(), v.clone());
-        add(
-            "rms_norm",
-            format!("[{positions}, {d}]"),
-            bytes(5 * positions * d),
-            tensor_run(move || ops::rms_norm(&y, &v, EPS)),
-            Some(tensor_run(move || {
-                let scale = (y2.sqr()?.mean_keepdim(D::Minus1)? + EPS)?.sqrt()?;
-                y2.broadcast_div(&scale)?.broadcast_mul(&v2)
-            })),
-        );
-    }
-    {
-        let (x2, w2, b2) = (x.clone(), bias.clone(), randn("b2", &[d])?);
-        let (x, w, bias) = (x.clone(), bias.clone(), b2.clone());
-        add(
-            "layer_norm",
-            format!("[{rows}, {d}]"),
-            bytes(5 * rows * d),
-            tensor_run(move || ops::layer_norm(&x, Some(&w), Some(&bias), EPS)),
-            Some(tensor_run(move || {
-                let x = x2.broadcast_sub(&x2.mean_keepdim(D::Minus1)?)?;
-                let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + EPS)?.sqrt()?;
-                x.broadcast_div(&scale)?.broadcast_mul(&w2)?.broadcast_add(&b2)
-            })),
-        );
-    }
-    {
-        let (x2, x) = (x.clone(), x.clone());
-        add(
-            "silu",
-            format!("[{rows}, {d}]"),
-            bytes(5 * rows * d),
-            tensor_run(move || ops::silu(&x)),
-            Some(tensor_run(move || x2.silu())),
-        );
-    }
-    {
-        let (x, c) = (randn("x3", &[positions, n, d])?, randn("c", &[positions, d])?);
-        let (x2, c2) = (x.clone(), c.clone());
-        add(
-            "add_silu",
-            format!("[{positions}, {n}, {d}]"),
-            bytes(5 * rows * d + 3 * positions * d),
-            tensor_run(move || ops::add_silu(&x, &c)),
-            Some(tensor_run(move || x2.broadcast_add(&c2.unsqueeze(1)?)?.silu())),
-        );
-    }
-    {
-        let (gate, up) =
-            (randn("gate", &[positions, s.intermediate])?, randn("up", &[positions, s.intermediate])?);
-        let (gate2, up2) = (gate.clone(), up.clone());
-        add(
-            "swiglu",
-            format!("[{positions}, {}]", s.intermediate),
-            bytes(8 * positions * s.intermediate),
-            tensor_run(move || ops::swiglu(&gate, &up)),
-            Some(tensor_run(move || gate2.silu()? * up2.as_tensor())),
-        );
-    }
-    {
-        let x = randn("packed", &[rows, 2 * d])?;
-        let x2 = x.clone();
-        add(
-            "swiglu_packed",
-            format!("[{rows}, {}]", 2 * d),
-            bytes(8 * rows * d),
-            tensor_run(move || ops::swiglu_packed(&x)),
-            Some(tensor_run(move || {
-                let halves = x2.chunk(2, 1)?;
-                halves[0].silu()? * &halves[1]
-            })),
-        );
-    }
-    let dh = d / h;
-    let place: Vec<u32> = (0..positions).map(|i| (i % t) as u32).collect();
-    let place = Tensor::from_vec(place, (b, t), &Device::Cpu)?;
-    {
-        let x = randn("heads", &[b, t, h, dh])?;
-        let (x2, place2) = (x.clone(), place.clone());
-        let half = dh / 2;
-        let frequencies: Vec<f32> =
-            (0..half).map(|i| THETA.powf(-2.0 * i as f64 / dh as f64) as f32).collect();
-        let angles = place2.to_dtype(DType::F32)?.reshape((b, t, 1, 1))?.broadcast_mul(&Tensor::from_vec(
-            frequencies,
-            (1, 1, 1, half),
-            &Device::Cpu,
-        )?)?;
-        let (cos, sin) = (angles.cos()?, angles.sin()?);
-        let place = place.clone();
-        add(
-            "rotary",
-            format!("[{b}, {t}, {h}, {dh}]"),
-            bytes(4 * positions * d),
-            tensor_run(move || ops::rotary(&x, &place, THETA)),
-            Some(tensor_run(move || {
-                let (a, b) = (x2.narrow(3, 0, half)?, x2.narrow(3, half, half)?);
-                let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
-                let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-                Tensor::cat(&[first, second], 3)
-            })),
-        );
-    }
-    {
-        // The baseline's context: K times as long.
-        let t = t * s.chunk_size;
-        let kv = s.kv_heads;
-        let q = randn("q", &[b, t, h, dh])?;
-        let (k, v) = (randn("k", &[b, t, kv, dh])?, randn("v", &[b, t, kv, dh])?);
-        let segments = Tensor::zeros((b, t), DType::U32, &Device::Cpu)?;
-        let (q2, k2, v2) = (q.clone(), k.clone(), v.clone());
-        let mask: Vec<f32> =
-            (0..t * t).map(|i| if i % t > i / t { f32::NEG_INFINITY } else { 0.0 }).collect();
-        let mask = Tensor::from_vec(mask, (1, 1, t, t), &Device::Cpu)?;
-        let plain = move || {
-            let q = q2.transpose(1, 2)?.contiguous()?;
-            let spread = |x: &Tensor| {
-                let x = x.transpose(1, 2)?.unsqueeze(2)?.expand((b, kv, h / kv, t, dh))?;
-                x.contiguous()?.reshape((b, h, t, dh))
-            };
-            let scores = (q.matmul(&spread(&k2)?.t()?)? / (dh as f64).sqrt())?.broadcast_add(&mask)?;
-            let e = scores.broadcast_sub(&scores.detach().max_keepdim(D::Minus1)?)?.exp()?;
-            let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?;
-            p.matmul(&spread(&v2)?)?.transpose(1, 2)?.contiguous()
+fn operator(name: &'static str, shape: String, amount: Amount, fused: Run, plain: Run) -> Operator {
+    Operator { name, shape, amount, differentiable: true, fused, plain: Some(plain) }
+}
+
+fn without_gradient(
+    name: &'static str,
+    shape: String,
+    amount: Amount,
+    fused: Run,
+    plain: Option<Run>,
+) -> Operator {
+    Operator { name, shape, amount, differentiable: false, fused, plain }
+}
+
+/// Elements of `f32`, read or written once.
+fn bytes(elements: usize) -> Amount {
+    Amount::Bytes((elements * size_of::<f32>()) as f64)
+}
+
+/// Linear layers, norms and activations.
+fn rows_of_numbers(s: &Size) -> Result<Vec<Operator>> {
+    let (d, n) = (s.hidden, s.samples);
+    let positions = s.batch_rows * s.context_chunks;
+    let rows = positions * n;
+    let (x, w, b) = (randn("x", &[rows, d])?, randn("w", &[d, d])?, randn("b", &[d])?);
+    let (y, c) = (randn("y", &[positions, d])?, randn("c", &[positions, d])?);
+    let gate = randn("gate", &[positions, s.intermediate])?;
+    let up = randn("up", &[positions, s.intermediate])?;
+    let packed = randn("packed", &[rows, 2 * d])?;
+    let x3 = x.reshape((positions, n, d))?;
+    let mut list = Vec::new();
+
+    let ([x1, w1, b1], [x2, w2, b2]) = ([&x, &w, &b].map(Var::clone), [&x, &w, &b].map(Var::clone));
+    list.push(operator(
+        "linear",
+        format!("[{rows}, {d}] x [{d}, {d}]"),
+        Amount::Flops(6.0 * (rows * d * d) as f64),
+        tensor_run(move || ops::linear(&x1, &w1, Some(&b1))),
+        tensor_run(move || x2.matmul(&w2.t()?)?.broadcast_add(&b2)),
+    ));
+    let ([y1, b1], [y2, b2]) = ([&y, &b].map(Var::clone), [&y, &b].map(Var::clone));
+    list.push(operator(
+        "rms_norm",
+        format!("[{positions}, {d}]"),
+        bytes(5 * positions * d),
+        tensor_run(move || ops::rms_norm(&y1, &b1, EPS)),
+        tensor_run(move || {
+            let scale = (y2.sqr()?.mean_keepdim(D::Minus1)? + EPS)?.sqrt()?;
+            y2.broadcast_div(&scale)?.broadcast_mul(&b2)
+        }),
+    ));
+    let ([x1, b1], [x2, b2]) = ([&x, &b].map(Var::clone), [&x, &b].map(Var::clone));
+    list.push(operator(
+        "layer_norm",
+        format!("[{rows}, {d}]"),
+        bytes(5 * rows * d),
+        tensor_run(move || ops::layer_norm(&x1, Some(&b1), Some(&b1), EPS)),
+        tensor_run(move || {
+            let x = x2.broadcast_sub(&x2.mean_keepdim(D::Minus1)?)?;
+            let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + EPS)?.sqrt()?;
+            x.broadcast_div(&scale)?.broadcast_mul(&b2)?.broadcast_add(&b2)
+        }),
+    ));
+    let (x1, x2) = (x.clone(), x);
+    list.push(operator(
+        "silu",
+        format!("[{rows}, {d}]"),
+        bytes(5 * rows * d),
+        tensor_run(move || ops::silu(&x1)),
+        tensor_run(move || x2.silu()),
+    ));
+    let (x1, c1, x2, c2) = (x3.clone(), c.clone(), x3, c);
+    list.push(operator(
+        "add_silu",
+        format!("[{positions}, {n}, {d}]"),
+        bytes(5 * rows * d + 3 * positions * d),
+        tensor_run(move || ops::add_silu(&x1, &c1)),
+        tensor_run(move || x2.broadcast_add(&c2.unsqueeze(1)?)?.silu()),
+    ));
+    let (gate1, up1, gate2, up2) = (gate.clone(), up.clone(), gate, up);
+    list.push(operator(
+        "swiglu",
+        format!("[{positions}, {}]", s.intermediate),
+        bytes(8 * positions * s.intermediate),
+        tensor_run(move || ops::swiglu(&gate1, &up1)),
+        tensor_run(move || gate2.silu()? * up2.as_tensor()),
+    ));
+    let (x1, x2) = (packed.clone(), packed);
+    list.push(operator(
+        "swiglu_packed",
+        format!("[{rows}, {}]", 2 * d),
+        bytes(8 * rows * d),
+        tensor_run(move || ops::swiglu_packed(&x1)),
+        tensor_run(move || {
+            let halves = x2.chunk(2, 1)?;
+            halves[0].silu()? * &halves[1]
+        }),
+    ));
+    Ok(list)
+}
+
+/// Rotary angles and attention at the baseline's context, K times as long, and over a cache.
+fn attention(s: &Size) -> Result<Vec<Operator>> {
+    let (b, t, h, kv) = (s.batch_rows, s.context_chunks * s.chunk_size, s.heads, s.kv_heads);
+    let dh = s.hidden / h;
+    let q = randn("q", &[b, t, h, dh])?;
+    let (k, v) = (randn("k", &[b, t, kv, dh])?, randn("v", &[b, t, kv, dh])?);
+    let places = (0..b * t).map(|i| (i % t) as u32).collect::<Vec<_>>();
+    let places = Tensor::from_vec(places, (b, t), &Device::Cpu)?;
+    let segments = places.zeros_like()?;
+    let mut list = Vec::new();
+
+    let half = dh / 2;
+    let frequencies: Vec<f32> = (0..half).map(|i| THETA.powf(-2.0 * i as f64 / dh as f64) as f32).collect();
+    let frequencies = Tensor::from_vec(frequencies, (1, 1, 1, half), &Device::Cpu)?;
+    let angles = places.to_dtype(DType::F32)?.reshape((b, t, 1, 1))?.broadcast_mul(&frequencies)?;
+    let (cos, sin) = (angles.cos()?, angles.sin()?);
+    let (x1, x2) = (q.clone(), q.clone());
+    list.push(operator(
+        "rotary",
+        format!("[{b}, {t}, {h}, {dh}]"),
+        bytes(4 * b * t * h * dh),
+        tensor_run(move || ops::rotary(&x1, &places, THETA)),
+        tensor_run(move || {
+            let (a, b) = (x2.narrow(3, 0, half)?, x2.narrow(3, half, half)?);
+            let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+            let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+            Tensor::cat(&[first, second], 3)
+        }),
+    ));
+
+    let [one, keys, values] = [&q, &k, &v].map(|x| x.as_detached_tensor());
+    let mask: Vec<f32> = (0..t * t).map(|i| if i % t > i / t { f32::NEG_INFINITY } else { 0.0 }).collect();
+    let mask = Tensor::from_vec(mask, (1, 1, t, t), &Device::Cpu)?;
+    let [q2, k2, v2] = [&q, &k, &v].map(Var::clone);
+    let plain = move || {
+        let spread = |x: &Tensor| {
+            let x = x.transpose(1, 2)?.unsqueeze(2)?.expand((b, kv, h / kv, t, dh))?;
+            x.contiguous()?.reshape((b, h, t, dh))
         };
+        let q = q2.transpose(1, 2)?.contiguous()?;
+        let scores = (q.matmul(&spread(&k2)?.t()?)? / (dh as f64).sqrt())?.broadcast_add(&mask)?;
+        let e = scores.broadcast_sub(&scores.detach().max_keepdim(D::Minus1)?)?.exp()?;
+        let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?;
+        p.matmul(&spread(&v2)?)?.transpose(1, 2)?.contiguous()
+    };
+    list.push(operator(
+        "causal_attention",
+        format!("[{b}, {t}, {h}, {dh}]"),
         // Two products forward, five backward, over the keys up to each position.
-        let flops = 7.0 * 2.0 * (b * h * dh) as f64 * (t * (t + 1) / 2) as f64;
-        add(
-            "causal_attention",
-            format!("[{b}, {t}, {h}, {dh}]"),
-            Amount::Flops(flops),
-            tensor_run(move || ops::causal_attention(&q, &k, &v, &segments)),
-            Some(tensor_run(plain)),
-        );
-    }
-    let tokens = s.ae_rows * s.ae_context * s.chunk_size;
-    let width = s.ae_hidden;
-    let (hidden, table) = (randn("hidden", &[tokens, width])?, randn("table", &[s.vocab, width])?);
-    let target: Vec<u32> = (0..tokens).map(|i| (i * 7919 % s.vocab) as u32).collect();
+        Amount::Flops(14.0 * (b * h * dh * t * (t + 1) / 2) as f64),
+        tensor_run(move || ops::causal_attention(&q, &k, &v, &segments)),
+        tensor_run(plain),
+    ));
+
+    let one = one.narrow(1, 0, 1)?.contiguous()?;
+    list.push(without_gradient(
+        "cached_attention",
+        format!("1 after {t} positions, {h} heads of {dh}"),
+        bytes(2 * b * t * kv * dh),
+        tensor_run(move || ops::cached_attention(&one, &keys, &values)),
+        None,
+    ));
+    Ok(list)
+}
+
+/// Whole parts of layers beside the single operators that they are made of.
+fn parts_of_layers(s: &Size) -> Result<Vec<Operator>> {
+    let (b, t, d, i, n) = (s.batch_rows, s.context_chunks, s.hidden, s.intermediate, s.samples);
+    let (positions, kv) = (b * t, s.hidden / s.heads * s.kv_heads);
+    let x = randn("x", &[b, t, d])?;
+    let norm = randn("norm", &[d])?;
+    let matrix = |name: &str, o: usize, i: usize| randn(name, &[o, i]);
+    let mut list = Vec::new();
+
+    let mlp = [x.clone(), norm.clone(), matrix("gate", i, d)?, matrix("up", i, d)?, matrix("down", d, i)?];
+    let v = mlp.clone();
+    list.push(operator(
+        "mlp_block",
+        format!("[{b}, {t}, {d}], inner {i}"),
+        Amount::Flops(18.0 * (positions * d * i) as f64),
+        tensor_run(move || ops::mlp_block(&mlp[0], &mlp[1], [&mlp[2], &mlp[3], &mlp[4]], EPS)),
+        tensor_run(move || {
+            let h = ops::rms_norm(&v[0], &v[1], EPS)?;
+            let a = ops::swiglu(&ops::linear(&h, &v[2], None)?, &ops::linear(&h, &v[3], None)?)?;
+            v[0].as_tensor() + ops::linear(&a, &v[4], None)?
+        }),
+    ));
+
+    let places = (0..positions).map(|i| (i % t) as u32).collect::<Vec<_>>();
+    let places = Tensor::from_vec(places, (b, t), &Device::Cpu)?;
+    let segments = places.zeros_like()?;
+    let (heads, kv_heads) = (s.heads, s.kv_heads);
+    let w = [x, norm, matrix("q", d, d)?, matrix("k", kv, d)?, matrix("v", kv, d)?, matrix("o", d, d)?];
+    let (v, places2, segments2) = (w.clone(), places.clone(), segments.clone());
+    let products = 12.0 * (positions * d * (d + kv)) as f64;
+    list.push(operator(
+        "attention_block",
+        format!("[{b}, {t}, {d}], {heads} heads"),
+        Amount::Flops(products + 14.0 * (b * d * t * (t + 1) / 2) as f64),
+        tensor_run(move || {
+            let (positions, segments) = (&places, &segments);
+            let shape = ops::AttentionShape { heads, kv_heads, theta: THETA, eps: EPS, positions, segments };
+            ops::attention_block(&w[0], &w[1], [&w[2], &w[3], &w[4], &w[5]], shape)
+        }),
+        tensor_run(move || {
+            let h = ops::rms_norm(&v[0], &v[1], EPS)?;
+            let head = |w: &Tensor, n: usize| ops::linear(&h, w, None)?.reshape((b, t, n, d / heads));
+            let q = ops::rotary(&head(&v[2], heads)?, &places2, THETA)?;
+            let k = ops::rotary(&head(&v[3], kv_heads)?, &places2, THETA)?;
+            let mixed = ops::causal_attention(&q, &k, &head(&v[4], kv_heads)?, &segments2)?;
+            v[0].as_tensor() + ops::linear(&mixed.reshape((b, t, d))?, &v[5], None)?
+        }),
+    ));
+
+    let x = randn("x3", &[positions, n, d])?;
+    let c = randn("c", &[positions, d])?;
+    let [w1, w2, w3, w4] =
+        [("1", d, 2 * d), ("2", d, d), ("3", 2 * d, d), ("4", d, d)].map(|(name, o, i)| matrix(name, o, i));
+    let (w, b, b3) = ([w1?, w2?, w3?, w4?], randn("b", &[d])?, randn("b3", &[2 * d])?);
+    let (x2, c2, v, b2, b32) = (x.clone(), c.clone(), w.clone(), b.clone(), b3.clone());
+    list.push(operator(
+        "energy_block",
+        format!("[{positions}, {n}, {d}]"),
+        Amount::Flops((30 * positions * n * d * d + 6 * positions * d * d) as f64),
+        tensor_run(move || {
+            let weights = ops::EnergyBlockWeights {
+                norm: [&b, &b],
+                first: [&w[0], &b],
+                second: [&w[1], &b],
+                third: [&w[2], &b3],
+                down: [&w[3], &b],
+            };
+            ops::energy_block(&x, &c, weights, EPS)
+        }),
+        tensor_run(move || {
+            let half = |at: usize| v[0].narrow(1, at, d)?.contiguous();
+            let row = ops::linear(&c2, &half(d)?, Some(&b2))?;
+            let h = ops::layer_norm(&x2, Some(&b2), Some(&b2), EPS)?;
+            let u = ops::add_silu(&ops::linear(&h, &half(0)?, None)?, &row)?;
+            let u = ops::silu(&ops::linear(&u, &v[1], Some(&b2))?)?;
+            let u = ops::swiglu_packed(&ops::linear(&u, &v[2], Some(&b32))?)?;
+            x2.as_tensor() + ops::linear(&u, &v[3], Some(&b2))?
+        }),
+    ));
+    Ok(list)
+}
+
+/// What touches the table of the vocabulary, at the autoencoder's batch.
+fn vocabulary(s: &Size) -> Result<Vec<Operator>> {
+    let (tokens, width, v) = (s.ae_rows * s.ae_context * s.chunk_size, s.ae_hidden, s.vocab);
+    let (hidden, table) = (randn("hidden", &[tokens, width])?, randn("table", &[v, width])?);
+    let target: Vec<u32> = (0..tokens).map(|i| (i * 7919 % v) as u32).collect();
     let target = Tensor::from_vec(target, tokens, &Device::Cpu)?;
-    {
-        let (x, e, y) = (hidden.clone(), table.clone(), target.clone());
-        let (x2, e2, y2) = (hidden.clone(), table.clone(), target.clone());
-        let plain = move || {
+    let [constant, constant_table] = [&hidden, &table].map(|x| x.as_detached_tensor());
+    let shape = format!("[{tokens}, {width}] x [{v}, {width}]");
+    let mut list = Vec::new();
+
+    let (x2, e2, y2) = (hidden.clone(), table.clone(), target.clone());
+    let (x1, e1, y1) = (hidden, table.clone(), target.clone());
+    list.push(operator(
+        "tied_cross_entropy",
+        shape.clone(),
+        Amount::Flops(6.0 * (tokens * width * v) as f64),
+        tensor_run(move || ops::tied_cross_entropy(&x1, &e1, &y1, None)),
+        tensor_run(move || {
             let logits = x2.matmul(&e2.t()?)?;
             let max = logits.detach().max_keepdim(1)?;
             let sum = logits.broadcast_sub(&max)?.exp()?.sum_keepdim(1)?.log()?;
             let lse = (sum + max)?.squeeze(1)?;
             (lse - logits.gather(&y2.unsqueeze(1)?, 1)?.squeeze(1)?)?.sum_all()
-        };
-        add(
-            "tied_cross_entropy",
-            format!("[{tokens}, {width}] x [{}, {width}]", s.vocab),
-            Amount::Flops(6.0 * (tokens * width * s.vocab) as f64),
-            tensor_run(move || ops::tied_cross_entropy(&x, &e, &y, None)),
-            Some(tensor_run(plain)),
-        );
-    }
-    {
-        let (e, y) = (table.clone(), target.clone());
-        let (e2, y2) = (table.clone(), target.clone());
-        add(
-            "embedding",
-            format!("[{tokens}] of [{}, {width}]", s.vocab),
-            bytes(4 * tokens * width + s.vocab * width),
-            tensor_run(move || ops::embedding(&y, &e, None)),
-            Some(tensor_run(move || e2.index_select(&y2, 0))),
-        );
-    }
-    {
-        let x = randn("z", &[rows, d])?;
-        let x2 = x.clone();
-        let ids = row_ids(rows);
-        let key = NoiseKey::new(1, "dropout", 0);
-        add(
-            "dropout",
-            format!("[{rows}, {d}]"),
-            bytes(4 * rows * d),
-            tensor_run(move || ops::dropout(&x, 0.15, DropoutMask::Draw { key, rows: &ids })),
-            Some(tensor_run(move || {
-                let keep = Tensor::rand(0f32, 1f32, x2.dims(), &Device::Cpu)?.ge(0.15)?;
-                x2.as_tensor() * (keep.to_dtype(DType::F32)? / 0.85)?
-            })),
-        );
-    }
-    {
-        let (m, l) = (s.targets, s.latent);
-        let x = randn("predictions", &[positions, n, l])?;
-        let mean = randn("mean", &[positions, l])?.as_detached_tensor();
-        let log_std = ((randn("log_std", &[positions, l])?.as_detached_tensor() * 0.1)? - 1.2)?;
-        let (x2, mean2, log_std2, alpha) = (x.clone(), mean.clone(), log_std.clone(), s.alpha);
-        let plain = move || {
+        }),
+    ));
+    let (x2, e2) = (constant.clone(), constant_table.clone());
+    list.push(without_gradient(
+        "tied_argmax",
+        shape,
+        Amount::Flops(2.0 * (tokens * width * v) as f64),
+        tensor_run(move || ops::tied_argmax(&constant, &constant_table)),
+        Some(tensor_run(move || x2.matmul(&e2.t()?)?.argmax(1))),
+    ));
+    let (e2, y2) = (table.clone(), target.clone());
+    list.push(operator(
+        "embedding",
+        format!("[{tokens}] of [{v}, {width}]"),
+        bytes(4 * tokens * width + v * width),
+        tensor_run(move || ops::embedding(&target, &table, None)),
+        tensor_run(move || e2.index_select(&y2, 0)),
+    ));
+    Ok(list)
+}
+
+/// What draws its noise inside.
+fn noise(s: &Size) -> Result<Vec<Operator>> {
+    let (positions, n, m, l) = (s.batch_rows * s.context_chunks, s.samples, s.targets, s.latent);
+    let chunks = s.ae_rows * s.ae_context;
+    let mut list = Vec::new();
+
+    let x = randn("z", &[chunks, l])?;
+    let (x2, ids, key) = (x.clone(), row_ids(chunks), NoiseKey::new(1, "dropout", 0));
+    list.push(operator(
+        "dropout",
+        format!("[{chunks}, {l}]"),
+        bytes(4 * chunks * l),
+        tensor_run(move || ops::dropout(&x, 0.15, DropoutMask::Draw { key, rows: &ids })),
+        tensor_run(move || {
+            let keep = Tensor::rand(0f32, 1f32, x2.dims(), &Device::Cpu)?.ge(0.15)?;
+            x2.as_tensor() * (keep.to_dtype(DType::F32)? / 0.85)?
+        }),
+    ));
+
+    let x = randn("predictions", &[positions, n, l])?;
+    let mean = randn("mean", &[positions, l])?.as_detached_tensor();
+    let log_std = ((randn("log_std", &[positions, l])?.as_detached_tensor() * 0.1)? - 1.2)?;
+    let (x2, mean2, log_std2, alpha) = (x.clone(), mean.clone(), log_std.clone(), s.alpha);
+    let (ids, key) = (row_ids(positions), NoiseKey::new(1, "target", 0));
+    list.push(operator(
+        "energy_score",
+        format!("[{positions}, {n}, {l}], M {m}"),
+        // Of each pair difference, square and sum, and as much again twice for the gradient.
+        Amount::Flops((positions * (n * m + n * (n - 1) / 2) * 6 * l) as f64),
+        tensor_run(move || {
+            let noise = TargetNoise::Draw { key, rows: &ids, samples: m };
+            ops::energy_score(&x, &mean, &log_std, noise, alpha)
+        }),
+        tensor_run(move || {
             let eps = Tensor::randn(0f32, 1f32, (positions, m, l), &Device::Cpu)?;
             let z = eps.broadcast_mul(&log_std2.exp()?.unsqueeze(1)?)?.broadcast_add(&mean2.unsqueeze(1)?)?;
             let power = |a: &Tensor, b: &Tensor| {
@@ -298,90 +413,39 @@ pub fn all(s: &Size) -> Result<Vec<Operator>> {
             };
             let pull = (power(&x2, &z)? * (2.0 / (n * m) as f64))?;
             pull - (power(&x2, &x2)? / (n * (n - 1)) as f64)?
-        };
-        // Of each pair difference, square and sum, and as much again for the gradient.
-        let flops = (positions * (n * m + n * (n - 1) / 2) * 6 * l) as f64;
-        let (ids, key) = (row_ids(positions), NoiseKey::new(1, "target", 0));
-        let fused = move || {
-            let noise = TargetNoise::Draw { key, rows: &ids, samples: m };
-            ops::energy_score(&x, &mean, &log_std, noise, alpha)
-        };
-        add(
-            "energy_score",
-            format!("[{positions}, {n}, {l}], M {m}"),
-            Amount::Flops(flops),
-            tensor_run(fused),
-            Some(tensor_run(plain)),
-        );
-    }
+        }),
+    ));
+    Ok(list)
+}
 
-    let mut forward = |name, shape: String, amount, fused: Run, plain: Option<Run>| {
-        all.push(Operator { name, shape, amount, differentiable: false, fused, plain });
+/// AdamW with the norm for clipping, over as many parameters as the backbone's attention has.
+fn optimiser(s: &Size) -> Result<Vec<Operator>> {
+    let n = 4 * s.hidden * s.hidden * s.layers;
+    let (mut p, mut m, mut v) = (vec![0.1f32; n], vec![0.0f32; n], vec![0.0f32; n]);
+    let g = vec![1e-3f32; n];
+    let g2 = Tensor::from_slice(&g, n, &Device::Cpu)?;
+    let (p2, m2, v2) = (g2.ones_like()?, g2.ones_like()?, g2.ones_like()?);
+    let mut step = 0;
+    let fused = move |_| {
+        step += 1;
+        let grad_scale = (1.0 / ops::squared_norm(&g).sqrt()).min(1.0);
+        let settings =
+            AdamWStep { lr: 1e-4, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step, grad_scale };
+        ops::adamw(&mut p, &g, &mut m, &mut v, &settings);
+        Ok(())
     };
-    {
-        let (x, e) = (hidden.as_detached_tensor(), table.as_detached_tensor());
-        let (x2, e2) = (x.clone(), e.clone());
-        forward(
-            "tied_argmax",
-            format!("[{tokens}, {width}] x [{}, {width}]", s.vocab),
-            Amount::Flops(2.0 * (tokens * width * s.vocab) as f64),
-            tensor_run(move || ops::tied_argmax(&x, &e)),
-            Some(tensor_run(move || x2.matmul(&e2.t()?)?.argmax(1))),
-        );
-    }
-    {
-        let kv = s.kv_heads;
-        let q = randn("q", &[1, 1, h, dh])?.as_detached_tensor();
-        let keys = randn("k", &[1, t, kv, dh])?.as_detached_tensor();
-        let values = randn("v", &[1, t, kv, dh])?.as_detached_tensor();
-        forward(
-            "cached_attention",
-            format!("1 of {t} positions, {h} heads of {dh}"),
-            bytes(2 * t * kv * dh),
-            tensor_run(move || ops::cached_attention(&q, &keys, &values)),
-            None,
-        );
-    }
-    {
-        let n = 4 * d * d * s.layers;
-        let (mut p, mut m, mut v) = (vec![0.1f32; n], vec![0.0f32; n], vec![0.0f32; n]);
-        let g = vec![1e-3f32; n];
-        let mut step = 0;
-        let (mut p2, m2, v2) = (p.clone(), randn("m", &[n])?, randn("v", &[n])?);
-        let g2 = Tensor::from_slice(&g, n, &Device::Cpu)?;
-        forward(
-            "adamw",
-            format!("[{n}], clipping norm included"),
-            bytes(8 * n),
-            Box::new(move |_| {
-                step += 1;
-                let norm = ops::squared_norm(&g).sqrt();
-                let grad_scale = (1.0 / norm).min(1.0);
-                let settings = AdamWStep {
-                    lr: 1e-4,
-                    beta1: 0.9,
-                    beta2: 0.95,
-                    eps: 1e-8,
-                    weight_decay: 0.1,
-                    step,
-                    grad_scale,
-                };
-                ops::adamw(&mut p, &g, &mut m, &mut v, &settings);
-                Ok(())
-            }),
-            Some(Box::new(move |_| {
-                let norm = g2.sqr()?.sum_all()?.to_scalar::<f32>()?.sqrt();
-                let g = (&g2 * f64::from((1.0 / norm).min(1.0)))?;
-                let m = ((m2.as_tensor() * 0.9)? + (&g * 0.1)?)?;
-                let v = ((v2.sqr()?.sqrt()? * 0.95)? + (g.sqr()? * 0.05)?)?;
-                let p = Tensor::from_slice(&p2, n, &Device::Cpu)?;
-                let update = (m / (v.sqrt()? + 1e-8)?)?;
-                p2 = ((p * 0.99999)? - (update * 1e-4)?)?.to_vec1()?;
-                Ok(())
-            })),
-        );
-    }
-    Ok(all)
+    let plain = move |_| {
+        let norm = g2.sqr()?.sum_all()?.to_scalar::<f32>()?.sqrt();
+        let g = (&g2 * f64::from((1.0 / norm).min(1.0)))?;
+        let m = ((&m2 * 0.9)? + (&g * 0.1)?)?;
+        let v = ((&v2 * 0.95)? + (g.sqr()? * 0.05)?)?;
+        let update = (m / (v.sqrt()? + 1e-8)?)?;
+        std::hint::black_box(((&p2 * 0.99999)? - (update * 1e-4)?)?);
+        Ok(())
+    };
+    // Gradient twice, for the norm; parameter and moments read and written.
+    let amount = bytes(8 * n);
+    Ok(vec![without_gradient("adamw", format!("[{n}]"), amount, Box::new(fused), Some(Box::new(plain)))])
 }
 
 #[cfg(test)]

@@ -213,7 +213,7 @@ impl Training {
         if !(value.is_finite() && norm.is_finite()) {
             bail!("the loss {value} or the gradient norm {norm} is no number")
         }
-        self.optimizer.update(&self.bucket, 3e-4, (1.0 / norm).min(1.0))?;
+        self.optimizer.update(&mut self.bucket, 3e-4, (1.0 / norm).min(1.0))?;
         self.step += 1;
         Ok(value)
     }

@@ -39,6 +39,8 @@ pub enum Command {
     Report(ReportArgs),
     /// Measure operators, training, scoring and generation on this machine.
     Bench(BenchArgs),
+    /// Show what this machine computes with, how fast, and what stands in the way.
+    Doctor(DoctorArgs),
     /// Write text with a trained model.
     Generate(GenerateArgs),
     /// Check a configuration and print it with all defaults.
@@ -162,7 +164,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     pub what: Vec<BenchItem>,
     /// Seconds for each thing that is measured.
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, default_value_t = 2.0, value_parser = seconds)]
     pub seconds: f64,
     /// With --run: N of the batch sampler; 0: training only.
     #[arg(long, default_value_t = 200, requires = "run")]
@@ -173,6 +175,23 @@ pub struct BenchArgs {
     /// Where tokenizers and token files are kept.
     #[arg(long, value_name = "FOLDER", default_value = "runs/.cache", env = "CALM_CACHE")]
     pub cache: PathBuf,
+}
+
+/// `calm doctor`
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Seconds of measuring.
+    #[arg(long, default_value_t = 4.0, value_parser = seconds)]
+    pub seconds: f64,
+    /// What the results are printed as.
+    #[arg(long, default_value = "table")]
+    pub format: Format,
+}
+
+/// A span of time that ends.
+fn seconds(text: &str) -> Result<f64, String> {
+    let value = text.parse().unwrap_or(f64::NAN);
+    if value > 0.0 && value <= 3600.0 { Ok(value) } else { Err("seconds above 0, at most 3600".into()) }
 }
 
 /// One item of `calm bench`.

@@ -75,6 +75,7 @@ fn run(cli: &Cli, printer: &Printer) -> anyhow::Result<()> {
         Some(Command::Ablate(a)) => commands::ablate::run(a, cli.threads, printer),
         Some(Command::Report(a)) => commands::report::run(a, printer),
         Some(Command::Bench(a)) => commands::bench::run(a, printer),
+        Some(Command::Doctor(a)) => commands::doctor::run(a, printer),
         Some(Command::Generate(a)) => commands::generate::run(a, printer),
         Some(Command::Config(a)) => commands::config::run(a, printer),
         Some(Command::Latents(a)) => commands::latents::run(a, printer),

@@ -22,8 +22,8 @@ const OP: &str = "tied_cross_entropy";
 /// Elements summed in single precision before they join a double-precision total.
 const CHUNK: usize = 1024;
 
-/// Rows whose logits exist at the same time: 16 MiB of them in `f32`, but at least 64 rows, so that the
-/// products stay products of matrices.
+/// Rows whose logits exist at the same time: 64 MiB of them in `f32`, but 64 to 512 rows: each block reads and
+/// writes the whole gradient of the embedding once.
 fn block_rows(vocabulary: usize) -> usize {
     ((1 << 24) / vocabulary.max(1)).clamp(64, 512)
 }
@@ -101,7 +101,9 @@ pub fn tied_cross_entropy_rows(
 
 /// The id whose embedding has the largest product with each row of `hidden` `[R, D]`: U32 `[R]`, the
 /// lowest id of equals; NaN logits never win. No gradient. Many rows in `f32` are screened in 8 bits first
-/// where the processor can (`screened_argmax.rs`); the winner is decided in `f32`.
+/// where the processor can (`screened_argmax.rs`); the winner is
+/// decided in `f32`. Where two products differ by less than the rounding of `f32`, either may win, whichever
+/// way was taken.
 ///
 /// # Errors
 /// Shapes or types that do not fit.

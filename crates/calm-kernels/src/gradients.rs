@@ -8,7 +8,7 @@
 
 use crate::simd::{Real, rows_per_block};
 use crate::storage::tensor;
-use candle_core::{Result, Tensor, TensorId};
+use candle_core::{DType, Result, Tensor, TensorId};
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -26,6 +26,8 @@ pub struct FlatGradients {
     ranges: Vec<Range<usize>>,
     /// Whether a gradient has come since the last [`clear`](Self::clear); what stands elsewhere is old.
     written: Vec<bool>,
+    /// Whether one has come since the last backward pass began.
+    reached: Vec<bool>,
     values: Vec<f32>,
 }
 
@@ -41,6 +43,7 @@ impl FlatGradients {
             flat.ranges.push(start..end);
         }
         flat.written = vec![false; flat.ranges.len()];
+        flat.reached = flat.written.clone();
         flat.values = vec![0.0; end];
         flat
     }
@@ -50,18 +53,23 @@ impl FlatGradients {
         self.written.fill(false);
     }
 
-    /// Whether parameter `i` has a gradient.
-    pub fn has(&self, i: usize) -> bool {
-        self.written[i]
+    /// Whether the last backward pass gave parameter `i` a gradient.
+    pub fn reached(&self, i: usize) -> bool {
+        self.reached[i]
     }
 
-    /// The gradient of parameter `i`; meaningless unless it [`has`](Self::has) one.
-    pub fn get(&self, i: usize) -> &[f32] {
-        &self.values[self.ranges[i].clone()]
+    /// The gradient of parameter `i`; None since the last [`clear`](Self::clear) if none has come.
+    pub fn get(&self, i: usize) -> Option<&[f32]> {
+        self.written[i].then(|| &self.values[self.ranges[i].clone()])
     }
 
-    /// All gradients, one after the other; meaningful where each parameter has one.
-    pub fn values(&self) -> &[f32] {
+    /// All gradients, one after the other; 0 where none has come.
+    pub fn values(&mut self) -> &[f32] {
+        for (written, range) in self.written.iter_mut().zip(&self.ranges) {
+            if !std::mem::replace(written, true) {
+                self.values[range.clone()].fill(0.0);
+            }
+        }
         &self.values
     }
 
@@ -70,8 +78,8 @@ impl FlatGradients {
     /// # Panics
     /// If the length differs.
     pub fn add(&mut self, i: usize, gradient: &[f32]) {
-        let accumulate = std::mem::replace(&mut self.written[i], true);
-        put(&mut self.values[self.ranges[i].clone()], gradient, accumulate);
+        let (values, accumulate) = self.place(i);
+        put(values, gradient, accumulate);
     }
 
     /// Runs a backward pass on this thread whose operators leave the gradients of these parameters here.
@@ -85,15 +93,17 @@ impl FlatGradients {
                 }
             }
         }
+        self.reached.fill(false);
         let before = ACTIVE.replace(Some(std::mem::take(self)));
         let _guard = Guard(self, before);
         backward()
     }
 
-    fn place(&mut self, parameter: &Tensor) -> Option<(&mut [f32], bool)> {
-        let i = *self.places.get(&parameter.id())?;
+    /// Where the gradient of parameter `i` goes, and whether it is to be added.
+    fn place(&mut self, i: usize) -> (&mut [f32], bool) {
+        self.reached[i] = true;
         let accumulate = std::mem::replace(&mut self.written[i], true);
-        Some((&mut self.values[self.ranges[i].clone()], accumulate))
+        (&mut self.values[self.ranges[i].clone()], accumulate)
     }
 }
 
@@ -107,14 +117,13 @@ pub(crate) fn gradient_of<T: Real>(
         return Ok(None);
     }
     let write = ACTIVE.with_borrow_mut(|active| {
-        let place = active.as_mut().and_then(|flat| flat.place(input));
-        match place.and_then(|(values, accumulate)| Some((T::from_f32s(values)?, accumulate))) {
-            Some((values, accumulate)) => {
-                write(values, accumulate);
-                None
-            }
-            None => Some(write),
+        let Some(flat) = active.as_mut().filter(|_| T::DTYPE == DType::F32) else { return Some(write) };
+        let Some(&i) = flat.places.get(&input.id()) else { return Some(write) };
+        let (values, accumulate) = flat.place(i);
+        if let Some(values) = T::from_f32s(values) {
+            write(values, accumulate);
         }
+        None
     });
     let Some(write) = write else { return Ok(None) };
     let mut fresh = vec![T::ZERO; input.elem_count()];
@@ -161,15 +170,28 @@ mod tests {
             // The input is no parameter of the buffer.
             assert!(grads.get(&w).is_none() && grads.get(&x).is_some());
             let scaled: Vec<f32> = want.iter().map(|g| g * round as f32).collect();
-            assert_eq!(flat.get(1), scaled);
-            assert!(flat.has(1) && !flat.has(0));
+            assert_eq!(flat.get(1), Some(&scaled[..]));
+            assert!(flat.reached(1) && !flat.reached(0));
         }
         flat.clear();
-        assert!(!flat.has(1));
+        assert_eq!(flat.get(1), None);
         flat.add(1, &[1.0; 4]);
         flat.add(1, &[1.0; 4]);
-        assert_eq!(flat.get(1), [2.0; 4]);
-        assert_eq!(flat.values().len(), 5);
+        assert_eq!(flat.get(1), Some(&[2.0; 4][..]));
+        assert_eq!(flat.values(), [0.0, 2.0, 2.0, 2.0, 2.0]);
+        // What no pass has reached since is 0, not what was there before.
+        flat.clear();
+        assert_eq!(flat.values(), [0.0; 5]);
+    }
+
+    #[test]
+    fn gradients_in_double_precision_take_candles_way() {
+        let w = Var::from_slice(&[2.0f64], (1, 1), &Device::Cpu).unwrap();
+        let mut flat = FlatGradients::new([w.as_tensor()]);
+        let loss = linear(&w, &w, None).unwrap().sum_all().unwrap();
+        let grads = flat.collect(|| loss.backward()).unwrap();
+        assert_eq!(grads.get(&w).unwrap().to_vec2::<f64>().unwrap(), [[4.0]]);
+        assert!(!flat.reached(0) && flat.get(0).is_none());
     }
 
     #[test]
@@ -179,7 +201,7 @@ mod tests {
         flat.add(0, &[3.0]);
         let pass = std::panic::AssertUnwindSafe(|| flat.collect(|| panic!("in the middle")));
         assert!(std::panic::catch_unwind(pass).is_err());
-        assert_eq!(flat.get(0), [3.0]);
+        assert_eq!(flat.get(0), Some(&[3.0][..]));
         assert!(ACTIVE.with_borrow(Option::is_none));
     }
 }

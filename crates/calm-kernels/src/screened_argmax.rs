@@ -25,17 +25,21 @@ const LEAST_ROWS: usize = 64;
 /// Magnitudes outside are left to the plain product, so that no scale over- or underflows.
 const MAGNITUDES: std::ops::Range<f32> = 1e-15..1e15;
 
-/// Whether this processor has the instructions, and `rows` are enough.
-pub(crate) fn pays(rows: usize) -> bool {
+/// Whether this processor has the instructions.
+fn supported() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
-        rows >= LEAST_ROWS && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni")
+        is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni")
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
-        let _ = (rows, LEAST_ROWS);
         false
     }
+}
+
+/// Whether this processor has the instructions, and `rows` are enough.
+pub(crate) fn pays(rows: usize) -> bool {
+    rows >= LEAST_ROWS && supported()
 }
 
 /// The table `[V, D]` in 8 bits, in blocks of 64 ids: `[V/64, D/4, 64, 4]`.
@@ -233,11 +237,11 @@ fn screen<const R: usize>(table: &Table<'_>, number: usize, rows: &[Row], search
 }
 
 /// The id with the largest product for each row of `hidden` `[R, D]` with `table` `[V, D]`: the lowest of
-/// equals, 0 where no product is a number. None where 8 bits cannot hold the table. Call it where it
-/// [`pays`] only.
+/// equals, 0 where no product is a number. None where 8 bits cannot hold the table, or the processor lacks
+/// the instructions.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn argmax(hidden: &[f32], table: &[f32], v: usize, d: usize) -> Option<Vec<u32>> {
-    if d == 0 {
+    if d == 0 || !supported() {
         return None;
     }
     let table = Table::new(table, v, d)?;
@@ -248,7 +252,7 @@ pub(crate) fn argmax(hidden: &[f32], table: &[f32], v: usize, d: usize) -> Optio
         let mut searches = vec![start; rows.len()];
         for number in 0..table.scale.len() / IDS {
             for (rows, searches) in rows.chunks(ROWS).zip(searches.chunks_mut(ROWS)) {
-                // SAFETY: the caller has asked `pays`, which looks for these features.
+                // SAFETY: `supported` has looked for these features above.
                 unsafe {
                     match rows.len() {
                         ROWS => screen::<ROWS>(&table, number, rows, searches),
@@ -272,7 +276,7 @@ pub(crate) fn argmax(hidden: &[f32], table: &[f32], v: usize, d: usize) -> Optio
     Some(best)
 }
 
-/// Never called: it does not [`pays`].
+/// There are no instructions for it.
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) fn argmax(_: &[f32], _: &[f32], _: usize, _: usize) -> Option<Vec<u32>> {
     None

@@ -98,8 +98,15 @@ impl Backbone {
         &self.config
     }
 
-    /// One layer on whole rows: `x [B, S, D]`, `positions` and `segments` U32 `[B, S]`.
-    fn whole(&self, layer: &Layer, x: &Tensor, positions: &Tensor, segments: &Tensor) -> Result<Tensor> {
+    /// One layer on whole rows, as two fused operators: `x [B, S, D]`, `positions` and `segments` U32 `[B, S]`.
+    /// The same as [`Self::layer`] with causal attention, which the tests hold equal.
+    fn fused_layer(
+        &self,
+        layer: &Layer,
+        x: &Tensor,
+        positions: &Tensor,
+        segments: &Tensor,
+    ) -> Result<Tensor> {
         let shape = ops::AttentionShape {
             heads: self.config.heads,
             kv_heads: self.config.kv_heads(),
@@ -152,7 +159,7 @@ impl Backbone {
     pub fn residual_streams(&self, x: &Tensor, positions: &Tensor, segments: &Tensor) -> Result<Vec<Tensor>> {
         let mut streams = vec![x.clone()];
         for (i, layer) in self.layers.iter().enumerate() {
-            streams.push(self.whole(layer, &streams[i], positions, segments)?);
+            streams.push(self.fused_layer(layer, &streams[i], positions, segments)?);
         }
         Ok(streams)
     }
@@ -161,7 +168,7 @@ impl Backbone {
     pub fn forward(&self, x: &Tensor, positions: &Tensor, segments: &Tensor) -> Result<Tensor> {
         let mut x = x.clone();
         for layer in &self.layers {
-            x = self.whole(layer, &x, positions, segments)?;
+            x = self.fused_layer(layer, &x, positions, segments)?;
         }
         self.norm.forward(&x)
     }

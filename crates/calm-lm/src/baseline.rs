@@ -3,6 +3,7 @@
 use calm_kernels as ops;
 use calm_nn::{Builder, Embedding, Init, NoiseKey, RowId, philox};
 use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
 
 use crate::backbone::Branch;
 use crate::calm::RowLoss;
@@ -173,14 +174,14 @@ impl Baseline {
             let n = BLOCK.min(rows - at);
             let logits = self.logits(&hidden.narrow(0, at, n)?.contiguous()?)?.to_vec2::<f32>()?;
             let u = philox::uniform(key, &ids[at..at + n], 2, 1);
-            for (i, row) in logits.iter().enumerate() {
+            out.par_extend(logits.par_iter().enumerate().map(|(i, row)| {
                 let p = probabilities(row, 1.0);
-                out.push(RowStatistics {
+                RowStatistics {
                     log_p_target: p[targets[at + i] as usize].max(f64::MIN_POSITIVE).ln(),
                     sum_p_squared: p.iter().map(|p| p * p).sum(),
                     draws: [invert(&p, f64::from(u[2 * i])), invert(&p, f64::from(u[2 * i + 1]))],
-                });
-            }
+                }
+            }));
         }
         Ok(out)
     }

@@ -36,7 +36,8 @@ pub struct RowLoss {
 /// Draws at every predicted position of a batch.
 #[derive(Clone, Debug)]
 pub struct PositionDraws {
-    /// `[R, steps, N, K]`; step j > 0 continues sample 0 of the steps before it.
+    /// `[R, steps, N, K]`; step j > 0 continues sample 0 of the steps before it, and is PAD where no other
+    /// sample agrees with sample 0 so far.
     pub tokens: Vec<u32>,
     /// R.
     pub rows: usize,
@@ -157,6 +158,9 @@ impl Calm {
 
     /// N draws at every predicted position, rolled `steps` chunks forward along sample 0; all positions in
     /// one pass a step. Noise stream `head` of `purpose`, step number = roll-out step.
+    ///
+    /// A later step is drawn only where another sample still agrees with sample 0 in all steps before it: no
+    /// score looks further. Elsewhere it is PAD.
     pub fn draw_positions(
         &self,
         batch: &ChunkBatch,
@@ -173,13 +177,16 @@ impl Calm {
         let mut hidden = batch.pick(&x)?.detach();
         let mut branch = Branch::default();
         let mut ended = vec![false; rows];
-        let mut out = vec![0u32; rows * steps * samples * k];
+        let tokens = vec![self.special.pad; rows * steps * samples * k];
+        let mut out = PositionDraws { tokens, rows, steps, samples, chunk_size: k };
+        let mut open: Vec<u32> = (0..rows as u32).collect();
         for step in 0..steps {
-            let noise = Noise::Keyed { seed, purpose, step: step as u32, rows: &batch.rows };
+            let ids: Vec<RowId> = open.iter().map(|row| batch.rows[*row as usize]).collect();
+            let noise = Noise::Keyed { seed, purpose, step: step as u32, rows: &ids };
             let mut drawn = self.draw_rows(&hidden, samples, &noise)?;
             let mut first_of_row = vec![self.special.pad; b * s * k];
-            for row in 0..rows {
-                let mine = &mut drawn[row * samples * k..(row + 1) * samples * k];
+            for (mine, row) in drawn.chunks_mut(samples * k).zip(&open) {
+                let row = *row as usize;
                 let before = ended[row];
                 for (i, chunk) in mine.chunks_mut(k).enumerate() {
                     let end = self.special.close(chunk, before);
@@ -190,15 +197,21 @@ impl Calm {
                 let at = batch.sources[row] as usize * k;
                 first_of_row[at..at + k].copy_from_slice(&mine[..k]);
                 let to = (row * steps + step) * samples * k;
-                out[to..to + samples * k].copy_from_slice(mine);
+                out.tokens[to..to + samples * k].copy_from_slice(mine);
             }
-            if step + 1 < steps {
-                let ids = Tensor::from_vec(first_of_row, (b, s, k), batch.ids.device())?;
-                let x = self.backbone.forward_branch(&self.embed(&ids)?.detach(), &trunk, &mut branch)?;
-                hidden = batch.pick(&x)?.detach();
+            let agrees = |row: usize, n: usize| {
+                (0..=step).all(|step| out.chunk(row, step, n) == out.chunk(row, step, 0))
+            };
+            open.retain(|row| (1..samples).any(|n| agrees(*row as usize, n)));
+            if step + 1 == steps || open.is_empty() {
+                break;
             }
+            let ids = Tensor::from_vec(first_of_row, (b, s, k), batch.ids.device())?;
+            let x = self.backbone.forward_branch(&self.embed(&ids)?.detach(), &trunk, &mut branch)?;
+            let index = Tensor::from_slice(&open, open.len(), batch.ids.device())?;
+            hidden = batch.pick(&x)?.detach().index_select(&index, 0)?;
         }
-        Ok(PositionDraws { tokens: out, rows, steps, samples, chunk_size: k })
+        Ok(out)
     }
 
     /// Draws `[R, N, K]` in blocks of rows, so that memory stays bounded for many samples.

@@ -6,7 +6,7 @@
 mod common;
 
 use calm_lm::backbone::Branch;
-use calm_lm::{BackboneConfig, Cache, ChunkBatch, DiffusionConfig, FlowConfig, HeadConfig};
+use calm_lm::{BackboneConfig, Cache, ChunkBatch, DiffusionConfig, FlowConfig, HeadConfig, Sampler};
 use calm_nn::{AdamW, AdamWConfig, GradientBucket, Noise, ParamStore, RowId};
 use candle_core::{DType, Device, IndexOp, Result, Tensor, backprop::GradStore};
 use common::*;
@@ -15,8 +15,30 @@ fn largest(t: &Tensor) -> f64 {
     t.to_dtype(DType::F64).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
 }
 
-/// Every parameter gets a finite gradient that is not 0 everywhere, and a frozen row one of exactly 0.
-fn assert_all_learn(store: &ParamStore, grads: &GradStore) {
+/// Every parameter gets a finite gradient that is not 0 everywhere, and a frozen row one of exactly 0; the
+/// bucket, where training leaves gradients, holds the same as candle's. `loss(step)` has noise of its step.
+fn assert_all_learn(store: &ParamStore, loss: impl Fn(u32) -> Tensor) {
+    let grads = [1, 2].map(|step| loss(step).backward().unwrap());
+    let mut bucket = GradientBucket::new(store);
+    // What an earlier step left must not show.
+    bucket.backward(&loss(3)).unwrap();
+    bucket.clear();
+    for step in [1, 2] {
+        bucket.backward(&loss(step)).unwrap();
+    }
+    for (name, param) in store.params() {
+        let of = |g: &GradStore| g.get(param.var.as_tensor()).unwrap().flatten_all().unwrap();
+        let want = (of(&grads[0]) + of(&grads[1])).unwrap();
+        let most = largest(&want).max(1e-3);
+        let pairs = bucket.get(&name).unwrap().iter().zip(want.to_vec1::<f32>().unwrap());
+        let off = pairs.map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max) / most;
+        assert!(off < 1e-5, "{name}: the bucket is off by {off:.1e}");
+        if let Some(row) = param.frozen_row {
+            let width = param.var.dims()[1];
+            assert!(bucket.get(&name).unwrap()[row as usize * width..][..width].iter().all(|g| *g == 0.0));
+        }
+    }
+    let [grads, _] = &grads;
     let mut wrong = Vec::new();
     for (name, param) in store.params() {
         let Some(g) = grads.get(param.var.as_tensor()) else {
@@ -43,9 +65,10 @@ fn every_parameter_of_calm_receives_a_gradient() {
         let (store, model) = calm(2, &backbone, false);
         randomise(&store, 0.3);
         let batch = batch((3, 6, 2), &tokens(3 * 6 * 2, 1), 0);
-        let noise = Noise::Keyed { seed: 1, purpose: "t", step: 0, rows: &batch.rows };
-        let loss = model.loss(&batch, &noise).unwrap();
-        assert_all_learn(&store, &loss.sum.backward().unwrap());
+        assert_all_learn(&store, |step| {
+            let noise = Noise::Keyed { seed: 1, purpose: "t", step, rows: &batch.rows };
+            model.loss(&batch, &noise).unwrap().sum
+        });
     }
 }
 
@@ -55,8 +78,10 @@ fn every_parameter_of_calm_with_the_other_heads_receives_a_gradient() {
         let (store, model) = calm_with(&head, 2, &backbone(), false);
         randomise(&store, 0.3);
         let batch = batch((3, 6, 2), &tokens(36, 1), 0);
-        let noise = Noise::Keyed { seed: 1, purpose: "t", step: 0, rows: &batch.rows };
-        assert_all_learn(&store, &model.loss(&batch, &noise).unwrap().sum.backward().unwrap());
+        assert_all_learn(&store, |step| {
+            let noise = Noise::Keyed { seed: 1, purpose: "t", step, rows: &batch.rows };
+            model.loss(&batch, &noise).unwrap().sum
+        });
     }
 }
 
@@ -65,9 +90,8 @@ fn at_the_zero_start_the_last_layer_of_the_head_learns_and_nothing_is_nan() {
     let (store, model) = calm(2, &backbone(), false);
     let batch = batch((2, 5, 2), &tokens(20, 1), 0);
     let noise = Noise::Keyed { seed: 1, purpose: "t", step: 0, rows: &batch.rows };
-    let grads = model.loss(&batch, &noise).unwrap().sum.backward().unwrap();
     let mut bucket = GradientBucket::new(&store);
-    bucket.accumulate(&grads).unwrap();
+    bucket.backward(&model.loss(&batch, &noise).unwrap().sum).unwrap();
     assert!(bucket.norm().is_finite());
     for name in ["weight", "bias"] {
         let g = bucket.get(&format!("mlp_generator.final_layer.linears.2.{name}")).unwrap();
@@ -81,8 +105,7 @@ fn every_parameter_of_the_baseline_receives_a_gradient() {
         let backbone = BackboneConfig { kv_heads, ..backbone() };
         let (store, model) = baseline(&backbone, false);
         randomise(&store, 0.3);
-        let loss = model.loss(&batch((3, 9, 1), &tokens(27, 2), 0)).unwrap();
-        assert_all_learn(&store, &loss.sum.backward().unwrap());
+        assert_all_learn(&store, |step| model.loss(&batch((3, 9, 1), &tokens(27, step), 0)).unwrap().sum);
     }
 }
 
@@ -92,9 +115,10 @@ fn every_parameter_of_the_autoencoder_receives_a_gradient() {
     randomise(&store, 0.3);
     let rows: Vec<RowId> = (0..16).map(|i| RowId { example: i, position: 0 }).collect();
     let ids = Tensor::from_vec(tokens(32, 3), (16, 2), &Device::Cpu).unwrap();
-    let noise = Noise::Keyed { seed: 1, purpose: "t", step: 0, rows: &rows };
-    let loss = model.loss(&ids, &noise).unwrap();
-    assert_all_learn(&store, &loss.total.backward().unwrap());
+    assert_all_learn(&store, |step| {
+        let noise = Noise::Keyed { seed: 1, purpose: "t", step, rows: &rows };
+        model.loss(&ids, &noise).unwrap().total
+    });
 }
 
 /// Hidden states of whole rows against those of a cache and of branches, on rows of `segments`.
@@ -187,7 +211,7 @@ fn after_training_exchanged_hidden_states_cost_more() {
         let loss = model.loss(&batch, &noise).unwrap();
         bucket.clear();
         bucket.backward(&(loss.sum / loss.rows as f64).unwrap()).unwrap();
-        adamw.update(&bucket, 3e-3, 1.0).unwrap();
+        adamw.update(&mut bucket, 3e-3, 1.0).unwrap();
     }
     let noise = Noise::Keyed { seed: 4, purpose: "t", step: 0, rows: &batch.rows };
     let (own, exchanged) = model.condition_check(&batch, &noise).unwrap();
@@ -211,6 +235,31 @@ fn draws_are_identical_for_any_batch_split() {
         assert_eq!(whole, [draw(0..1), draw(1..4)].concat(), "K = {k}");
         assert_eq!(whole, [draw(0..2), draw(2..3), draw(3..4)].concat(), "K = {k}");
     }
+}
+
+#[test]
+fn a_later_step_is_drawn_exactly_where_a_sample_still_agrees_with_the_first() {
+    let (store, model) = calm(1, &backbone(), false);
+    randomise(&store, 0.3);
+    let (b, s, samples, steps) = (4, 9, 2, 4);
+    let part = batch((b, s, 1), &tokens(b * s, 8), 0);
+    let draws = model.draw_positions(&part, samples, steps, 9, "t").unwrap();
+    let pad = model.special().pad;
+    let (mut open, mut closed) = (0, 0);
+    for row in 0..draws.rows {
+        let mut agrees = true;
+        for step in 1..steps {
+            let before = draws.chunk(row, step - 1, 0);
+            agrees &= before == draws.chunk(row, step - 1, 1);
+            let drawn = draws.chunk(row, step, 0) != [pad];
+            // After its end a text is PAD as well.
+            let ended = before == [pad] || before == [model.special().eos];
+            assert!(drawn == (agrees && !ended), "row {row}, step {step}");
+            (open, closed) = (open + usize::from(agrees), closed + usize::from(!agrees));
+        }
+    }
+    // Both happen, or the test shows nothing.
+    assert!(open > 0 && closed > 0, "{open} {closed}");
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use calm_kernels::storage::view;
 use calm_kernels::{AdamWStep, FlatGradients, adamw, squared_norm};
-use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Tensor, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -35,7 +35,6 @@ impl Default for AdamWConfig {
 #[derive(Debug)]
 pub struct GradientBucket {
     params: Vec<(String, Param)>,
-    offsets: Vec<usize>,
     gradients: FlatGradients,
 }
 
@@ -43,62 +42,45 @@ impl GradientBucket {
     /// An empty bucket for the parameters of `store`.
     pub fn new(store: &ParamStore) -> Self {
         let params = store.params();
-        let mut offsets = vec![0];
-        for (_, p) in &params {
-            offsets.push(offsets[offsets.len() - 1] + p.var.elem_count());
-        }
         let gradients = FlatGradients::new(params.iter().map(|(_, p)| p.var.as_tensor()));
-        Self { params, offsets, gradients }
+        Self { params, gradients }
     }
 
-    /// Forgets all gradients.
+    /// Sets all gradients to 0.
     pub fn clear(&mut self) {
         self.gradients.clear();
     }
 
-    /// Runs the backward pass of a micro-batch's loss and adds its gradients. A parameter without a gradient
-    /// is an error: candle cuts the graph silently at operators that have no backward.
+    /// Runs the backward pass of a micro-batch's loss and adds its gradients.
+    ///
+    /// # Errors
+    /// A parameter that the pass gives no gradient: candle cuts the graph silently at operators that have no
+    /// backward.
     pub fn backward(&mut self, loss: &Tensor) -> Result<()> {
         // Most gradients go straight into the bucket; those of candle's own operators come as tensors.
         let grads = self.gradients.collect(|| loss.backward())?;
-        self.add(&grads)
-    }
-
-    /// Adds the gradients of a backward pass that candle ran by itself.
-    pub fn accumulate(&mut self, grads: &GradStore) -> Result<()> {
-        self.add(grads)
-    }
-
-    fn add(&mut self, grads: &GradStore) -> Result<()> {
         let mut cut = Vec::new();
         for (i, (name, param)) in self.params.iter().enumerate() {
-            let Some(g) = grads.get(param.var.as_tensor()) else {
-                if !self.gradients.has(i) {
-                    cut.push(name.as_str());
+            match grads.get(param.var.as_tensor()) {
+                Some(g) => {
+                    let g = g.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
+                    self.gradients.add(i, &view::<f32>("backward", &g)?);
                 }
-                continue;
-            };
-            let g = g.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?;
-            let (storage, layout) = g.storage_and_layout();
-            let (candle_core::Storage::Cpu(CpuStorage::F32(data)), Some((from, to))) =
-                (&*storage, layout.contiguous_offsets())
-            else {
-                bail!("gradient of {name} is not a contiguous f32 tensor")
-            };
-            self.gradients.add(i, &data[from..to]);
+                None if self.gradients.reached(i) => {}
+                None => cut.push(name.as_str()),
+            }
         }
         if cut.is_empty() { Ok(()) } else { bail!("no gradient reaches {}", cut.join(", ")) }
     }
 
     /// Euclidean norm over all parameters (f64 sum in fixed order).
-    pub fn norm(&self) -> f64 {
+    pub fn norm(&mut self) -> f64 {
         squared_norm(self.gradients.values()).sqrt()
     }
 
-    /// One parameter's gradient.
+    /// One parameter's gradient; None of an unknown name, or if none has come since the last clear.
     pub fn get(&self, name: &str) -> Option<&[f32]> {
-        let i = self.params.iter().position(|(n, _)| n == name)?;
-        Some(self.gradients.get(i))
+        self.gradients.get(self.params.iter().position(|(n, _)| n == name)?)
     }
 }
 
@@ -151,10 +133,13 @@ impl AdamW {
     }
 
     /// One update with learning rate `lr`; gradients are multiplied by `scale` (clipping) on the way.
-    pub fn update(&mut self, bucket: &GradientBucket, lr: f64, scale: f64) -> Result<()> {
+    pub fn update(&mut self, bucket: &mut GradientBucket, lr: f64, scale: f64) -> Result<()> {
         self.step += 1;
-        for (i, (_, param)) in bucket.params.iter().enumerate() {
-            let range = bucket.offsets[i]..bucket.offsets[i + 1];
+        let gradients = bucket.gradients.values();
+        let mut start = 0;
+        for (_, param) in &bucket.params {
+            let range = start..start + param.var.elem_count();
+            start = range.end;
             let settings = AdamWStep {
                 lr,
                 beta1: self.config.beta1,
@@ -165,7 +150,7 @@ impl AdamW {
                 grad_scale: scale,
             };
             param.var.inplace_op1(&Update {
-                grad: &bucket.gradients.values()[range.clone()],
+                grad: &gradients[range.clone()],
                 first: std::cell::RefCell::new(&mut self.first[range.clone()]),
                 second: std::cell::RefCell::new(&mut self.second[range]),
                 settings,
@@ -229,7 +214,7 @@ mod tests {
         for _ in 0..400 {
             bucket.clear();
             bucket.backward(&x.sqr().unwrap().sum_all().unwrap()).unwrap();
-            opt.update(&bucket, 0.02, 1.0).unwrap();
+            opt.update(&mut bucket, 0.02, 1.0).unwrap();
         }
         assert!(x.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() < 1e-2);
     }
@@ -249,7 +234,7 @@ mod tests {
                 }
                 bucket.clear();
                 bucket.backward(&x.sqr().unwrap().sum_all().unwrap()).unwrap();
-                opt.update(&bucket, 0.01, 0.5).unwrap();
+                opt.update(&mut bucket, 0.01, 0.5).unwrap();
             }
             x.flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
@@ -263,6 +248,30 @@ mod tests {
         let mut bucket = GradientBucket::new(&store);
         let e = bucket.backward(&x.sum_all().unwrap()).unwrap_err();
         assert!(e.to_string().contains("unused"), "{e}");
+    }
+
+    #[test]
+    fn a_pass_that_reaches_less_than_the_one_before_is_an_error() {
+        let (store, x) = quadratic();
+        let y = store.builder().weight("y", &[2], Init::Ones).unwrap();
+        let mut bucket = GradientBucket::new(&store);
+        bucket.backward(&(x.sum_all().unwrap() + y.sum_all().unwrap()).unwrap()).unwrap();
+        let e = bucket.backward(&x.sum_all().unwrap()).unwrap_err();
+        assert!(e.to_string().contains("no gradient reaches y"), "{e}");
+    }
+
+    #[test]
+    fn a_step_without_a_backward_pass_has_no_gradient() {
+        let (store, x) = quadratic();
+        let mut bucket = GradientBucket::new(&store);
+        bucket.backward(&x.sum_all().unwrap()).unwrap();
+        bucket.clear();
+        assert_eq!(bucket.get("x"), None);
+        assert_eq!(bucket.norm(), 0.0);
+        let before = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let mut opt = AdamW::new(&store, AdamWConfig { weight_decay: 0.0, ..Default::default() });
+        opt.update(&mut bucket, 0.1, 1.0).unwrap();
+        assert_eq!(x.flatten_all().unwrap().to_vec1::<f32>().unwrap(), before);
     }
 
     #[test]
