@@ -1,0 +1,37 @@
+//! Compiles `kernels/*.cu` as plain C++ for the host.
+//!
+//! `CALM_TWINS_SANITIZE=1` adds the address and undefined-behaviour sanitisers.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let kernels = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("../../kernels");
+    let mut sources = Vec::new();
+    for entry in std::fs::read_dir(&kernels)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "cu") {
+            sources.push(path);
+        }
+    }
+    sources.sort();
+    println!("cargo::rerun-if-changed={}", kernels.display());
+    println!("cargo::rerun-if-env-changed=CALM_TWINS_SANITIZE");
+
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").opt_level(2).flag("-x").flag("c++").files(&sources);
+    // A product and a sum stay two roundings, as in `nvcc --fmad=false`.
+    build.flag("-ffp-contract=off").extra_warnings(true);
+    if std::env::var_os("CALM_TWINS_SANITIZE").is_some_and(|v| v == "1") {
+        const SANITIZERS: &str = "-fsanitize=address,undefined";
+        build.flag(SANITIZERS).flag("-fno-sanitize-recover=all").debug(true);
+        println!("cargo::rustc-link-arg={SANITIZERS}");
+    }
+    build.try_compile("calm_twins").map_err(|e| {
+        format!(
+            "calm-twins runs the CUDA kernels on the host and needs a C++17 compiler (g++ or clang++, or the \
+             one that CXX names): {e}"
+        )
+        .into()
+    })
+}

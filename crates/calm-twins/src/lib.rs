@@ -1,0 +1,133 @@
+//! The CUDA kernels of `kernels/*.cu`, compiled as plain C++ and run on the host, so that tests compare
+//! them with the CPU operators of `calm-kernels` on a machine without a GPU. Nothing depends on this
+//! crate; `kernels/README.md` explains how a kernel runs on the host.
+//!
+//! A kernel that exists for f32 and bf16 is a field of [`Kernels`], the others are plain functions. The
+//! arguments are those of the `KERNEL` line in the `.cu` file, after the [`Launch`].
+
+#![allow(missing_docs, reason = "the KERNEL lines of kernels/*.cu say what each argument is")]
+
+use half::bf16;
+
+/// What a launch chooses: blocks, threads a block (a multiple of 32, at most 256), bytes of dynamic
+/// shared memory, and whether threads and blocks run from the last to the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Launch {
+    pub grid: u32,
+    pub threads: u32,
+    pub shared_bytes: u32,
+    pub reversed: u32,
+}
+
+/// Key words of a stream and the training step.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct NoiseKey {
+    pub key: [u32; 2],
+    pub step: u32,
+}
+
+/// Index of the example in the global batch, chunk position in it.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct RowId {
+    pub example: u32,
+    pub position: u32,
+}
+
+/// An element type that kernels exist for.
+pub trait Element: Copy + Default + Send + Sync + 'static {
+    /// Its kernels.
+    const KERNELS: Kernels<Self>;
+    /// To the nearest, ties to even.
+    fn of(x: f32) -> Self;
+    fn as_f32(self) -> f32;
+}
+
+impl Element for f32 {
+    const KERNELS: Kernels<Self> = KERNELS_F32;
+    fn of(x: f32) -> Self {
+        x
+    }
+    fn as_f32(self) -> f32 {
+        self
+    }
+}
+
+impl Element for bf16 {
+    const KERNELS: Kernels<Self> = KERNELS_BF16;
+    fn of(x: f32) -> Self {
+        bf16::from_f32(x)
+    }
+    fn as_f32(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+/// `NAME(arguments);` declares `NAME_f32` and `NAME_bf16`, in which `T` is the element type.
+macro_rules! kernels {
+    ($( $name:ident ( $($ty:ty),* $(,)? ); )*) => {
+        mod single {
+            use super::*;
+            type T = f32;
+            unsafe extern "C" {
+                $( #[link_name = concat!(stringify!($name), "_f32")]
+                pub fn $name(launch: Launch, $(_: $ty),*); )*
+            }
+        }
+        mod brain {
+            use super::*;
+            type T = bf16;
+            unsafe extern "C" {
+                $( #[link_name = concat!(stringify!($name), "_bf16")]
+                pub fn $name(launch: Launch, $(_: $ty),*); )*
+            }
+        }
+        /// The kernels for one element type.
+        pub struct Kernels<T> {
+            $( pub $name: unsafe extern "C" fn(Launch, $($ty),*), )*
+        }
+        const KERNELS_F32: Kernels<f32> = Kernels { $( $name: single::$name, )* };
+        const KERNELS_BF16: Kernels<bf16> = Kernels { $( $name: brain::$name, )* };
+    };
+}
+
+kernels! {
+    // energy_score.cu
+    energy_score(
+        *const T, *const f32, *const f32, NoiseKey, *const RowId, *const f32, *mut f32, *mut T, u32, u32,
+        u32, u32, f64,
+    );
+    energy_score_backward(*const T, *const f32, *mut T, u32, u32);
+}
+
+// philox.cu
+unsafe extern "C" {
+    pub fn noise_uniform(
+        launch: Launch,
+        key: NoiseKey,
+        rows: *const RowId,
+        out: *mut f32,
+        r: u32,
+        n: u32,
+        d: u32,
+    );
+    pub fn noise_normal(
+        launch: Launch,
+        key: NoiseKey,
+        rows: *const RowId,
+        out: *mut f32,
+        r: u32,
+        n: u32,
+        d: u32,
+    );
+}
+
+/// Threads of the kernels whose block is as wide as their algorithm.
+pub const ENERGY_THREADS: u32 = 128;
+
+/// Bytes of shared memory that the energy score needs for latent size `l`.
+pub fn energy_shared_bytes(l: u32) -> u32 {
+    32 * l.next_multiple_of(16) * 4
+}
