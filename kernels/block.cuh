@@ -171,3 +171,39 @@ template <class T, class F> DEVICE void block_combine(const Block& block, Local<
 template <class T> DEVICE void block_sum(const Block& block, Local<T>& v) {
     block_combine(block, v, [](T a, T b) { return a + b; });
 }
+
+// f(i) for every i below count, spread over the whole grid; as `each`, no barrier behind it.
+template <class F> DEVICE void each_element(const Block& block, uint64_t count, F f) {
+    block.each([&](uint32_t t) {
+        const uint64_t stride = uint64_t(block.grid()) * block.threads();
+        for (uint64_t i = uint64_t(block.index()) * block.threads() + t; i < count; i += stride) {
+            f(i);
+        }
+    });
+}
+
+// f(row, column) for a matrix: a block takes a row at a time, so that nothing is divided.
+template <class F> DEVICE void each_cell(const Block& block, uint64_t rows, uint32_t columns, F f) {
+    block.each([&](uint32_t t) {
+        for (uint64_t row = block.index(); row < rows; row += block.grid()) {
+            for (uint32_t column = t; column < columns; column += block.threads()) {
+                f(row, column);
+            }
+        }
+    });
+}
+
+// Lanes of a sum over a row: element i belongs to lane i mod 16, as on the CPU.
+constexpr uint32_t LANES = 16;
+
+// The row of thread t when groups of LANES threads take a row each, of which the block's first is `first`.
+DEVICE uint64_t lane_row(uint64_t first, uint32_t t) { return first + t / LANES; }
+
+// step(first) for every batch of rows that the block's groups of LANES threads take together.
+template <class F> DEVICE void each_row_batch(const Block& block, uint64_t rows, F step) {
+    const uint32_t groups = block.threads() / LANES;
+    for (uint64_t first = uint64_t(block.index()) * groups; first < rows;
+         first += uint64_t(block.grid()) * groups) {
+        step(first);
+    }
+}

@@ -196,12 +196,8 @@ DEVICE void energy_score(const Block& block, const T* pred, const float* mean, c
 template <class T>
 DEVICE void scale_rows(const Block& block, const T* kept, const float* upstream, T* out, uint32_t rows,
                        uint32_t row) {
-    block.each([&](uint32_t t) {
-        const uint64_t stride = uint64_t(block.grid()) * block.threads();
-        const uint64_t count = uint64_t(rows) * row;
-        for (uint64_t i = uint64_t(block.index()) * block.threads() + t; i < count; i += stride) {
-            store(out[i], load(kept[i]) * upstream[i / row]);
-        }
+    each_cell(block, rows, row, [&](uint64_t r, uint32_t i) {
+        store(out[r * row + i], load(kept[r * row + i]) * upstream[r]);
     });
 }
 

@@ -121,5 +121,13 @@ DEVICE SinCos sin_cos_turns_f32(float u) {
 // 1 / (1 + e^-x)
 DEVICE float sigmoid(float x) { return 1.0f / (1.0f + exp_f32(-x)); }
 
-// Lanes of a sum over a row: element i belongs to lane i mod 16, as on the CPU.
-constexpr uint32_t LANES = 16;
+struct SiluSlope {
+    float value;
+    float slope;
+};
+
+// x s and its derivative s (1 + x (1 - s)), s the sigmoid of x.
+DEVICE SiluSlope silu_and_slope(float x) {
+    const float s = sigmoid(x);
+    return {x * s, s * (1.0f + x * (1.0f - s))};
+}

@@ -22,16 +22,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     build.cpp(true).std("c++17").opt_level(2).flag("-x").flag("c++").files(&sources);
     // A product and a sum stay two roundings, as in `nvcc --fmad=false`.
     build.flag("-ffp-contract=off").extra_warnings(true);
-    if std::env::var_os("CALM_TWINS_SANITIZE").is_some_and(|v| v == "1") {
-        const SANITIZERS: &str = "-fsanitize=address,undefined";
-        build.flag(SANITIZERS).flag("-fno-sanitize-recover=all").debug(true);
-        println!("cargo::rustc-link-arg={SANITIZERS}");
+    let sanitize = std::env::var_os("CALM_TWINS_SANITIZE").is_some_and(|v| v == "1");
+    if sanitize {
+        build.flag("-fsanitize=address,undefined").flag("-fno-sanitize-recover=all").debug(true);
     }
     build.try_compile("calm_twins").map_err(|e| {
         format!(
             "calm-twins runs the CUDA kernels on the host and needs a C++17 compiler (g++ or clang++, or the \
              one that CXX names): {e}"
         )
-        .into()
-    })
+    })?;
+    if sanitize {
+        // After the kernels' library, which needs them.
+        for runtime in ["asan", "ubsan"] {
+            println!("cargo::rustc-link-lib=dylib={runtime}");
+        }
+    }
+    Ok(())
 }

@@ -100,6 +100,37 @@ kernels! {
         u32, u32, f64,
     );
     energy_score_backward(*const T, *const f32, *mut T, u32, u32);
+
+    // column_sums.cu
+    column_parts(*const T, *mut f32, u32, u32, u32);
+
+    // rms_norm.cu
+    rms_norm(*const T, *const T, *mut T, u32, u32, f32);
+    rms_norm_backward(*const T, *const T, *const T, *mut T, *mut f32, u32, u32, f32);
+    rms_norm_weight_parts(*const T, *const T, *const f32, *mut f32, u32, u32, u32);
+
+    // layer_norm.cu
+    layer_norm(*const T, *const T, *const T, *mut T, u32, u32, f32);
+    layer_norm_backward(*const T, *const T, *const T, *mut T, *mut f32, u32, u32, f32);
+    layer_norm_weight_parts(*const T, *const T, *const f32, *mut f32, u32, u32, u32);
+
+    // silu.cu
+    silu(*const T, *mut T, u64);
+    silu_backward(*const T, *const T, *mut T, u64);
+    add_silu(*const T, *const T, *mut T, u32, u32, u32);
+    add_silu_backward(*const T, *const T, *const T, *mut T, *mut T, u32, u32, u32);
+
+    // swiglu.cu
+    swiglu(*const T, *const T, *mut T, u64, u32, u32);
+    swiglu_backward(*const T, *const T, *const T, *mut T, *mut T, u64, u32, u32);
+
+    // rotary.cu
+    rotary(*const T, *const u32, *const f32, *mut T, u64, u32, u32, f32);
+}
+
+// column_sums.cu
+unsafe extern "C" {
+    pub fn sum_parts(launch: Launch, partial: *const f32, out: *mut f32, parts: u32, columns: u32);
 }
 
 // philox.cu
@@ -130,4 +161,10 @@ pub const ENERGY_THREADS: u32 = 128;
 /// Bytes of shared memory that the energy score needs for latent size `l`.
 pub fn energy_shared_bytes(l: u32) -> u32 {
     32 * l.next_multiple_of(16) * 4
+}
+
+/// Rows of one part of a sum over rows: at most 256 parts, of at least 16 rows. A function of the shape
+/// alone, so that sums do not depend on the launch.
+pub fn part_rows(rows: u32) -> u32 {
+    rows.div_ceil(256).max(16)
 }
