@@ -126,6 +126,14 @@ kernels! {
 
     // rotary.cu
     rotary(*const T, *const u32, *const f32, *mut T, u64, u32, u32, f32);
+
+    // dropout.cu
+    dropout(*const T, NoiseKey, *const RowId, *mut T, u32, u32, f32, f32);
+
+    // embedding.cu
+    embedding(*const u32, *const T, *mut T, u64, u32);
+    embedding_parts(*const u64, *const u32, *const T, *mut f32, u32, u32);
+    embedding_backward(*const u64, *const u32, *const T, *const f32, *mut f32, u32, u32, u32);
 }
 
 // column_sums.cu
@@ -154,6 +162,62 @@ unsafe extern "C" {
         d: u32,
     );
 }
+
+// embedding.cu, sort.cu
+unsafe extern "C" {
+    pub fn embedding_first(launch: Launch, keys: *const u64, first: *mut u32, count: u32, v: u32);
+    pub fn sort_keys(launch: Launch, ids: *const u32, keys: *mut u64, count: u32, padded: u32);
+    pub fn sort_step(launch: Launch, keys: *mut u64, padded: u32, k: u32, j: u32);
+    pub fn sort_tiles(launch: Launch, keys: *mut u64, padded: u32, k_first: u32, k_last: u32);
+}
+
+/// One parameter of the optimiser's table.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Parameter {
+    pub value: *mut f32,
+    pub grad: *const f32,
+    pub m: *mut f32,
+    pub v: *mut f32,
+    pub compute: *mut bf16,
+    pub count: u64,
+    pub first_chunk: u64,
+    pub decays: u64,
+}
+
+/// What is the same for all elements of an optimiser step.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct AdamWFactors {
+    pub keep: f32,
+    pub first: f32,
+    pub beta2: f32,
+    pub second: f32,
+    pub rate: f32,
+    pub root: f32,
+    pub eps: f32,
+}
+
+// adamw.cu
+unsafe extern "C" {
+    pub fn squared_norms(launch: Launch, table: *const Parameter, count: u32, chunks: u32, norms: *mut f64);
+    pub fn clip_scale(launch: Launch, norms: *const f64, chunks: u32, max_norm: f64, out: *mut f64);
+    pub fn adamw(
+        launch: Launch,
+        table: *const Parameter,
+        count: u32,
+        chunks: u32,
+        factors: AdamWFactors,
+        clip: *const f64,
+    );
+}
+
+/// Elements of one chunk of the optimiser's kernels.
+pub const ADAMW_CHUNK: u64 = 16_384;
+/// Keys that the sort keeps in shared memory; the smallest number it can sort.
+pub const SORT_TILE: u32 = 1024;
+/// Sorted places of one tile of the embedding's backward pass.
+pub const EMBEDDING_TILE: u32 = 64;
 
 /// Threads of the kernels whose block is as wide as their algorithm.
 pub const ENERGY_THREADS: u32 = 128;
