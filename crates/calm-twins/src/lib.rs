@@ -134,6 +134,11 @@ kernels! {
     embedding(*const u32, *const T, *mut T, u64, u32);
     embedding_parts(*const u64, *const u32, *const T, *mut f32, u32, u32);
     embedding_backward(*const u64, *const u32, *const T, *const f32, *mut f32, u32, u32, u32);
+
+    // cross_entropy.cu
+    cross_entropy_slope(
+        *const f32, *const u32, *const f32, *const f32, *const f32, *const f64, *mut T, u32, u32, u32,
+    );
 }
 
 // column_sums.cu
@@ -212,6 +217,43 @@ unsafe extern "C" {
     );
 }
 
+// cross_entropy.cu
+unsafe extern "C" {
+    pub fn argmax_chunk(
+        launch: Launch,
+        logits: *const f32,
+        rows: u32,
+        columns: u32,
+        first: u32,
+        largest: *mut f32,
+        id: *mut u32,
+    );
+    pub fn cross_entropy_chunk(
+        launch: Launch,
+        logits: *const f32,
+        targets: *const u32,
+        rows: u32,
+        columns: u32,
+        first: u32,
+        largest: *mut f32,
+        id: *mut u32,
+        sums: *mut f64,
+        at_target: *mut f32,
+    );
+    pub fn cross_entropy_loss(
+        launch: Launch,
+        largest: *const f32,
+        sums: *const f64,
+        at_target: *const f32,
+        weights: *const f32,
+        losses: *mut f32,
+        total: *mut f64,
+        rows: u32,
+    );
+}
+
+/// Threads of a block of the cross-entropy's kernels over rows.
+pub const ROW_THREADS: u32 = 256;
 /// Elements of one chunk of the optimiser's kernels.
 pub const ADAMW_CHUNK: u64 = 16_384;
 /// Keys that the sort keeps in shared memory; the smallest number it can sort.
