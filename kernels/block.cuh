@@ -67,10 +67,10 @@ template <int W, class T, class F> DEVICE void lane_combine(const Block&, Local<
     }
 }
 
-#define KERNEL(name, params, ...)                                             \
-    extern "C" __global__ void __launch_bounds__(MAX_THREADS) name params {   \
-        const Block block;                                                    \
-        __VA_ARGS__;                                                          \
+#define KERNEL(name, params, ...)                                              \
+    extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1) name params { \
+        const Block block;                                                     \
+        __VA_ARGS__;                                                           \
     }
 
 #else // the host

@@ -23,11 +23,6 @@ constexpr uint32_t ENERGY_THREADS = SAMPLES * OTHERS;
 // Smallest positive normal f32: squares below count as coincident points.
 constexpr float TINY = 1.17549435e-38f;
 
-// Bytes of shared memory for latent size l: 16 KiB for 128, 128 KiB for 1024.
-constexpr uint32_t energy_shared_bytes(uint32_t l) {
-    return (2 * SAMPLES + OTHERS) * ((l + LANES - 1) / LANES * LANES) * uint32_t(sizeof(float));
-}
-
 struct Power {
     double value;
     double slope;
@@ -201,7 +196,8 @@ DEVICE void scale_rows(const Block& block, const T* kept, const float* upstream,
     });
 }
 
-// Launch with ENERGY_THREADS threads and energy_shared_bytes(l) bytes of shared memory, any grid.
+// Launch with ENERGY_THREADS threads, any grid, and shared memory for 2 SAMPLES + OTHERS vectors of L floats,
+// L rounded up to a multiple of LANES: 16 KiB for 128, 128 KiB for 1024.
 #define ENERGY_SCORE(T, suffix)                                                                         \
     KERNEL(energy_score_##suffix,                                                                       \
            (const T* pred, const float* mean, const float* log_std, NoiseKey key, const RowId* rows,    \

@@ -121,6 +121,16 @@ DEVICE SinCos sin_cos_turns_f32(float u) {
 // 1 / (1 + e^-x)
 DEVICE float sigmoid(float x) { return 1.0f / (1.0f + exp_f32(-x)); }
 
+// a b + c rounded once, for long products. The host goes through double precision (many times faster than
+// its fmaf without the instruction), which rounds a rare sum differently.
+DEVICE float fused(float a, float b, float c) {
+#if defined(__CUDACC__)
+    return fmaf(a, b, c);
+#else
+    return float(double(a) * double(b) + double(c));
+#endif
+}
+
 struct SiluSlope {
     float value;
     float slope;

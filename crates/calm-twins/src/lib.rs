@@ -36,6 +36,27 @@ pub struct RowId {
     pub position: u32,
 }
 
+/// The keys `start..end` that a query sees.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Span {
+    pub start: u32,
+    pub end: u32,
+}
+
+/// Sizes of one attention: `batch` rows of T queries over U keys, H and Hkv heads.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct AttentionSizes {
+    pub batch: u32,
+    pub queries: u32,
+    pub keys: u32,
+    pub heads: u32,
+    pub kv_heads: u32,
+    /// Of the scores: 1/√Dh.
+    pub scale: f32,
+}
+
 /// An element type that kernels exist for.
 pub trait Element: Copy + Default + Send + Sync + 'static {
     /// Its kernels.
@@ -139,6 +160,107 @@ kernels! {
     cross_entropy_slope(
         *const f32, *const u32, *const f32, *const f32, *const f32, *const f64, *mut T, u32, u32, u32,
     );
+
+    // attention.cu, attention_backward.cu: a kernel for each head size
+    attention_32(*const T, *const T, *const T, *const Span, *mut T, *mut f32, AttentionSizes);
+    attention_queries_32(
+        *const T, *const T, *const T, *const T, *const Span, *const f32, *const f32, *mut T, AttentionSizes,
+    );
+    attention_keys_32(
+        *const T, *const T, *const T, *const T, *const Span, *const f32, *const f32, *mut T, *mut T,
+        AttentionSizes,
+    );
+    attention_48(*const T, *const T, *const T, *const Span, *mut T, *mut f32, AttentionSizes);
+    attention_queries_48(
+        *const T, *const T, *const T, *const T, *const Span, *const f32, *const f32, *mut T, AttentionSizes,
+    );
+    attention_keys_48(
+        *const T, *const T, *const T, *const T, *const Span, *const f32, *const f32, *mut T, *mut T,
+        AttentionSizes,
+    );
+    attention_64(*const T, *const T, *const T, *const Span, *mut T, *mut f32, AttentionSizes);
+    attention_queries_64(
+        *const T, *const T, *const T, *const T, *const Span, *const f32, *const f32, *mut T, AttentionSizes,
+    );
+    attention_keys_64(
+        *const T, *const T, *const T, *const T, *const Span, *const f32, *const f32, *mut T, *mut T,
+        AttentionSizes,
+    );
+    attention_96(*const T, *const T, *const T, *const Span, *mut T, *mut f32, AttentionSizes);
+    attention_queries_96(
+        *const T, *const T, *const T, *const T, *const Span, *const f32, *const f32, *mut T, AttentionSizes,
+    );
+    attention_keys_96(
+        *const T, *const T, *const T, *const T, *const Span, *const f32, *const f32, *mut T, *mut T,
+        AttentionSizes,
+    );
+    attention_128(*const T, *const T, *const T, *const Span, *mut T, *mut f32, AttentionSizes);
+    attention_queries_128(
+        *const T, *const T, *const T, *const T, *const Span, *const f32, *const f32, *mut T, AttentionSizes,
+    );
+    attention_keys_128(
+        *const T, *const T, *const T, *const T, *const Span, *const f32, *const f32, *mut T, *mut T,
+        AttentionSizes,
+    );
+    attention_160(*const T, *const T, *const T, *const Span, *mut T, *mut f32, AttentionSizes);
+    attention_queries_160(
+        *const T, *const T, *const T, *const T, *const Span, *const f32, *const f32, *mut T, AttentionSizes,
+    );
+    attention_keys_160(
+        *const T, *const T, *const T, *const T, *const Span, *const f32, *const f32, *mut T, *mut T,
+        AttentionSizes,
+    );
+    attention_delta(*const T, *const T, *mut f32, u64, u32);
+
+    // attention_inference.cu
+    cached_parts(
+        *const T, *const T, *const T, *const Span, *mut f32, *mut f32, AttentionSizes, u32,
+    );
+    cached_sum(*const f32, *const f32, *mut T, u64, u32, u32, f32);
+}
+
+type Forward<T> =
+    unsafe extern "C" fn(Launch, *const T, *const T, *const T, *const Span, *mut T, *mut f32, AttentionSizes);
+type Queries<T> = unsafe extern "C" fn(
+    Launch,
+    *const T,
+    *const T,
+    *const T,
+    *const T,
+    *const Span,
+    *const f32,
+    *const f32,
+    *mut T,
+    AttentionSizes,
+);
+type Keys<T> = unsafe extern "C" fn(
+    Launch,
+    *const T,
+    *const T,
+    *const T,
+    *const T,
+    *const Span,
+    *const f32,
+    *const f32,
+    *mut T,
+    *mut T,
+    AttentionSizes,
+);
+
+impl<T> Kernels<T> {
+    /// The kernels for a head size: attention, its query gradients, its key gradients; `None` where there
+    /// are none.
+    pub fn attention(&self, head: u32) -> Option<(Forward<T>, Queries<T>, Keys<T>)> {
+        match head {
+            32 => Some((self.attention_32, self.attention_queries_32, self.attention_keys_32)),
+            48 => Some((self.attention_48, self.attention_queries_48, self.attention_keys_48)),
+            64 => Some((self.attention_64, self.attention_queries_64, self.attention_keys_64)),
+            96 => Some((self.attention_96, self.attention_queries_96, self.attention_keys_96)),
+            128 => Some((self.attention_128, self.attention_queries_128, self.attention_keys_128)),
+            160 => Some((self.attention_160, self.attention_queries_160, self.attention_keys_160)),
+            _ => None,
+        }
+    }
 }
 
 // column_sums.cu
@@ -273,4 +395,23 @@ pub fn energy_shared_bytes(l: u32) -> u32 {
 /// alone, so that sums do not depend on the launch.
 pub fn part_rows(rows: u32) -> u32 {
     rows.div_ceil(256).max(16)
+}
+
+/// Threads of the attention kernels over tiles.
+pub const TILE_THREADS: u32 = 128;
+
+/// Bytes of shared memory of the attention kernels for one head size: forward pass, backward passes.
+pub fn attention_shared_bytes(head: u32) -> (u32, u32) {
+    let (rows, columns) = (64, 32);
+    let weights = rows * (columns + 1);
+    let floats = |tiles: u32| tiles * (head + 1) + weights;
+    (4 * floats(rows + 2 * columns), 4 * floats(2 * rows + 2 * columns))
+}
+
+/// Keys of one part of the attention over a cache, and threads of a block.
+pub const CACHED_PART: u32 = 256;
+
+/// Bytes of shared memory of the attention over a cache.
+pub fn cached_shared_bytes(head: u32) -> u32 {
+    4 * (head + 2 * CACHED_PART)
 }

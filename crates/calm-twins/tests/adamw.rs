@@ -59,19 +59,19 @@ fn clipped_steps_are_the_cpus() {
             let mut state = start.clone();
             let mut table = Vec::new();
             let mut chunks = 0;
-            for i in 0..SIZES.len() {
+            for (i, grad) in grads.iter().enumerate() {
                 let copy = state.compute[i].as_mut_ptr();
                 table.push(Parameter {
                     value: state.values[i].as_mut_ptr(),
-                    grad: grads[i].as_ptr(),
+                    grad: grad.as_ptr(),
                     m: state.m[i].as_mut_ptr(),
                     v: state.v[i].as_mut_ptr(),
                     compute: if i % 2 == 0 { copy } else { std::ptr::null_mut() },
-                    count: SIZES[i] as u64,
+                    count: grad.len() as u64,
                     first_chunk: chunks,
                     decays: u64::from(i != 3),
                 });
-                chunks += (SIZES[i] as u64).div_ceil(ADAMW_CHUNK);
+                chunks += (grad.len() as u64).div_ceil(ADAMW_CHUNK);
             }
             let mut norms = vec![f64::NAN; chunks as usize];
             let mut clip = [f64::NAN; 2];
@@ -98,10 +98,10 @@ fn clipped_steps_are_the_cpus() {
         assert!((clip[0] / norm - 1.0).abs() < 1e-12 && (clip[1] / step.grad_scale - 1.0).abs() < 1e-12);
 
         let mut want = start.clone();
-        for i in 0..SIZES.len() {
+        for (i, grad) in grads.iter().enumerate() {
             let weight_decay = if i == 3 { 0.0 } else { step.weight_decay };
             let (m, v) = (&mut want.m[i], &mut want.v[i]);
-            calm_kernels::adamw(&mut want.values[i], &grads[i], m, v, &AdamWStep { weight_decay, ..step });
+            calm_kernels::adamw(&mut want.values[i], grad, m, v, &AdamWStep { weight_decay, ..step });
             if i % 2 == 0 {
                 want.compute[i] = want.values[i].iter().map(|&x| bf16::from_f32(x)).collect();
             }

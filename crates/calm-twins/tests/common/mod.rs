@@ -86,15 +86,22 @@ pub fn assert_bits<T: Element>(got: &[T], want: &[f32], what: &str) {
 
 /// |got − want| ≤ `tolerance`·largest |want|, plus half a unit in the last place of `T`.
 pub fn assert_close<T: Element>(got: &[T], want: &[f32], tolerance: f32, what: &str) {
+    assert_near(got, want, tolerance * largest(want), what);
+}
+
+/// |got − want| ≤ `tolerance`, plus half a unit in the last place of `T`.
+pub fn assert_near<T: Element>(got: &[T], want: &[f32], tolerance: f32, what: &str) {
     assert_eq!(got.len(), want.len(), "{what}");
-    let scale = want.iter().fold(0.0f32, |a, b| a.max(b.abs()));
     let rounding = if size_of::<T>() == 2 { 1.0 / 256.0 } else { 0.0 };
     for (i, (g, &w)) in got.iter().zip(want).enumerate() {
-        let off = (g.as_f32() - w).abs();
+        let (g, allowed) = (g.as_f32(), tolerance + rounding * w.abs());
         assert!(
-            off <= tolerance * scale + rounding * w.abs(),
-            "{what}: element {i} is {:e}, the CPU has {w:e}",
-            g.as_f32()
+            (g - w).abs() <= allowed,
+            "{what}: element {i} is {g:e}, the CPU has {w:e}, {allowed:.1e} off allowed"
         );
     }
+}
+
+pub fn largest(x: &[f32]) -> f32 {
+    x.iter().fold(0.0, |a, b| a.max(b.abs()))
 }
