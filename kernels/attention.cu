@@ -109,7 +109,7 @@ DEVICE void attention(const Block& block, const T* q, const T* k, const T* v, co
 }
 
 // Launch with TILE_THREADS threads, any grid, and shared memory for ROWS + 2 COLUMNS rows of DH + 1 floats
-// and ROWS of COLUMNS + 1: 41 KiB for DH = 64, 88 KiB for 160.
+// and ROWS of COLUMNS + 1: 41 KiB for DH = 64, 89 KiB for 160.
 #define ATTENTION(T, suffix, dh)                                                                        \
     KERNEL(attention_##dh##_##suffix,                                                                   \
            (const T* q, const T* k, const T* v, const Span* spans, T* out, float* log_sums,             \

@@ -14,11 +14,16 @@
 //     that a thread writes;
 //   - what a thread keeps from one f to the next is a `Local<T>`, read and written as `v[t]`;
 //   - shared memory is declared with SHARED, or asked of `block.dynamic_shared`, and touched in a phase;
-//   - within one phase no thread reads what another one writes. The host can run threads and blocks in
-//     reverse order: a body that breaks this rule then gives another result.
+//   - within one phase no thread reads what another one writes.
+//
+// The host shows what breaks them: it can run threads and blocks in reverse order, and (block_ahead.cuh)
+// each thread as far ahead of the others as barriers let it; the results must be the same.
 //
 // KERNEL(name, (parameters), call) makes the entry point: a __global__ function on the device, on the host
 // a C function that takes the launch first and runs the blocks one after the other.
+//
+// This file holds what both sides share; block_device.cuh, block_host.cuh and block_ahead.cuh what a block
+// is on the device, on the host, and on the host when each thread runs as far ahead as barriers let it.
 #pragma once
 
 #include <cstdint>
@@ -29,57 +34,9 @@ constexpr uint32_t MAX_THREADS = 256;
 #define UNPACK(...) __VA_ARGS__
 
 #if defined(__CUDACC__)
-
-#define DEVICE __device__ __forceinline__
-#define SHARED __shared__
-#define UNROLL _Pragma("unroll")
-
-struct Block {
-    DEVICE uint32_t index() const { return blockIdx.x; }
-    DEVICE uint32_t grid() const { return gridDim.x; }
-    DEVICE uint32_t threads() const { return blockDim.x; }
-
-    template <class F> DEVICE void each(F f) const { f(threadIdx.x); }
-
-    template <class F> DEVICE void phase(F f) const {
-        f(threadIdx.x);
-        __syncthreads();
-    }
-
-    // The bytes of shared memory that the launch asked for.
-    DEVICE float* dynamic_shared() const {
-        extern __shared__ float4 dynamic_shared_memory[];
-        return reinterpret_cast<float*>(dynamic_shared_memory);
-    }
-};
-
-// A value of each thread that outlives a phase: a register.
-template <class T> struct Local {
-    T value;
-    DEVICE T& operator[](uint32_t) { return value; }
-};
-
-// v[t] becomes combine(v[t], v[t ^ W/2]), then with W/4, .. 1: the same bits in all lanes of a group of W.
-template <int W, class T, class F> DEVICE void lane_combine(const Block&, Local<T>& v, F combine) {
-    static_assert(W <= 32, "lanes of one warp");
-    UNROLL for (int offset = W / 2; offset > 0; offset /= 2) {
-        v.value = combine(v.value, __shfl_xor_sync(0xffffffffu, v.value, offset));
-    }
-}
-
-#define KERNEL(name, params, ...)                                              \
-    extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1) name params { \
-        const Block block;                                                     \
-        __VA_ARGS__;                                                           \
-    }
-
-#else // the host
-
-#include <cassert>
-#include <vector>
-
+#include "block_device.cuh"
+#else
 #define DEVICE inline
-#define SHARED
 #define UNROLL
 
 // What a launch chooses; `reversed` runs threads and blocks from the last to the first.
@@ -90,52 +47,16 @@ struct Launch {
     uint32_t reversed;
 };
 
-struct Block {
-    const Launch& launch;
-    uint32_t place;
-    float* memory;
+#if defined(RUN_AHEAD)
+#include "block_ahead.cuh"
+#else
+#include "block_host.cuh"
+#endif
 
-    uint32_t index() const { return place; }
-    uint32_t grid() const { return launch.grid; }
-    uint32_t threads() const { return launch.threads; }
-
-    template <class F> void each(F f) const {
-        for (uint32_t i = 0; i < launch.threads; i++) {
-            f(launch.reversed ? launch.threads - 1 - i : i);
-        }
+#define KERNEL(name, params, ...)                                     \
+    extern "C" void name(Launch launch, UNPACK params) {              \
+        run_blocks(launch, [&](const Block& block) { __VA_ARGS__; }); \
     }
-
-    template <class F> void phase(F f) const { each(f); }
-
-    float* dynamic_shared() const { return memory; }
-};
-
-template <class T> struct Local {
-    T values[MAX_THREADS];
-    T& operator[](uint32_t t) { return values[t]; }
-};
-
-template <int W, class T, class F> void lane_combine(const Block& block, Local<T>& v, F combine) {
-    for (uint32_t offset = W / 2; offset > 0; offset /= 2) {
-        Local<T> before = v;
-        block.each([&](uint32_t t) { v[t] = combine(before[t], before[t ^ offset]); });
-    }
-}
-
-template <class F> void run_blocks(const Launch& launch, F body) {
-    assert(launch.threads > 0 && launch.threads <= MAX_THREADS && launch.threads % 32 == 0);
-    for (uint32_t i = 0; i < launch.grid; i++) {
-        // Of the exact size, so that the address sanitiser sees the first byte too many.
-        std::vector<float> memory(launch.shared_bytes / sizeof(float));
-        body(Block{launch, launch.reversed ? launch.grid - 1 - i : i, memory.data()});
-    }
-}
-
-#define KERNEL(name, params, ...)                                             \
-    extern "C" void name(Launch launch, UNPACK params) {                      \
-        run_blocks(launch, [&](const Block& block) { __VA_ARGS__; });         \
-    }
-
 #endif
 
 template <class T> DEVICE T larger(T a, T b) { return b > a ? b : a; }

@@ -1,6 +1,7 @@
 //! Compiles `kernels/*.cu` as plain C++ for the host.
 //!
-//! `CALM_TWINS_SANITIZE=1` adds the address and undefined-behaviour sanitisers.
+//! `CALM_TWINS_SANITIZE=1` adds the address and undefined-behaviour sanitisers; `CALM_TWINS_AHEAD=1` runs
+//! each thread of a block as far ahead as barriers let it (`kernels/block_ahead.cuh`).
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -16,13 +17,19 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     sources.sort();
     println!("cargo::rerun-if-changed={}", kernels.display());
-    println!("cargo::rerun-if-env-changed=CALM_TWINS_SANITIZE");
+    for switch in ["CALM_TWINS_SANITIZE", "CALM_TWINS_AHEAD"] {
+        println!("cargo::rerun-if-env-changed={switch}");
+    }
+    let on = |switch: &str| std::env::var_os(switch).is_some_and(|v| v == "1");
 
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(2).flag("-x").flag("c++").files(&sources);
     // A product and a sum stay two roundings, as in `nvcc --fmad=false`.
     build.flag("-ffp-contract=off").extra_warnings(true);
-    let sanitize = std::env::var_os("CALM_TWINS_SANITIZE").is_some_and(|v| v == "1");
+    if on("CALM_TWINS_AHEAD") {
+        build.define("RUN_AHEAD", None);
+    }
+    let sanitize = on("CALM_TWINS_SANITIZE");
     if sanitize {
         build.flag("-fsanitize=address,undefined").flag("-fno-sanitize-recover=all").debug(true);
     }
