@@ -1,0 +1,417 @@
+//! The CUDA kernels of `kernels/*.cu`, compiled as plain C++ and run on the host, so that tests compare
+//! them with the CPU operators of `calm-kernels` on a machine without a GPU. Nothing depends on this
+//! crate; `kernels/README.md` explains how a kernel runs on the host.
+//!
+//! A kernel that exists for f32 and bf16 is a field of [`Kernels`], the others are plain functions. The
+//! arguments are those of the `KERNEL` line in the `.cu` file, after the [`Launch`].
+
+#![allow(missing_docs, reason = "the KERNEL lines of kernels/*.cu say what each argument is")]
+
+use half::bf16;
+
+/// What a launch chooses: blocks, threads a block (a multiple of 32, at most 256), bytes of dynamic
+/// shared memory, and whether threads and blocks run from the last to the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Launch {
+    pub grid: u32,
+    pub threads: u32,
+    pub shared_bytes: u32,
+    pub reversed: u32,
+}
+
+/// Key words of a stream and the training step.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct NoiseKey {
+    pub key: [u32; 2],
+    pub step: u32,
+}
+
+/// Index of the example in the global batch, chunk position in it.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct RowId {
+    pub example: u32,
+    pub position: u32,
+}
+
+/// The keys `start..end` that a query sees.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Span {
+    pub start: u32,
+    pub end: u32,
+}
+
+/// Sizes of one attention: `batch` rows of T queries over U keys, H and Hkv heads.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct AttentionSizes {
+    pub batch: u32,
+    pub queries: u32,
+    pub keys: u32,
+    pub heads: u32,
+    pub kv_heads: u32,
+    /// Of the scores: 1/√Dh.
+    pub scale: f32,
+}
+
+/// An element type that kernels exist for.
+pub trait Element: Copy + Default + Send + Sync + 'static {
+    /// Its kernels.
+    const KERNELS: Kernels<Self>;
+    /// To the nearest, ties to even.
+    fn of(x: f32) -> Self;
+    fn as_f32(self) -> f32;
+}
+
+impl Element for f32 {
+    const KERNELS: Kernels<Self> = KERNELS_F32;
+    fn of(x: f32) -> Self {
+        x
+    }
+    fn as_f32(self) -> f32 {
+        self
+    }
+}
+
+impl Element for bf16 {
+    const KERNELS: Kernels<Self> = KERNELS_BF16;
+    fn of(x: f32) -> Self {
+        bf16::from_f32(x)
+    }
+    fn as_f32(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+/// `NAME(arguments);` declares `NAME_f32` and `NAME_bf16`, in which `T` is the element type.
+macro_rules! kernels {
+    ($( $name:ident ( $($ty:ty),* $(,)? ); )*) => {
+        mod single {
+            use super::*;
+            type T = f32;
+            unsafe extern "C" {
+                $( #[link_name = concat!(stringify!($name), "_f32")]
+                pub fn $name(launch: Launch, $(_: $ty),*); )*
+            }
+        }
+        mod brain {
+            use super::*;
+            type T = bf16;
+            unsafe extern "C" {
+                $( #[link_name = concat!(stringify!($name), "_bf16")]
+                pub fn $name(launch: Launch, $(_: $ty),*); )*
+            }
+        }
+        /// The kernels for one element type.
+        pub struct Kernels<T> {
+            $( pub $name: unsafe extern "C" fn(Launch, $($ty),*), )*
+        }
+        const KERNELS_F32: Kernels<f32> = Kernels { $( $name: single::$name, )* };
+        const KERNELS_BF16: Kernels<bf16> = Kernels { $( $name: brain::$name, )* };
+    };
+}
+
+kernels! {
+    // energy_score.cu
+    energy_score(
+        *const T, *const f32, *const f32, NoiseKey, *const RowId, *const f32, *mut f32, *mut T, u32, u32,
+        u32, u32, f64,
+    );
+    energy_score_backward(*const T, *const f32, *mut T, u32, u32);
+
+    // column_sums.cu
+    column_parts(*const T, *mut f32, u32, u32, u32);
+
+    // rms_norm.cu
+    rms_norm(*const T, *const T, *mut T, u32, u32, f32);
+    rms_norm_backward(*const T, *const T, *const T, *mut T, *mut f32, u32, u32, f32);
+    rms_norm_weight_parts(*const T, *const T, *const f32, *mut f32, u32, u32, u32);
+
+    // layer_norm.cu
+    layer_norm(*const T, *const T, *const T, *mut T, u32, u32, f32);
+    layer_norm_backward(*const T, *const T, *const T, *mut T, *mut f32, u32, u32, f32);
+    layer_norm_weight_parts(*const T, *const T, *const f32, *mut f32, u32, u32, u32);
+
+    // silu.cu
+    silu(*const T, *mut T, u64);
+    silu_backward(*const T, *const T, *mut T, u64);
+    add_silu(*const T, *const T, *mut T, u32, u32, u32);
+    add_silu_backward(*const T, *const T, *const T, *mut T, *mut T, u32, u32, u32);
+
+    // swiglu.cu
+    swiglu(*const T, *const T, *mut T, u64, u32, u32);
+    swiglu_backward(*const T, *const T, *const T, *mut T, *mut T, u64, u32, u32);
+
+    // rotary.cu
+    rotary(*const T, *const u32, *const f32, *mut T, u64, u32, u32, f32);
+
+    // dropout.cu
+    dropout(*const T, NoiseKey, *const RowId, *mut T, u32, u32, f32, f32);
+
+    // embedding.cu
+    embedding(*const u32, *const T, *mut T, u64, u32);
+    embedding_parts(*const u64, *const u32, *const T, *mut f32, u32, u32);
+    embedding_backward(*const u64, *const u32, *const T, *const f32, *mut f32, u32, u32, u32);
+
+    // cross_entropy.cu
+    cross_entropy_slope(
+        *const f32, *const u32, *const f32, *const f32, *const f32, *const f64, *mut T, u32, u32, u32,
+    );
+
+    // attention.cu, attention_backward.cu: a kernel for each head size
+    attention_32(*const T, *const T, *const T, *const Span, *mut T, *mut f32, AttentionSizes);
+    attention_queries_32(
+        *const T, *const T, *const T, *const T, *const Span, *const f32, *const f32, *mut T, AttentionSizes,
+    );
+    attention_keys_32(
+        *const T, *const T, *const T, *const T, *const Span, *const f32, *const f32, *mut T, *mut T,
+        AttentionSizes,
+    );
+    attention_48(*const T, *const T, *const T, *const Span, *mut T, *mut f32, AttentionSizes);
+    attention_queries_48(
+        *const T, *const T, *const T, *const T, *const Span, *const f32, *const f32, *mut T, AttentionSizes,
+    );
+    attention_keys_48(
+        *const T, *const T, *const T, *const T, *const Span, *const f32, *const f32, *mut T, *mut T,
+        AttentionSizes,
+    );
+    attention_64(*const T, *const T, *const T, *const Span, *mut T, *mut f32, AttentionSizes);
+    attention_queries_64(
+        *const T, *const T, *const T, *const T, *const Span, *const f32, *const f32, *mut T, AttentionSizes,
+    );
+    attention_keys_64(
+        *const T, *const T, *const T, *const T, *const Span, *const f32, *const f32, *mut T, *mut T,
+        AttentionSizes,
+    );
+    attention_96(*const T, *const T, *const T, *const Span, *mut T, *mut f32, AttentionSizes);
+    attention_queries_96(
+        *const T, *const T, *const T, *const T, *const Span, *const f32, *const f32, *mut T, AttentionSizes,
+    );
+    attention_keys_96(
+        *const T, *const T, *const T, *const T, *const Span, *const f32, *const f32, *mut T, *mut T,
+        AttentionSizes,
+    );
+    attention_128(*const T, *const T, *const T, *const Span, *mut T, *mut f32, AttentionSizes);
+    attention_queries_128(
+        *const T, *const T, *const T, *const T, *const Span, *const f32, *const f32, *mut T, AttentionSizes,
+    );
+    attention_keys_128(
+        *const T, *const T, *const T, *const T, *const Span, *const f32, *const f32, *mut T, *mut T,
+        AttentionSizes,
+    );
+    attention_160(*const T, *const T, *const T, *const Span, *mut T, *mut f32, AttentionSizes);
+    attention_queries_160(
+        *const T, *const T, *const T, *const T, *const Span, *const f32, *const f32, *mut T, AttentionSizes,
+    );
+    attention_keys_160(
+        *const T, *const T, *const T, *const T, *const Span, *const f32, *const f32, *mut T, *mut T,
+        AttentionSizes,
+    );
+    attention_delta(*const T, *const T, *mut f32, u64, u32);
+
+    // attention_inference.cu
+    cached_parts(
+        *const T, *const T, *const T, *const Span, *mut f32, *mut f32, AttentionSizes, u32,
+    );
+    cached_sum(*const f32, *const f32, *mut T, u64, u32, u32, f32);
+}
+
+type Forward<T> =
+    unsafe extern "C" fn(Launch, *const T, *const T, *const T, *const Span, *mut T, *mut f32, AttentionSizes);
+type Queries<T> = unsafe extern "C" fn(
+    Launch,
+    *const T,
+    *const T,
+    *const T,
+    *const T,
+    *const Span,
+    *const f32,
+    *const f32,
+    *mut T,
+    AttentionSizes,
+);
+type Keys<T> = unsafe extern "C" fn(
+    Launch,
+    *const T,
+    *const T,
+    *const T,
+    *const T,
+    *const Span,
+    *const f32,
+    *const f32,
+    *mut T,
+    *mut T,
+    AttentionSizes,
+);
+
+impl<T> Kernels<T> {
+    /// The kernels for a head size: attention, its query gradients, its key gradients; `None` where there
+    /// are none.
+    pub fn attention(&self, head: u32) -> Option<(Forward<T>, Queries<T>, Keys<T>)> {
+        match head {
+            32 => Some((self.attention_32, self.attention_queries_32, self.attention_keys_32)),
+            48 => Some((self.attention_48, self.attention_queries_48, self.attention_keys_48)),
+            64 => Some((self.attention_64, self.attention_queries_64, self.attention_keys_64)),
+            96 => Some((self.attention_96, self.attention_queries_96, self.attention_keys_96)),
+            128 => Some((self.attention_128, self.attention_queries_128, self.attention_keys_128)),
+            160 => Some((self.attention_160, self.attention_queries_160, self.attention_keys_160)),
+            _ => None,
+        }
+    }
+}
+
+// column_sums.cu
+unsafe extern "C" {
+    pub fn sum_parts(launch: Launch, partial: *const f32, out: *mut f32, parts: u32, columns: u32);
+}
+
+// philox.cu
+unsafe extern "C" {
+    pub fn noise_uniform(
+        launch: Launch,
+        key: NoiseKey,
+        rows: *const RowId,
+        out: *mut f32,
+        r: u32,
+        n: u32,
+        d: u32,
+    );
+    pub fn noise_normal(
+        launch: Launch,
+        key: NoiseKey,
+        rows: *const RowId,
+        out: *mut f32,
+        r: u32,
+        n: u32,
+        d: u32,
+    );
+}
+
+// embedding.cu, sort.cu
+unsafe extern "C" {
+    pub fn embedding_first(launch: Launch, keys: *const u64, first: *mut u32, count: u32, v: u32);
+    pub fn sort_keys(launch: Launch, ids: *const u32, keys: *mut u64, count: u32, padded: u32);
+    pub fn sort_step(launch: Launch, keys: *mut u64, padded: u32, k: u32, j: u32);
+    pub fn sort_tiles(launch: Launch, keys: *mut u64, padded: u32, k_first: u32, k_last: u32);
+}
+
+/// One parameter of the optimiser's table.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Parameter {
+    pub value: *mut f32,
+    pub grad: *const f32,
+    pub m: *mut f32,
+    pub v: *mut f32,
+    pub compute: *mut bf16,
+    pub count: u64,
+    pub first_chunk: u64,
+    pub decays: u64,
+}
+
+/// What is the same for all elements of an optimiser step.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct AdamWFactors {
+    pub keep: f32,
+    pub first: f32,
+    pub beta2: f32,
+    pub second: f32,
+    pub rate: f32,
+    pub root: f32,
+    pub eps: f32,
+}
+
+// adamw.cu
+unsafe extern "C" {
+    pub fn squared_norms(launch: Launch, table: *const Parameter, count: u32, chunks: u32, norms: *mut f64);
+    pub fn clip_scale(launch: Launch, norms: *const f64, chunks: u32, max_norm: f64, out: *mut f64);
+    pub fn adamw(
+        launch: Launch,
+        table: *const Parameter,
+        count: u32,
+        chunks: u32,
+        factors: AdamWFactors,
+        clip: *const f64,
+    );
+}
+
+// cross_entropy.cu
+unsafe extern "C" {
+    pub fn argmax_chunk(
+        launch: Launch,
+        logits: *const f32,
+        rows: u32,
+        columns: u32,
+        first: u32,
+        largest: *mut f32,
+        id: *mut u32,
+    );
+    pub fn cross_entropy_chunk(
+        launch: Launch,
+        logits: *const f32,
+        targets: *const u32,
+        rows: u32,
+        columns: u32,
+        first: u32,
+        largest: *mut f32,
+        id: *mut u32,
+        sums: *mut f64,
+        at_target: *mut f32,
+    );
+    pub fn cross_entropy_loss(
+        launch: Launch,
+        largest: *const f32,
+        sums: *const f64,
+        at_target: *const f32,
+        weights: *const f32,
+        losses: *mut f32,
+        total: *mut f64,
+        rows: u32,
+    );
+}
+
+/// Threads of a block of the cross-entropy's kernels over rows.
+pub const ROW_THREADS: u32 = 256;
+/// Elements of one chunk of the optimiser's kernels.
+pub const ADAMW_CHUNK: u64 = 16_384;
+/// Keys that the sort keeps in shared memory; the smallest number it can sort.
+pub const SORT_TILE: u32 = 1024;
+/// Sorted places of one tile of the embedding's backward pass.
+pub const EMBEDDING_TILE: u32 = 64;
+
+/// Threads of the kernels whose block is as wide as their algorithm.
+pub const ENERGY_THREADS: u32 = 128;
+
+/// Bytes of shared memory that the energy score needs for latent size `l`.
+pub fn energy_shared_bytes(l: u32) -> u32 {
+    32 * l.next_multiple_of(16) * 4
+}
+
+/// Rows of one part of a sum over rows: at most 256 parts, of at least 16 rows. A function of the shape
+/// alone, so that sums do not depend on the launch.
+pub fn part_rows(rows: u32) -> u32 {
+    rows.div_ceil(256).max(16)
+}
+
+/// Threads of the attention kernels over tiles.
+pub const TILE_THREADS: u32 = 128;
+
+/// Bytes of shared memory of the attention kernels for one head size: forward pass, backward passes.
+pub fn attention_shared_bytes(head: u32) -> (u32, u32) {
+    let (rows, columns) = (64, 32);
+    let weights = rows * (columns + 1);
+    let floats = |tiles: u32| tiles * (head + 1) + weights;
+    (4 * floats(rows + 2 * columns), 4 * floats(2 * rows + 2 * columns))
+}
+
+/// Keys of one part of the attention over a cache, and threads of a block.
+pub const CACHED_PART: u32 = 256;
+
+/// Bytes of shared memory of the attention over a cache.
+pub fn cached_shared_bytes(head: u32) -> u32 {
+    4 * (head + 2 * CACHED_PART)
+}

@@ -1,0 +1,136 @@
+// AdamW and clipping by the global norm over all parameters of a model, in three launches: the twin of
+// calm-kernels/src/adamw.rs.
+//
+//   g = clip grad,   m <- m + (1 - b1)(g - m),   v <- b2 v + (1 - b2) g^2
+//   p <- p (1 - lr decay) - lr/(1 - b1^t) m / (sqrt(v)/sqrt(1 - b2^t) + eps)
+//
+// A table names the parameters; they are cut into chunks of CHUNK elements, numbered through all of them.
+// squared_norms leaves each chunk's sum of squares, clip_scale adds them up and leaves the factor where
+// adamw reads it, so that nothing waits for the CPU.
+#include "number.cuh"
+
+constexpr uint32_t CHUNK = 16384;
+
+// One parameter: values, moments and gradient of `count` elements, in f32.
+struct Parameter {
+    float* value;
+    const float* grad;
+    float* m;
+    float* v;
+    bf16* compute; // a copy in bf16 for the model's products, or null
+    uint64_t count;
+    uint64_t first_chunk;
+    uint64_t decays; // whether weight decay applies: 0 or 1
+};
+
+// What is the same for all elements of a step; computed on the CPU in double precision.
+struct AdamWFactors {
+    float keep;   // 1 - lr decay
+    float first;  // 1 - b1
+    float beta2;  // b2
+    float second; // 1 - b2
+    float rate;   // lr / (1 - b1^t)
+    float root;   // 1 / sqrt(1 - b2^t)
+    float eps;
+};
+
+// The chunk's parameter, the last one that begins at or before it, and the elements begin .. end in it.
+struct Chunk {
+    Parameter parameter;
+    uint64_t begin;
+    uint64_t end;
+};
+
+DEVICE Chunk chunk_of(const Parameter* parameters, uint32_t count, uint64_t chunk) {
+    uint32_t low = 0, high = count - 1;
+    while (low < high) {
+        const uint32_t middle = low + (high - low + 1) / 2;
+        if (parameters[middle].first_chunk <= chunk) {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    const Parameter parameter = parameters[low];
+    const uint64_t begin = (chunk - parameter.first_chunk) * CHUNK;
+    const uint64_t end = begin + CHUNK < parameter.count ? begin + CHUNK : parameter.count;
+    return {parameter, begin, end};
+}
+
+// norms [chunks]: the sum of each chunk's squared gradients in double precision, in the CPU's order.
+DEVICE void squared_norms(const Block& block, const Parameter* parameters, uint32_t count, uint32_t chunks,
+                          double* norms) {
+    each_row_batch(block, chunks, [&](uint64_t first) {
+        Local<double> squares;
+        block.each([&](uint32_t t) {
+            squares[t] = 0.0;
+            if (lane_row(first, t) < chunks) {
+                const Chunk chunk = chunk_of(parameters, count, lane_row(first, t));
+                for (uint64_t i = chunk.begin + t % LANES; i < chunk.end; i += LANES) {
+                    const double g = double(chunk.parameter.grad[i]);
+                    squares[t] += g * g;
+                }
+            }
+        });
+        lane_sum<LANES>(block, squares);
+        block.each([&](uint32_t t) {
+            if (t % LANES == 0 && lane_row(first, t) < chunks) {
+                norms[lane_row(first, t)] = squares[t];
+            }
+        });
+    });
+}
+
+// out [2]: the global norm before clipping, and the gradients' factor (1, or max_norm / norm above it).
+// One block of MAX_THREADS threads.
+DEVICE void clip_scale(const Block& block, const double* norms, uint32_t chunks, double max_norm,
+                       double* out) {
+    Local<double> squares;
+    block.each([&](uint32_t t) {
+        squares[t] = 0.0;
+        for (uint32_t i = t; i < chunks; i += MAX_THREADS) {
+            squares[t] += norms[i];
+        }
+    });
+    block_sum(block, squares);
+    block.each([&](uint32_t t) {
+        if (t == 0) {
+            const double norm = sqrt(squares[t]);
+            out[0] = norm;
+            out[1] = norm > max_norm ? max_norm / norm : 1.0;
+        }
+    });
+}
+
+// Updates values, moments and bf16 copies; `clip` is what clip_scale left.
+DEVICE void adamw(const Block& block, const Parameter* parameters, uint32_t count, uint32_t chunks,
+                  AdamWFactors f, const double* clip) {
+    const float scale = float(clip[1]);
+    for (uint32_t c = block.index(); c < chunks; c += block.grid()) {
+        const Chunk chunk = chunk_of(parameters, count, c);
+        const Parameter& p = chunk.parameter;
+        const float keep = p.decays != 0 ? f.keep : 1.0f;
+        block.each([&](uint32_t t) {
+            for (uint64_t i = chunk.begin + t; i < chunk.end; i += block.threads()) {
+                const float g = p.grad[i] * scale;
+                const float m = p.m[i] + (g - p.m[i]) * f.first;
+                const float v = p.v[i] * f.beta2 + (g * g) * f.second;
+                const float value = p.value[i] * keep - f.rate * (m / (sqrtf(v) * f.root + f.eps));
+                p.m[i] = m;
+                p.v[i] = v;
+                p.value[i] = value;
+                if (p.compute != nullptr) {
+                    store(p.compute[i], value);
+                }
+            }
+        });
+    }
+}
+
+KERNEL(squared_norms, (const Parameter* parameters, uint32_t count, uint32_t chunks, double* norms),
+       squared_norms(block, parameters, count, chunks, norms))
+KERNEL(clip_scale, (const double* norms, uint32_t chunks, double max_norm, double* out),
+       clip_scale(block, norms, chunks, max_norm, out))
+KERNEL(adamw,
+       (const Parameter* parameters, uint32_t count, uint32_t chunks, AdamWFactors f, const double* clip),
+       adamw(block, parameters, count, chunks, f, clip))

@@ -1,0 +1,130 @@
+// How a kernel of this folder runs: on a GPU, or as plain C++ on the host (README.md, first page).
+//
+// A kernel's body is a function of a `Block` and of its arguments. Code that differs between the threads
+// of the block stands in lambdas `[&](uint32_t t) { ... }`, t the thread in the block:
+//
+//   block.each(f)    f(t) for every thread; no barrier behind it, so it must not write shared memory
+//   block.phase(f)   f(t) for every thread, then a barrier
+//   lane_sum<W>(..)  a value of every thread, summed in groups of W neighbouring threads
+//
+// On the device every thread runs the body and f is called once, with its own index. On the host the body
+// runs once a block and f is called for all threads, one after the other. Hence the rules:
+//
+//   - outside f the code is the same for all threads: loop bounds, constants, no memory written or read
+//     that a thread writes;
+//   - what a thread keeps from one f to the next is a `Local<T>`, read and written as `v[t]`;
+//   - shared memory is declared with SHARED, or asked of `block.dynamic_shared`, and touched in a phase;
+//   - within one phase no thread reads what another one writes.
+//
+// The host shows what breaks them: it can run threads and blocks in reverse order, and (block_ahead.cuh)
+// each thread as far ahead of the others as barriers let it; the results must be the same.
+//
+// KERNEL(name, (parameters), call) makes the entry point: a __global__ function on the device, on the host
+// a C function that takes the launch first and runs the blocks one after the other.
+//
+// This file holds what both sides share; block_device.cuh, block_host.cuh and block_ahead.cuh what a block
+// is on the device, on the host, and on the host when each thread runs as far ahead as barriers let it.
+#pragma once
+
+#include <cstdint>
+
+// Threads a block has at most, on both sides; a block has a multiple of 32.
+constexpr uint32_t MAX_THREADS = 256;
+
+#define UNPACK(...) __VA_ARGS__
+
+#if defined(__CUDACC__)
+#include "block_device.cuh"
+#else
+#define DEVICE inline
+#define UNROLL
+
+// What a launch chooses; `reversed` runs threads and blocks from the last to the first.
+struct Launch {
+    uint32_t grid;
+    uint32_t threads;
+    uint32_t shared_bytes;
+    uint32_t reversed;
+};
+
+#if defined(RUN_AHEAD)
+#include "block_ahead.cuh"
+#else
+#include "block_host.cuh"
+#endif
+
+#define KERNEL(name, params, ...)                                     \
+    extern "C" void name(Launch launch, UNPACK params) {              \
+        run_blocks(launch, [&](const Block& block) { __VA_ARGS__; }); \
+    }
+#endif
+
+template <class T> DEVICE T larger(T a, T b) { return b > a ? b : a; }
+
+// Sum over groups of W lanes as a tree: halves added to halves.
+template <int W, class T> DEVICE void lane_sum(const Block& block, Local<T>& v) {
+    lane_combine<W>(block, v, [](T a, T b) { return a + b; });
+}
+
+// Largest over groups of W lanes; no lane may hold a NaN.
+template <int W, class T> DEVICE void lane_max(const Block& block, Local<T>& v) {
+    lane_combine<W>(block, v, [](T a, T b) { return larger(a, b); });
+}
+
+// combine over all threads of the block, in every thread: warps as trees, then the warps in order.
+template <class T, class F> DEVICE void block_combine(const Block& block, Local<T>& v, F combine) {
+    SHARED T of_warp[MAX_THREADS / 32];
+    lane_combine<32>(block, v, combine);
+    block.phase([&](uint32_t t) {
+        if (t % 32 == 0) {
+            of_warp[t / 32] = v[t];
+        }
+    });
+    block.phase([&](uint32_t t) {
+        T all = of_warp[0];
+        for (uint32_t w = 1; w < block.threads() / 32; w++) {
+            all = combine(all, of_warp[w]);
+        }
+        v[t] = all;
+    });
+}
+
+template <class T> DEVICE void block_sum(const Block& block, Local<T>& v) {
+    block_combine(block, v, [](T a, T b) { return a + b; });
+}
+
+// f(i) for every i below count, spread over the whole grid; as `each`, no barrier behind it.
+template <class F> DEVICE void each_element(const Block& block, uint64_t count, F f) {
+    block.each([&](uint32_t t) {
+        const uint64_t stride = uint64_t(block.grid()) * block.threads();
+        for (uint64_t i = uint64_t(block.index()) * block.threads() + t; i < count; i += stride) {
+            f(i);
+        }
+    });
+}
+
+// f(row, column) for a matrix: a block takes a row at a time, so that nothing is divided.
+template <class F> DEVICE void each_cell(const Block& block, uint64_t rows, uint32_t columns, F f) {
+    block.each([&](uint32_t t) {
+        for (uint64_t row = block.index(); row < rows; row += block.grid()) {
+            for (uint32_t column = t; column < columns; column += block.threads()) {
+                f(row, column);
+            }
+        }
+    });
+}
+
+// Lanes of a sum over a row: element i belongs to lane i mod 16, as on the CPU.
+constexpr uint32_t LANES = 16;
+
+// The row of thread t when groups of LANES threads take a row each, of which the block's first is `first`.
+DEVICE uint64_t lane_row(uint64_t first, uint32_t t) { return first + t / LANES; }
+
+// step(first) for every batch of rows that the block's groups of LANES threads take together.
+template <class F> DEVICE void each_row_batch(const Block& block, uint64_t rows, F step) {
+    const uint32_t groups = block.threads() / LANES;
+    for (uint64_t first = uint64_t(block.index()) * groups; first < rows;
+         first += uint64_t(block.grid()) * groups) {
+        step(first);
+    }
+}

@@ -1,0 +1,110 @@
+// Embedding lookup and its deterministic backward pass: the twin of calm-kernels/src/embedding.rs.
+//
+//   out_i = table[id_i],   dtable[v] = sum over {i: id_i = v} of dout_i
+//
+// Backward: the places i are sorted by (id, i) (sort.cu), so that every id's places are neighbours, and the
+// sorted list is cut into tiles of TILE places. An id whose places lie in one tile is summed in the order of
+// i, as on the CPU. One that reaches over several (a frequent token) is the sum of its tiles' parts in
+// order, so that no thread adds more than TILE rows and then one row a tile.
+#include "number.cuh"
+
+constexpr uint32_t TILE = 64;
+
+DEVICE uint32_t id_of(uint64_t key) { return uint32_t(key >> 32); }
+DEVICE uint64_t place_of(uint64_t key) { return key & 0xffffffffu; }
+
+// out [count, D] from table [V, D].
+template <class T>
+DEVICE void embedding(const Block& block, const uint32_t* ids, const T* table, T* out, uint64_t count,
+                      uint32_t d) {
+    each_cell(block, count, d,
+              [&](uint64_t i, uint32_t c) { out[i * d + c] = table[uint64_t(ids[i]) * d + c]; });
+}
+
+// first[v]: where the places of id v begin in the sorted keys; first [V + 1].
+DEVICE void embedding_first(const Block& block, const uint64_t* keys, uint32_t* first, uint32_t count,
+                            uint32_t v_count) {
+    each_element(block, uint64_t(v_count) + 1, [&](uint64_t v) {
+        uint32_t low = 0, high = count;
+        while (low < high) {
+            const uint32_t middle = low + (high - low) / 2;
+            if (id_of(keys[middle]) < v) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        first[v] = low;
+    });
+}
+
+// Sum of the rows of dout at the sorted places from .. to, column c.
+template <class T>
+DEVICE float sum_places(const uint64_t* keys, const T* dout, uint32_t from, uint32_t to, uint32_t d,
+                        uint32_t c) {
+    float sum = 0.0f;
+    for (uint32_t i = from; i < to; i++) {
+        sum += load(dout[place_of(keys[i]) * d + c]);
+    }
+    return sum;
+}
+
+// parts [tiles, 2, D]: of each tile the part of the id that reaches in from the tile before (entry 0), and
+// of the id that starts here and reaches into the tile behind (entry 1); others stay as they are.
+template <class T>
+DEVICE void embedding_parts(const Block& block, const uint64_t* keys, const uint32_t* first, const T* dout,
+                            float* parts, uint32_t count, uint32_t d) {
+    const uint32_t tiles = (count + TILE - 1) / TILE;
+    each_cell(block, 2 * uint64_t(tiles), d, [&](uint64_t part, uint32_t c) {
+        const uint32_t begin = uint32_t(part / 2) * TILE;
+        const uint32_t end = count - begin < TILE ? count : begin + TILE;
+        const uint32_t id = id_of(keys[part % 2 == 0 ? begin : end - 1]);
+        const uint32_t from = first[id], to = first[id + 1];
+        const bool wanted = part % 2 == 0 ? from < begin : from >= begin && to > end;
+        if (wanted) {
+            const float sum =
+                sum_places(keys, dout, from > begin ? from : begin, to < end ? to : end, d, c);
+            parts[part * d + c] = sum;
+        }
+    });
+}
+
+// dtable [V, D] in f32, every row written; the row `frozen` (V or more for none) becomes 0.
+template <class T>
+DEVICE void embedding_backward(const Block& block, const uint64_t* keys, const uint32_t* first,
+                               const T* dout, const float* parts, float* dtable, uint32_t v_count,
+                               uint32_t d, uint32_t frozen) {
+    each_cell(block, v_count, d, [&](uint64_t v, uint32_t c) {
+        const uint32_t from = first[v], to = first[v + 1];
+        float sum = 0.0f;
+        if (v != frozen && from < to) {
+            const uint64_t tile = from / TILE, last = (to - 1) / TILE;
+            if (tile == last) {
+                sum = sum_places(keys, dout, from, to, d, c);
+            } else {
+                sum = parts[(2 * tile + 1) * d + c];
+                for (uint64_t next = tile + 1; next <= last; next++) {
+                    sum += parts[2 * next * d + c];
+                }
+            }
+        }
+        dtable[v * d + c] = sum;
+    });
+}
+
+#define EMBEDDING(T, suffix)                                                                            \
+    KERNEL(embedding_##suffix,                                                                          \
+           (const uint32_t* ids, const T* table, T* out, uint64_t count, uint32_t d),                   \
+           embedding(block, ids, table, out, count, d))                                                 \
+    KERNEL(embedding_parts_##suffix,                                                                    \
+           (const uint64_t* keys, const uint32_t* first, const T* dout, float* parts, uint32_t count,   \
+            uint32_t d),                                                                                \
+           embedding_parts(block, keys, first, dout, parts, count, d))                                  \
+    KERNEL(embedding_backward_##suffix,                                                                 \
+           (const uint64_t* keys, const uint32_t* first, const T* dout, const float* parts,             \
+            float* dtable, uint32_t v_count, uint32_t d, uint32_t frozen),                              \
+           embedding_backward(block, keys, first, dout, parts, dtable, v_count, d, frozen))
+EMBEDDING(float, f32)
+EMBEDDING(bf16, bf16)
+KERNEL(embedding_first, (const uint64_t* keys, uint32_t* first, uint32_t count, uint32_t v_count),
+       embedding_first(block, keys, first, count, v_count))
