@@ -1,6 +1,7 @@
 //! Each fused operator and the plain composition that it replaces, with criterion's statistics:
 //!
 //! ```sh
+//! export MIMALLOC_PURGE_DELAY=-1                 # freed memory is kept, as in the program
 //! cargo bench --bench operators                  # all
 //! cargo bench --bench operators -- layer_norm    # one
 //! CALM_SIZE=medium cargo bench --bench operators

@@ -105,7 +105,7 @@ fn problems(f: &Findings) -> Vec<Problem> {
         add("this is a debug build: numbers take many times longer".into(), "cargo build --release");
     }
     if f.machine.threads < f.cores {
-        let what = format!("{} threads on {} cores", f.machine.threads, f.cores);
+        let what = format!("only {} of {} cores are used", f.machine.threads, f.cores);
         add(what, "leave out --threads and RAYON_NUM_THREADS, unless other work needs the rest");
     }
     if f.machine.threads > f.cores {

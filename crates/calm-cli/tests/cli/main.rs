@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod ablate;
+mod bench;
 mod config;
 mod errors;
 mod eval;
