@@ -46,8 +46,9 @@ pub struct Products {
 }
 
 impl Products {
-    /// Of a step of some work. Attention, which is no product of large matrices, is not among them; of the
-    /// energy score and the scoring of whole documents there is none.
+    /// Of a step of some work. Attention, which is no product of large matrices, is not among them; the energy
+    /// score has none. Of generation and scoring, the shapes of one draw and one roll-out step: their rate is
+    /// that of the whole.
     pub fn of(what: What, s: &Size) -> Self {
         let (k, rows) = (s.chunk_size, s.batch_rows * s.context_chunks);
         let mut p = Self { list: Vec::new(), training: what.is_training() };
