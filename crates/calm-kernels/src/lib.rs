@@ -1,9 +1,24 @@
-//! Fused CPU operators for CALM with hand-written backward passes: one file an operator, each tested
-//! against a plain composition of tensor operations and by gradient check.
+//! Fused operators for CALM with hand-written backward passes: one file an operator, each tested
+//! against a plain composition of tensor operations and by gradient check. The files here run on the CPU;
+//! with the feature `cuda` those of `cuda/` run tensors that are on a GPU.
 //!
 //! Shapes: B batch rows, S chunks, K tokens a chunk, L latent, D hidden, N model samples, M target
 //! samples, V vocabulary, R rows (the kept (b, s) pairs).
 
+/// `on_gpu!(tensor, value)`: returns `value` from the function if the tensor is on a GPU; nothing in a build
+/// without the feature `cuda`.
+macro_rules! on_gpu {
+    ($tensor:expr, $value:expr) => {
+        #[cfg(feature = "cuda")]
+        if $tensor.device().is_cuda() {
+            return $value;
+        }
+    };
+}
+
+#[cfg(feature = "cuda")]
+mod cuda;
+pub mod device;
 pub mod gradcheck;
 pub mod gradients;
 pub mod philox;

@@ -19,10 +19,10 @@ const OP: &str = "rms_norm";
 
 /// RMSNorm of x `[.., D]` over its last dimension, times weight `[D]`: a tensor like x.
 ///
-/// f32 and f64 on the CPU; the inputs may have any strides.
+/// f32 and f64 on the CPU, f32 and bf16 on a GPU; the inputs may have any strides.
 ///
 /// # Errors
-/// Shapes that do not fit, element types that differ or are not f32 or f64.
+/// Shapes that do not fit, element types that differ or that the device does not take.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     match x.dims() {
         [.., d] if weight.dims() == [*d] => {}
@@ -37,6 +37,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
             ));
         }
     }
+    on_gpu!(x, crate::cuda::rms_norm::rms_norm(x, weight, eps));
     x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps })
 }
 

@@ -2,8 +2,10 @@
 
 #![allow(dead_code, clippy::unwrap_used)]
 
+use calm_kernels::device;
 use calm_kernels::philox::{NoiseKey, RowId, uniform};
 use candle_core::{DType, Device, Result, Tensor, Var};
+use std::sync::OnceLock;
 
 /// Reproducible numbers in [-1, 1), double precision.
 pub fn random(shape: &[usize], seed: u64) -> Tensor {
@@ -27,12 +29,28 @@ pub fn worst(got: &Tensor, want: &Tensor) -> f64 {
     off.fold(0.0f64, |a, b| if b.is_nan() { f64::INFINITY } else { a.max(b) }) / scale
 }
 
-/// The value of `f`, then the gradient of a weighted sum of it with respect to every input.
+/// The first GPU, if this build can use one and there is one. CALM_TEST_GPU=1 makes its absence an error.
+pub fn gpu() -> Option<Device> {
+    static GPU: OnceLock<Option<Device>> = OnceLock::new();
+    let open = || match device::gpus() {
+        Ok(_) => Some(device::open(device::Choice::Cuda(0)).unwrap()),
+        Err(reason) => {
+            assert!(std::env::var_os("CALM_TEST_GPU").is_none(), "{reason}");
+            println!("skipped: comparisons on a GPU ({reason}) (needs a GPU)");
+            None
+        }
+    };
+    GPU.get_or_init(open).clone()
+}
+
+/// The value of `f`, then the gradient of a weighted sum of it with respect to every input, on the device of the
+/// inputs.
 fn value_and_gradients(inputs: &[Tensor], dtype: DType, f: &dyn Fn(&[Var]) -> Result<Tensor>) -> Vec<Tensor> {
     let vars: Vec<Var> =
         inputs.iter().map(|t| Var::from_tensor(&t.to_dtype(dtype).unwrap()).unwrap()).collect();
     let value = f(&vars).unwrap();
-    let weights = random(value.dims(), 99).to_dtype(dtype).unwrap();
+    let weights = random(value.dims(), 99).to_dtype(value.dtype()).unwrap();
+    let weights = weights.to_device(value.device()).unwrap();
     let grads = (&value * weights).unwrap().sum_all().unwrap().backward().unwrap();
     let mut out = vec![value];
     out.extend(vars.iter().map(|v| grads.get(v).unwrap().clone()));
@@ -40,7 +58,8 @@ fn value_and_gradients(inputs: &[Tensor], dtype: DType, f: &dyn Fn(&[Var]) -> Re
 }
 
 /// Values and gradients of `f` equal those of `plain` in double precision: to 1e-12 in `f64`, and to `tol`
-/// (more for long sums) in `f32`, both fed with the same single-precision numbers.
+/// (more for long sums) in `f32`, both fed with the same single-precision numbers; then the same on a GPU
+/// ([`compare_on_gpu`]).
 pub fn compare(
     inputs: &[Tensor],
     f: impl Fn(&[Var]) -> Result<Tensor>,
@@ -57,6 +76,38 @@ pub fn compare(
             let off = worst(got, want);
             let what = if i == 0 { "value".to_string() } else { format!("gradient of input {}", i - 1) };
             assert!(off <= tol, "{what} in {dtype:?} is off by {off:.1e} at {:?}", inputs[0].dims());
+        }
+    }
+    compare_on_gpu(&inputs, &f, &plain, tol.max(1e-5), 2e-2);
+}
+
+/// Where there is a GPU: values and gradients of `f` on it, in f32 to `tol` and in bf16 to `tol_bf16`, equal those
+/// of `plain` on the CPU in double precision, fed with the same rounded numbers. What else `f` takes must
+/// be on the device of its inputs (`.to_device(vars[0].device())`).
+pub fn compare_on_gpu(
+    inputs: &[Tensor],
+    f: impl Fn(&[Var]) -> Result<Tensor>,
+    plain: impl Fn(&[Var]) -> Result<Tensor>,
+    tol: f64,
+    tol_bf16: f64,
+) {
+    let Some(gpu) = gpu() else { return };
+    for (dtype, tol) in [(DType::F32, tol), (DType::BF16, tol_bf16)] {
+        let round = |t: &Tensor| t.to_dtype(dtype).unwrap().to_dtype(DType::F64).unwrap();
+        let rounded: Vec<Tensor> = inputs.iter().map(round).collect();
+        let want = value_and_gradients(&rounded, DType::F64, &plain);
+        // Candle has no casts between all formats on a GPU, so they are made before.
+        let there: Vec<Tensor> =
+            rounded.iter().map(|t| t.to_dtype(dtype).unwrap().to_device(&gpu).unwrap()).collect();
+        let got = value_and_gradients(&there, dtype, &f);
+        for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+            let off = worst(&got.to_device(&Device::Cpu).unwrap(), want);
+            let what = if i == 0 { "value".to_string() } else { format!("gradient of input {}", i - 1) };
+            assert!(
+                off <= tol,
+                "{what} in {dtype:?} on the GPU is off by {off:.1e} at {:?}",
+                inputs[0].dims()
+            );
         }
     }
 }

@@ -1,0 +1,282 @@
+//! The GPU as operators see it: memory, launches, and candle's tensors as slices of device memory.
+
+use crate::storage::error;
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::CudaDType;
+use candle_core::cuda_backend::cudarc::cublas::sys::cudaDataType_t;
+use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute_enum as FunctionAttribute;
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaFunction, CudaSlice, CudaStream, CudaView, DeviceRepr, LaunchConfig, ValidAsZeroBits,
+};
+use candle_core::{
+    CpuStorage, CudaDevice, CudaStorage, CustomOp1, DType, Device, Layout, Result, Shape, Storage,
+    StorageRef, Tensor, WithDType,
+};
+use half::bf16;
+use std::fmt::Display;
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// An element type that kernels exist for.
+pub(crate) trait Element: CudaDType + DeviceRepr + WithDType + ValidAsZeroBits + Send + Sync {
+    /// The end of its kernels' names.
+    const SUFFIX: &'static str;
+    /// Its name in cuBLAS.
+    const CUBLAS: cudaDataType_t;
+}
+
+impl Element for f32 {
+    const SUFFIX: &'static str = "f32";
+    const CUBLAS: cudaDataType_t = cudaDataType_t::CUDA_R_32F;
+}
+
+impl Element for bf16 {
+    const SUFFIX: &'static str = "bf16";
+    const CUBLAS: cudaDataType_t = cudaDataType_t::CUDA_R_16BF;
+}
+
+/// Runs a block with a type alias for the element type, `f32` or `bf16`; any other type is an error that
+/// names the operator: `with_element!(op, dtype, T => body)`, where body is a `Result`.
+macro_rules! with_element {
+    ($op:expr, $dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            candle_core::DType::F32 => {
+                type $t = f32;
+                $body
+            }
+            candle_core::DType::BF16 => {
+                type $t = half::bf16;
+                $body
+            }
+            other => Err($crate::storage::error(
+                $op,
+                format_args!(
+                    "expects f32 or bf16 tensors on a GPU, got {other:?}; convert the input with to_dtype"
+                ),
+            )),
+        }
+    };
+}
+
+/// Blocks, threads a block, and bytes of dynamic shared memory of a launch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Launch {
+    pub(crate) blocks: u32,
+    pub(crate) threads: u32,
+    pub(crate) shared_bytes: u32,
+}
+
+/// Dynamic shared memory that every function may have without asking.
+const SHARED_BYTES: u32 = 48 << 10;
+
+impl Launch {
+    /// Kernels take any grid: enough blocks for `tasks` of which a block takes `each`, up to `MOST` a launch.
+    pub(crate) fn of(tasks: usize, each: usize, threads: u32) -> Self {
+        /// Several waves on the largest cards; loops inside the kernels take what is more.
+        const MOST: usize = 132 * 32;
+        let blocks = tasks.div_ceil(each.max(1)).clamp(1, MOST) as u32;
+        Self { blocks, threads, shared_bytes: 0 }
+    }
+
+    /// One thread an element, 256 threads a block.
+    pub(crate) fn elements(count: usize) -> Self {
+        Self::of(count, 256, 256)
+    }
+
+    /// With dynamic shared memory.
+    pub(crate) fn shared(self, bytes: u32) -> Self {
+        Self { shared_bytes: bytes, ..self }
+    }
+
+    pub(crate) fn config(self, function: &CudaFunction) -> Result<LaunchConfig> {
+        if self.shared_bytes > SHARED_BYTES {
+            let most = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function.set_attribute(most, self.shared_bytes as i32).map_err(failed)?;
+        }
+        Ok(LaunchConfig {
+            grid_dim: (self.blocks, 1, 1),
+            block_dim: (self.threads, 1, 1),
+            shared_mem_bytes: self.shared_bytes,
+        })
+    }
+}
+
+/// `launch!(gpu, MODULE, "kernel name", launch, arguments ..)`: MODULE is the `.cu` file in capitals; the
+/// arguments are those of its KERNEL line in order and type, each behind a reference (`&x.get()` of a
+/// [`View`], `&mut` of a slice that is written, `&(n as u32)`).
+macro_rules! launch {
+    ($gpu:expr, $module:ident, $kernel:expr, $launch:expr, $($arg:expr),+ $(,)?) => {{
+        #[allow(unused_imports)]
+        use candle_core::cuda_backend::cudarc::driver::PushKernelArg as _;
+        let kernel: &str = &$kernel;
+        let function = $gpu.function(stringify!($module), $crate::cuda::ptx::$module, kernel)?;
+        let config = $launch.config(&function)?;
+        // SAFETY: the caller passes what the KERNEL line of this name asks for; a test runs every launch on
+        // a device that checks each access.
+        unsafe { $gpu.stream().launch_builder(&function)$(.arg($arg))+.launch(config) }
+            .map_err(|e| $crate::storage::error(kernel, e))?;
+    }};
+}
+
+/// An error of the CUDA driver as candle's.
+pub(crate) fn failed(e: impl Display) -> candle_core::Error {
+    error("cuda", e)
+}
+
+/// A GPU: a handle, cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Gpu {
+    device: CudaDevice,
+}
+
+impl Gpu {
+    /// The GPU that a tensor is on.
+    pub(crate) fn of(op: &str, tensor: &Tensor) -> Result<Self> {
+        Self::on(op, tensor.device())
+    }
+
+    /// The GPU that a device is.
+    pub(crate) fn on(op: &str, device: &Device) -> Result<Self> {
+        match device {
+            Device::Cuda(device) => Ok(Self { device: device.clone() }),
+            other => Err(error(op, format_args!("expects tensors on a GPU, got {:?}", other.location()))),
+        }
+    }
+
+    /// As candle's device.
+    pub(crate) fn device(&self) -> Device {
+        Device::Cuda(self.device.clone())
+    }
+
+    pub(crate) fn cuda(&self) -> &CudaDevice {
+        &self.device
+    }
+
+    /// A kernel by its name; its module is loaded at the first call.
+    pub(crate) fn function(&self, module: &str, ptx: &str, name: &str) -> Result<CudaFunction> {
+        Ok(self.device.get_or_load_custom_func(name, module, ptx)?.into_cuda_function())
+    }
+
+    /// The stream that carries all work.
+    pub(crate) fn stream(&self) -> Arc<CudaStream> {
+        self.device.cuda_stream()
+    }
+
+    /// Memory for `count` elements that the caller writes all of.
+    pub(crate) fn empty<T: Element>(&self, count: usize) -> Result<CudaSlice<T>> {
+        self.raw(count)
+    }
+
+    /// As [`Self::empty`], for elements that no tensor has (bytes of structures, f64).
+    pub(crate) fn raw<T: DeviceRepr>(&self, count: usize) -> Result<CudaSlice<T>> {
+        // SAFETY: the kernels that the caller launches next write every element before one is read; the
+        // device that tests run on fills new memory with NaN.
+        unsafe { self.device.alloc::<T>(count.max(1)) }
+    }
+
+    pub(crate) fn zeros<T: DeviceRepr + ValidAsZeroBits>(&self, count: usize) -> Result<CudaSlice<T>> {
+        self.device.alloc_zeros::<T>(count.max(1))
+    }
+
+    /// A copy of host memory, through pinned memory: nothing waits for the GPU.
+    pub(crate) fn upload<T: DeviceRepr + Copy + 'static>(&self, host: &[T]) -> Result<CudaSlice<T>> {
+        super::staging::upload(self, host)
+    }
+
+    /// As [`Self::upload`], for what several operators of a step need: the same content is copied once.
+    pub(crate) fn shared<T: DeviceRepr + Copy + Send + Sync + 'static>(
+        &self,
+        host: &[T],
+    ) -> Result<Arc<CudaSlice<T>>> {
+        super::staging::recent(self, host)
+    }
+
+    /// A tensor that takes over `data`, without history.
+    pub(crate) fn tensor<T: Element>(&self, data: CudaSlice<T>, shape: impl Into<Shape>) -> Result<Tensor> {
+        let storage = self.storage(data);
+        self.wrap(storage, shape.into())
+    }
+
+    /// Device memory as candle's storage.
+    pub(crate) fn storage<T: CudaDType>(&self, data: CudaSlice<T>) -> CudaStorage {
+        CudaStorage::wrap_cuda_slice(data, self.device.clone())
+    }
+
+    /// A storage as a tensor: candle makes one only out of an operator's result.
+    pub(crate) fn wrap(&self, storage: CudaStorage, shape: Shape) -> Result<Tensor> {
+        thread_local! {
+            static SEED: std::cell::RefCell<Option<Tensor>> = const { std::cell::RefCell::new(None) };
+        }
+        let device = self.device();
+        let seed = SEED.with_borrow_mut(|seed| match seed {
+            Some(seed) if seed.device().same_device(&device) => Ok(seed.clone()),
+            _ => Tensor::zeros(1, DType::F32, &device).inspect(|t| *seed = Some(t.clone())),
+        })?;
+        seed.apply_op1_no_bwd(&Wrap(Mutex::new(Some((storage, shape)))))
+    }
+}
+
+struct Wrap(Mutex<Option<(CudaStorage, Shape)>>);
+
+impl CustomOp1 for Wrap {
+    fn name(&self) -> &'static str {
+        "wrap"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        Err(error("wrap", "runs on a GPU"))
+    }
+
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        let mut place = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        place.take().ok_or_else(|| error("wrap", "runs once"))
+    }
+}
+
+/// A contiguous tensor on a GPU, borrowed; [`View::get`] is what a launch takes.
+pub(crate) struct View<'a, T> {
+    guard: StorageRef<'a>,
+    start: usize,
+    end: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Element> View<'_, T> {
+    /// The elements.
+    pub(crate) fn get(&self) -> CudaView<'_, T> {
+        match &*self.guard {
+            Storage::Cuda(storage) => match storage.as_cuda_slice::<T>() {
+                Ok(slice) => slice.slice(self.start..self.end),
+                Err(_) => unreachable!("`view` has checked the element type"),
+            },
+            _ => unreachable!("`view` has checked the device"),
+        }
+    }
+}
+
+/// Borrows a contiguous tensor on a GPU.
+///
+/// # Errors
+/// A tensor on another device, not contiguous, or of another element type.
+pub(crate) fn view<'a, T: Element>(op: &str, tensor: &'a Tensor) -> Result<View<'a, T>> {
+    let (guard, layout) = tensor.storage_and_layout();
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        return Err(error(op, format_args!("expects contiguous tensors, got strides {:?}", layout.stride())));
+    };
+    match &*guard {
+        Storage::Cuda(storage) if storage.dtype() == T::DTYPE => {}
+        Storage::Cuda(storage) => {
+            return Err(error(
+                op,
+                format_args!("expects {:?} elements, got {:?}", T::DTYPE, storage.dtype()),
+            ));
+        }
+        _ => {
+            return Err(error(
+                op,
+                format_args!("expects tensors on a GPU, got one on {:?}", tensor.device().location()),
+            ));
+        }
+    }
+    Ok(View { guard, start, end, element: PhantomData })
+}

@@ -1,0 +1,154 @@
+//! Gradients of parameters on a GPU: f32, written into the buffer of [`crate::FlatGradients`] where one
+//! collects.
+
+use super::gpu::failed;
+use super::{Gpu, Launch, view};
+use crate::gradients::with_active;
+use crate::storage::error;
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaViewMut};
+use candle_core::{DType, Result, Tensor, TensorId};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{PoisonError, RwLock};
+
+/// Parameters that some buffer collects, and how many do.
+static COLLECTED: RwLock<Option<HashMap<TensorId, usize>>> = RwLock::new(None);
+
+/// Whether the gradient of this tensor goes into a buffer.
+pub(super) fn is_collected(tensor: &Tensor) -> bool {
+    let collected = COLLECTED.read().unwrap_or_else(PoisonError::into_inner);
+    collected.as_ref().is_some_and(|ids| ids.contains_key(&tensor.id()))
+}
+
+/// The memory of a [`crate::FlatGradients`] on a GPU.
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    gpu: Gpu,
+    values: CudaSlice<f32>,
+    ids: Vec<TensorId>,
+}
+
+impl Buffer {
+    /// For `count` elements of the parameters `ids`, on the GPU of one of them.
+    pub(crate) fn new(parameter: &Tensor, count: usize, ids: Vec<TensorId>) -> Result<Self> {
+        let gpu = Gpu::of("gradients", parameter)?;
+        let values = gpu.zeros::<f32>(count)?;
+        let mut collected = COLLECTED.write().unwrap_or_else(PoisonError::into_inner);
+        let collected = collected.get_or_insert_default();
+        for id in &ids {
+            *collected.entry(*id).or_default() += 1;
+        }
+        Ok(Self { gpu, values, ids })
+    }
+
+    pub(crate) fn values(&self) -> &CudaSlice<f32> {
+        &self.values
+    }
+
+    pub(crate) fn values_mut(&mut self) -> &mut CudaSlice<f32> {
+        &mut self.values
+    }
+
+    /// Sets a range to 0.
+    pub(crate) fn clear(&mut self, range: Range<usize>) -> Result<()> {
+        self.gpu.stream().memset_zeros(&mut self.values.slice_mut(range)).map_err(failed)
+    }
+
+    /// A copy of a range; waits for the GPU.
+    pub(crate) fn read(&self, range: Range<usize>) -> Result<Vec<f32>> {
+        self.gpu.cuda().clone_dtoh(&self.values.slice(range))
+    }
+
+    /// A range = gradient, or += gradient, of any float type.
+    pub(crate) fn put(&mut self, range: Range<usize>, gradient: &Tensor, accumulate: bool) -> Result<()> {
+        put_tensor(&self.gpu, &mut self.values.slice_mut(range), gradient, accumulate)
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut collected = COLLECTED.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(collected) = collected.as_mut() {
+            for id in &self.ids {
+                if let Some(count) = collected.get_mut(id) {
+                    *count -= 1;
+                    if *count == 0 {
+                        collected.remove(id);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The gradient of an operator's `input`, computed by `write(destination, accumulate)` in f32: into the flat
+/// buffer (then None), else as a tensor of the input's type. None as well, and nothing computed, for an input
+/// without gradient.
+pub(super) fn gradient_of(
+    gpu: &Gpu,
+    input: &Tensor,
+    write: impl FnOnce(&mut CudaViewMut<'_, f32>, bool) -> Result<()>,
+) -> Result<Option<Tensor>> {
+    if !input.track_op() {
+        return Ok(None);
+    }
+    let mut write = Some(write);
+    let collected = with_active(|flat| {
+        let Some((values, range, accumulate)) = flat.and_then(|flat| flat.device_place(input.id())) else {
+            return Ok(false);
+        };
+        match write.take() {
+            Some(write) => write(&mut values.slice_mut(range), accumulate).map(|()| true),
+            None => Ok(true),
+        }
+    })?;
+    let Some(write) = write.filter(|_| !collected) else { return Ok(None) };
+    if is_collected(input) {
+        return Err(error(
+            "backward",
+            "a parameter's gradient came outside of the buffer that collects it; run the backward pass through it",
+        ));
+    }
+    let mut fresh = gpu.empty::<f32>(input.elem_count())?;
+    write(&mut fresh.slice_mut(..input.elem_count()), false)?;
+    let gradient = gpu.tensor(fresh, input.shape())?;
+    if input.dtype() == DType::F32 { Ok(Some(gradient)) } else { gradient.to_dtype(input.dtype()).map(Some) }
+}
+
+/// dst = src, or dst += src.
+pub(super) fn put(
+    gpu: &Gpu,
+    dst: &mut CudaViewMut<'_, f32>,
+    src: &CudaSlice<f32>,
+    accumulate: bool,
+) -> Result<()> {
+    let count = dst.len();
+    if src.len() < count {
+        return Err(error("backward", format_args!("a gradient of {} elements for {count}", src.len())));
+    }
+    if count == 0 {
+        return Ok(());
+    }
+    if accumulate {
+        let launch = Launch::elements(count);
+        launch!(gpu, CAST, "add_f32", launch, &src.as_view(), dst, &(count as u64));
+        return Ok(());
+    }
+    gpu.stream().memcpy_dtod(&src.slice(..count), dst).map_err(failed)
+}
+
+/// As [`put`] with the gradient that candle computed, of any float type.
+fn put_tensor(gpu: &Gpu, dst: &mut CudaViewMut<'_, f32>, gradient: &Tensor, accumulate: bool) -> Result<()> {
+    let gradient = gradient.to_dtype(DType::F32)?.contiguous()?;
+    let source = view::<f32>("backward", &gradient)?;
+    let count = dst.len() as u64;
+    if source.get().len() < dst.len() {
+        return Err(error("backward", "a gradient of the wrong length"));
+    }
+    if accumulate {
+        let launch = Launch::elements(dst.len());
+        launch!(gpu, CAST, "add_f32", launch, &source.get(), dst, &count);
+        return Ok(());
+    }
+    gpu.stream().memcpy_dtod(&source.get(), dst).map_err(failed)
+}

@@ -1,0 +1,52 @@
+//! The operators on an NVIDIA GPU (feature `cuda`). Each file here launches the kernels of
+//! `kernels/NAME.cu` and is the twin of the CPU operator in `../NAME.rs`, which hands tensors of a GPU on.
+//!
+//! ```text
+//! ../rms_norm.rs ── checks shapes ──► rms_norm.rs ── launch! ──► kernels/rms_norm.cu
+//!                                         │
+//!        operator.rs: candle's autograd ──┤
+//!        matrix.rs:   cuBLAS ─────────────┤
+//!        gpu.rs:      memory, launches, tensors ┘
+//! ```
+//!
+//! Activations are f32 or bf16; parameters are f32 tensors, whatever the activations are: where those are
+//! bf16, products read the bf16 copies that [`ComputeCopies`] keeps. Gradients of parameters are f32.
+//!
+//! One stream carries all work of a process. Nothing here waits for the GPU, except where a doc comment says
+//! so: sizes come from shapes, random numbers and masks are made on the GPU, and what comes from the host
+//! goes through pinned memory.
+
+#[macro_use]
+mod gpu;
+mod copies;
+pub(crate) mod driver;
+pub(crate) mod gradients;
+mod matrix;
+mod operator;
+mod rows;
+mod staging;
+
+pub(crate) mod rms_norm;
+
+use candle_core::cuda_backend::CudaDType;
+use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
+use candle_core::{Device, Result, Shape, Tensor};
+
+pub use copies::ComputeCopies;
+pub(crate) use gpu::{Element, Gpu, Launch, View, view};
+
+/// PTX of `kernels/*.cu`, a constant a file.
+mod ptx {
+    include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
+}
+
+/// Element types that can go to a GPU.
+pub trait Upload: CudaDType + DeviceRepr + Copy + 'static {}
+impl<T: CudaDType + DeviceRepr + Copy + 'static> Upload for T {}
+
+/// See [`crate::device::upload`].
+pub(crate) fn upload<T: Upload>(values: &[T], shape: Shape, device: &Device) -> Result<Tensor> {
+    let gpu = Gpu::on("upload", device)?;
+    let storage = gpu.storage(gpu.upload(values)?);
+    gpu.wrap(storage, shape)
+}

@@ -1,0 +1,60 @@
+//! What operators over rows share: launches of the kernels that take sixteen threads a row, and sums over rows
+//! in a fixed order (`kernels/column_sums.cu`).
+
+use super::{Element, Gpu, Launch};
+use candle_core::Result;
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
+
+/// Threads of a block, and those that share a row.
+const THREADS: u32 = 256;
+const LANES: u32 = 16;
+
+/// A launch of a kernel over rows.
+pub(super) fn launch(rows: usize) -> Launch {
+    Launch::of(rows, (THREADS / LANES) as usize, THREADS)
+}
+
+/// How a sum over rows is cut.
+#[derive(Clone, Copy)]
+pub(super) struct Parts {
+    /// Rows of one part.
+    pub(super) rows_each: u32,
+    /// Launch of the kernel that sums each part.
+    pub(super) launch: Launch,
+}
+
+/// Sums `[columns]` over rows: `parts(partial, cut)` leaves `[parts, columns]`, which are added in order. The cut
+/// depends on the shape alone, so sums do not depend on the card.
+pub(super) fn sum(
+    gpu: &Gpu,
+    rows: usize,
+    columns: usize,
+    parts: impl FnOnce(&mut CudaSlice<f32>, Parts) -> Result<()>,
+) -> Result<CudaSlice<f32>> {
+    if rows * columns == 0 {
+        return gpu.zeros::<f32>(columns);
+    }
+    // At most 256 parts, of at least 16 rows.
+    let rows_each = rows.div_ceil(256).max(16);
+    let count = rows.div_ceil(rows_each);
+    let mut partial = gpu.empty::<f32>(count * columns)?;
+    parts(&mut partial, Parts { rows_each: rows_each as u32, launch: Launch::of(count, 1, THREADS) })?;
+    let mut out = gpu.empty::<f32>(columns)?;
+    let launch = Launch::elements(columns);
+    launch!(gpu, COLUMN_SUMS, "sum_parts", launch, &partial, &mut out, &(count as u32), &(columns as u32));
+    Ok(out)
+}
+
+/// Σ over the rows of x `[rows, columns]`.
+pub(super) fn column_sums<T: Element>(
+    gpu: &Gpu,
+    x: &CudaView<'_, T>,
+    columns: usize,
+) -> Result<CudaSlice<f32>> {
+    let rows = x.len() / columns.max(1);
+    sum(gpu, rows, columns, |partial, Parts { rows_each, launch }| {
+        let kernel = format!("column_parts_{}", T::SUFFIX);
+        launch!(gpu, COLUMN_SUMS, kernel, launch, x, partial, &(rows as u32), &(columns as u32), &rows_each);
+        Ok(())
+    })
+}
