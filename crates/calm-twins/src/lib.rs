@@ -152,9 +152,13 @@ kernels! {
     dropout(*const T, NoiseKey, *const RowId, *mut T, u32, u32, f32, f32);
 
     // embedding.cu
-    embedding(*const u32, *const T, *mut T, u64, u32);
-    embedding_parts(*const u64, *const u32, *const T, *mut f32, u32, u32);
-    embedding_backward(*const u64, *const u32, *const T, *const f32, *mut f32, u32, u32, u32);
+    embedding(*const u32, *const T, *mut T, u64, u32, u32);
+    embedding_parts(*const u64, *const u32, *const T, *mut f32, u32, u32, u32);
+    embedding_backward(*const u64, *const u32, *const T, *const f32, *mut f32, u32, u32, u32, u32);
+
+    // cast.cu, linear.cu
+    add(*const T, *mut T, u64);
+    repeat_row(*const T, *mut T, u64, u32);
 
     // cross_entropy.cu
     cross_entropy_slope(
@@ -290,8 +294,29 @@ unsafe extern "C" {
     );
 }
 
+// rotary.cu
+unsafe extern "C" {
+    pub fn rotary_turns(
+        launch: Launch,
+        positions: *const u32,
+        frequency: *const f64,
+        table: *mut f32,
+        rows: u64,
+        half: u32,
+    );
+}
+
 // embedding.cu, sort.cu
 unsafe extern "C" {
+    pub fn embedding_f32_bf16(
+        launch: Launch,
+        ids: *const u32,
+        table: *const f32,
+        out: *mut bf16,
+        count: u64,
+        d: u32,
+        v: u32,
+    );
     pub fn embedding_first(launch: Launch, keys: *const u64, first: *mut u32, count: u32, v: u32);
     pub fn sort_keys(launch: Launch, ids: *const u32, keys: *mut u64, count: u32, padded: u32);
     pub fn sort_step(launch: Launch, keys: *mut u64, padded: u32, k: u32, j: u32);
