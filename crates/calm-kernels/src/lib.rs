@@ -31,16 +31,20 @@ mod dropout;
 mod embedding;
 mod energy_score;
 mod nary;
+mod noise;
 pub use adamw::{AdamWStep, adamw, squared_norm};
 pub use cross_entropy::{tied_argmax, tied_cross_entropy, tied_cross_entropy_rows};
+#[cfg(feature = "cuda")]
+pub use cuda::ComputeCopies;
 pub use dropout::{DropoutMask, dropout};
-pub use embedding::embedding;
+pub use embedding::{embedding, embedding_as};
 pub use energy_score::{TargetNoise, energy_score, energy_score_rows_no_grad};
 
 mod linear;
 mod rows;
 mod screened_argmax;
 pub use linear::linear;
+pub use noise::{noise_normal, noise_uniform};
 pub use philox::{NoiseKey, RowId};
 mod layer_norm;
 mod rms_norm;

@@ -26,7 +26,16 @@ mod operator;
 mod rows;
 mod staging;
 
+pub(crate) mod dropout;
+pub(crate) mod embedding;
+pub(crate) mod layer_norm;
+pub(crate) mod linear;
+pub(crate) mod mlp_block;
+pub(crate) mod noise;
 pub(crate) mod rms_norm;
+pub(crate) mod rotary;
+pub(crate) mod silu;
+pub(crate) mod swiglu;
 
 use candle_core::cuda_backend::CudaDType;
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
