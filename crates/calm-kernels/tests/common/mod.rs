@@ -45,7 +45,11 @@ pub fn gpu() -> Option<Device> {
 
 /// The value of `f`, then the gradient of a weighted sum of it with respect to every input, on the device of the
 /// inputs.
-fn value_and_gradients(inputs: &[Tensor], dtype: DType, f: &dyn Fn(&[Var]) -> Result<Tensor>) -> Vec<Tensor> {
+pub fn value_and_gradients(
+    inputs: &[Tensor],
+    dtype: DType,
+    f: &dyn Fn(&[Var]) -> Result<Tensor>,
+) -> Vec<Tensor> {
     let vars: Vec<Var> =
         inputs.iter().map(|t| Var::from_tensor(&t.to_dtype(dtype).unwrap()).unwrap()).collect();
     let value = f(&vars).unwrap();
