@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cassert>
-#include <cmath>
 #include <vector>
 
 #define SHARED
@@ -41,17 +40,18 @@ template <int W, class T, class F> void lane_combine(const Block& block, Local<T
 
 template <class F> void run_blocks(const Launch& launch, F body) {
     assert(launch.threads > 0 && launch.threads <= MAX_THREADS && launch.threads % 32 == 0);
-    const auto run_block = [&](uint32_t i) {
-        // Of the exact size, so that the address sanitiser sees the first byte too many; NaN, because a
-        // device leaves there what was there.
-        std::vector<float> memory(launch.shared_bytes / sizeof(float), NAN);
-        body(Block{launch, launch.reversed ? launch.grid - 1 - i : i, memory.data()});
+    const auto run_block = [&](uint32_t i, float* memory) {
+        body(Block{launch, launch.reversed ? launch.grid - 1 - i : i, memory});
     };
 #if defined(HOST_DEVICE)
-    host_device::in_parallel(launch.grid, 1 + 2048 / launch.threads, run_block);
+    host_device::in_parallel(launch.grid, 1 + 2048 / launch.threads, [&](uint64_t i) {
+        run_block(uint32_t(i), host_device::shared_memory(launch.shared_bytes));
+    });
 #else
     for (uint32_t i = 0; i < launch.grid; i++) {
-        run_block(i);
+        // Of the exact size, so that the address sanitiser sees the first byte too many.
+        std::vector<float> memory(launch.shared_bytes / sizeof(float));
+        run_block(i, memory.data());
     }
 #endif
 }

@@ -101,13 +101,16 @@ void finish(const MomentRef& moment);
 bool is_finished(const MomentRef& moment);
 double milliseconds(const MomentRef& from, const MomentRef& to);
 
+// Calls that waited for the device: of all threads, and of the calling one.
 extern uint64_t synchronisations;
+extern thread_local uint64_t synchronisations_here;
 extern uint64_t launches;
 
 }  // namespace host_device
 
 // Counters for tests, and what libcublas and libcurand need.
 EXPORT uint64_t calm_host_device_synchronisations();
+EXPORT uint64_t calm_host_device_synchronisations_here();
 EXPORT uint64_t calm_host_device_launches();
 EXPORT uint64_t calm_host_device_live_allocations();
 EXPORT uint64_t calm_host_device_live_bytes();

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <dlfcn.h>
 #include <set>
 
 namespace host_device {
@@ -298,6 +299,20 @@ EXPORT int cuGetErrorString(int status, const char** text) {
     return SUCCESS;
 }
 
+EXPORT int cuGetProcAddress_v2(const char* name, void** function, int, uint64_t, int* found) {
+    const std::string base = name;
+    *function = nullptr;
+    for (const char* const version : {"_v4", "_v3", "_v2", ""}) {
+        if (*function == nullptr) {
+            *function = dlsym(RTLD_DEFAULT, (base + version).c_str());
+        }
+    }
+    if (found != nullptr) {
+        *found = *function == nullptr ? 1 : 0;
+    }
+    return *function == nullptr ? NOT_FOUND : SUCCESS;
+}
+
 EXPORT int cuProfilerStart() { return SUCCESS; }
 EXPORT int cuProfilerStop() { return SUCCESS; }
 
@@ -305,6 +320,8 @@ EXPORT uint64_t calm_host_device_synchronisations() {
     Guard guard;
     return synchronisations;
 }
+
+EXPORT uint64_t calm_host_device_synchronisations_here() { return synchronisations_here; }
 
 EXPORT uint64_t calm_host_device_launches() {
     Guard guard;

@@ -390,7 +390,8 @@ EXPORT int cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, 
         return status;
     }
     launches++;
-    const Launch launch = {grid_x, block_x, shared, 0};
+    static const bool reversed = switched_on("CALM_HOST_DEVICE_REVERSED");
+    const Launch launch = {grid_x, block_x, shared, reversed ? 1u : 0u};
     enqueue(order, [kernel = function->kernel, launch, kept]() mutable { run(*kernel, launch, kept); });
     return SUCCESS;
 }

@@ -2,10 +2,14 @@
 //
 // A range of addresses is reserved once and never used twice. An allocation takes the next pages of it; its
 // end lies at most 255 bytes (the alignment of cuMemAlloc) before a page that cannot be touched. All bytes
-// are 0xFF (NaN) first, and those around the allocation on its pages must stay so. Freed pages cannot be
-// touched either. A kernel that leaves its memory is ended with a message that names both.
+// are 0xFF (NaN) first, and those around the allocation on its pages must stay so. Freed addresses cannot be
+// touched either; the memory behind them moves to new ones. A kernel that leaves its memory is ended with a
+// message that names both. Dynamic shared memory ends at such a page too.
 #include "device.h"
+#include "registry.h"
 
+#include <array>
+#include <atomic>
 #include <cerrno>
 #include <csignal>
 #include <cstdlib>
@@ -13,6 +17,7 @@
 #include <map>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <vector>
 
 namespace host_device {
 
@@ -24,6 +29,9 @@ constexpr size_t PAGE = 4096;
 constexpr size_t ALIGNMENT = 256;
 constexpr unsigned char FRESH = 0xFF;
 constexpr size_t DEFAULT_MEMORY = size_t(8) << 30;
+// Freed memory that waits to be used again: touching new pages is what an allocation costs most.
+constexpr size_t KEPT_BYTES = size_t(1) << 30;
+constexpr size_t KEPT_BLOCKS = 8192;
 
 struct Allocation {
     size_t bytes;
@@ -39,6 +47,9 @@ struct Memory {
     size_t live = 0;
     std::map<uint64_t, Allocation> allocations;
     std::map<uint64_t, size_t> pinned;
+    // Freed blocks by size.
+    std::map<size_t, std::vector<uint64_t>> kept;
+    size_t kept_bytes = 0, kept_blocks = 0;
 };
 
 // Never destroyed: static objects of the program may free memory when it ends.
@@ -49,6 +60,33 @@ Memory& memory() {
 
 struct sigaction previous_handler;
 
+// Dynamic shared memory: a buffer for each thread of the pool, and the page behind it.
+constexpr size_t SHARED_BYTES = 228 * 1024;
+constexpr size_t MAX_BUFFERS = 64;
+std::array<std::atomic<uint64_t>, MAX_BUFFERS> shared_ends;
+std::atomic<size_t> shared_count{0};
+
+bool is_behind_shared(uint64_t address) {
+    for (size_t i = 0; i < shared_count && i < MAX_BUFFERS; i++) {
+        if (address >= shared_ends[i] && address < shared_ends[i] + SHARED_BYTES) {
+            return true;
+        }
+    }
+    return false;
+}
+
+int remap_to(uint64_t from, size_t bytes, uint64_t to) {
+    constexpr int MOVE = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP;
+    void* const target = reinterpret_cast<void*>(to);
+    return mremap(reinterpret_cast<void*>(from), bytes, bytes, MOVE, target) == target ? 0 : -1;
+}
+
+// Takes the pages behind these addresses away.
+void drop_pages(uint64_t first_page, size_t bytes) {
+    mmap(reinterpret_cast<void*>(first_page), bytes, PROT_NONE,
+         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+}
+
 void print(const char* text) {
     const ssize_t written = write(STDERR_FILENO, text, strlen(text));
     (void)written;
@@ -57,6 +95,14 @@ void print(const char* text) {
 void on_fault(int signal, siginfo_t* info, void* context) {
     const uint64_t address = reinterpret_cast<uint64_t>(info->si_addr);
     const Memory& m = memory();
+    const char* const who = running == nullptr ? "the host" : running;
+    char text[300];
+    if (is_behind_shared(address)) {
+        snprintf(text, sizeof text, "calm host device: %s touched memory behind its shared memory\n", who);
+        print(text);
+        std::signal(signal, SIG_DFL);
+        return;
+    }
     if (address < m.start || address >= m.end) {
         if (previous_handler.sa_flags & SA_SIGINFO) {
             previous_handler.sa_sigaction(signal, info, context);
@@ -67,8 +113,6 @@ void on_fault(int signal, siginfo_t* info, void* context) {
         }
         return;
     }
-    char text[300];
-    const char* const who = running == nullptr ? "the host" : running;
     auto at = m.allocations.upper_bound(address);
     const bool known = at != m.allocations.begin();
     if (known) {
@@ -121,6 +165,34 @@ std::map<uint64_t, Allocation>::iterator holder(uint64_t pointer) {
     return !at->second.retired && pointer <= at->first + at->second.bytes ? at : all.end();
 }
 
+// Memory for the addresses, from a freed block of the size if there is one.
+bool provide(uint64_t first_page, size_t bytes) {
+    Memory& m = memory();
+    const auto at = m.kept.find(bytes);
+    if (at != m.kept.end() && !at->second.empty()) {
+        const uint64_t old = at->second.back();
+        at->second.pop_back();
+        m.kept_bytes -= bytes;
+        m.kept_blocks--;
+        if (remap_to(old, bytes, first_page) != 0) {
+            drop_pages(old, bytes);
+        }
+    }
+    return mprotect(reinterpret_cast<void*>(first_page), bytes, PROT_READ | PROT_WRITE) == 0;
+}
+
+void give_back(uint64_t first_page, size_t bytes) {
+    Memory& m = memory();
+    if (m.kept_bytes + bytes > KEPT_BYTES || m.kept_blocks == KEPT_BLOCKS) {
+        drop_pages(first_page, bytes);
+        return;
+    }
+    mprotect(reinterpret_cast<void*>(first_page), bytes, PROT_NONE);
+    m.kept[bytes].push_back(first_page);
+    m.kept_bytes += bytes;
+    m.kept_blocks++;
+}
+
 bool is_fresh(uint64_t first, uint64_t last) {
     for (uint64_t i = first; i < last; i++) {
         if (*reinterpret_cast<const unsigned char*>(i) != FRESH) {
@@ -154,7 +226,7 @@ Status allocate(uint64_t* pointer, size_t bytes) {
         return complain(OUT_OF_MEMORY, "the address space is used up");
     }
     void* const pages = reinterpret_cast<void*>(first_page);
-    if (mprotect(pages, pages_bytes, PROT_READ | PROT_WRITE) != 0) {
+    if (!provide(first_page, pages_bytes)) {
         return complain(OUT_OF_MEMORY, "pages of %zu bytes: %s", bytes, strerror(errno));
     }
     m.next = first_page + pages_bytes + PAGE;
@@ -188,9 +260,7 @@ void release(uint64_t pointer) {
     }
     m.used -= a.bytes;
     m.allocations.erase(at);
-    // The same addresses, without memory behind them.
-    void* const pages = reinterpret_cast<void*>(a.first_page);
-    mmap(pages, a.pages_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    give_back(a.first_page, a.pages_bytes);
 }
 
 bool is_device_memory(uint64_t pointer, size_t bytes) {
@@ -226,6 +296,25 @@ size_t total_memory() {
 }
 size_t used_memory() { return memory().used; }
 size_t live_allocations() { return memory().live; }
+
+float* shared_memory(size_t bytes) {
+    thread_local const uint64_t end = [] {
+        const size_t size = (SHARED_BYTES + PAGE - 1) / PAGE * PAGE;
+        void* const at = mmap(nullptr, 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        const size_t place = shared_count.load();
+        if (at == MAP_FAILED || mprotect(at, size, PROT_READ | PROT_WRITE) != 0) {
+            abort();
+        }
+        const uint64_t behind = reinterpret_cast<uint64_t>(at) + size;
+        if (place < MAX_BUFFERS) {
+            shared_ends[shared_count++ % MAX_BUFFERS] = behind;
+        }
+        return behind;
+    }();
+    char* const start = reinterpret_cast<char*>(end) - (bytes + 15) / 16 * 16;
+    memset(start, FRESH, reinterpret_cast<char*>(end) - start);
+    return reinterpret_cast<float*>(start);
+}
 
 Status allocate_pinned(void** pointer, size_t bytes) {
     if (bytes == 0) {

@@ -72,6 +72,9 @@ struct Registered {
     }
 };
 
+// Dynamic shared memory for a block that runs on the calling thread: NaN, and behind it nothing.
+float* shared_memory(size_t bytes);
+
 // f(i) for every i below count on all threads of the pool; serial below two units of work of `grain`.
 void in_parallel_impl(uint64_t count, uint64_t grain, const std::function<void(uint64_t, uint64_t)>& range);
 

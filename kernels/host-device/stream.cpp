@@ -12,6 +12,7 @@
 namespace host_device {
 
 uint64_t synchronisations = 0;
+thread_local uint64_t synchronisations_here = 0;
 uint64_t launches = 0;
 
 struct Stream {
@@ -150,7 +151,10 @@ void finish_all() {
 
 bool is_finished(const StreamRef& stream) { return stream->done == stream->issued; }
 
-void count_synchronisation() { synchronisations++; }
+void count_synchronisation() {
+    synchronisations++;
+    synchronisations_here++;
+}
 
 MomentRef record(const StreamRef& stream) {
     const MomentRef moment = std::make_shared<Moment>(Moment{stream, 0, 0.0});

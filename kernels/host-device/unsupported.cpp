@@ -8,7 +8,7 @@
 #if defined(LIBRARY_cuda)
 #define F(name) UNSUPPORTED(name, 801)
 F(cuCtxCreate_v3) F(cuCtxGetCacheConfig) F(cuCtxGetLimit) F(cuCtxSetCacheConfig) F(cuCtxSetLimit)
-F(cuDestroyExternalMemory) F(cuDeviceSetMemPool) F(cuExternalMemoryGetMappedBuffer) F(cuGetProcAddress_v2)
+F(cuDestroyExternalMemory) F(cuDeviceSetMemPool) F(cuExternalMemoryGetMappedBuffer)
 F(cuGraphDestroy) F(cuGraphExecDestroy) F(cuGraphInstantiateWithFlags) F(cuGraphLaunch) F(cuGraphUpload)
 F(cuImportExternalMemory) F(cuLaunchCooperativeKernel) F(cuLaunchKernelEx) F(cuMemAdvise_v2)
 F(cuMemAllocManaged) F(cuMemPoolCreate) F(cuMemPoolDestroy) F(cuMemPrefetchAsync_v2) F(cuMemcpyPeerAsync)

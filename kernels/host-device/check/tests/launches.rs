@@ -232,7 +232,9 @@ fn events_and_properties() {
     std::thread::sleep(std::time::Duration::from_millis(20));
     let after = stream.record_event(timed).unwrap();
     let milliseconds = before.elapsed_ms(&after).unwrap();
-    assert!((19.0..2000.0).contains(&milliseconds), "{milliseconds}");
+    // Late, both are passed when somebody waits for them.
+    let least = if std::env::var("CALM_HOST_DEVICE_LATE").is_ok() { 0.0 } else { 19.0 };
+    assert!((least..2000.0).contains(&milliseconds), "{milliseconds}");
     let silent = stream.record_event(None).unwrap();
     assert!(before.elapsed_ms(&silent).is_err());
 
@@ -281,6 +283,17 @@ fn leaving_memory_ends_the_process() {
                 // Even freeing fails now, as on a device.
                 std::process::exit(0);
             }
+            // The head size says how much shared memory it needs.
+            "shared" => {
+                let x: CudaSlice<f32> = device.alloc_zeros(1 << 16).unwrap();
+                let sizes = [1u32, 4, 4, 1, 1, 1f32.to_bits()];
+                let (stats, values) = (&x.slice(..1024), &x.slice(1024..));
+                let f = device.get_or_load_custom_func("cached_parts_f32", "c", "any").unwrap();
+                let mut launch = f.builder();
+                let spans = device.clone_htod(&[0u32, 4, 0, 4, 0, 4, 0, 4]).unwrap();
+                launch.arg(&x).arg(&x).arg(&x).arg(&spans).arg(stats).arg(values).arg(&sizes).arg(&64u32);
+                let _ = unsafe { launch.launch(one_dimension(4, 256, 16)) };
+            }
             "index" => {
                 let device = Device::new_cuda(0).unwrap();
                 let x = candle_core::Tensor::zeros((2, 3), candle_core::DType::F32, &device).unwrap();
@@ -298,6 +311,8 @@ fn leaving_memory_ends_the_process() {
     assert!(!success && said.contains("rms_norm_f32 touched"), "{said}");
     let (success, said) = in_another_process(name, "near");
     assert!(success && said.contains("silu_f32 wrote outside"), "{said}");
+    let (success, said) = in_another_process(name, "shared");
+    assert!(!success && said.contains("cached_parts_f32 touched memory behind its shared"), "{said}");
     let (success, said) = in_another_process(name, "index");
     assert!(success && said.contains("index 7 of 2"), "{said}");
 }
