@@ -301,10 +301,11 @@ EXPORT int cuGetErrorString(int status, const char** text) {
 
 EXPORT int cuGetProcAddress_v2(const char* name, void** function, int, uint64_t, int* found) {
     const std::string base = name;
+    void* const self = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
     *function = nullptr;
     for (const char* const version : {"_v4", "_v3", "_v2", ""}) {
         if (*function == nullptr) {
-            *function = dlsym(RTLD_DEFAULT, (base + version).c_str());
+            *function = dlsym(self, (base + version).c_str());
         }
     }
     if (found != nullptr) {

@@ -47,6 +47,14 @@ int copy_to_device(uint64_t to, const void* from, size_t bytes, const StreamRef&
     return SUCCESS;
 }
 
+// What was freed in stream order is in use until its stream has come there.
+Status allocate_for(uint64_t* at, size_t bytes) {
+    if (bytes > total_memory() - used_memory()) {
+        finish_all();
+    }
+    return allocate(at, bytes);
+}
+
 struct Event {
     bool timing;
     MomentRef moment;
@@ -71,13 +79,13 @@ char default_pool;
 
 EXPORT int cuMemAlloc_v2(uint64_t* at, size_t bytes) {
     ENTER
-    return allocate(at, bytes);
+    return allocate_for(at, bytes);
 }
 
 EXPORT int cuMemAllocAsync(uint64_t* at, size_t bytes, void* stream) {
     ENTER
     STREAM(order, stream)
-    return allocate(at, bytes);
+    return allocate_for(at, bytes);
 }
 
 EXPORT int cuMemAllocFromPoolAsync(uint64_t* at, size_t bytes, void* pool, void* stream) {

@@ -33,6 +33,9 @@ struct Moment {
 
 namespace {
 
+// Work that a stream holds back at most; a device has a limit too.
+constexpr size_t QUEUE = 20000;
+
 struct Streams {
     StreamRef legacy = std::make_shared<Stream>(true);
     std::set<StreamRef> all{legacy};
@@ -136,7 +139,7 @@ void enqueue(const StreamRef& stream, std::function<void()> work) {
         push_wait(stream, legacy, legacy->issued);
     }
     push(stream, std::move(work));
-    if (!late()) {
+    if (!late() || stream->queue.size() > QUEUE) {
         finish(stream);
     }
 }

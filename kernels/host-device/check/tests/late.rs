@@ -11,10 +11,12 @@ fn device() -> Device {
     Device::new_cuda(0).unwrap()
 }
 
-/// A counter of the host device by its name; a program that must also link against a real driver looks it up
-/// like this.
+/// A counter of the host device by its name, looked up so that the program also links against a real driver,
+/// which has none.
 fn counter(name: &std::ffi::CStr) -> u64 {
-    let at = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    let driver = unsafe { libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_LAZY) };
+    assert!(!driver.is_null());
+    let at = unsafe { libc::dlsym(driver, name.as_ptr()) };
     assert!(!at.is_null(), "{name:?}");
     let f: extern "C" fn() -> u64 = unsafe { std::mem::transmute(at) };
     f()
