@@ -85,6 +85,11 @@ EXPORT int cuMemAlloc_v2(uint64_t* at, size_t bytes) {
 EXPORT int cuMemAllocAsync(uint64_t* at, size_t bytes, void* stream) {
     ENTER
     STREAM(order, stream)
+    if (bytes == 0) {
+        // Other than cuMemAlloc, for which this is an error.
+        *at = 0;
+        return SUCCESS;
+    }
     return allocate_for(at, bytes);
 }
 

@@ -177,6 +177,7 @@ fn foreign_and_freed_pointers() {
         assert!(result::memcpy_dtoh_sync(&mut host[..4], address).is_err());
         assert!(result::free_sync(address).is_err());
         assert!(result::malloc_sync(0).is_err());
+        drop(device.alloc_zeros::<f32>(0).unwrap());
         assert!(result::malloc_sync(9 << 30).is_err());
     }
 }
