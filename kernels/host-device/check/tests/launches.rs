@@ -1,6 +1,6 @@
 //! Launches of calm's kernels by name, and the mistakes that the host device must find.
 
-use candle_core::cuda_backend::cudarc::cublas::{GemmConfig, Gemm, sys::cublasOperation_t};
+use candle_core::cuda_backend::cudarc::cublas::{Gemm, GemmConfig, sys::cublasOperation_t};
 use candle_core::cuda_backend::cudarc::driver::{
     CudaSlice, DevicePtr, LaunchConfig, PushKernelArg, result, sys,
 };
@@ -89,7 +89,9 @@ fn parameters_against_real_ptx() {
         .param .u32 p3,\n.param .u64 p4,\n.param .f32 p5\n)\n{\n}";
     rms_norm(&cuda(), &Case { ptx: RIGHT, ..Case::default() }).unwrap();
     cuda().get_or_load_custom_func("noise_normal", "noise", RIGHT).unwrap();
-    assert!(error_of(cuda().get_or_load_custom_func("silu_f32", "m", RIGHT).map(|_| ())).contains("NOT_FOUND"));
+    assert!(
+        error_of(cuda().get_or_load_custom_func("silu_f32", "m", RIGHT).map(|_| ())).contains("NOT_FOUND")
+    );
     for ptx in [FEWER, WIDER] {
         assert!(error_of(rms_norm(&cuda(), &Case { ptx, ..Case::default() })).contains("INVALID_IMAGE"));
     }

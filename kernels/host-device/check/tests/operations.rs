@@ -118,7 +118,10 @@ fn casts() {
     for a in from {
         for b in from {
             // candle has no such kernels.
-            if matches!((a, b), (DType::BF16 | DType::F16, DType::I64) | (DType::I64, DType::BF16 | DType::F16)) {
+            if matches!(
+                (a, b),
+                (DType::BF16 | DType::F16, DType::I64) | (DType::I64, DType::BF16 | DType::F16)
+            ) {
                 continue;
             }
             same(&format!("{a:?} to {b:?}"), 0.0, |d| {
@@ -177,9 +180,7 @@ fn indexing() {
             for dim in 0..3 {
                 let what = format!("{dtype:?} by {id:?} in {dim}");
                 let x = |d: &Device| numbers(&[4, 4, 4], 11, d)?.to_dtype(dtype);
-                let index = |d: &Device| {
-                    (numbers(&[4, 4, 4], 12, d)?.abs()? * 1.9)?.floor()?.to_dtype(id)
-                };
+                let index = |d: &Device| (numbers(&[4, 4, 4], 12, d)?.abs()? * 1.9)?.floor()?.to_dtype(id);
                 same(&format!("index_select {what}"), 0.0, |d| x(d)?.index_select(&ids(d, id)?, dim));
                 same(&format!("gather {what}"), 0.0, |d| x(d)?.gather(&index(d)?, dim));
                 same(&format!("index_add {what}"), tolerance, |d| {
@@ -208,7 +209,9 @@ fn indexing() {
 fn layouts_and_copies() {
     same("contiguous", 0.0, |d| numbers(&[3, 4, 5], 1, d)?.permute((2, 0, 1))?.contiguous());
     same("cat 0", 0.0, |d| Tensor::cat(&[&numbers(&[2, 3], 1, d)?, &numbers(&[4, 3], 2, d)?], 0));
-    same("cat 1", 0.0, |d| Tensor::cat(&[&numbers(&[3, 2], 1, d)?, &numbers(&[3, 4], 2, d)?.narrow(1, 1, 3)?], 1));
+    same("cat 1", 0.0, |d| {
+        Tensor::cat(&[&numbers(&[3, 2], 1, d)?, &numbers(&[3, 4], 2, d)?.narrow(1, 1, 3)?], 1)
+    });
     same("slice_set", 0.0, |d| {
         let x = numbers(&[4, 6, 2], 1, d)?;
         x.slice_set(&numbers(&[4, 2, 2], 2, d)?, 1, 3)?;
@@ -228,9 +231,7 @@ fn products_of_matrices() {
         for (m, k, n) in [(1, 1, 1), (7, 5, 3), (1, 64, 9), (33, 40, 17), (70, 128, 65)] {
             let what = format!("{dtype:?} {m} {k} {n}");
             let make = |shape: &[usize], seed, d: &Device| numbers(shape, seed, d)?.to_dtype(dtype);
-            same(&format!("plain {what}"), tolerance, |d| {
-                make(&[m, k], 1, d)?.matmul(&make(&[k, n], 2, d)?)
-            });
+            same(&format!("plain {what}"), tolerance, |d| make(&[m, k], 1, d)?.matmul(&make(&[k, n], 2, d)?));
             same(&format!("both turned {what}"), tolerance, |d| {
                 make(&[k, m], 1, d)?.t()?.matmul(&make(&[n, k], 2, d)?.t()?)
             });
