@@ -26,6 +26,7 @@ mod operator;
 mod rows;
 mod staging;
 
+pub(crate) mod adamw;
 pub(crate) mod dropout;
 pub(crate) mod embedding;
 pub(crate) mod layer_norm;
