@@ -241,7 +241,7 @@ pub(crate) struct View<'a, T> {
     element: PhantomData<T>,
 }
 
-impl<T: Element> View<'_, T> {
+impl<T: CudaDType + WithDType> View<'_, T> {
     /// The elements.
     pub(crate) fn get(&self) -> CudaView<'_, T> {
         match &*self.guard {
@@ -258,7 +258,7 @@ impl<T: Element> View<'_, T> {
 ///
 /// # Errors
 /// A tensor on another device, not contiguous, or of another element type.
-pub(crate) fn view<'a, T: Element>(op: &str, tensor: &'a Tensor) -> Result<View<'a, T>> {
+pub(crate) fn view<'a, T: CudaDType + WithDType>(op: &str, tensor: &'a Tensor) -> Result<View<'a, T>> {
     let (guard, layout) = tensor.storage_and_layout();
     let Some((start, end)) = layout.contiguous_offsets() else {
         return Err(error(op, format_args!("expects contiguous tensors, got strides {:?}", layout.stride())));

@@ -21,11 +21,16 @@ mod gpu;
 mod copies;
 pub(crate) mod driver;
 pub(crate) mod gradients;
+mod kept;
 mod matrix;
 mod operator;
 mod rows;
 mod staging;
+mod turns;
 
+pub(crate) mod attention;
+pub(crate) mod attention_block;
+pub(crate) mod attention_inference;
 pub(crate) mod rms_norm;
 
 use candle_core::cuda_backend::CudaDType;

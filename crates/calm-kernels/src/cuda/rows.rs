@@ -1,6 +1,7 @@
 //! What operators over rows share: launches of the kernels that take sixteen threads a row, and sums over rows
 //! in a fixed order (`kernels/column_sums.cu`).
 
+use super::gpu::failed;
 use super::{Element, Gpu, Launch};
 use candle_core::Result;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
@@ -57,4 +58,22 @@ pub(super) fn column_sums<T: Element>(
         launch!(gpu, COLUMN_SUMS, kernel, launch, x, partial, &(rows as u32), &(columns as u32), &rows_each);
         Ok(())
     })
+}
+
+/// A copy of `x`.
+pub(super) fn copy<T: Element>(gpu: &Gpu, x: &CudaView<'_, T>) -> Result<CudaSlice<T>> {
+    let mut out = gpu.empty::<T>(x.len())?;
+    if !x.is_empty() {
+        gpu.stream().memcpy_dtod(x, &mut out).map_err(failed)?;
+    }
+    Ok(out)
+}
+
+/// sum += x
+pub(super) fn add_to<T: Element>(gpu: &Gpu, sum: &mut CudaSlice<T>, x: &CudaView<'_, T>) -> Result<()> {
+    if !x.is_empty() {
+        let (kernel, launch) = (format!("add_{}", T::SUFFIX), Launch::elements(x.len()));
+        launch!(gpu, CAST, kernel, launch, x, sum, &(x.len() as u64));
+    }
+    Ok(())
 }
