@@ -69,6 +69,8 @@ mod attention_block;
 mod energy_block;
 mod mlp_block;
 pub use attention_block::{AttentionShape, attention_block};
+#[cfg(feature = "cuda")]
+pub use cuda::ComputeCopies;
 pub use energy_block::{EnergyBlockWeights, energy_block};
 pub use gradients::FlatGradients;
 pub use mlp_block::mlp_block;

@@ -8,6 +8,7 @@
 #![allow(missing_docs, reason = "the KERNEL lines of kernels/*.cu say what each argument is")]
 
 use half::bf16;
+use std::ffi::c_void;
 
 /// What a launch chooses: blocks, threads a block (a multiple of 32, at most 256), bytes of dynamic
 /// shared memory, and whether threads and blocks run from the last to the first.
@@ -37,7 +38,7 @@ pub struct RowId {
 }
 
 /// The keys `start..end` that a query sees.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Span {
     pub start: u32,
@@ -55,6 +56,15 @@ pub struct AttentionSizes {
     pub kv_heads: u32,
     /// Of the scores: 1/√Dh.
     pub scale: f32,
+}
+
+/// Keys and values that one launch of `add_branches` adds, `count` of them at most [`BRANCHES`].
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Branches {
+    pub keys: [*const c_void; BRANCHES],
+    pub values: [*const c_void; BRANCHES],
+    pub count: u32,
 }
 
 /// An element type that kernels exist for.
@@ -221,6 +231,7 @@ kernels! {
         *const T, *const T, *const T, *const Span, *mut f32, *mut f32, AttentionSizes, u32,
     );
     cached_sum(*const f32, *const f32, *mut T, u64, u32, u32, f32);
+    add_branches(*const T, Branches, *const f32, *mut f32, *mut T, u64, u32, u32, f32);
 }
 
 type Forward<T> =
@@ -270,6 +281,11 @@ impl<T> Kernels<T> {
 // column_sums.cu
 unsafe extern "C" {
     pub fn sum_parts(launch: Launch, partial: *const f32, out: *mut f32, parts: u32, columns: u32);
+}
+
+// attention_spans.cu
+unsafe extern "C" {
+    pub fn segment_spans(launch: Launch, segments: *const u32, spans: *mut Span, rows: u32, s: u32);
 }
 
 // philox.cu
@@ -435,6 +451,9 @@ pub fn attention_shared_bytes(head: u32) -> (u32, u32) {
 
 /// Keys of one part of the attention over a cache, and threads of a block.
 pub const CACHED_PART: u32 = 256;
+
+/// Keys and values that one launch adds.
+pub const BRANCHES: usize = 8;
 
 /// Bytes of shared memory of the attention over a cache.
 pub fn cached_shared_bytes(head: u32) -> u32 {

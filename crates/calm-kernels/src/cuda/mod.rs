@@ -21,12 +21,17 @@ mod gpu;
 mod copies;
 pub(crate) mod driver;
 pub(crate) mod gradients;
+mod kept;
 mod matrix;
 mod operator;
 mod rows;
 mod staging;
+mod turns;
 
 pub(crate) mod adamw;
+pub(crate) mod attention;
+pub(crate) mod attention_block;
+pub(crate) mod attention_inference;
 pub(crate) mod dropout;
 pub(crate) mod embedding;
 pub(crate) mod layer_norm;
