@@ -20,7 +20,7 @@ use crate::simd::{LANES, Real, dispatch, fold};
 use crate::storage::{Saved, error, slice, tensor, to_vec, view};
 use crate::with_float;
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 const OP: &str = "energy_score";
@@ -45,7 +45,7 @@ pub enum TargetNoise<'a> {
         /// M, at least 1.
         samples: usize,
     },
-    /// Given as `[M, R, L]`, of the type of the predictions.
+    /// Given as `[M, R, L]`, of the type of the predictions (on a GPU also f32).
     Given(&'a Tensor),
 }
 
@@ -69,7 +69,8 @@ struct EnergyScore<T> {
 /// `[R, L]` and M targets a row; `alpha` in (0, 2).
 ///
 /// `2/(NM) Σ_n Σ_m ‖x_n − z_m‖^α − 1/(N(N−1)) Σ_{n≠k} ‖x_n − x_k‖^α` with
-/// `z_m = mean + ε_m·exp(log_std)`, in f32 or f64 and O(R·(N+1)·L) memory.
+/// `z_m = mean + ε_m·exp(log_std)`, in O(R·(N+1)·L) memory. f32 and f64 on the CPU; on a GPU `pred` is f32 or
+/// bf16, mean, log_std and given noise are f32 or of its type, and the loss is f32.
 ///
 /// Differentiable in `pred` only: the targets are constants. The gradient is 0 where two points
 /// coincide (closer than about 1e-19 in `f32`), so identical samples are a valid start. When `pred` asks
@@ -84,6 +85,11 @@ pub fn energy_score(
     noise: TargetNoise<'_>,
     alpha: f64,
 ) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if pred.device().is_cuda() {
+        let sizes = Sizes::of(pred, mean, log_std, noise, alpha)?;
+        return crate::cuda::energy_score::energy_score(pred, mean, log_std, noise, alpha, sizes);
+    }
     let with_gradient = pred.track_op();
     let pred = pred.contiguous()?;
     with_float!(OP, pred.dtype(), T => {
@@ -106,17 +112,30 @@ pub fn energy_score_rows_no_grad(
     energy_score(&pred.detach(), mean, log_std, noise, alpha)
 }
 
-impl<T: Real> EnergyScore<T> {
-    fn new(
+/// R, N, L and M.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    pub(crate) rows: usize,
+    pub(crate) samples: usize,
+    pub(crate) latent: usize,
+    pub(crate) targets: usize,
+}
+
+impl Sizes {
+    /// Of inputs that fit together. The posterior and given noise have the type of `pred`; on a GPU they may
+    /// also be f32.
+    fn of(
         pred: &Tensor,
         mean: &Tensor,
         log_std: &Tensor,
         noise: TargetNoise<'_>,
         alpha: f64,
-        with_gradient: bool,
     ) -> Result<Self> {
         let &[r, n, l] = pred.dims() else {
             return Err(error(OP, format_args!("pred must be [R, N, L], got {:?}", pred.dims())));
+        };
+        let fits = |t: &Tensor| {
+            t.dtype() == pred.dtype() || (pred.device().is_cuda() && t.dtype() == DType::F32)
         };
         if n < 2 {
             return Err(error(
@@ -137,7 +156,7 @@ impl<T: Real> EnergyScore<T> {
             ));
         }
         for (name, t) in [("mean", mean), ("log_std", log_std)] {
-            if t.dims() != [r, l] || t.dtype() != pred.dtype() {
+            if t.dims() != [r, l] || !fits(t) {
                 return Err(error(
                     OP,
                     format_args!(
@@ -150,8 +169,8 @@ impl<T: Real> EnergyScore<T> {
                 ));
             }
         }
-        let (noise, targets) = match noise {
-            TargetNoise::Draw { key, rows, samples } => {
+        let targets = match noise {
+            TargetNoise::Draw { rows, samples, .. } => {
                 if rows.len() != r {
                     return Err(error(
                         OP,
@@ -162,10 +181,10 @@ impl<T: Real> EnergyScore<T> {
                         ),
                     ));
                 }
-                (Noise::Draw { key, rows: rows.to_vec() }, samples)
+                samples
             }
             TargetNoise::Given(t) => {
-                if t.rank() != 3 || t.dims()[1..] != [r, l] || t.dtype() != pred.dtype() {
+                if t.rank() != 3 || t.dims()[1..] != [r, l] || !fits(t) {
                     return Err(error(
                         OP,
                         format_args!(
@@ -176,12 +195,30 @@ impl<T: Real> EnergyScore<T> {
                         ),
                     ));
                 }
-                (Noise::Given(to_vec::<T>(OP, t)?), t.dims()[0])
+                t.dims()[0]
             }
         };
         if targets < 1 {
             return Err(error(OP, "needs M >= 1 target samples a row, got 0"));
         }
+        Ok(Self { rows: r, samples: n, latent: l, targets })
+    }
+}
+
+impl<T: Real> EnergyScore<T> {
+    fn new(
+        pred: &Tensor,
+        mean: &Tensor,
+        log_std: &Tensor,
+        noise: TargetNoise<'_>,
+        alpha: f64,
+        with_gradient: bool,
+    ) -> Result<Self> {
+        let Sizes { targets, .. } = Sizes::of(pred, mean, log_std, noise, alpha)?;
+        let noise = match noise {
+            TargetNoise::Draw { key, rows, .. } => Noise::Draw { key, rows: rows.to_vec() },
+            TargetNoise::Given(t) => Noise::Given(to_vec::<T>(OP, t)?),
+        };
         let mut std = to_vec::<T>(OP, log_std)?;
         dispatch(
             #[inline(always)]
