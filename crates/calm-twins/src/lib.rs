@@ -158,8 +158,9 @@ kernels! {
 
     // cross_entropy.cu
     cross_entropy_slope(
-        *const f32, *const u32, *const f32, *const f32, *const f32, *const f64, *mut T, u32, u32, u32,
+        *const f32, *const u32, *const f32, *const f32, *const f64, *mut T, u32, u32, u32,
     );
+    cross_entropy_backward(*const T, *const f32, *mut T, u64, u32);
 
     // attention.cu, attention_backward.cu: a kernel for each head size
     attention_32(*const T, *const T, *const T, *const Span, *mut T, *mut f32, AttentionSizes);
@@ -369,7 +370,7 @@ unsafe extern "C" {
         at_target: *const f32,
         weights: *const f32,
         losses: *mut f32,
-        total: *mut f64,
+        total: *mut f32,
         rows: u32,
     );
 }
