@@ -58,7 +58,7 @@ struct EnergyScore<T> {
     mean: Vec<T>,
     std: Vec<T>,
     noise: Noise<T>,
-    targets: usize,
+    sizes: Sizes,
     alpha: f64,
     /// dloss/dpred `[R, N, L]`, kept when asked for.
     with_gradient: bool,
@@ -214,7 +214,7 @@ impl<T: Real> EnergyScore<T> {
         alpha: f64,
         with_gradient: bool,
     ) -> Result<Self> {
-        let Sizes { targets, .. } = Sizes::of(pred, mean, log_std, noise, alpha)?;
+        let sizes = Sizes::of(pred, mean, log_std, noise, alpha)?;
         let noise = match noise {
             TargetNoise::Draw { key, rows, .. } => Noise::Draw { key, rows: rows.to_vec() },
             TargetNoise::Given(t) => Noise::Given(to_vec::<T>(OP, t)?),
@@ -225,7 +225,7 @@ impl<T: Real> EnergyScore<T> {
             || std.iter_mut().for_each(|v| *v = v.exp()),
         );
         let mean = to_vec::<T>(OP, mean)?;
-        Ok(Self { mean, std, noise, targets, alpha, with_gradient, gradient: Saved::new() })
+        Ok(Self { mean, std, noise, sizes, alpha, with_gradient, gradient: Saved::new() })
     }
 
     /// Targets `first ..` of row `r` into `z` `[count, width]`, whose padding stays as it is.
@@ -280,14 +280,14 @@ impl<T: Real> EnergyScore<T> {
             x[..l].copy_from_slice(p);
         }
         buffers.gradient.fill(T::ZERO);
-        let to_target = 2.0 / (n as f64 * self.targets as f64);
+        let to_target = 2.0 / (n as f64 * self.sizes.targets as f64);
         let to_sample = -2.0 / (n as f64 * (n as f64 - 1.0));
         let power = Power { alpha: self.alpha };
 
         let mut attraction = 0.0;
         let mut first = 0;
-        while first < self.targets {
-            let count = DRAWN.min(self.targets - first);
+        while first < self.sizes.targets {
+            let count = DRAWN.min(self.sizes.targets - first);
             self.targets(r, l, first, count, width, buffers);
             let (full, rest) = buffers.targets[..count * width].split_at(count / TOGETHER * TOGETHER * width);
             let samples = buffers.samples.chunks_exact(width);
@@ -331,7 +331,8 @@ impl<T: Real> EnergyScore<T> {
         T::of_f64(to_target * attraction + to_sample * repulsion)
     }
 
-    fn forward(&self, pred: &[T], [r, n, l]: [usize; 3]) -> (Vec<T>, Vec<T>) {
+    fn forward(&self, pred: &[T]) -> (Vec<T>, Vec<T>) {
+        let Sizes { rows: r, samples: n, latent: l, .. } = self.sizes;
         let mut loss = vec![T::ZERO; r];
         let mut gradient = vec![T::ZERO; if self.with_gradient { pred.len() } else { 0 }];
         let row = n * l;
@@ -487,12 +488,11 @@ impl<T: Real> CustomOp1 for EnergyScore<T> {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         debug_assert_eq!(storage.dtype(), T::DTYPE);
         let pred = slice::<T>(OP, storage, layout)?;
-        let (r, n, l) = layout.shape().dims3()?;
-        let (loss, gradient) = self.forward(pred, [r, n, l]);
+        let (loss, gradient) = self.forward(pred);
         if self.with_gradient {
-            self.gradient.set(tensor(gradient, (r, n, l))?);
+            self.gradient.set(tensor(gradient, layout.shape())?);
         }
-        Ok((T::to_cpu_storage_owned(loss), Shape::from(r)))
+        Ok((T::to_cpu_storage_owned(loss), Shape::from(self.sizes.rows)))
     }
 
     fn bwd(&self, arg: &Tensor, _res: &Tensor, grad_res: &Tensor) -> Result<Option<Tensor>> {

@@ -133,6 +133,9 @@ kernels! {
     // layer_norm.cu
     layer_norm(*const T, *const T, *const T, *mut T, u32, u32, f32);
     layer_norm_backward(*const T, *const T, *const T, *mut T, *mut f32, u32, u32, f32);
+    layer_norm_residual_backward(
+        *const T, *const T, *const T, *const T, *const T, *mut T, *mut T, *mut f32, u32, u32, f32,
+    );
     layer_norm_weight_parts(*const T, *const T, *const f32, *mut f32, u32, u32, u32);
 
     // silu.cu
@@ -144,6 +147,16 @@ kernels! {
     // swiglu.cu
     swiglu(*const T, *const T, *mut T, u64, u32, u32);
     swiglu_backward(*const T, *const T, *const T, *mut T, *mut T, u64, u32, u32);
+
+    // energy_block.cu
+    bias_silu(*const T, *const T, *const T, *mut T, u32, u32, u32);
+    shared_bias_silu_backward(
+        *const T, *const T, *const T, *const T, *mut T, *mut T, *mut T, u32, u32, u32,
+    );
+    bias_silu_backward(*const T, *const T, *const T, *mut T, *mut T, *mut f32, u32, u32, u32);
+    bias_swiglu(*const T, *const T, *mut T, u64, u32);
+    bias_swiglu_backward(*const T, *const T, *const T, *mut T, *mut T, *mut f32, u32, u32, u32);
+    add_bias(*const T, *const T, *mut T, u64, u32);
 
     // rotary.cu
     rotary(*const T, *const u32, *const f32, *mut T, u64, u32, u32, f32);
