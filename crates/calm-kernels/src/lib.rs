@@ -33,6 +33,8 @@ mod energy_score;
 mod nary;
 pub use adamw::{AdamWStep, adamw, squared_norm};
 pub use cross_entropy::{tied_argmax, tied_cross_entropy, tied_cross_entropy_rows};
+#[cfg(feature = "cuda")]
+pub use cuda::ComputeCopies;
 pub use dropout::{DropoutMask, dropout};
 pub use embedding::embedding;
 pub use energy_score::{TargetNoise, energy_score, energy_score_rows_no_grad};

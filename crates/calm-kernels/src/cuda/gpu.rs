@@ -263,7 +263,7 @@ impl<T: CudaDType> View<'_, T> {
 ///
 /// # Errors
 /// A tensor on another device, not contiguous, or of another element type.
-pub(crate) fn view<'a, T: CudaDType>(op: &str, tensor: &'a Tensor) -> Result<View<'a, T>> {
+pub(crate) fn view<'a, T: CudaDType + WithDType>(op: &str, tensor: &'a Tensor) -> Result<View<'a, T>> {
     let (guard, layout) = tensor.storage_and_layout();
     let Some((start, end)) = layout.contiguous_offsets() else {
         return Err(error(op, format_args!("expects contiguous tensors, got strides {:?}", layout.stride())));

@@ -26,6 +26,9 @@ mod operator;
 mod rows;
 mod staging;
 
+pub(crate) mod cross_entropy;
+pub(crate) mod energy_block;
+mod energy_block_parts;
 pub(crate) mod energy_score;
 pub(crate) mod rms_norm;
 
