@@ -143,6 +143,9 @@ kernels! {
     // layer_norm.cu
     layer_norm(*const T, *const T, *const T, *mut T, u32, u32, f32);
     layer_norm_backward(*const T, *const T, *const T, *mut T, *mut f32, u32, u32, f32);
+    layer_norm_residual_backward(
+        *const T, *const T, *const T, *const T, *const T, *mut T, *mut T, *mut f32, u32, u32, f32,
+    );
     layer_norm_weight_parts(*const T, *const T, *const f32, *mut f32, u32, u32, u32);
 
     // silu.cu
@@ -154,6 +157,16 @@ kernels! {
     // swiglu.cu
     swiglu(*const T, *const T, *mut T, u64, u32, u32);
     swiglu_backward(*const T, *const T, *const T, *mut T, *mut T, u64, u32, u32);
+
+    // energy_block.cu
+    bias_silu(*const T, *const T, *const T, *mut T, u32, u32, u32);
+    shared_bias_silu_backward(
+        *const T, *const T, *const T, *const T, *mut T, *mut T, *mut T, u32, u32, u32,
+    );
+    bias_silu_backward(*const T, *const T, *const T, *mut T, *mut T, *mut f32, u32, u32, u32);
+    bias_swiglu(*const T, *const T, *mut T, u64, u32);
+    bias_swiglu_backward(*const T, *const T, *const T, *mut T, *mut T, *mut f32, u32, u32, u32);
+    add_bias(*const T, *const T, *mut T, u64, u32);
 
     // rotary.cu
     rotary(*const T, *const u32, *const f32, *mut T, u64, u32, u32, f32);
@@ -172,8 +185,9 @@ kernels! {
 
     // cross_entropy.cu
     cross_entropy_slope(
-        *const f32, *const u32, *const f32, *const f32, *const f32, *const f64, *mut T, u32, u32, u32,
+        *const f32, *const u32, *const f32, *const f32, *const f64, *mut T, u32, u32, u32,
     );
+    cross_entropy_backward(*const T, *const f32, *mut T, u64, u32);
 
     // attention.cu, attention_backward.cu: a kernel for each head size
     attention_32(*const T, *const T, *const T, *const Span, *mut T, *mut f32, AttentionSizes);
@@ -410,7 +424,7 @@ unsafe extern "C" {
         at_target: *const f32,
         weights: *const f32,
         losses: *mut f32,
-        total: *mut f64,
+        total: *mut f32,
         rows: u32,
     );
 }
