@@ -8,6 +8,7 @@
 #![allow(missing_docs, reason = "the KERNEL lines of kernels/*.cu say what each argument is")]
 
 use half::bf16;
+use std::ffi::c_void;
 
 /// What a launch chooses: blocks, threads a block (a multiple of 32, at most 256), bytes of dynamic
 /// shared memory, and whether threads and blocks run from the last to the first.
@@ -37,7 +38,7 @@ pub struct RowId {
 }
 
 /// The keys `start..end` that a query sees.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Span {
     pub start: u32,
@@ -55,6 +56,15 @@ pub struct AttentionSizes {
     pub kv_heads: u32,
     /// Of the scores: 1/√Dh.
     pub scale: f32,
+}
+
+/// Keys and values that one launch of `add_branches` adds, `count` of them at most [`BRANCHES`].
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Branches {
+    pub keys: [*const c_void; BRANCHES],
+    pub values: [*const c_void; BRANCHES],
+    pub count: u32,
 }
 
 /// An element type that kernels exist for.
@@ -133,6 +143,9 @@ kernels! {
     // layer_norm.cu
     layer_norm(*const T, *const T, *const T, *mut T, u32, u32, f32);
     layer_norm_backward(*const T, *const T, *const T, *mut T, *mut f32, u32, u32, f32);
+    layer_norm_residual_backward(
+        *const T, *const T, *const T, *const T, *const T, *mut T, *mut T, *mut f32, u32, u32, f32,
+    );
     layer_norm_weight_parts(*const T, *const T, *const f32, *mut f32, u32, u32, u32);
 
     // silu.cu
@@ -144,6 +157,16 @@ kernels! {
     // swiglu.cu
     swiglu(*const T, *const T, *mut T, u64, u32, u32);
     swiglu_backward(*const T, *const T, *const T, *mut T, *mut T, u64, u32, u32);
+
+    // energy_block.cu
+    bias_silu(*const T, *const T, *const T, *mut T, u32, u32, u32);
+    shared_bias_silu_backward(
+        *const T, *const T, *const T, *const T, *mut T, *mut T, *mut T, u32, u32, u32,
+    );
+    bias_silu_backward(*const T, *const T, *const T, *mut T, *mut T, *mut f32, u32, u32, u32);
+    bias_swiglu(*const T, *const T, *mut T, u64, u32);
+    bias_swiglu_backward(*const T, *const T, *const T, *mut T, *mut T, *mut f32, u32, u32, u32);
+    add_bias(*const T, *const T, *mut T, u64, u32);
 
     // rotary.cu
     rotary(*const T, *const u32, *const f32, *mut T, u64, u32, u32, f32);
@@ -162,8 +185,9 @@ kernels! {
 
     // cross_entropy.cu
     cross_entropy_slope(
-        *const f32, *const u32, *const f32, *const f32, *const f32, *const f64, *mut T, u32, u32, u32,
+        *const f32, *const u32, *const f32, *const f32, *const f64, *mut T, u32, u32, u32,
     );
+    cross_entropy_backward(*const T, *const f32, *mut T, u64, u32);
 
     // attention.cu, attention_backward.cu: a kernel for each head size
     attention_32(*const T, *const T, *const T, *const Span, *mut T, *mut f32, AttentionSizes);
@@ -221,6 +245,7 @@ kernels! {
         *const T, *const T, *const T, *const Span, *mut f32, *mut f32, AttentionSizes, u32,
     );
     cached_sum(*const f32, *const f32, *mut T, u64, u32, u32, f32);
+    add_branches(*const T, Branches, *const f32, *mut f32, *mut T, u64, u32, u32, f32);
 }
 
 type Forward<T> =
@@ -270,6 +295,11 @@ impl<T> Kernels<T> {
 // column_sums.cu
 unsafe extern "C" {
     pub fn sum_parts(launch: Launch, partial: *const f32, out: *mut f32, parts: u32, columns: u32);
+}
+
+// attention_spans.cu
+unsafe extern "C" {
+    pub fn segment_spans(launch: Launch, segments: *const u32, spans: *mut Span, rows: u32, s: u32);
 }
 
 // philox.cu
@@ -394,7 +424,7 @@ unsafe extern "C" {
         at_target: *const f32,
         weights: *const f32,
         losses: *mut f32,
-        total: *mut f64,
+        total: *mut f32,
         rows: u32,
     );
 }
@@ -435,6 +465,9 @@ pub fn attention_shared_bytes(head: u32) -> (u32, u32) {
 
 /// Keys of one part of the attention over a cache, and threads of a block.
 pub const CACHED_PART: u32 = 256;
+
+/// Keys and values that one launch adds.
+pub const BRANCHES: usize = 8;
 
 /// Bytes of shared memory of the attention over a cache.
 pub fn cached_shared_bytes(head: u32) -> u32 {
