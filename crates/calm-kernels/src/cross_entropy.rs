@@ -145,9 +145,7 @@ struct Sizes {
 impl Sizes {
     fn of(op: &str, hidden: &Tensor, embedding: &Tensor) -> Result<Self> {
         match (hidden.dims(), embedding.dims()) {
-            (&[r, d], &[v, e]) if d == e && v > 0 && fits(embedding, hidden) => {
-                Ok(Self { r, d, v })
-            }
+            (&[r, d], &[v, e]) if d == e && v > 0 && fits(embedding, hidden) => Ok(Self { r, d, v }),
             (h, e) => Err(error(
                 op,
                 format_args!(

@@ -134,9 +134,8 @@ impl Sizes {
         let &[r, n, l] = pred.dims() else {
             return Err(error(OP, format_args!("pred must be [R, N, L], got {:?}", pred.dims())));
         };
-        let fits = |t: &Tensor| {
-            t.dtype() == pred.dtype() || (pred.device().is_cuda() && t.dtype() == DType::F32)
-        };
+        let fits =
+            |t: &Tensor| t.dtype() == pred.dtype() || (pred.device().is_cuda() && t.dtype() == DType::F32);
         if n < 2 {
             return Err(error(
                 OP,

@@ -26,24 +26,31 @@ pub mod simd;
 pub mod storage;
 
 mod adamw;
+mod copies;
 mod cross_entropy;
 mod dropout;
 mod embedding;
 mod energy_score;
+mod moments;
 mod nary;
+mod noise;
 pub use adamw::{AdamWStep, adamw, squared_norm};
+pub use copies::ComputeCopies;
 pub use cross_entropy::{tied_argmax, tied_cross_entropy, tied_cross_entropy_rows};
 #[cfg(feature = "cuda")]
 pub use cuda::ComputeCopies;
 pub use dropout::{DropoutMask, dropout};
-pub use embedding::embedding;
+pub use embedding::{embedding, embedding_as};
 pub use energy_score::{TargetNoise, energy_score, energy_score_rows_no_grad};
 
 mod linear;
 mod rows;
 mod screened_argmax;
 pub use linear::linear;
+pub use noise::{noise_normal, noise_uniform};
 pub use philox::{NoiseKey, RowId};
+mod recompute;
+pub use recompute::recomputed;
 mod layer_norm;
 mod rms_norm;
 mod rotary;
@@ -64,6 +71,9 @@ mod attention_block;
 mod energy_block;
 mod mlp_block;
 pub use attention_block::{AttentionShape, attention_block};
+#[cfg(feature = "cuda")]
+pub use cuda::ComputeCopies;
 pub use energy_block::{EnergyBlockWeights, energy_block};
 pub use gradients::FlatGradients;
 pub use mlp_block::mlp_block;
+pub use moments::{Clip, ClipReport, Moments};

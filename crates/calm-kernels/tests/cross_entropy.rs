@@ -375,7 +375,10 @@ fn a_gpu_takes_empty_batches_and_names_bad_arguments() {
     };
     let loss = |t: &Tensor, w: &Tensor| tied_cross_entropy(&c.hidden, &c.embedding, t, Some(w));
     fails(loss(&c.targets.narrow(0, 0, 4).unwrap(), &c.weights), &["targets", "[5]", "[4]"]);
-    fails(loss(&here(&c.targets).to_dtype(DType::I64).unwrap().to_device(&gpu).unwrap(), &c.weights), &["U32", "I64"]);
+    fails(
+        loss(&here(&c.targets).to_dtype(DType::I64).unwrap().to_device(&gpu).unwrap(), &c.weights),
+        &["U32", "I64"],
+    );
     fails(loss(&c.targets, &c.weights.narrow(0, 0, 2).unwrap()), &["weights", "[5]", "[2]"]);
 }
 

@@ -119,7 +119,8 @@ fn only_what_is_asked_for_gets_a_gradient_and_empty_batches_give_zeros() {
     let all = on_gpu(&inputs(5, 3, 8), DType::F32, &gpu);
     let full = weighted(&block(&all).unwrap(), 1.0).backward().unwrap();
     for kept in 0..all.len() {
-        let constant = |i: usize| if i == kept { all[i].as_tensor().clone() } else { all[i].as_detached_tensor() };
+        let constant =
+            |i: usize| if i == kept { all[i].as_tensor().clone() } else { all[i].as_detached_tensor() };
         let t: Vec<Tensor> = (0..all.len()).map(constant).collect();
         let weights = EnergyBlockWeights {
             norm: [&t[2], &t[3]],

@@ -322,9 +322,11 @@ fn a_gpu_gives_the_cpus_losses_and_gradients_from_the_same_draws() {
             let there = c.to_device(&gpu);
             let want = with_gradient(&c.pred, |p| energy_score(p, &c.mean, &c.log_std, drawn, alpha));
             for noise in [drawn, TargetNoise::Given(&there.noise)] {
+                let (loss, grad) = with_gradient(&there.pred, |p| {
+                    energy_score(p, &there.mean, &there.log_std, noise, alpha)
+                });
                 let (loss, grad) =
-                    with_gradient(&there.pred, |p| energy_score(p, &there.mean, &there.log_std, noise, alpha));
-                let (loss, grad) = (loss.to_device(&Device::Cpu).unwrap(), grad.to_device(&Device::Cpu).unwrap());
+                    (loss.to_device(&Device::Cpu).unwrap(), grad.to_device(&Device::Cpu).unwrap());
                 assert!(relative(&loss, &want.0) < 1e-6, "loss at {:?}", (r, n, m, l, alpha));
                 assert!(relative(&grad, &want.1) < 1e-6, "gradient at {:?}", (r, n, m, l, alpha));
             }
@@ -359,9 +361,8 @@ fn coincident_points_have_zero_gradient_on_a_gpu() {
             let (pred, mean) = (ones(&[2, 4, 19], dtype), ones(&[2, 19], DType::F32));
             let zeros = Tensor::zeros((6, 2, 19), DType::F32, &Device::Cpu).unwrap().to_device(&gpu).unwrap();
             let log_std = zeros.narrow(0, 0, 1).unwrap().squeeze(0).unwrap();
-            let (loss, grad) = with_gradient(&pred, |p| {
-                energy_score(p, &mean, &log_std, TargetNoise::Given(&zeros), alpha)
-            });
+            let (loss, grad) =
+                with_gradient(&pred, |p| energy_score(p, &mean, &log_std, TargetNoise::Given(&zeros), alpha));
             let (loss, grad) = (loss.to_device(&Device::Cpu).unwrap(), grad.to_device(&Device::Cpu).unwrap());
             assert_eq!((max_abs(&loss), max_abs(&grad)), (0.0, 0.0));
         }

@@ -353,7 +353,15 @@ fn scale<T: Element>(
         let kernel = format!("cross_entropy_backward_{}", T::SUFFIX);
         let (launch, accumulate) = (Launch::elements(count), u32::from(accumulate));
         launch!(
-            gpu, CROSS_ENTROPY, kernel, launch, &kept.get(), &upstream.get(), dst, &(count as u64), &accumulate,
+            gpu,
+            CROSS_ENTROPY,
+            kernel,
+            launch,
+            &kept.get(),
+            &upstream.get(),
+            dst,
+            &(count as u64),
+            &accumulate,
         );
     }
     Ok(())

@@ -69,15 +69,7 @@ impl<'a> Each<&'a Tensor> {
         let [x, c, nw, nb, w1, b1, w2, b2, w3, b3, w4, b4] = inputs else {
             return Err(error(OP, format_args!("needs 12 tensors, got {}", inputs.len())));
         };
-        Ok(Self {
-            x,
-            c,
-            norm: [nw, nb],
-            first: [w1, b1],
-            second: [w2, b2],
-            third: [w3, b3],
-            down: [w4, b4],
-        })
+        Ok(Self { x, c, norm: [nw, nb], first: [w1, b1], second: [w2, b2], third: [w3, b3], down: [w4, b4] })
     }
 
     fn parameters<T: Element>(&self, gpu: &Gpu) -> Result<Parameters<'a, T>> {

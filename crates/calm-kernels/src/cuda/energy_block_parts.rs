@@ -96,9 +96,7 @@ pub(super) fn bias_silu<T: Element>(
     if r * n * d > 0 {
         let (kernel, launch) = (format!("bias_silu_{}", T::SUFFIX), Launch::cells(r * n, d));
         let (shared, sizes) = (address(gpu, shared), [r, n, d].map(|x| x as u32));
-        launch!(
-            gpu, ENERGY_BLOCK, kernel, launch, x, &shared, bias, &mut y, &sizes[0], &sizes[1], &sizes[2],
-        );
+        launch!(gpu, ENERGY_BLOCK, kernel, launch, x, &shared, bias, &mut y, &sizes[0], &sizes[1], &sizes[2],);
     }
     Ok(y)
 }
@@ -166,9 +164,7 @@ fn bias_backward<T: Element>(
     let shared = rows::sum(gpu, rows, width, |partial, Parts { rows_each, launch }| {
         let (kernel, to_y) = (format!("{kernel}_{}", T::SUFFIX), address(gpu, y.as_ref()));
         let (r, d) = (rows as u32, d as u32);
-        launch!(
-            gpu, ENERGY_BLOCK, kernel, launch, x, bias, dy, &mut dx, &to_y, partial, &r, &d, &rows_each,
-        );
+        launch!(gpu, ENERGY_BLOCK, kernel, launch, x, bias, dy, &mut dx, &to_y, partial, &r, &d, &rows_each,);
         Ok(())
     })?;
     Ok(Gradients { dx, y, shared })

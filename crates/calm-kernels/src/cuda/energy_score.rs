@@ -67,8 +67,7 @@ impl EnergyScore {
     fn run<T: Element>(&self, gpu: &Gpu, pred: &Tensor) -> Result<CudaSlice<f32>> {
         let Sizes { rows: r, samples, latent, targets } = self.sizes;
         let mut loss = gpu.empty::<f32>(r)?;
-        let gradient =
-            self.with_gradient.then(|| gpu.empty::<T>(pred.elem_count())).transpose()?;
+        let gradient = self.with_gradient.then(|| gpu.empty::<T>(pred.elem_count())).transpose()?;
         if r > 0 {
             let (pred, mean) = (view::<T>(OP, pred)?, view::<f32>(OP, &self.mean)?);
             let log_std = view::<f32>(OP, &self.log_std)?;
@@ -127,7 +126,15 @@ impl EnergyScore {
             let kernel = format!("energy_score_backward_{}", T::SUFFIX);
             let launch = Launch::of(r, 1, 256);
             launch!(
-                gpu, ENERGY_SCORE, kernel, launch, &kept.get(), &upstream.get(), &mut out, &(r as u32), &row,
+                gpu,
+                ENERGY_SCORE,
+                kernel,
+                launch,
+                &kept.get(),
+                &upstream.get(),
+                &mut out,
+                &(r as u32),
+                &row,
             );
         }
         gpu.tensor(out, kept.shape())
