@@ -148,7 +148,8 @@ DEVICE void softmax_step(const Block& block, Sums<STRIPS, N>& scores, Weights<ST
         UNROLL for (uint32_t r = 0; r < 2 * STRIPS; r++) {
             const uint32_t m = r / 2, half = r % 2;
             const float shift = now[r][t] * scale;
-            const float shrink = exp2_fast(fused(largest[r][t], scale, -shift));
+            // The difference of what is taken from the exponents, rounded as there: equal largest give 1.
+            const float shrink = exp2_fast(largest[r][t] * scale - shift);
             largest[r][t] = now[r][t];
             sum[r][t] *= shrink;
             UNROLL for (uint32_t i = 0; i < N / 4; i++) {
