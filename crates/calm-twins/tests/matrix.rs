@@ -23,7 +23,8 @@ fn a_product_of_fragments_is_a_product_of_matrices() {
             }
             for (i, (x, y)) in by_columns.iter().zip(&by_rows).enumerate() {
                 let (row, column) = (&a[i / 16 * k..][..k], &b[i % 16 * k..][..k]);
-                let terms = || row.iter().zip(column).map(|(a, b)| f64::from(a.to_f32()) * f64::from(b.to_f32()));
+                let terms =
+                    || row.iter().zip(column).map(|(a, b)| f64::from(a.to_f32()) * f64::from(b.to_f32()));
                 let (want, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
                 assert!((f64::from(*x) - want).abs() <= 1e-6 * size, "element {i}, K {k}: {x} for {want}");
                 assert_eq!(x, y, "element {i}, K {k}: columns and rows of b");
