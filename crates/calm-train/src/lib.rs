@@ -6,6 +6,7 @@ pub mod error;
 pub mod init;
 pub mod interchange;
 pub mod measure;
+pub mod memory;
 pub mod metrics;
 pub mod objective;
 pub mod pipeline;
