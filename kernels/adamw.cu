@@ -34,6 +34,8 @@ struct AdamWFactors {
     float eps;
 };
 
+DEVICE bool is_finite(double x) { return x - x == 0.0; }
+
 // The chunk's parameter, the last one that begins at or before it, and the elements begin .. end in it.
 struct Chunk {
     Parameter parameter;
@@ -81,8 +83,8 @@ DEVICE void squared_norms(const Block& block, const Parameter* parameters, uint3
     });
 }
 
-// out [2]: the global norm before clipping, and the gradients' factor (1, or max_norm / norm above it).
-// One block of MAX_THREADS threads.
+// out [3]: the global norm before clipping, the gradients' factor (1, or max_norm / norm above it), and how
+// many norms were not finite so far, of which adamw lets the steps out. One block of MAX_THREADS threads.
 DEVICE void clip_scale(const Block& block, const double* norms, uint32_t chunks, double max_norm,
                        double* out) {
     Local<double> squares;
@@ -98,13 +100,18 @@ DEVICE void clip_scale(const Block& block, const double* norms, uint32_t chunks,
             const double norm = sqrt(squares[t]);
             out[0] = norm;
             out[1] = norm > max_norm ? max_norm / norm : 1.0;
+            out[2] += is_finite(norm) ? 0.0 : 1.0;
         }
     });
 }
 
-// Updates values, moments and bf16 copies; `clip` is what clip_scale left.
+// Updates values, moments and bf16 copies; `clip` is what clip_scale left. Nothing changes if the norm was
+// not finite: the CPU hears of it later, and finds the parameters as they were.
 DEVICE void adamw(const Block& block, const Parameter* parameters, uint32_t count, uint32_t chunks,
                   AdamWFactors f, const double* clip) {
+    if (!is_finite(clip[0])) {
+        return;
+    }
     const float scale = float(clip[1]);
     for (uint32_t c = block.index(); c < chunks; c += block.grid()) {
         const Chunk chunk = chunk_of(parameters, count, c);

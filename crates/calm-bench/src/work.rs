@@ -197,9 +197,9 @@ struct Training {
 }
 
 impl Training {
-    fn new(store: &ParamStore) -> Self {
-        let optimizer = AdamW::new(store, AdamWConfig::default());
-        Self { optimizer, bucket: GradientBucket::new(store), step: 0 }
+    fn new(store: &ParamStore) -> Result<Self> {
+        let optimizer = AdamW::new(store, AdamWConfig::default())?;
+        Ok(Self { optimizer, bucket: GradientBucket::new(store)?, step: 0 })
     }
 
     /// Loss, gradients, clipping and update, as the training loop does them.
@@ -209,11 +209,12 @@ impl Training {
         let value = f64::from(loss.to_scalar::<f32>()?);
         self.bucket.backward(&loss)?;
         drop(loss);
-        let norm = self.bucket.norm();
+        let clip = self.bucket.clip(1.0)?;
+        let norm = clip.read()?.norm;
         if !(value.is_finite() && norm.is_finite()) {
             bail!("the loss {value} or the gradient norm {norm} is no number")
         }
-        self.optimizer.update(&mut self.bucket, 3e-4, (1.0 / norm).min(1.0))?;
+        self.optimizer.update(&mut self.bucket, 3e-4, &clip)?;
         self.step += 1;
         Ok(value)
     }
@@ -242,7 +243,7 @@ pub fn build(what: What, size: &Size) -> Result<Step> {
             let row =
                 |i: usize| RowId { example: (i / s.ae_context) as u32, position: (i % s.ae_context) as u32 };
             let rows: Vec<RowId> = (0..chunks).map(row).collect();
-            let mut training = Training::new(&store);
+            let mut training = Training::new(&store)?;
             let run = move || {
                 training.step(|step| {
                     let noise = Noise::Keyed { seed: SEED, purpose: "bench", step, rows: &rows };
@@ -254,7 +255,7 @@ pub fn build(what: What, size: &Size) -> Result<Step> {
         What::Lm => {
             let model = calm(&store, &s, k, s.latent, s.context_chunks)?;
             let batch = to_tensors(&batch(s.batch_rows, s.context_chunks + 1, k, s.vocab), &device)?;
-            let mut training = Training::new(&store);
+            let mut training = Training::new(&store)?;
             let run = move || {
                 training.step(|step| {
                     let noise = Noise::Keyed { seed: SEED, purpose: "bench", step, rows: &batch.rows };
@@ -269,7 +270,7 @@ pub fn build(what: What, size: &Size) -> Result<Step> {
             let model =
                 Baseline::new(&store.builder(), &s.backbone(), s.vocab, special(s.vocab), context, false)?;
             let batch = to_tensors(&batch(s.batch_rows, context + 1, 1, s.vocab), &device)?;
-            let mut training = Training::new(&store);
+            let mut training = Training::new(&store)?;
             let run = move || {
                 training.step(|_| {
                     let loss = model.loss(&batch)?;

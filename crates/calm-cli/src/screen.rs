@@ -16,6 +16,7 @@ pub struct Screen<'a> {
     printer: &'a Printer,
     bar: Option<(String, Progress)>,
     tokens: u64,
+    values: String,
     interrupted: Arc<AtomicBool>,
     training: Arc<AtomicBool>,
 }
@@ -23,7 +24,8 @@ pub struct Screen<'a> {
 impl<'a> Screen<'a> {
     /// A screen on a printer.
     pub fn new(printer: &'a Printer) -> Self {
-        Self { printer, bar: None, tokens: 0, interrupted: Arc::default(), training: Arc::default() }
+        let (interrupted, training) = (Arc::default(), Arc::default());
+        Self { printer, bar: None, tokens: 0, values: String::new(), interrupted, training }
     }
 
     /// Makes the first Ctrl-C (or SIGTERM) stop a training stage after its step, with a checkpoint; the second,
@@ -73,17 +75,22 @@ impl Observer for Screen<'_> {
         }
         self.training.store(true, Ordering::SeqCst);
         self.tokens = 0;
+        self.values.clear();
         self.bar(stage, steps, Unit::Steps).start_at(from);
     }
 
     fn step(&mut self, r: &StepReport) {
         self.tokens += r.tokens;
         let tokens = self.tokens;
-        let mut text = format!("loss {:.3}", r.loss);
-        for (name, value) in &r.parts {
-            let short = if *name == "cross_entropy" { "ce" } else { name };
-            text.push_str(&format!("  {short} {value:.3}"));
+        // A GPU's values are read now and then; what was read last stays.
+        if let Some(v) = &r.values {
+            self.values = format!("loss {:.3}", v.loss);
+            for (name, value) in &v.parts {
+                let short = if *name == "cross_entropy" { "ce" } else { name };
+                self.values.push_str(&format!("  {short} {value:.3}"));
+            }
         }
+        let text = self.values.clone();
         let bar = self.bar(r.stage, r.steps, Unit::Steps);
         bar.tokens(tokens);
         bar.set(r.step, &text);

@@ -53,6 +53,16 @@ pub fn embedding(ids_tensor: &Tensor, table: &Tensor, frozen_row: Option<u32>) -
     table.contiguous()?.apply_op1(Embedding { ids, dims: ids_tensor.dims().to_vec(), frozen_row })
 }
 
+/// TEMPORARY
+pub fn embedding_as(
+    ids: &Tensor,
+    table: &Tensor,
+    frozen_row: Option<u32>,
+    dtype: candle_core::DType,
+) -> Result<Tensor> {
+    embedding(ids, table, frozen_row)?.to_dtype(dtype)
+}
+
 impl Embedding {
     fn gather<T: Real>(&self, table: &[T], d: usize) -> Vec<T> {
         let mut out = vec![T::ZERO; self.ids.len() * d];

@@ -105,8 +105,12 @@ impl FlatGradients {
     /// # Errors
     /// Parameters that are not on the CPU.
     pub fn host_values(&mut self) -> Result<&[f32]> {
-        let Values::Host(values) = &mut self.values else {
-            return Err(error("gradients", "are on a GPU, not in the memory of the CPU"));
+        let values = match &mut self.values {
+            Values::Host(values) => values,
+            #[cfg(feature = "cuda")]
+            Values::Device(_) => {
+                return Err(error("gradients", "are on a GPU, not in the memory of the CPU"));
+            }
         };
         for (written, range) in self.written.iter_mut().zip(&self.ranges) {
             if !std::mem::replace(written, true) {
@@ -114,6 +118,21 @@ impl FlatGradients {
             }
         }
         Ok(values)
+    }
+
+    /// Whether the parameters are on a GPU.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_gpu(&self) -> bool {
+        matches!(self.values, Values::Device(_))
+    }
+
+    /// The GPU, and where it leaves the norm.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device_factor(&self) -> Result<(crate::cuda::Gpu, crate::cuda::adamw::DeviceFactor)> {
+        match &self.values {
+            Values::Device(buffer) => Ok(buffer.factor()),
+            Values::Host(_) => Err(error("gradients", "are in the memory of the CPU, not on a GPU")),
+        }
     }
 
     /// As [`Self::host_values`], on the GPU.

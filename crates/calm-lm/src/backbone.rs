@@ -7,6 +7,7 @@
 //!   continuing its own prefix with its own chunk (scoring n-grams that span several chunks).
 
 use calm_kernels as ops;
+use calm_nn::device::upload;
 use calm_nn::{Builder, Init, Linear, RmsNorm, SwiGlu};
 use candle_core::{Result, Tensor, bail};
 
@@ -29,6 +30,7 @@ pub struct Backbone {
     layers: Vec<Layer>,
     norm: RmsNorm,
     config: BackboneConfig,
+    recompute: bool,
 }
 
 /// Keys (rotated) and values of one layer, `[B, C, Hkv, Dh]` each.
@@ -90,6 +92,7 @@ impl Backbone {
             layers: (0..config.layers).map(layer).collect::<Result<_>>()?,
             norm: RmsNorm::new(b, "norm", d, eps)?,
             config: config.clone(),
+            recompute: false,
         })
     }
 
@@ -140,6 +143,11 @@ impl Backbone {
         layer.mlp.residual(&x, &layer.post_norm)
     }
 
+    /// Whether the backward pass computes each layer again from its input, so that only that is kept.
+    pub fn set_recompute(&mut self, recompute: bool) {
+        self.recompute = recompute;
+    }
+
     /// Runs all layers and the final norm; `attend(layer, q, k, v)`.
     fn run(
         &self,
@@ -167,8 +175,15 @@ impl Backbone {
     /// Whole rows: `x [B, S, D]`, `positions` and `segments` U32 `[B, S]` -> hidden states `[B, S, D]`.
     pub fn forward(&self, x: &Tensor, positions: &Tensor, segments: &Tensor) -> Result<Tensor> {
         let mut x = x.clone();
-        for layer in &self.layers {
-            x = self.fused_layer(layer, &x, positions, segments)?;
+        for i in 0..self.layers.len() {
+            x = if self.recompute {
+                let (backbone, positions, segments) = (self.clone(), positions.clone(), segments.clone());
+                ops::recomputed(&x, move |x| {
+                    backbone.fused_layer(&backbone.layers[i], x, &positions, &segments)
+                })?
+            } else {
+                self.fused_layer(&self.layers[i], &x, positions, segments)?
+            };
         }
         self.norm.forward(&x)
     }
@@ -213,7 +228,7 @@ impl Backbone {
         }
         let from = cache.length as u32;
         let row: Vec<u32> = (from..from + t as u32).collect();
-        let positions = Tensor::from_vec(row.repeat(b), (b, t), x.device())?;
+        let positions = upload(&row.repeat(b), (b, t), x.device())?;
         let mut grown = Vec::with_capacity(self.layers.len());
         let hidden = self.run(x, &positions, |i, q, k, v| {
             let (keys, values) = match cache.layers.get(i) {

@@ -1,6 +1,7 @@
 //! The discrete baseline: the same backbone on tokens, with a vocabulary head and shifted cross-entropy.
 
 use calm_kernels as ops;
+use calm_nn::device::upload;
 use calm_nn::{Builder, Embedding, Init, NoiseKey, RowId, philox};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -99,9 +100,9 @@ impl Baseline {
         batch.pick(&x)
     }
 
-    /// Hidden states `[R, D]` -> logits `[R, V]`.
+    /// Hidden states `[R, D]` -> logits `[R, V]` in the format of the parameters.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        ops::linear(hidden, &self.output, None)
+        ops::linear(&hidden.to_dtype(self.output.dtype())?, &self.output, None)
     }
 
     /// Cross-entropy of a batch, nats, with gradient.
@@ -152,7 +153,7 @@ impl Baseline {
                 }
             }
             if step + 1 < GRAM {
-                let ids = Tensor::from_vec(next, (b, s, 1), batch.ids.device())?;
+                let ids = upload(&next, (b, s, 1), batch.ids.device())?;
                 let x = self.backbone.forward_branch(&self.embed(&ids)?.detach(), &trunk, &mut branch)?;
                 hidden = batch.pick(&x)?.detach();
             }

@@ -1,6 +1,7 @@
 //! A batch of chunk rows as tensors.
 
 use calm_nn::RowId;
+use calm_nn::device::upload;
 use candle_core::{Device, Result, Tensor, bail};
 
 /// What the models need of a batch. `segments` says which chunks of a row see each other: position t sees
@@ -46,9 +47,9 @@ impl ChunkBatch {
             rows.push(RowId { example: examples[at / s], position: (at % s) as u32 });
         }
         Ok(Self {
-            ids: Tensor::from_slice(ids, (b, s, k), device)?,
-            positions: Tensor::from_slice(positions, (b, s), device)?,
-            segments: Tensor::from_slice(segments, (b, s), device)?,
+            ids: upload(ids, (b, s, k), device)?,
+            positions: upload(positions, (b, s), device)?,
+            segments: upload(segments, (b, s), device)?,
             sources,
             rows,
         })
@@ -57,7 +58,7 @@ impl ChunkBatch {
     /// The R predicting rows of `x [B, S, D]`: `[R, D]`, differentiable.
     pub fn pick(&self, x: &Tensor) -> Result<Tensor> {
         let (b, s, d) = x.dims3()?;
-        let index = Tensor::from_slice(&self.sources, self.sources.len(), self.ids.device())?;
+        let index = upload(&self.sources, self.sources.len(), self.ids.device())?;
         calm_kernels::embedding(&index, &x.reshape((b * s, d))?, None)
     }
 
@@ -72,7 +73,7 @@ impl ChunkBatch {
         let (b, s, k) = self.ids.dims3()?;
         let index: Vec<u32> =
             self.sources.iter().map(|at| (at + offset).min((at / s as u32 + 1) * s as u32 - 1)).collect();
-        let index = Tensor::from_slice(&index, index.len(), self.ids.device())?;
+        let index = upload(&index, index.len(), self.ids.device())?;
         self.ids.reshape((b * s, k))?.index_select(&index, 0)
     }
 }

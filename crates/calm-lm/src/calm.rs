@@ -1,6 +1,7 @@
 //! The continuous autoregressive language model.
 
 use calm_autoencoder::{Autoencoder, Posterior};
+use calm_nn::device::upload;
 use calm_nn::{Builder, Embedding, Init, Noise, RowId};
 use candle_core::{DType, Result, Tensor};
 
@@ -143,7 +144,7 @@ impl Calm {
         let rows = batch.sources.len();
         let shift = rows / 2;
         let index: Vec<u32> = (0..rows).map(|i| ((i + shift) % rows) as u32).collect();
-        let exchanged = hidden.index_select(&Tensor::from_vec(index, rows, hidden.device())?, 0)?;
+        let exchanged = hidden.index_select(&upload(&index, rows, hidden.device())?, 0)?;
         let mean = |h: &Tensor| -> Result<f64> {
             self.head.loss(h, &posterior, noise)?.to_dtype(DType::F64)?.mean_all()?.to_scalar()
         };
@@ -206,9 +207,9 @@ impl Calm {
             if step + 1 == steps || open.is_empty() {
                 break;
             }
-            let ids = Tensor::from_vec(first_of_row, (b, s, k), batch.ids.device())?;
+            let ids = upload(&first_of_row, (b, s, k), batch.ids.device())?;
             let x = self.backbone.forward_branch(&self.embed(&ids)?.detach(), &trunk, &mut branch)?;
-            let index = Tensor::from_slice(&open, open.len(), batch.ids.device())?;
+            let index = upload(&open, open.len(), batch.ids.device())?;
             hidden = batch.pick(&x)?.detach().index_select(&index, 0)?;
         }
         Ok(out)

@@ -1,7 +1,7 @@
 //! Layers: a few tensors and a `forward` each, on the fused operators.
 
 use calm_kernels as ops;
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 use crate::store::{Builder, Init};
 
@@ -127,6 +127,8 @@ pub struct Embedding {
     /// `[V, D]`
     pub table: Tensor,
     frozen_row: Option<u32>,
+    /// Of the vectors that come out: the format of the activations.
+    compute: DType,
 }
 
 impl Embedding {
@@ -139,11 +141,12 @@ impl Embedding {
         init: Init,
         frozen_row: Option<u32>,
     ) -> Result<Self> {
-        Ok(Self { table: b.under(name).table("weight", [vocab, size], init, frozen_row)?, frozen_row })
+        let table = b.under(name).table("weight", [vocab, size], init, frozen_row)?;
+        Ok(Self { table, frozen_row, compute: b.compute() })
     }
 
     /// U32 ids `[..]` -> `[.., D]`
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        ops::embedding(ids, &self.table, self.frozen_row)
+        ops::embedding_as(ids, &self.table, self.frozen_row, self.compute)
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use calm_kernels::{DropoutMask, NoiseKey, RowId, TargetNoise, philox};
+use calm_kernels::{DropoutMask, NoiseKey, RowId, TargetNoise, noise_normal, noise_uniform};
 use candle_core::{Device, Result, Tensor, bail};
 
 /// A source of noise for R rows.
@@ -45,8 +45,7 @@ impl<'a> Noise<'a> {
     pub fn uniform(&self, stream: &str, samples: usize, dims: usize, device: &Device) -> Result<Tensor> {
         match *self {
             Self::Keyed { seed, purpose, step, rows } => {
-                let values = philox::uniform(Self::key(seed, purpose, stream, step), rows, samples, dims);
-                Tensor::from_vec(values, (rows.len(), samples, dims), device)
+                noise_uniform(Self::key(seed, purpose, stream, step), rows, samples, dims, device)
             }
             Self::Given(t) => {
                 let rows = t.get(stream).map_or(0, |t| t.dims().first().copied().unwrap_or(0));
@@ -59,8 +58,7 @@ impl<'a> Noise<'a> {
     pub fn normal(&self, stream: &str, samples: usize, dims: usize, device: &Device) -> Result<Tensor> {
         match *self {
             Self::Keyed { seed, purpose, step, rows } => {
-                let values = philox::normal(Self::key(seed, purpose, stream, step), rows, samples, dims);
-                Tensor::from_vec(values, (rows.len(), samples, dims), device)
+                noise_normal(Self::key(seed, purpose, stream, step), rows, samples, dims, device)
             }
             Self::Given(_) => self.uniform(stream, samples, dims, device),
         }

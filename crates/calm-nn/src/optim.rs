@@ -2,9 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use calm_kernels::storage::view;
-use calm_kernels::{AdamWStep, FlatGradients, adamw, squared_norm};
-use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Tensor, bail};
+use calm_kernels::{AdamWStep, Clip, FlatGradients, Moments};
+use candle_core::{Device, Result, Tensor, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -39,11 +38,14 @@ pub struct GradientBucket {
 }
 
 impl GradientBucket {
-    /// An empty bucket for the parameters of `store`.
-    pub fn new(store: &ParamStore) -> Self {
+    /// An empty bucket for the parameters of `store`, on their device.
+    ///
+    /// # Errors
+    /// No memory left on a GPU.
+    pub fn new(store: &ParamStore) -> Result<Self> {
         let params = store.params();
-        let gradients = FlatGradients::new(params.iter().map(|(_, p)| p.var.as_tensor()));
-        Self { params, gradients }
+        let gradients = FlatGradients::new(params.iter().map(|(_, p)| p.var.as_tensor()))?;
+        Ok(Self { params, gradients })
     }
 
     /// Sets all gradients to 0.
@@ -62,10 +64,7 @@ impl GradientBucket {
         let mut cut = Vec::new();
         for (i, (name, param)) in self.params.iter().enumerate() {
             match grads.get(param.var.as_tensor()) {
-                Some(g) => {
-                    let g = g.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
-                    self.gradients.add(i, &view::<f32>("backward", &g)?);
-                }
+                Some(g) => self.gradients.add(i, g)?,
                 None if self.gradients.reached(i) => {}
                 None => cut.push(name.as_str()),
             }
@@ -73,14 +72,32 @@ impl GradientBucket {
         if cut.is_empty() { Ok(()) } else { bail!("no gradient reaches {}", cut.join(", ")) }
     }
 
-    /// Euclidean norm over all parameters (f64 sum in fixed order).
-    pub fn norm(&mut self) -> f64 {
-        squared_norm(self.gradients.values()).sqrt()
+    /// The factor that brings the Euclidean norm over all parameters down to `max_norm` where it is larger. On a
+    /// GPU it stays there; [`Clip::read`] waits for it.
+    ///
+    /// # Errors
+    /// What a GPU answers.
+    pub fn clip(&mut self, max_norm: f64) -> Result<Clip> {
+        self.gradients.clip(max_norm)
     }
 
-    /// One parameter's gradient; None of an unknown name, or if none has come since the last clear.
-    pub fn get(&self, name: &str) -> Option<&[f32]> {
-        self.gradients.get(self.params.iter().position(|(n, _)| n == name)?)
+    /// Euclidean norm over all parameters (f64 sum in fixed order); waits for a GPU.
+    ///
+    /// # Errors
+    /// What a GPU answers.
+    pub fn norm(&mut self) -> Result<f64> {
+        Ok(self.clip(f64::INFINITY)?.read()?.norm)
+    }
+
+    /// A copy of one parameter's gradient; None of an unknown name, or if none has come since the last clear.
+    ///
+    /// # Errors
+    /// What a GPU answers; this waits for it.
+    pub fn get(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        match self.params.iter().position(|(n, _)| n == name) {
+            Some(i) => self.gradients.get(i),
+            None => Ok(None),
+        }
     }
 }
 
@@ -88,43 +105,19 @@ impl GradientBucket {
 #[derive(Debug)]
 pub struct AdamW {
     config: AdamWConfig,
-    first: Vec<f32>,
-    second: Vec<f32>,
+    moments: Moments,
     step: u32,
 }
 
-struct Update<'a> {
-    grad: &'a [f32],
-    first: std::cell::RefCell<&'a mut [f32]>,
-    second: std::cell::RefCell<&'a mut [f32]>,
-    settings: AdamWStep,
-}
-
-impl InplaceOp1 for Update<'_> {
-    fn name(&self) -> &'static str {
-        "adamw"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let (CpuStorage::F32(data), Some((from, to))) = (storage, layout.contiguous_offsets()) else {
-            bail!("AdamW needs contiguous f32 parameters")
-        };
-        adamw(
-            &mut data[from..to],
-            self.grad,
-            &mut self.first.borrow_mut(),
-            &mut self.second.borrow_mut(),
-            &self.settings,
-        );
-        Ok(())
-    }
-}
-
 impl AdamW {
-    /// Fresh moments for `store`.
-    pub fn new(store: &ParamStore, config: AdamWConfig) -> Self {
-        let n = store.element_count();
-        Self { config, first: vec![0.0; n], second: vec![0.0; n], step: 0 }
+    /// Fresh moments for `store`, on the device of its parameters.
+    ///
+    /// # Errors
+    /// No memory left on a GPU.
+    pub fn new(store: &ParamStore, config: AdamWConfig) -> Result<Self> {
+        let parameters =
+            store.params().into_iter().map(|(_, p)| (p.var.as_tensor().clone(), p.decay)).collect();
+        Ok(Self { config, moments: Moments::new(parameters)?, step: 0 })
     }
 
     /// Updates done.
@@ -132,63 +125,50 @@ impl AdamW {
         self.step
     }
 
-    /// One update with learning rate `lr`; gradients are multiplied by `scale` (clipping) on the way.
-    pub fn update(&mut self, bucket: &mut GradientBucket, lr: f64, scale: f64) -> Result<()> {
+    /// One update with learning rate `lr`; gradients are multiplied by the factor of `clip` on the way.
+    ///
+    /// # Errors
+    /// A bucket of another model; what a GPU answers.
+    pub fn update(&mut self, bucket: &mut GradientBucket, lr: f64, clip: &Clip) -> Result<()> {
         self.step += 1;
-        let gradients = bucket.gradients.values();
-        let mut start = 0;
-        for (_, param) in &bucket.params {
-            let range = start..start + param.var.elem_count();
-            start = range.end;
-            let settings = AdamWStep {
-                lr,
-                beta1: self.config.beta1,
-                beta2: self.config.beta2,
-                eps: self.config.eps,
-                weight_decay: if param.decay { self.config.weight_decay } else { 0.0 },
-                step: self.step,
-                grad_scale: scale,
-            };
-            param.var.inplace_op1(&Update {
-                grad: &gradients[range.clone()],
-                first: std::cell::RefCell::new(&mut self.first[range.clone()]),
-                second: std::cell::RefCell::new(&mut self.second[range]),
-                settings,
-            })?;
-        }
-        Ok(())
+        let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
+        let settings = AdamWStep { lr, beta1, beta2, eps, weight_decay, step: self.step, grad_scale: 1.0 };
+        self.moments.update(&mut bucket.gradients, &settings, clip)
     }
 
-    /// Moments by name (`first.<name>`, `second.<name>`) for a checkpoint.
+    /// Moments by name (`first.<name>`, `second.<name>`) for a checkpoint, on the CPU.
+    ///
+    /// # Errors
+    /// What a GPU answers.
     pub fn state(&self, store: &ParamStore) -> Result<BTreeMap<String, Tensor>> {
         let mut out = BTreeMap::new();
-        let mut at = 0;
-        for (name, param) in store.params() {
-            let to = at + param.var.elem_count();
-            for (which, moments) in [("first", &self.first), ("second", &self.second)] {
-                let t = Tensor::from_slice(&moments[at..to], param.var.dims(), &Device::Cpu)?;
-                out.insert(format!("{which}.{name}"), t);
+        for (i, (name, param)) in store.params().into_iter().enumerate() {
+            for (which, moments) in ["first", "second"].into_iter().zip(self.moments.read(i)?) {
+                out.insert(
+                    format!("{which}.{name}"),
+                    Tensor::from_vec(moments, param.var.dims(), &Device::Cpu)?,
+                );
             }
-            at = to;
         }
         Ok(out)
     }
 
     /// Restores what [`AdamW::state`] wrote.
+    ///
+    /// # Errors
+    /// Moments that are missing or of another shape.
     pub fn restore(&mut self, store: &ParamStore, state: &HashMap<String, Tensor>, step: u32) -> Result<()> {
-        let mut at = 0;
-        for (name, param) in store.params() {
-            let to = at + param.var.elem_count();
-            for (which, moments) in [("first", &mut self.first), ("second", &mut self.second)] {
+        for (i, (name, param)) in store.params().into_iter().enumerate() {
+            let moments = |which: &str| -> Result<Vec<f32>> {
                 let Some(t) = state.get(&format!("{which}.{name}")) else {
                     bail!("optimiser state of {name} is missing")
                 };
                 if t.dims() != param.var.dims() {
                     bail!("optimiser state of {name}: shape {:?}, model {:?}", t.dims(), param.var.dims())
                 }
-                moments[at..to].copy_from_slice(&t.flatten_all()?.to_vec1::<f32>()?);
-            }
-            at = to;
+                t.flatten_all()?.to_vec1()
+            };
+            self.moments.write(i, [&moments("first")?, &moments("second")?])?;
         }
         self.step = step;
         Ok(())
@@ -199,6 +179,7 @@ impl AdamW {
 mod tests {
     use super::*;
     use crate::store::Init;
+    use candle_core::DType;
 
     fn quadratic() -> (ParamStore, Tensor) {
         let store = ParamStore::new(&Device::Cpu, DType::F32, 3);
@@ -209,12 +190,12 @@ mod tests {
     #[test]
     fn adamw_reaches_the_minimum_of_a_quadratic() {
         let (store, x) = quadratic();
-        let mut opt = AdamW::new(&store, AdamWConfig { weight_decay: 0.0, ..Default::default() });
-        let mut bucket = GradientBucket::new(&store);
+        let mut opt = AdamW::new(&store, AdamWConfig { weight_decay: 0.0, ..Default::default() }).unwrap();
+        let mut bucket = GradientBucket::new(&store).unwrap();
         for _ in 0..400 {
             bucket.clear();
             bucket.backward(&x.sqr().unwrap().sum_all().unwrap()).unwrap();
-            opt.update(&mut bucket, 0.02, 1.0).unwrap();
+            opt.update(&mut bucket, 0.02, &Clip::by(1.0)).unwrap();
         }
         assert!(x.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() < 1e-2);
     }
@@ -223,18 +204,18 @@ mod tests {
     fn restored_moments_continue_to_the_same_bits() {
         let run = |split: bool| {
             let (store, x) = quadratic();
-            let mut opt = AdamW::new(&store, AdamWConfig::default());
-            let mut bucket = GradientBucket::new(&store);
+            let mut opt = AdamW::new(&store, AdamWConfig::default()).unwrap();
+            let mut bucket = GradientBucket::new(&store).unwrap();
             for i in 0..10 {
                 if split && i == 5 {
                     let state = opt.state(&store).unwrap().into_iter().collect();
                     let step = opt.step_count();
-                    opt = AdamW::new(&store, AdamWConfig::default());
+                    opt = AdamW::new(&store, AdamWConfig::default()).unwrap();
                     opt.restore(&store, &state, step).unwrap();
                 }
                 bucket.clear();
                 bucket.backward(&x.sqr().unwrap().sum_all().unwrap()).unwrap();
-                opt.update(&mut bucket, 0.01, 0.5).unwrap();
+                opt.update(&mut bucket, 0.01, &Clip::by(0.5)).unwrap();
             }
             x.flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
@@ -245,7 +226,7 @@ mod tests {
     fn a_parameter_that_no_gradient_reaches_is_named() {
         let (store, x) = quadratic();
         store.builder().weight("unused", &[2], Init::Ones).unwrap();
-        let mut bucket = GradientBucket::new(&store);
+        let mut bucket = GradientBucket::new(&store).unwrap();
         let e = bucket.backward(&x.sum_all().unwrap()).unwrap_err();
         assert!(e.to_string().contains("unused"), "{e}");
     }
@@ -254,7 +235,7 @@ mod tests {
     fn a_pass_that_reaches_less_than_the_one_before_is_an_error() {
         let (store, x) = quadratic();
         let y = store.builder().weight("y", &[2], Init::Ones).unwrap();
-        let mut bucket = GradientBucket::new(&store);
+        let mut bucket = GradientBucket::new(&store).unwrap();
         bucket.backward(&(x.sum_all().unwrap() + y.sum_all().unwrap()).unwrap()).unwrap();
         let e = bucket.backward(&x.sum_all().unwrap()).unwrap_err();
         assert!(e.to_string().contains("no gradient reaches y"), "{e}");
@@ -263,25 +244,25 @@ mod tests {
     #[test]
     fn a_step_without_a_backward_pass_has_no_gradient() {
         let (store, x) = quadratic();
-        let mut bucket = GradientBucket::new(&store);
+        let mut bucket = GradientBucket::new(&store).unwrap();
         bucket.backward(&x.sum_all().unwrap()).unwrap();
         bucket.clear();
         assert_eq!(bucket.get("x"), None);
-        assert_eq!(bucket.norm(), 0.0);
+        assert_eq!(bucket.norm().unwrap(), 0.0);
         let before = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let mut opt = AdamW::new(&store, AdamWConfig { weight_decay: 0.0, ..Default::default() });
-        opt.update(&mut bucket, 0.1, 1.0).unwrap();
+        let mut opt = AdamW::new(&store, AdamWConfig { weight_decay: 0.0, ..Default::default() }).unwrap();
+        opt.update(&mut bucket, 0.1, &Clip::by(1.0)).unwrap();
         assert_eq!(x.flatten_all().unwrap().to_vec1::<f32>().unwrap(), before);
     }
 
     #[test]
     fn accumulated_micro_batches_add_up() {
         let (store, x) = quadratic();
-        let mut bucket = GradientBucket::new(&store);
+        let mut bucket = GradientBucket::new(&store).unwrap();
         for _ in 0..3 {
             bucket.backward(&x.sum_all().unwrap()).unwrap();
         }
-        assert!(bucket.get("x").unwrap().iter().all(|g| *g == 3.0));
-        assert!((bucket.norm() - (9.0f64 * 12.0).sqrt()).abs() < 1e-9);
+        assert!(bucket.get("x").unwrap().unwrap().iter().all(|g| *g == 3.0));
+        assert!((bucket.norm().unwrap() - (9.0f64 * 12.0).sqrt()).abs() < 1e-9);
     }
 }

@@ -7,8 +7,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use calm_kernels::{NoiseKey, RowId, philox};
+use calm_kernels::{ComputeCopies, NoiseKey, RowId, philox};
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
+
+use crate::dtype::Precision;
 
 /// How a parameter starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,6 +40,8 @@ pub struct Param {
 struct Inner {
     params: BTreeMap<String, Param>,
     aliases: BTreeMap<String, String>,
+    /// In the format of the activations, where that is another.
+    copies: Option<ComputeCopies>,
 }
 
 /// All parameters of one model, sorted by name. Cloning shares the variables.
@@ -46,6 +50,7 @@ pub struct ParamStore {
     inner: Arc<Mutex<Inner>>,
     device: Device,
     dtype: DType,
+    compute: DType,
     seed: u64,
 }
 
@@ -83,8 +88,29 @@ impl std::fmt::Display for LoadReport {
 impl ParamStore {
     /// An empty store whose initial values come from `seed`.
     pub fn new(device: &Device, dtype: DType, seed: u64) -> Self {
-        let inner = Inner { params: BTreeMap::new(), aliases: BTreeMap::new() };
-        Self { inner: Arc::new(Mutex::new(inner)), device: device.clone(), dtype, seed }
+        let inner = Inner { params: BTreeMap::new(), aliases: BTreeMap::new(), copies: None };
+        Self { inner: Arc::new(Mutex::new(inner)), device: device.clone(), dtype, compute: dtype, seed }
+    }
+
+    /// As [`Self::new`], with parameters and activations in the formats of a precision. After the model is built,
+    /// [`Self::prepare`] makes what the activations' format needs.
+    ///
+    /// # Errors
+    /// A precision that the device cannot compute in.
+    pub fn of_precision(device: &Device, precision: Precision, seed: u64) -> Result<Self> {
+        precision.check(device)?;
+        Ok(Self { compute: precision.compute(), ..Self::new(device, precision.master(), seed) })
+    }
+
+    /// Makes copies of all parameters in the format of the activations, if that is another. Loading and the
+    /// optimiser keep them up to date.
+    ///
+    /// # Errors
+    /// No memory left on a GPU.
+    pub fn prepare(&self) -> Result<()> {
+        let mut inner = self.lock();
+        inner.copies = ComputeCopies::new(inner.params.values().map(|p| p.var.as_tensor()), self.compute)?;
+        Ok(())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -99,6 +125,11 @@ impl ParamStore {
     /// Number format of the parameters.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// Number format of the activations.
+    pub fn compute(&self) -> DType {
+        self.compute
     }
 
     /// The root of the names.
@@ -158,15 +189,22 @@ impl ParamStore {
         report.unexpected.sort();
         if report.is_clean() {
             for (param, t) in plan {
-                param.var.set(&t.to_device(&self.device)?.to_dtype(self.dtype)?.contiguous()?)?;
+                param.var.set(&t.to_dtype(self.dtype)?.to_device(&self.device)?.contiguous()?)?;
+            }
+            if let Some(copies) = &inner.copies {
+                copies.refresh()?;
             }
         }
         Ok(report)
     }
 
-    /// A copy of all parameters by canonical name.
+    /// A copy of all parameters by canonical name, on the CPU.
     pub fn snapshot(&self) -> Result<BTreeMap<String, Tensor>> {
-        self.lock().params.iter().map(|(n, p)| Ok((n.clone(), p.var.as_tensor().copy()?.detach()))).collect()
+        let copy = |p: &Param| match self.device {
+            Device::Cpu => p.var.as_tensor().copy(),
+            _ => p.var.as_tensor().to_device(&Device::Cpu),
+        };
+        self.lock().params.iter().map(|(n, p)| Ok((n.clone(), copy(p)?.detach()))).collect()
     }
 
     fn register(
@@ -201,7 +239,8 @@ impl ParamStore {
         if let Some(row) = frozen_row {
             values[row as usize * width..(row as usize + 1) * width].fill(0.0);
         }
-        Var::from_tensor(&Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.dtype)?)
+        let values = Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(self.dtype)?;
+        Var::from_tensor(&values.to_device(&self.device)?)
     }
 
     fn draw(&self, name: &str, shape: &[usize], width: usize, init: Init) -> Vec<f32> {
@@ -247,6 +286,11 @@ impl Builder {
         if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
     }
 
+    /// The store of the parameters.
+    pub fn store(&self) -> &ParamStore {
+        &self.store
+    }
+
     /// Where the parameters live.
     pub fn device(&self) -> &Device {
         self.store.device()
@@ -255,6 +299,11 @@ impl Builder {
     /// Number format of the parameters.
     pub fn dtype(&self) -> DType {
         self.store.dtype()
+    }
+
+    /// Number format of the activations.
+    pub fn compute(&self) -> DType {
+        self.store.compute()
     }
 
     /// A parameter with weight decay.

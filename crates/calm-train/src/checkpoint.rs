@@ -255,7 +255,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::new(&dir.path().join("lm"));
         let store = store();
-        let opt = AdamW::new(&store, AdamWConfig::default());
+        let opt = AdamW::new(&store, AdamWConfig::default()).unwrap();
         for (step, best) in [(1, 1), (2, 2), (3, 2), (4, 2)] {
             let best = Some(Best { step: best, loss: 1.0 });
             let state = StageState { step, best, ..Default::default() };
@@ -272,7 +272,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::new(dir.path());
         let small = store();
-        let opt = AdamW::new(&small, AdamWConfig::default());
+        let opt = AdamW::new(&small, AdamWConfig::default()).unwrap();
         checkpoints
             .save(&StageState { step: 7, ..Default::default() }, &small, &opt, &BTreeMap::new())
             .unwrap();

@@ -5,6 +5,7 @@ use calm_data::Batch;
 use calm_eval::reconstruction::text_chunks;
 use calm_eval::score::to_tensors;
 use calm_lm::{Baseline, Calm};
+use calm_nn::device::upload;
 use calm_nn::{Noise, ParamStore};
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -62,7 +63,7 @@ impl Objective for AutoencoderObjective {
 
     fn loss(&self, batch: &Batch, seed: u64, purpose: &str, step: u32) -> Result<BatchLoss> {
         let (ids, rows) = text_chunks(batch);
-        let ids = Tensor::from_vec(ids, (rows.len(), batch.chunk_size), self.store.device())?;
+        let ids = upload(&ids, (rows.len(), batch.chunk_size), self.store.device())?;
         let loss = self.model.loss(&ids, &Noise::Keyed { seed, purpose, step, rows: &rows })?;
         let per_token = 1.0 / batch.chunk_size as f64;
         Ok(BatchLoss {

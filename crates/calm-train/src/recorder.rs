@@ -12,6 +12,9 @@ use crate::stage::{Observer, StepReport, Validation};
 pub struct Recorder<'a> {
     metrics: MetricsWriter,
     warnings: Arc<Mutex<Vec<String>>>,
+    /// Of the steps since the last line of the metrics.
+    tokens: u64,
+    seconds: f64,
     reporter: &'a mut dyn Reporter,
 }
 
@@ -23,7 +26,7 @@ impl<'a> Recorder<'a> {
         let metrics = MetricsWriter::new(folder, Tracking::default(), move |w| {
             sink.lock().unwrap_or_else(PoisonError::into_inner).push(w.to_owned());
         });
-        Self { metrics, warnings, reporter }
+        Self { metrics, warnings, tokens: 0, seconds: 0.0, reporter }
     }
 
     fn pass_warnings(&mut self) {
@@ -42,16 +45,19 @@ impl Observer for Recorder<'_> {
     }
 
     fn step(&mut self, r: &StepReport) {
-        if r.log {
-            let mut values = vec![("train/loss", r.loss)];
+        self.tokens += r.tokens;
+        self.seconds += r.seconds;
+        if let Some(v) = r.values.as_ref().filter(|_| r.log) {
+            let mut values = vec![("train/loss", v.loss)];
             let parts: Vec<(String, f64)> =
-                r.parts.iter().map(|(name, v)| (format!("train/{name}"), *v)).collect();
+                v.parts.iter().map(|(name, v)| (format!("train/{name}"), *v)).collect();
             values.extend(parts.iter().map(|(n, v)| (n.as_str(), *v)));
             values.extend([
-                ("train/gradient_norm", r.gradient_norm),
+                ("train/gradient_norm", v.gradient_norm),
                 ("train/learning_rate", r.learning_rate),
-                ("train/tokens_per_second", r.tokens as f64 / r.seconds.max(1e-9)),
+                ("train/tokens_per_second", self.tokens as f64 / self.seconds.max(1e-9)),
             ]);
+            (self.tokens, self.seconds) = (0, 0.0);
             self.metrics.scalars(r.stage, r.step, &values);
             self.pass_warnings();
         }

@@ -248,7 +248,7 @@ impl Run {
         let ModelConfig::Calm(c) = &self.config.model else {
             return Err(Error::user("a baseline has no autoencoder", "name a CALM run with --run"));
         };
-        let store = ParamStore::new(device, self.config.precision.master(), self.config.seed);
+        let store = ParamStore::of_precision(device, self.config.precision, self.config.seed)?;
         let model = Autoencoder::with_store(
             &store,
             &c.autoencoder,
@@ -256,6 +256,7 @@ impl Run {
             tokenizer.vocab_size(),
             tokenizer.special().bos,
         )?;
+        store.prepare()?;
         Ok(AutoencoderObjective { model, store })
     }
 
@@ -283,12 +284,13 @@ impl Run {
         let ModelConfig::Calm(c) = &self.config.model else {
             return Err(Error::user("this run is a baseline", "name a CALM run with --run"));
         };
-        let store = ParamStore::new(device, self.config.precision.master(), self.config.seed);
+        let store = ParamStore::of_precision(device, self.config.precision, self.config.seed)?;
         let special = special_ids(tokenizer.special());
         let context = self.config.train.lm.context;
         let bos_chunk = self.config.bos_chunk;
         let model =
             Calm::new(&store.builder(), &c.backbone, &c.head, autoencoder, special, context, bos_chunk)?;
+        store.prepare()?;
         Ok(CalmObjective { model, store })
     }
 
@@ -330,11 +332,12 @@ impl Run {
         let ModelConfig::Baseline(c) = &self.config.model else {
             return Err(Error::user("this run is a CALM", "name a baseline run with --run"));
         };
-        let store = ParamStore::new(device, self.config.precision.master(), self.config.seed);
+        let store = ParamStore::of_precision(device, self.config.precision, self.config.seed)?;
         let special = special_ids(tokenizer.special());
         let context = self.config.train.lm.context;
         let (vocab, bos) = (tokenizer.vocab_size(), self.config.bos_chunk);
         let model = Baseline::new(&store.builder(), &c.backbone, vocab, special, context, bos)?;
+        store.prepare()?;
         Ok(BaselineObjective { model, store })
     }
 

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use calm_data::{Batch, RowPlan};
 use calm_nn::{AdamW, GradientBucket};
+use candle_core::Tensor;
 
 use crate::checkpoint::{Best, Checkpoints, StageState};
 use crate::config::StageConfig;
@@ -34,20 +35,27 @@ pub struct StepReport {
     pub step: u64,
     /// Steps of the stage.
     pub steps: u64,
+    /// What the step computed; on a GPU only of steps that are logged, validated or saved: to read it is to wait.
+    pub values: Option<StepValues>,
+    /// Of this step.
+    pub learning_rate: f64,
+    /// Tokens of targets in this step.
+    pub tokens: u64,
+    /// Seconds of this step; on a GPU, which works behind, steps that read their values wait for those before.
+    pub seconds: f64,
+    /// Whether this step is to be written to the metrics.
+    pub log: bool,
+}
+
+/// What a step computed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepValues {
     /// Mean training loss of the step.
     pub loss: f64,
     /// Parts of it.
     pub parts: Vec<(&'static str, f64)>,
     /// Before clipping.
     pub gradient_norm: f64,
-    /// Of this step.
-    pub learning_rate: f64,
-    /// Tokens of targets in this step.
-    pub tokens: u64,
-    /// Seconds of this step.
-    pub seconds: f64,
-    /// Whether this step is to be written to the metrics.
-    pub log: bool,
 }
 
 /// A validation.
@@ -87,8 +95,8 @@ impl Stage<'_> {
         observer: &mut dyn Observer,
     ) -> Result<StageState> {
         let c = self.config;
-        let mut optimizer = AdamW::new(objective.store(), c.adamw);
-        let mut bucket = GradientBucket::new(objective.store());
+        let mut optimizer = AdamW::new(objective.store(), c.adamw)?;
+        let mut bucket = GradientBucket::new(objective.store())?;
         let mut state = StageState::default();
         if self.resume
             && let Some(saved) = self.checkpoints.latest()?
@@ -98,15 +106,21 @@ impl Stage<'_> {
             state = saved;
         }
         observer.begin(objective.stage(), state.step, c.steps);
+        let on_cpu = objective.store().device().is_cpu();
         while state.step < c.steps {
+            let next = state.step + 1;
+            let last = next == c.steps;
+            let log = last || next == 1 || next % c.log_every == 0;
+            let due = |every: u64| every > 0 && next % every == 0;
+            let read =
+                on_cpu || log || due(c.eval_every) || due(c.checkpoint_every) || observer.should_stop();
             let started = Instant::now();
-            let mut report = self.step(objective, &mut optimizer, &mut bucket, state.step)?;
-            state.step += 1;
+            let mut report = self.step(objective, &mut optimizer, &mut bucket, state.step, read)?;
+            state.step = next;
             report.seconds = started.elapsed().as_secs_f64();
+            report.log = log;
             state.seconds += report.seconds;
             state.tokens += report.tokens;
-            let last = state.step == c.steps;
-            report.log = last || state.step == 1 || state.step % c.log_every == 0;
             observer.step(&report);
 
             let stop = observer.should_stop() && !last;
@@ -137,13 +151,13 @@ impl Stage<'_> {
     /// Trains `objective` for at least `seconds` and at least five steps, and keeps nothing: the seconds of each
     /// step. The first step, which takes memory for the first time, is not among them.
     pub fn time(&self, objective: &dyn Objective, seconds: f64) -> Result<Vec<StepReport>> {
-        let mut optimizer = AdamW::new(objective.store(), self.config.adamw);
-        let mut bucket = GradientBucket::new(objective.store());
+        let mut optimizer = AdamW::new(objective.store(), self.config.adamw)?;
+        let mut bucket = GradientBucket::new(objective.store())?;
         let mut reports = Vec::new();
         let mut spent = 0.0;
         for step in 0.. {
             let started = Instant::now();
-            let mut report = self.step(objective, &mut optimizer, &mut bucket, step)?;
+            let mut report = self.step(objective, &mut optimizer, &mut bucket, step, true)?;
             report.seconds = started.elapsed().as_secs_f64();
             if step > 0 {
                 spent += report.seconds;
@@ -156,13 +170,14 @@ impl Stage<'_> {
         Ok(reports)
     }
 
-    /// One optimiser step on a global batch cut into micro-batches.
+    /// One optimiser step on a global batch cut into micro-batches. Without `read` nothing waits for a GPU.
     fn step(
         &self,
         objective: &dyn Objective,
         optimizer: &mut AdamW,
         bucket: &mut GradientBucket,
         step: u64,
+        read: bool,
     ) -> Result<StepReport> {
         let c = self.config;
         let piece = c.batch_rows / c.accumulation;
@@ -172,40 +187,46 @@ impl Stage<'_> {
         let targets: usize = batches.iter().map(|b| objective.targets(b)).sum();
         let mean = 1.0 / targets.max(1) as f64;
         bucket.clear();
-        let mut loss_sum = 0.0;
-        let mut parts: Vec<(&'static str, f64)> = Vec::new();
+        let mut sums = Sums::default();
         for batch in &batches {
             if objective.targets(batch) == 0 {
                 continue;
             }
             let loss = objective.loss(batch, self.seed, "train", step as u32)?;
-            loss_sum += scalar(&loss.sum)?;
-            for (i, (name, sum)) in loss.parts.iter().enumerate() {
-                if parts.len() == i {
-                    parts.push((name, 0.0));
-                }
-                parts[i].1 += scalar(sum)? * mean;
+            bucket.backward(&(&loss.sum * mean)?)?;
+            sums.add("loss", &loss.sum.detach())?;
+            for (name, sum) in &loss.parts {
+                sums.add(name, sum)?;
             }
-            bucket.backward(&(loss.sum * mean)?)?;
         }
-        let loss = loss_sum * mean;
-        if !loss.is_finite() {
-            return Err(self.not_finite(objective, "the training loss", loss, step + 1));
-        }
-        let norm = bucket.norm();
-        if !norm.is_finite() {
-            return Err(self.not_finite(objective, "the gradient norm", norm, step + 1));
-        }
+        let clip = bucket.clip(c.clip_norm)?;
         let learning_rate = c.learning_rate * c.schedule.factor(step, c.steps, c.warmup_steps);
-        let clip = if norm > c.clip_norm { c.clip_norm / norm } else { 1.0 };
-        optimizer.update(bucket, learning_rate, clip)?;
+        // The parameters of a step that cannot be stay as they were: on the CPU because it is looked at first, on a
+        // GPU because the optimiser lets out a step whose gradients have no finite norm.
+        let look = || -> Result<StepValues> {
+            let mut means = sums.read(mean)?;
+            let loss = if means.is_empty() { 0.0 } else { means.remove(0).1 };
+            if !loss.is_finite() {
+                return Err(self.not_finite(objective, "the training loss", loss, step + 1));
+            }
+            let found = clip.read()?;
+            if !found.norm.is_finite() || found.skipped > 0 {
+                let norm = if found.norm.is_finite() { f64::NAN } else { found.norm };
+                return Err(self.not_finite(objective, "the gradient norm", norm, step + 1));
+            }
+            Ok(StepValues { loss, parts: means, gradient_norm: found.norm })
+        };
+        let on_cpu = objective.store().device().is_cpu();
+        let mut values = if on_cpu { Some(look()?) } else { None };
+        optimizer.update(bucket, learning_rate, &clip)?;
+        if read && values.is_none() {
+            values = Some(look()?);
+        }
         Ok(StepReport {
             stage: objective.stage(),
             step: step + 1,
             steps: c.steps,
-            loss,
-            parts,
-            gradient_norm: norm,
+            values,
             learning_rate,
             tokens: (targets * objective.tokens_per_target()) as u64,
             seconds: 0.0,
@@ -215,5 +236,24 @@ impl Stage<'_> {
 
     fn not_finite(&self, objective: &dyn Objective, what: &'static str, value: f64, step: u64) -> Error {
         Error::NotFinite { stage: objective.stage(), what, value, step }
+    }
+}
+
+/// Sums over micro-batches, where the loss is computed.
+#[derive(Default)]
+struct Sums(Vec<(&'static str, Tensor)>);
+
+impl Sums {
+    fn add(&mut self, name: &'static str, value: &Tensor) -> candle_core::Result<()> {
+        match self.0.iter_mut().find(|(n, _)| *n == name) {
+            Some((_, sum)) => *sum = (&*sum + value)?,
+            None => self.0.push((name, value.clone())),
+        }
+        Ok(())
+    }
+
+    /// Each sum times `factor`, in the order in which they came; waits for a GPU.
+    fn read(&self, factor: f64) -> candle_core::Result<Vec<(&'static str, f64)>> {
+        self.0.iter().map(|(name, sum)| Ok((*name, scalar(sum)? * factor))).collect()
     }
 }

@@ -74,7 +74,7 @@ fn clipped_steps_are_the_cpus() {
                 chunks += (grad.len() as u64).div_ceil(ADAMW_CHUNK);
             }
             let mut norms = vec![f64::NAN; chunks as usize];
-            let mut clip = [f64::NAN; 2];
+            let mut clip = [f64::NAN, f64::NAN, 0.0];
             let (count, chunks) = (table.len() as u32, chunks as u32);
             let one_block = calm_twins::Launch { grid: 1, threads: 256, ..launch };
             // SAFETY: the table's pointers are valid for `count` elements each, norms has `chunks`

@@ -32,10 +32,12 @@ impl ComputeCopies {
     /// Copies of `parameters`.
     ///
     /// # Errors
-    /// Parameters that are not contiguous f32 tensors on one GPU.
-    pub fn new<'a>(parameters: impl IntoIterator<Item = &'a Tensor>) -> Result<Option<Self>> {
+    /// Parameters that are not contiguous f32 tensors on one GPU; none at all.
+    pub fn new<'a>(parameters: impl IntoIterator<Item = &'a Tensor>) -> Result<Self> {
         let parameters: Vec<Tensor> = parameters.into_iter().cloned().collect();
-        let Some(first) = parameters.first() else { return Ok(None) };
+        let Some(first) = parameters.first() else {
+            return Err(error("compute copies", "there are no parameters"));
+        };
         let gpu = Gpu::of("compute copies", first)?;
         let mut ranges = Vec::with_capacity(parameters.len());
         let mut end: usize = 0;
@@ -52,7 +54,7 @@ impl ComputeCopies {
         for (parameter, range) in copies.parameters.iter().zip(&copies.ranges) {
             places.insert(parameter.id(), (copies.values.clone(), range.clone()));
         }
-        Ok(Some(copies))
+        Ok(copies)
     }
 
     /// Copies all parameters again, after they were loaded from a file.
@@ -70,10 +72,23 @@ impl ComputeCopies {
     }
 
     /// Device address of the copy of parameter `i`.
-    pub(crate) fn pointer(&self, i: usize) -> u64 {
+    fn pointer(&self, i: usize) -> u64 {
         let stream = self.gpu.stream();
         let (start, _read) = self.values.device_ptr(&stream);
         start + (self.ranges[i].start * size_of::<bf16>()) as u64
+    }
+}
+
+/// Device address of the copy that is kept of a parameter; 0 if none is.
+pub(super) fn copy_of(parameter: &Tensor) -> u64 {
+    let kept = PLACES.read().unwrap_or_else(PoisonError::into_inner);
+    match kept.as_ref().and_then(|places| places.get(&parameter.id())) {
+        Some((values, range)) => {
+            let stream = values.stream().clone();
+            let (start, _read) = values.device_ptr(&stream);
+            start + (range.start * size_of::<bf16>()) as u64
+        }
+        None => 0,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Gradients of parameters on a GPU: f32, written into the buffer of [`crate::FlatGradients`] where one
 //! collects.
 
+use super::adamw::DeviceFactor;
 use super::gpu::failed;
 use super::{Gpu, Launch, view};
 use crate::gradients::with_active;
@@ -26,6 +27,7 @@ pub(crate) struct Buffer {
     gpu: Gpu,
     values: CudaSlice<f32>,
     ids: Vec<TensorId>,
+    factor: DeviceFactor,
 }
 
 impl Buffer {
@@ -38,11 +40,17 @@ impl Buffer {
         for id in &ids {
             *collected.entry(*id).or_default() += 1;
         }
-        Ok(Self { gpu, values, ids })
+        let factor = DeviceFactor::new(&gpu)?;
+        Ok(Self { gpu, values, ids, factor })
     }
 
     pub(crate) fn values(&self) -> &CudaSlice<f32> {
         &self.values
+    }
+
+    /// Its GPU, and where the norm of these gradients is left.
+    pub(crate) fn factor(&self) -> (Gpu, DeviceFactor) {
+        (self.gpu.clone(), self.factor.clone())
     }
 
     pub(crate) fn values_mut(&mut self) -> &mut CudaSlice<f32> {

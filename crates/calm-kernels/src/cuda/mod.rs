@@ -26,6 +26,7 @@ mod operator;
 mod rows;
 mod staging;
 
+pub(crate) mod adamw;
 pub(crate) mod rms_norm;
 
 use candle_core::cuda_backend::CudaDType;

@@ -14,8 +14,9 @@
 //! identity and the net's output at 0 (parameters and formulas of the reference implementation).
 
 use calm_kernels as ops;
+use calm_nn::device::upload;
 use calm_nn::{Builder, Init, LayerNorm, Linear};
-use candle_core::{D, Device, Result, Tensor, bail};
+use candle_core::{D, DType, Device, Result, Tensor, bail};
 
 const EPS: f64 = 1e-6;
 /// Frequencies of the time embedding; it has a cosine and a sine of each.
@@ -37,9 +38,9 @@ impl TimeEmbedding {
         })
     }
 
-    /// `r · n` steps -> `[r, n, D]`.
-    fn forward(&self, steps: &[f32], r: usize, n: usize) -> Result<Tensor> {
-        let waves = waves(steps, r, n, self.first.weight.device())?.to_dtype(self.first.weight.dtype())?;
+    /// `r · n` steps -> `[r, n, D]` in this format.
+    fn forward(&self, steps: &[f32], r: usize, n: usize, dtype: DType) -> Result<Tensor> {
+        let waves = waves(steps, r, n, self.first.weight.device())?.to_dtype(dtype)?;
         self.second.forward(&ops::silu(&self.first.forward(&waves)?)?)
     }
 }
@@ -59,7 +60,7 @@ fn waves(steps: &[f32], r: usize, n: usize, device: &Device) -> Result<Tensor> {
             (*c, *d) = (cosine as f32, sine as f32);
         }
     }
-    Tensor::from_vec(out, (r, n, 2 * FREQUENCIES), device)
+    upload(&out, (r, n, 2 * FREQUENCIES), device)
 }
 
 /// `x (1 + scale) + shift`; x `[R, N, D]`, the others `[R, N, D]` or `[R, 1, D]`.
@@ -142,8 +143,8 @@ impl AdaLnNet {
     pub fn forward(&self, x: &Tensor, condition: &Tensor, steps: &[f32]) -> Result<Tensor> {
         let (r, n, _) = x.dims3()?;
         let time = match steps.len() {
-            1 => self.time.forward(steps, 1, 1)?,
-            count if count == r * n => self.time.forward(steps, r, n)?,
+            1 => self.time.forward(steps, 1, 1, condition.dtype())?,
+            count if count == r * n => self.time.forward(steps, r, n, condition.dtype())?,
             count => bail!("{count} time steps for x [{r}, {n}, ..]: give 1 or {}", r * n),
         };
         let y = ops::silu(&condition.broadcast_add(&time)?)?;

@@ -14,8 +14,9 @@
 //! predicted x of the textbook form, in which two numbers 10⁴ times larger cancel at t = T − 1.
 
 use calm_autoencoder::Posterior;
+use calm_nn::device::upload;
 use calm_nn::{Builder, Noise};
-use candle_core::{D, Result, Tensor, bail};
+use candle_core::{D, Device, Result, Tensor, bail};
 
 use super::adaln::AdaLnNet;
 use super::schedule::Schedule;
@@ -117,7 +118,7 @@ impl DiffusionHead {
         // A number of the tables for every draw, `[R, n, 1]`.
         let table = |f: &dyn Fn(usize) -> f64| -> Result<Tensor> {
             let v: Vec<f64> = steps.iter().map(|&t| f(t as usize)).collect();
-            Tensor::from_vec(v, (r, n, 1), target.device())?.to_dtype(target.dtype())
+            upload(&v, (r, n, 1), target.device())?.to_dtype(target.dtype())
         };
         let signal = target.broadcast_mul(&table(&|t| s.alphas_cumprod[t].sqrt())?)?;
         let x = (signal + noise.broadcast_mul(&table(&|t| (1.0 - s.alphas_cumprod[t]).sqrt())?)?)?;
@@ -148,7 +149,7 @@ impl DiffusionHead {
             let ln_var = (&d + s.ln_posterior[0])?;
             let discretised = discretised_nll(&wide(target)?, &offset, &ln_var)?.mean(D::Minus1)?;
             let first: Vec<u8> = steps.iter().map(|&t| u8::from(t == 0)).collect();
-            Tensor::from_vec(first, (r, n), target.device())?.where_cond(&discretised, &nats)?
+            upload(&first, (r, n), target.device())?.where_cond(&discretised, &nats)?
         } else {
             nats
         };
@@ -212,7 +213,7 @@ impl Head for DiffusionHead {
         let target = draw_targets(posterior, n, noise)?;
         let eps =
             noise.normal("head.noise", n, self.latent_size, hidden.device())?.to_dtype(target.dtype())?;
-        let times = noise.uniform("head.time", n, 1, hidden.device())?.flatten_all()?.to_vec1::<f32>()?;
+        let times = noise.uniform("head.time", n, 1, &Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
         let count = self.training.steps();
         let steps: Vec<u32> =
             times.iter().map(|&u| ((f64::from(u) * count as f64) as usize).min(count - 1) as u32).collect();
@@ -234,7 +235,6 @@ impl Head for DiffusionHead {
 mod tests {
     use super::*;
     use crate::head::testing::{self, Case, values};
-    use candle_core::Device;
 
     fn case(config: DiffusionConfig) -> Case<DiffusionHead> {
         Case::new(|b, backbone| DiffusionHead::new(b, &config, backbone, 3))

@@ -11,8 +11,9 @@
 //! alternative head.)
 
 use calm_autoencoder::Posterior;
+use calm_nn::device::upload;
 use calm_nn::{Builder, Noise};
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, Device, Result, Tensor};
 
 use super::adaln::AdaLnNet;
 use super::{Head, draw_targets, wide};
@@ -71,7 +72,7 @@ impl FlowHead {
         times: &[f32],
     ) -> Result<FlowTerms> {
         let (r, n, _) = target.dims3()?;
-        let t = Tensor::from_slice(times, (r, n, 1), target.device())?.to_dtype(target.dtype())?;
+        let t = upload(times, (r, n, 1), target.device())?.to_dtype(target.dtype())?;
         let velocity = (target - start)?;
         // Not x₀ + t (x₁ − x₀): this form is exact at both ends.
         let x = (start.broadcast_mul(&t.affine(-1.0, 1.0)?)? + target.broadcast_mul(&t)?)?;
@@ -121,7 +122,7 @@ impl Head for FlowHead {
         let target = draw_targets(posterior, n, noise)?;
         let start =
             noise.normal("head.start", n, self.latent_size, hidden.device())?.to_dtype(target.dtype())?;
-        let times = noise.uniform("head.time", n, 1, hidden.device())?.flatten_all()?.to_vec1()?;
+        let times = noise.uniform("head.time", n, 1, &Device::Cpu)?.flatten_all()?.to_vec1()?;
         self.terms(hidden, &target, &start, &times)?.loss.mean(1)
     }
 
@@ -176,7 +177,7 @@ mod tests {
     fn parameters_are_as_many_as_the_papers_head_has() {
         // Width 1024, 4 blocks, L 128.
         let backbone = BackboneConfig { layers: 16, hidden_size: 1024, ..Default::default() };
-        let store = calm_nn::ParamStore::new(&candle_core::Device::Cpu, candle_core::DType::F32, 1);
+        let store = calm_nn::ParamStore::new(&Device::Cpu, candle_core::DType::F32, 1);
         FlowHead::new(&store.builder(), &FlowConfig::default(), &backbone, 128).unwrap();
         assert_eq!(store.element_count_of("generative_head.net."), 25_725_056);
         assert_eq!(store.element_count_of("generative_head.net."), store.element_count());

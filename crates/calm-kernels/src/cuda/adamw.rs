@@ -1,0 +1,184 @@
+//! Twin of `../adamw.rs` on `kernels/adamw.cu`: all parameters in three launches.
+
+use super::copies::copy_of;
+use super::gpu::failed;
+use super::{Gpu, Launch, view};
+use crate::adamw::AdamWStep;
+use crate::gradients::FlatGradients;
+use crate::moments::{Clip, ClipReport, Factor};
+use crate::storage::error;
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr};
+use candle_core::{Result, Tensor};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Elements of one chunk of the kernels.
+const CHUNK: usize = 16_384;
+/// Threads of clip_scale's one block.
+const ROW_THREADS: u32 = 256;
+const LANES: usize = 16;
+
+/// Norm, factor and number of norms that were not finite, on the GPU.
+#[derive(Clone, Debug)]
+pub(crate) struct DeviceFactor {
+    gpu: Gpu,
+    values: Arc<CudaSlice<f64>>,
+}
+
+impl DeviceFactor {
+    pub(crate) fn new(gpu: &Gpu) -> Result<Self> {
+        Ok(Self { gpu: gpu.clone(), values: Arc::new(gpu.zeros::<f64>(3)?) })
+    }
+
+    /// Waits for the GPU.
+    pub(crate) fn read(&self) -> Result<ClipReport> {
+        let values = self.gpu.cuda().clone_dtoh(&*self.values)?;
+        match values[..] {
+            [norm, _, skipped] => Ok(ClipReport { norm, skipped: skipped as u64 }),
+            _ => Err(error("adamw", "three numbers were asked for")),
+        }
+    }
+}
+
+/// One parameter of the kernels' table: eight 64-bit words.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Parameter {
+    value: u64,
+    grad: u64,
+    m: u64,
+    v: u64,
+    compute: u64,
+    count: u64,
+    first_chunk: u64,
+    decays: u64,
+}
+
+// SAFETY: eight words without padding, as the kernels declare it.
+unsafe impl DeviceRepr for Parameter {}
+
+/// What is the same for all elements of a step.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Factors {
+    keep: f32,
+    first: f32,
+    beta2: f32,
+    second: f32,
+    rate: f32,
+    root: f32,
+    eps: f32,
+}
+
+// SAFETY: seven f32 without padding, as the kernels declare it.
+unsafe impl DeviceRepr for Factors {}
+
+/// See [`FlatGradients::clip`]; the flat gradients are one parameter to the kernels.
+pub(crate) fn clip(gradients: &mut FlatGradients, max_norm: f64) -> Result<DeviceFactor> {
+    let (gpu, factor) = gradients.device_factor()?;
+    let values = gradients.device_values()?;
+    let count = values.len();
+    let chunks = count.div_ceil(CHUNK);
+    let stream = gpu.stream();
+    let (grad, _read) = values.device_ptr(&stream);
+    let whole =
+        Parameter { value: 0, grad, m: 0, v: 0, compute: 0, count: count as u64, first_chunk: 0, decays: 0 };
+    let table = gpu.shared(&[whole])?;
+    let mut norms = gpu.raw::<f64>(chunks)?;
+    let chunks_ = chunks as u32;
+    let launch = Launch::of(chunks, ROW_THREADS as usize / LANES, ROW_THREADS);
+    launch!(gpu, ADAMW, "squared_norms", launch, &*table, &1u32, &chunks_, &mut norms);
+    let one = Launch::of(1, 1, ROW_THREADS);
+    launch!(gpu, ADAMW, "clip_scale", one, &norms, &chunks_, &max_norm, &*factor.values);
+    Ok(factor)
+}
+
+/// Moments on a GPU.
+#[derive(Debug)]
+pub(crate) struct DeviceMoments {
+    gpu: Gpu,
+    first: CudaSlice<f32>,
+    second: CudaSlice<f32>,
+}
+
+impl DeviceMoments {
+    /// Zeros for `count` elements on the GPU of a parameter.
+    pub(crate) fn new(parameter: &Tensor, count: usize) -> Result<Self> {
+        let gpu = Gpu::of("adamw", parameter)?;
+        let (first, second) = (gpu.zeros(count)?, gpu.zeros(count)?);
+        Ok(Self { gpu, first, second })
+    }
+
+    /// See [`crate::Moments::update`].
+    pub(crate) fn update(
+        &mut self,
+        parameters: &[(Tensor, bool)],
+        gradients: &mut FlatGradients,
+        s: &AdamWStep,
+        clip: &Clip,
+    ) -> Result<()> {
+        let gpu = self.gpu.clone();
+        let factor = match &clip.0 {
+            Factor::Device(factor) => factor.values.clone(),
+            Factor::Host { norm, factor } => gpu.shared(&[*norm, *factor, 0.0])?,
+        };
+        let gradients = gradients.device_values()?;
+        if gradients.len() != self.first.len() {
+            return Err(error("adamw", "the gradients are not those of these parameters"));
+        }
+        let stream = gpu.stream();
+        let (grad, _grad) = gradients.device_ptr(&stream);
+        let (m, _m) = self.first.device_ptr(&stream);
+        let (v, _v) = self.second.device_ptr(&stream);
+        let mut table = Vec::with_capacity(parameters.len());
+        let (mut at, mut chunk) = (0u64, 0u64);
+        for (parameter, decays) in parameters {
+            let values = view::<f32>("adamw", parameter)?;
+            let values = values.get();
+            let (value, _value) = values.device_ptr(&stream);
+            let count = parameter.elem_count() as u64;
+            let bytes = 4 * at;
+            table.push(Parameter {
+                value,
+                grad: grad + bytes,
+                m: m + bytes,
+                v: v + bytes,
+                compute: copy_of(parameter),
+                count,
+                first_chunk: chunk,
+                decays: u64::from(*decays),
+            });
+            at += count;
+            chunk += count.div_ceil(CHUNK as u64);
+        }
+        let t = f64::from(s.step.max(1));
+        let factors = Factors {
+            keep: (1.0 - s.lr * s.weight_decay) as f32,
+            first: (1.0 - s.beta1) as f32,
+            beta2: s.beta2 as f32,
+            second: (1.0 - s.beta2) as f32,
+            rate: (s.lr / (1.0 - s.beta1.powf(t))) as f32,
+            root: (1.0 / (1.0 - s.beta2.powf(t)).sqrt()) as f32,
+            eps: s.eps as f32,
+        };
+        // The same in every step, so it is copied once.
+        let device_table = gpu.shared(&table)?;
+        let launch = Launch::of(chunk as usize, 1, ROW_THREADS);
+        let (count, chunks) = (table.len() as u32, chunk as u32);
+        launch!(gpu, ADAMW, "adamw", launch, &*device_table, &count, &chunks, &factors, &*factor);
+        Ok(())
+    }
+
+    pub(crate) fn read(&self, range: Range<usize>) -> Result<[Vec<f32>; 2]> {
+        let copy = |m: &CudaSlice<f32>| self.gpu.cuda().clone_dtoh(&m.slice(range.clone()));
+        Ok([copy(&self.first)?, copy(&self.second)?])
+    }
+
+    pub(crate) fn write(&mut self, range: Range<usize>, moments: [&[f32]; 2]) -> Result<()> {
+        let stream = self.gpu.stream();
+        for (to, from) in [&mut self.first, &mut self.second].into_iter().zip(moments) {
+            stream.memcpy_htod(from, &mut to.slice_mut(range.clone())).map_err(failed)?;
+        }
+        Ok(())
+    }
+}
