@@ -9,6 +9,7 @@ pub mod measure;
 pub mod memory;
 pub mod metrics;
 pub mod objective;
+mod on_device;
 pub mod pipeline;
 pub mod plan;
 pub mod recorder;

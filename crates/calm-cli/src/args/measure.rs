@@ -14,7 +14,7 @@ pub struct BenchArgs {
     /// Measure a run's training and generation instead (one without weights with random ones).
     #[arg(short, long, value_name = "FOLDER", conflicts_with_all = ["size", "what"])]
     pub run: Option<PathBuf>,
-    /// Which size is measured: small, small-v1024, medium, tiny.
+    /// Which size is measured: small, small-v1024, medium, tiny, calm-m (the paper's, for a GPU).
     #[arg(long, value_name = "NAME", default_value = "small")]
     pub size: String,
     /// What of it (default: all): matrix, operators, and the steps ae, lm, baseline, energy, generate, brier_k1,

@@ -25,7 +25,7 @@ use super::RUNS;
 use super::report::{publish, table};
 use crate::args::{AblateArgs, Format};
 use crate::children::Children;
-use crate::error::Hinted;
+use crate::error::{Hinted, hint};
 use crate::hardware;
 use crate::screen::Screen;
 use crate::ui::{Printer, Table, format};
@@ -275,7 +275,9 @@ impl Sizes for Measured<'_, '_> {
                 rates.push(match known {
                     Some(rate) => rate,
                     None => {
-                        let target = self.target(config)?;
+                        let target = self
+                            .target(config)
+                            .map_err(|e| Error::user(e.to_string(), hint(&e).unwrap_or_default()))?;
                         let plan = Plan::new(config, self.corpus(config)?, &target);
                         let lm = plan.stages.last().and_then(|lm| Some((lm, lm.seconds?)));
                         lm.map_or(1.0, |(lm, seconds)| (lm.tokens_per_step * lm.steps) as f64 / seconds)

@@ -54,6 +54,7 @@ pub fn brierlm(args: &BrierArgs, device: Choice, printer: &Printer) -> Result<()
     }
     let run = open_run(&args.source)?;
     let device = hardware::open(device, printer)?;
+    let run = run.on(&device);
     let eval = settings(&run.config.eval, &args.text, args.draws)?;
     let other_text = args.text.data.is_some();
     let trained = run.record()?.is_some_and(|r| !r.corpus_hash.is_empty());
@@ -114,6 +115,7 @@ const SAMPLES_FORMAT: &str = "one JSON object a line: {\"document\": 7, \"target
 pub fn autoencoder(args: &ReconstructArgs, device: Choice, printer: &Printer) -> Result<()> {
     let run = open_run(&args.source)?;
     let device = hardware::open(device, printer)?;
+    let run = run.on(&device);
     let eval = settings(&run.config.eval, &args.text, None)?;
     let mut screen = Screen::new(printer);
     let (held_out, tokenizer) = text_of(&run, args.text.data.as_deref(), &args.source.cache, &mut screen)?;

@@ -21,6 +21,7 @@ use crate::ui::Printer;
 pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()> {
     let run = open_run(&args.source)?;
     let device = hardware::open(device, printer)?;
+    let run = run.on(&device);
     let tokenizer = run.tokenizer()?;
     let prompt = match args.prompt.as_deref() {
         Some("-") => {

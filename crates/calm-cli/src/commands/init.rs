@@ -31,7 +31,7 @@ pub fn run(args: &InitArgs, printer: &Printer) -> Result<()> {
     };
     let mut screen = Screen::new(printer);
     // Weights are drawn on the CPU: there is nothing to compute.
-    let stages = initialise(&run, &args.cache, provenance, &Device::Cpu, &mut screen);
+    let stages = initialise(&run.on(&Device::Cpu), &args.cache, provenance, &Device::Cpu, &mut screen);
     drop(screen);
     // Half a run is none: the folder was empty before.
     let stages = stages.inspect_err(|_| {

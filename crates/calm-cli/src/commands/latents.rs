@@ -38,6 +38,7 @@ pub fn run(args: &LatentsArgs, device: Choice, printer: &Printer) -> Result<()> 
     }
     let run = open_run(&args.source)?;
     let device = hardware::open(device, printer)?;
+    let run = run.on(&device);
     let mut screen = Screen::new(printer);
     let (file, tokenizer) = text_of(&run, args.data.as_deref(), &args.source.cache, &mut screen)?;
     let (objective, _) = run.load_autoencoder(which(&args.source), &tokenizer, &device)?;
