@@ -1,10 +1,14 @@
-// Attention of a few new positions over a cache: the twin of cached_attention in
-// calm-kernels/src/attention_inference.rs for generation, where a tile of queries would be almost empty.
-// (Many new positions: attention.cu with the spans [0, C + t + 1).)
+// The twins of calm-kernels/src/attention_inference.rs.
 //
-// Two launches: cached_parts, one block a (query, head, part of PART keys), leaves the part's largest score,
-// sum and weighted values; cached_sum puts the parts of a query together in order. Sums depend on PART, not
-// on the launch.
+// cached_attention of a few new positions over a cache, for generation, where a tile of queries would be
+// almost empty. (Many new positions: attention.cu with the spans [0, C + t + 1).) Two launches: cached_parts,
+// one block a (query, head, part of PART keys), leaves the part's largest score, sum and weighted values;
+// cached_sum puts the parts of a query together in order. Sums depend on PART, not on the launch.
+//
+// branch_attention: attention.cu over the shared keys, which leaves L = ln sum exp s; then add_branches adds
+// the query's own keys:
+//
+//   s_j = q k_j scale     L' = ln(exp L + sum_j exp s_j)     o' = exp(L - L') o + sum_j exp(s_j - L') v_j
 #include "attention.cuh"
 
 constexpr uint32_t PART = 256;
@@ -125,6 +129,67 @@ DEVICE void cached_sum(const Block& block, const float* stats, const float* valu
     });
 }
 
+// Keys and values that one launch adds, [B, S, Hkv, Dh] each.
+constexpr uint32_t BRANCHES = 8;
+struct Branches {
+    const void* keys[BRANCHES];
+    const void* values[BRANCHES];
+    uint32_t count;
+};
+
+// out [entries, Dh] and log sums [entries] of (b, s, h) with the keys and values at (b, s) of each branch;
+// entries = B S H. Left in out, and in `next` unless it is null. Sixteen threads an entry.
+template <class T>
+DEVICE void add_branches(const Block& block, const T* q, Branches branches, const float* log_sums, float* next,
+                         T* out, uint64_t entries, uint32_t group, uint32_t dh, float scale) {
+    each_row_batch(block, entries, [&](uint64_t first) {
+        Local<float> scores[BRANCHES];
+        UNROLL for (uint32_t j = 0; j < BRANCHES; j++) {
+            block.each([&](uint32_t t) {
+                const uint64_t entry = lane_row(first, t);
+                scores[j][t] = 0.0f;
+                if (entry < entries && j < branches.count) {
+                    const T* const key = static_cast<const T*>(branches.keys[j]) + entry / group * dh;
+                    for (uint32_t d = t % LANES; d < dh; d += LANES) {
+                        scores[j][t] += load(q[entry * dh + d]) * load(key[d]);
+                    }
+                }
+            });
+            lane_sum<LANES>(block, scores[j]);
+        }
+        block.each([&](uint32_t t) {
+            const uint64_t entry = lane_row(first, t);
+            if (entry >= entries) {
+                return;
+            }
+            float largest = log_sums[entry];
+            UNROLL for (uint32_t j = 0; j < BRANCHES; j++) {
+                scores[j][t] *= scale;
+                largest = j < branches.count ? larger(largest, scores[j][t]) : largest;
+            }
+            const float before = exp_f32(log_sums[entry] - largest);
+            float sum = before;
+            UNROLL for (uint32_t j = 0; j < BRANCHES; j++) {
+                scores[j][t] = j < branches.count ? exp_f32(scores[j][t] - largest) : 0.0f;
+                sum += scores[j][t];
+            }
+            for (uint32_t d = t % LANES; d < dh; d += LANES) {
+                float value = before * load(out[entry * dh + d]);
+                UNROLL for (uint32_t j = 0; j < BRANCHES; j++) {
+                    if (j < branches.count) {
+                        const T* const values = static_cast<const T*>(branches.values[j]);
+                        value += scores[j][t] * load(values[entry / group * dh + d]);
+                    }
+                }
+                store(out[entry * dh + d], value / sum);
+            }
+            if (next != nullptr && t % LANES == 0) {
+                next[entry] = largest + ln_f32(sum);
+            }
+        });
+    });
+}
+
 // Launch cached_parts with PART_THREADS threads and dh + 2 PART floats of shared memory, any grid.
 #define CACHED(T, suffix)                                                                               \
     KERNEL(cached_parts_##suffix,                                                                       \
@@ -134,6 +199,10 @@ DEVICE void cached_sum(const Block& block, const float* stats, const float* valu
     KERNEL(cached_sum_##suffix,                                                                         \
            (const float* stats, const float* values, T* out, uint64_t entries, uint32_t keys,           \
             uint32_t dh, float scale),                                                                  \
-           cached_sum(block, stats, values, out, entries, keys, dh, scale))
+           cached_sum(block, stats, values, out, entries, keys, dh, scale))                             \
+    KERNEL(add_branches_##suffix,                                                                       \
+           (const T* q, Branches branches, const float* log_sums, float* next, T* out,                  \
+            uint64_t entries, uint32_t group, uint32_t dh, float scale),                                \
+           add_branches(block, q, branches, log_sums, next, out, entries, group, dh, scale))
 CACHED(float, f32)
 CACHED(bf16, bf16)

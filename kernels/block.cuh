@@ -47,6 +47,16 @@ struct Launch {
     uint32_t reversed;
 };
 
+// In the host device (host-device/README.md) a kernel is also found by its name.
+#if defined(HOST_DEVICE)
+#include "host-device/registry.h"
+#define REGISTER(name, params)                                                                  \
+    static const host_device::Registered registered_##name(#name, __FILE__, MAX_THREADS,        \
+                                                           static_cast<void (*)(Launch, UNPACK params)>(name));
+#else
+#define REGISTER(name, params)
+#endif
+
 #if defined(RUN_AHEAD)
 #include "block_ahead.cuh"
 #else
@@ -56,7 +66,8 @@ struct Launch {
 #define KERNEL(name, params, ...)                                     \
     extern "C" void name(Launch launch, UNPACK params) {              \
         run_blocks(launch, [&](const Block& block) { __VA_ARGS__; }); \
-    }
+    }                                                                 \
+    REGISTER(name, params)
 #endif
 
 template <class T> DEVICE T larger(T a, T b) { return b > a ? b : a; }

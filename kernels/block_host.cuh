@@ -40,9 +40,18 @@ template <int W, class T, class F> void lane_combine(const Block& block, Local<T
 
 template <class F> void run_blocks(const Launch& launch, F body) {
     assert(launch.threads > 0 && launch.threads <= MAX_THREADS && launch.threads % 32 == 0);
+    const auto run_block = [&](uint32_t i, float* memory) {
+        body(Block{launch, launch.reversed ? launch.grid - 1 - i : i, memory});
+    };
+#if defined(HOST_DEVICE)
+    host_device::in_parallel(launch.grid, 1 + 2048 / launch.threads, [&](uint64_t i) {
+        run_block(uint32_t(i), host_device::shared_memory(launch.shared_bytes));
+    });
+#else
     for (uint32_t i = 0; i < launch.grid; i++) {
         // Of the exact size, so that the address sanitiser sees the first byte too many.
         std::vector<float> memory(launch.shared_bytes / sizeof(float));
-        body(Block{launch, launch.reversed ? launch.grid - 1 - i : i, memory.data()});
+        run_block(i, memory.data());
     }
+#endif
 }

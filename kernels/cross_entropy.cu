@@ -4,12 +4,14 @@
 //   loss_r = ln sum_v exp(h_r e_v) - h_r e_{t_r},   p = softmax(H E^T)
 //   slope  = w (p - onehot);   dH = slope E,   dE = slope^T H
 //
-// The products belong to the matrix library: for the columns first .. first + columns of the vocabulary it
-// writes f32 logits [R, columns] into a buffer that the next chunk uses again, so no [R, V] matrix exists.
+// The products belong to the matrix library. It writes f32 logits of a block of rows, for the columns first ..
+// first + columns of the vocabulary, into a buffer that the next block uses again, so no [R, V] matrix exists.
 //
-//   forward    for each chunk: product, cross_entropy_chunk; then cross_entropy_loss
-//   backward   for each chunk: product again, cross_entropy_slope, the two products of the gradients
-//   argmax     for each chunk: product, argmax_chunk
+//   loss alone          for each chunk of columns: product, cross_entropy_chunk; then cross_entropy_loss
+//   loss and gradients  for each block of rows: product with all columns, cross_entropy_chunk,
+//                       cross_entropy_slope, the two products of the gradients; then cross_entropy_loss
+//   backward            the gradients times the upstream gradient
+//   argmax              for each chunk of columns: product, argmax_chunk
 //
 // What a row carries from chunk to chunk: the largest logit so far and its id, the sum of exp(logit -
 // largest) in double precision, and the logit of its target. Chunks come in ascending order, from 0. The
@@ -25,28 +27,57 @@ struct Largest {
     uint32_t* id;  // [R]
 };
 
-// Takes columns first .. of row r into `largest`; `before` and `now` become the row's largest logit before
-// and after, in every thread.
-DEVICE void take_largest(const Block& block, const float* logits, uint32_t columns, uint32_t first,
-                         uint64_t r, Largest largest, Local<float>& before, Local<float>& now) {
+// Logits of a row that a thread reads before it uses them: so many are under way at a time.
+constexpr uint32_t AHEAD = 4;
+
+// Takes columns first .. of row r into `largest`, reading each logit once; `before`, `here` and `now` become the
+// row's largest logit before, in this chunk, and after, and `sum` the sum of exp(logit - here) over the
+// chunk (0 unless WITH_SUM), in every thread.
+template <bool WITH_SUM>
+DEVICE void take_chunk(const Block& block, const float* logits, uint32_t columns, uint32_t first, uint64_t r,
+                       Largest largest, Local<float>& before, Local<float>& here, Local<float>& now,
+                       Local<double>& sum) {
     const float* const row = logits + r * columns;
-    Local<float> here;
+    Local<float> own, partial;
     Local<uint32_t> id;
     block.each([&](uint32_t t) {
         before[t] = first == 0 ? -INFINITY : largest.logit[r];
-        here[t] = -INFINITY;
-        for (uint32_t i = t; i < columns; i += ROW_THREADS) {
-            here[t] = larger(here[t], row[i]);
+        // The thread's largest logit, its lowest id, and the sum of exp(logit - largest) over the thread's logits.
+        float top = -INFINITY, total = 0.0f;
+        uint32_t at_top = UINT32_MAX;
+        for (uint32_t i = t; i < columns; i += AHEAD * ROW_THREADS) {
+            float v[AHEAD];
+            UNROLL for (uint32_t j = 0; j < AHEAD; j++) {
+                v[j] = i + j * ROW_THREADS < columns ? row[i + j * ROW_THREADS] : -INFINITY;
+            }
+            const float old = top;
+            UNROLL for (uint32_t j = 0; j < AHEAD; j++) {
+                at_top = v[j] > top ? first + i + j * ROW_THREADS : at_top;
+                top = larger(top, v[j]);
+            }
+            if (WITH_SUM) {
+                // Without any number above -inf yet there is nothing to shift by; the sum is 0 then, or NaN.
+                const float shift = top == -INFINITY ? 0.0f : top;
+                total = top > old ? total * exp_f32(old - shift) : total;
+                UNROLL for (uint32_t j = 0; j < AHEAD; j++) {
+                    total += exp_f32(v[j] - shift);
+                }
+            }
         }
+        here[t] = own[t] = top;
+        id[t] = at_top;
+        partial[t] = total;
     });
     block_combine(block, here, [](float a, float b) { return larger(a, b); });
-    block.each([&](uint32_t t) {
-        id[t] = UINT32_MAX;
-        for (uint32_t i = t; i < columns && id[t] == UINT32_MAX; i += ROW_THREADS) {
-            id[t] = row[i] == here[t] ? first + i : UINT32_MAX;
-        }
-    });
+    block.each([&](uint32_t t) { id[t] = own[t] == here[t] ? id[t] : UINT32_MAX; });
     block_combine(block, id, [](uint32_t a, uint32_t b) { return a < b ? a : b; });
+    if (WITH_SUM) {
+        block.each([&](uint32_t t) {
+            const float shift = here[t] == -INFINITY ? 0.0f : here[t];
+            sum[t] = double(partial[t]) * double(exp_f32(own[t] - shift));
+        });
+        block_sum(block, sum);
+    }
     block.each([&](uint32_t t) {
         now[t] = larger(before[t], here[t]);
         if (t == 0) {
@@ -63,36 +94,33 @@ DEVICE void take_largest(const Block& block, const float* logits, uint32_t colum
 DEVICE void argmax_chunk(const Block& block, const float* logits, uint32_t rows, uint32_t columns,
                          uint32_t first, Largest largest) {
     for (uint64_t r = block.index(); r < rows; r += block.grid()) {
-        Local<float> before, now;
-        take_largest(block, logits, columns, first, r, largest, before, now);
+        Local<float> before, here, now;
+        Local<double> sum;
+        take_chunk<false>(block, logits, columns, first, r, largest, before, here, now, sum);
     }
 }
 
-// sums and at_target [R].
+// e^(a - b) for a total that was summed relative to a and is wanted relative to b >= a; 0 for a = -inf.
+DEVICE double shrink(float a, float b) {
+    return a == -INFINITY ? 0.0 : (a == b ? 1.0 : exp(double(a) - double(b)));
+}
+
+// sums and at_target [R]. A target outside of all chunks leaves NaN at its place, and so in the loss.
 DEVICE void cross_entropy_chunk(const Block& block, const float* logits, const uint32_t* targets,
                                 uint32_t rows, uint32_t columns, uint32_t first, Largest largest,
                                 double* sums, float* at_target) {
     for (uint64_t r = block.index(); r < rows; r += block.grid()) {
-        const float* const row = logits + r * columns;
-        Local<float> before, now;
-        take_largest(block, logits, columns, first, r, largest, before, now);
+        Local<float> before, here, now;
         Local<double> sum;
-        block.each([&](uint32_t t) {
-            // Without any number above -inf yet there is nothing to shift by.
-            const float shift = now[t] == -INFINITY ? 0.0f : now[t];
-            float here = 0.0f;
-            for (uint32_t i = t; i < columns; i += ROW_THREADS) {
-                here += exp_f32(row[i] - shift);
-            }
-            sum[t] = double(here);
-        });
-        block_sum(block, sum);
+        take_chunk<true>(block, logits, columns, first, r, largest, before, here, now, sum);
         block.each([&](uint32_t t) {
             if (t == 0) {
-                const double shrink = before[t] == -INFINITY ? 0.0 : exp(double(before[t]) - double(now[t]));
-                sums[r] = first == 0 ? sum[t] : sums[r] * shrink + sum[t];
+                const double added = here[t] == -INFINITY ? sum[t] : sum[t] * shrink(here[t], now[t]);
+                sums[r] = first == 0 ? added : sums[r] * shrink(before[t], now[t]) + added;
                 if (targets[r] >= first && targets[r] - first < columns) {
-                    at_target[r] = row[targets[r] - first];
+                    at_target[r] = logits[r * columns + (targets[r] - first)];
+                } else if (first == 0) {
+                    at_target[r] = NAN;
                 }
             }
         });
@@ -102,7 +130,7 @@ DEVICE void cross_entropy_chunk(const Block& block, const float* logits, const u
 // losses [R] in nats (null: none), total [1] = sum of weight * loss; weights [R] or null for all 1. A row
 // of weight 0 is left out whatever its logits. One block of ROW_THREADS threads.
 DEVICE void cross_entropy_loss(const Block& block, const float* largest, const double* sums,
-                               const float* at_target, const float* weights, float* losses, double* total,
+                               const float* at_target, const float* weights, float* losses, float* total,
                                uint32_t rows) {
     Local<double> all;
     block.each([&](uint32_t t) {
@@ -119,32 +147,41 @@ DEVICE void cross_entropy_loss(const Block& block, const float* largest, const d
     block_sum(block, all);
     block.each([&](uint32_t t) {
         if (t == 0) {
-            total[0] = all[t];
+            total[0] = float(all[t]);
         }
     });
 }
 
-// slope [R, columns] = upstream w (p - onehot); may be the logits' own buffer in f32. upstream [1].
+// slope [R, columns] = w (p - onehot).
 template <class T>
 DEVICE void cross_entropy_slope(const Block& block, const float* logits, const uint32_t* targets,
-                                const float* weights, const float* upstream, const float* largest,
-                                const double* sums, T* slope, uint32_t rows, uint32_t columns,
-                                uint32_t first) {
+                                const float* weights, const float* largest, const double* sums, T* slope,
+                                uint32_t rows, uint32_t columns, uint32_t first) {
     for (uint64_t r = block.index(); r < rows; r += block.grid()) {
         block.each([&](uint32_t t) {
-            const double weight = (weights != nullptr ? double(weights[r]) : 1.0) * double(upstream[0]);
-            const float scale = float(weight / sums[r]), shift = largest[r];
+            const float weight = weights != nullptr ? weights[r] : 1.0f;
+            const float scale = float(double(weight) / sums[r]), shift = largest[r];
             const uint32_t target = targets[r];
             for (uint32_t i = t; i < columns; i += block.threads()) {
                 float value = 0.0f;
-                if (weight != 0.0) {
+                if (weight != 0.0f) {
                     value = exp_f32(logits[r * columns + i] - shift) * scale;
-                    value = target == first + i ? value - float(weight) : value;
+                    value = target == first + i ? value - weight : value;
                 }
                 store(slope[r * columns + i], value);
             }
         });
     }
+}
+
+// out [count] = kept gradient times the upstream gradient [1], or, to `accumulate`, added to what is there.
+template <class T>
+DEVICE void cross_entropy_backward(const Block& block, const T* kept, const float* upstream, T* out,
+                                   uint64_t count, uint32_t accumulate) {
+    each_element(block, count, [&](uint64_t i) {
+        const float value = load(kept[i]) * upstream[0];
+        store(out[i], accumulate != 0 ? load(out[i]) + value : value);
+    });
 }
 
 KERNEL(argmax_chunk,
@@ -157,15 +194,17 @@ KERNEL(cross_entropy_chunk,
                            at_target))
 KERNEL(cross_entropy_loss,
        (const float* largest, const double* sums, const float* at_target, const float* weights,
-        float* losses, double* total, uint32_t rows),
+        float* losses, float* total, uint32_t rows),
        cross_entropy_loss(block, largest, sums, at_target, weights, losses, total, rows))
 
-#define CROSS_ENTROPY_SLOPE(T, suffix)                                                                  \
+#define CROSS_ENTROPY(T, suffix)                                                                        \
     KERNEL(cross_entropy_slope_##suffix,                                                                \
-           (const float* logits, const uint32_t* targets, const float* weights, const float* upstream,  \
-            const float* largest, const double* sums, T* slope, uint32_t rows, uint32_t columns,        \
-            uint32_t first),                                                                            \
-           cross_entropy_slope(block, logits, targets, weights, upstream, largest, sums, slope, rows,   \
-                               columns, first))
-CROSS_ENTROPY_SLOPE(float, f32)
-CROSS_ENTROPY_SLOPE(bf16, bf16)
+           (const float* logits, const uint32_t* targets, const float* weights, const float* largest,   \
+            const double* sums, T* slope, uint32_t rows, uint32_t columns, uint32_t first),             \
+           cross_entropy_slope(block, logits, targets, weights, largest, sums, slope, rows, columns,    \
+                               first))                                                                  \
+    KERNEL(cross_entropy_backward_##suffix,                                                             \
+           (const T* kept, const float* upstream, T* out, uint64_t count, uint32_t accumulate),         \
+           cross_entropy_backward(block, kept, upstream, out, count, accumulate))
+CROSS_ENTROPY(float, f32)
+CROSS_ENTROPY(bf16, bf16)

@@ -13,12 +13,14 @@ constexpr uint32_t TILE = 64;
 DEVICE uint32_t id_of(uint64_t key) { return uint32_t(key >> 32); }
 DEVICE uint64_t place_of(uint64_t key) { return key & 0xffffffffu; }
 
-// out [count, D] from table [V, D].
-template <class T>
-DEVICE void embedding(const Block& block, const uint32_t* ids, const T* table, T* out, uint64_t count,
-                      uint32_t d) {
-    each_cell(block, count, d,
-              [&](uint64_t i, uint32_t c) { out[i * d + c] = table[uint64_t(ids[i]) * d + c]; });
+// out [count, D] from table [V, D]; the row of an id that is not below V is NaN.
+template <class F, class T>
+DEVICE void embedding(const Block& block, const uint32_t* ids, const F* table, T* out, uint64_t count,
+                      uint32_t d, uint32_t v_count) {
+    each_cell(block, count, d, [&](uint64_t i, uint32_t c) {
+        const uint32_t id = ids[i];
+        store(out[i * d + c], id < v_count ? load(table[uint64_t(id) * d + c]) : of_bits(0x7fc00000u));
+    });
 }
 
 // first[v]: where the places of id v begin in the sorted keys; first [V + 1].
@@ -53,12 +55,15 @@ DEVICE float sum_places(const uint64_t* keys, const T* dout, uint32_t from, uint
 // of the id that starts here and reaches into the tile behind (entry 1); others stay as they are.
 template <class T>
 DEVICE void embedding_parts(const Block& block, const uint64_t* keys, const uint32_t* first, const T* dout,
-                            float* parts, uint32_t count, uint32_t d) {
+                            float* parts, uint32_t count, uint32_t d, uint32_t v_count) {
     const uint32_t tiles = (count + TILE - 1) / TILE;
     each_cell(block, 2 * uint64_t(tiles), d, [&](uint64_t part, uint32_t c) {
         const uint32_t begin = uint32_t(part / 2) * TILE;
         const uint32_t end = count - begin < TILE ? count : begin + TILE;
         const uint32_t id = id_of(keys[part % 2 == 0 ? begin : end - 1]);
+        if (id >= v_count) {
+            return;
+        }
         const uint32_t from = first[id], to = first[id + 1];
         const bool wanted = part % 2 == 0 ? from < begin : from >= begin && to > end;
         if (wanted) {
@@ -69,15 +74,17 @@ DEVICE void embedding_parts(const Block& block, const uint64_t* keys, const uint
     });
 }
 
-// dtable [V, D] in f32, every row written; the row `frozen` (V or more for none) becomes 0.
+// dtable [V, D] in f32: = the gradient, or += it if `accumulate` is not 0 (then rows without places are not
+// touched). The row `frozen` (V or more for none) has a gradient of 0; ids that are not below V have none.
 template <class T>
 DEVICE void embedding_backward(const Block& block, const uint64_t* keys, const uint32_t* first,
                                const T* dout, const float* parts, float* dtable, uint32_t v_count,
-                               uint32_t d, uint32_t frozen) {
+                               uint32_t d, uint32_t frozen, uint32_t accumulate) {
     each_cell(block, v_count, d, [&](uint64_t v, uint32_t c) {
         const uint32_t from = first[v], to = first[v + 1];
+        const bool any = v != frozen && from < to;
         float sum = 0.0f;
-        if (v != frozen && from < to) {
+        if (any) {
             const uint64_t tile = from / TILE, last = (to - 1) / TILE;
             if (tile == last) {
                 sum = sum_places(keys, dout, from, to, d, c);
@@ -88,22 +95,31 @@ DEVICE void embedding_backward(const Block& block, const uint64_t* keys, const u
                 }
             }
         }
-        dtable[v * d + c] = sum;
+        if (accumulate == 0) {
+            dtable[v * d + c] = sum;
+        } else if (any) {
+            dtable[v * d + c] += sum;
+        }
     });
 }
 
-#define EMBEDDING(T, suffix)                                                                            \
+#define LOOKUP(F, T, suffix)                                                                            \
     KERNEL(embedding_##suffix,                                                                          \
-           (const uint32_t* ids, const T* table, T* out, uint64_t count, uint32_t d),                   \
-           embedding(block, ids, table, out, count, d))                                                 \
+           (const uint32_t* ids, const F* table, T* out, uint64_t count, uint32_t d, uint32_t v_count), \
+           embedding(block, ids, table, out, count, d, v_count))
+LOOKUP(float, float, f32)
+LOOKUP(bf16, bf16, bf16)
+LOOKUP(float, bf16, f32_bf16)
+
+#define EMBEDDING(T, suffix)                                                                            \
     KERNEL(embedding_parts_##suffix,                                                                    \
            (const uint64_t* keys, const uint32_t* first, const T* dout, float* parts, uint32_t count,   \
-            uint32_t d),                                                                                \
-           embedding_parts(block, keys, first, dout, parts, count, d))                                  \
+            uint32_t d, uint32_t v_count),                                                              \
+           embedding_parts(block, keys, first, dout, parts, count, d, v_count))                         \
     KERNEL(embedding_backward_##suffix,                                                                 \
            (const uint64_t* keys, const uint32_t* first, const T* dout, const float* parts,             \
-            float* dtable, uint32_t v_count, uint32_t d, uint32_t frozen),                              \
-           embedding_backward(block, keys, first, dout, parts, dtable, v_count, d, frozen))
+            float* dtable, uint32_t v_count, uint32_t d, uint32_t frozen, uint32_t accumulate),         \
+           embedding_backward(block, keys, first, dout, parts, dtable, v_count, d, frozen, accumulate))
 EMBEDDING(float, f32)
 EMBEDDING(bf16, bf16)
 KERNEL(embedding_first, (const uint64_t* keys, uint32_t* first, uint32_t count, uint32_t v_count),

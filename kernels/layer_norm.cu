@@ -53,10 +53,19 @@ DEVICE void layer_norm(const Block& block, const T* x, const T* w, const T* b, T
     });
 }
 
+// What stands beside a LayerNorm in a residual block; each may be null.
+template <class T> struct Beside {
+    // b [D], and y [rows, D] to be written once more.
+    const T* b;
+    T* y;
+    // [rows, D], added to dx.
+    const T* residual;
+};
+
 // dx [rows, D] and statistics [rows, 2] = (m, s) from x, w (or null) and dy.
 template <class T>
 DEVICE void layer_norm_backward(const Block& block, const T* x, const T* w, const T* dy, T* dx,
-                                float* statistics, uint32_t rows, uint32_t d, float eps) {
+                                float* statistics, uint32_t rows, uint32_t d, float eps, Beside<T> beside) {
     each_row_batch(block, rows, [&](uint64_t first) {
         Local<float> mean, scale, sum_g, sum_gh;
         row_statistics(block, x, first, rows, d, eps, mean, scale);
@@ -72,7 +81,13 @@ DEVICE void layer_norm_backward(const Block& block, const T* x, const T* w, cons
             const float mean_g = sum_g[t] / float(d), mean_gh = sum_gh[t] / float(d);
             for (uint32_t i = t % LANES; row < rows && i < d; i += LANES) {
                 const uint64_t at = row * d + i;
-                store(dx[at], scale[t] * (g(at, i) - mean_g - h(t, at) * mean_gh));
+                const float normal = h(t, at);
+                const float slope = scale[t] * (g(at, i) - mean_g - normal * mean_gh);
+                store(dx[at], beside.residual != nullptr ? slope + load(beside.residual[at]) : slope);
+                if (beside.y != nullptr) {
+                    const float value = w != nullptr ? normal * load(w[i]) : normal;
+                    store(beside.y[at], beside.b != nullptr ? value + load(beside.b[i]) : value);
+                }
             }
             if (row < rows && t % LANES == 0) {
                 statistics[2 * row] = mean[t];
@@ -105,7 +120,13 @@ DEVICE void layer_norm_weight_parts(const Block& block, const T* x, const T* dy,
     KERNEL(layer_norm_backward_##suffix,                                                                \
            (const T* x, const T* w, const T* dy, T* dx, float* statistics, uint32_t rows, uint32_t d,   \
             float eps),                                                                                 \
-           layer_norm_backward(block, x, w, dy, dx, statistics, rows, d, eps))                          \
+           layer_norm_backward(block, x, w, dy, dx, statistics, rows, d, eps,                           \
+                               Beside<T>{nullptr, nullptr, nullptr}))                                   \
+    KERNEL(layer_norm_residual_backward_##suffix,                                                       \
+           (const T* x, const T* w, const T* b, const T* dy, const T* residual, T* dx, T* y,            \
+            float* statistics, uint32_t rows, uint32_t d, float eps),                                   \
+           layer_norm_backward(block, x, w, dy, dx, statistics, rows, d, eps,                           \
+                               Beside<T>{b, y, residual}))                                              \
     KERNEL(layer_norm_weight_parts_##suffix,                                                            \
            (const T* x, const T* dy, const float* statistics, float* partial, uint32_t rows,            \
             uint32_t d, uint32_t part_rows),                                                            \

@@ -29,11 +29,14 @@ const BLOCK: usize = 64;
 ///
 /// Position t sees the positions u ≤ t of its segment: the run of equal ids in segments (U32 `[B, S]`)
 /// that t stands in. Key head g serves the query heads g·H/Hkv .. (g+1)·H/Hkv; scores are scaled by
-/// 1/√Dh. Filler positions may have any id: like every position they see at least themselves. f32 and f64 on the CPU; the inputs may have any strides.
+/// 1/√Dh. Filler positions may have any id: like every position they see at least themselves.
+///
+/// f32 and f64 on the CPU, f32 and bf16 on a GPU, which takes heads of 32, 48, 64, 96, 128 and 160; the inputs
+/// may have any strides.
 ///
 /// # Errors
-/// Shapes that do not fit, H not a multiple of Hkv, element types that differ or are not f32 or f64,
-/// segments that are not U32.
+/// Shapes that do not fit, H not a multiple of Hkv, element types that differ or that the device does not
+/// take, segments that are not U32.
 pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Tensor) -> Result<Tensor> {
     let sizes = Sizes::new(OP, q, k, v)?;
     if sizes.keys != sizes.queries || segments.dims() != [sizes.batch, sizes.queries] {
@@ -48,6 +51,7 @@ pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Tensor) -
             ),
         ));
     }
+    on_gpu!(q, crate::cuda::attention::causal_attention(sizes, q, k, v, segments));
     let spans = segment_spans(&storage::ids(OP, segments)?, sizes.queries);
     let keep = q.track_op() || k.track_op() || v.track_op();
     let op = CausalAttention { sizes, spans: Arc::new(spans), keep, log_sums: Saved::new() };
@@ -98,7 +102,7 @@ impl Sizes {
         T::of_f64(1.0 / (self.head as f64).sqrt())
     }
 
-    fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.batch * self.queries * self.heads * self.head == 0
     }
 

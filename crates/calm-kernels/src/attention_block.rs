@@ -35,12 +35,13 @@ pub struct AttentionShape<'a> {
 /// `x + attention(h)` outputᵀ for x `[B, S, D]`, norm `[D]`, query and output `[D, D]`, key and value
 /// `[Hkv·D/H, D]`: a tensor like x, differentiable in all of them.
 ///
-/// f32 and f64 on the CPU. The same as [`crate::rms_norm`], [`crate::linear`], [`crate::rotary`] and
+/// f32 and f64 on the CPU, f32 and bf16 on a GPU, which takes heads as [`crate::causal_attention`] does and f32
+/// parameters with bf16 x. The same as [`crate::rms_norm`], [`crate::linear`], [`crate::rotary`] and
 /// [`crate::causal_attention`] one after the other.
 ///
 /// # Errors
 /// Shapes that do not fit, H not a divisor of D or not a multiple of Hkv, odd heads, element types that
-/// differ or are not f32 or f64, positions or segments that are not U32.
+/// differ or that the device does not take, positions or segments that are not U32.
 pub fn attention_block(
     x: &Tensor,
     norm: &Tensor,
@@ -77,6 +78,7 @@ pub fn attention_block(
     }
     let (b, s, d) = x.dims3()?;
     let sizes = Sizes { batch: b, queries: s, keys: s, heads: h, kv_heads: kv, head: d / h };
+    on_gpu!(x, crate::cuda::attention_block::attention_block(inputs, sizes, shape));
     let operator = AttentionBlock {
         sizes,
         spans: segment_spans(&ids(OP, shape.segments)?, s),

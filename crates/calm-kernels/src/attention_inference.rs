@@ -20,10 +20,10 @@ const BRANCH: &str = "branch_attention";
 /// followed by the new ones; causal among the new ones: a tensor like q, without gradient.
 ///
 /// Key head g serves the query heads g·H/Hkv .. (g+1)·H/Hkv; scores are scaled by 1/√Dh. f32 and f64 on
-/// the CPU; the inputs may have any strides.
+/// the CPU, f32 and bf16 on a GPU, which takes heads up to 256; the inputs may have any strides.
 ///
 /// # Errors
-/// Shapes that do not fit, fewer keys than queries, element types that differ or are not f32 or f64.
+/// Shapes that do not fit, fewer keys than queries, element types that differ or that the device does not take.
 pub fn cached_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     let sizes = Sizes::new(CACHED, q, k, v)?;
     let Some(cached) = sizes.keys.checked_sub(sizes.queries) else {
@@ -36,6 +36,7 @@ pub fn cached_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
             ),
         ));
     };
+    on_gpu!(q, crate::cuda::attention_inference::cached_attention(CACHED, sizes, [q, k, v]));
     let spans: Vec<Span> =
         (0..sizes.batch).flat_map(|_| (0..sizes.queries).map(|t| (0, (cached + t + 1) as u32))).collect();
     run(CACHED, sizes, &spans, [q, k, v], &[], &[])
@@ -46,10 +47,11 @@ pub fn cached_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
 /// (`[B, S, Hkv, Dh]` each; as many values as keys, possibly none): a tensor like q, without gradient.
 ///
 /// Segments are U32 `[B, S]`, a segment is a run of equal ids. Heads, scale and element types as in
-/// [`cached_attention`].
+/// [`crate::causal_attention`].
 ///
 /// # Errors
-/// Shapes that do not fit, element types that differ or are not f32 or f64, segments that are not U32.
+/// Shapes that do not fit, element types that differ or that the device does not take, segments that are not
+/// U32.
 pub fn branch_attention(
     q: &Tensor,
     k: &Tensor,
@@ -78,6 +80,17 @@ pub fn branch_attention(
             ),
         ));
     }
+    on_gpu!(
+        q,
+        crate::cuda::attention_inference::branch_attention(
+            BRANCH,
+            sizes,
+            [q, k, v],
+            segments,
+            branch_k,
+            branch_v
+        )
+    );
     let spans = segment_spans(&storage::ids(BRANCH, segments)?, sizes.queries);
     run(BRANCH, sizes, &spans, [q, k, v], branch_k, branch_v)
 }

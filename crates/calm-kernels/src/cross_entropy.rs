@@ -14,7 +14,7 @@ use crate::gradients::gradient_of;
 use crate::simd::{self, LANES, Mat, Real, dispatch, fold, matmul, rows_per_block};
 use crate::storage::{Saved, error, ids, slice, tensor, to_vec, view};
 use crate::{screened_argmax, with_float};
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
@@ -35,8 +35,12 @@ fn block_rows(vocabulary: usize) -> usize {
 /// Differentiable in `hidden` and `embedding`; the gradient of an input that asks for none is not
 /// computed. `weights` are constants.
 ///
+/// f32 and f64 on the CPU, f32 and bf16 on a GPU. There embedding and weights may be f32 beside bf16 hidden states,
+/// and the loss is f32.
+///
 /// # Errors
-/// Shapes or types that do not fit, a target that is not below V.
+/// Shapes or types that do not fit; on the CPU a target that is not below V. A GPU cannot say so without
+/// waiting: such a target makes the loss NaN, unless its row has weight 0.
 pub fn tied_cross_entropy(
     hidden: &Tensor,
     embedding: &Tensor,
@@ -44,23 +48,21 @@ pub fn tied_cross_entropy(
     weights: Option<&Tensor>,
 ) -> Result<Tensor> {
     let shape = Sizes::of(OP, hidden, embedding)?;
+    on_gpu!(hidden, {
+        target_shape(OP, targets, &shape)?;
+        if let Some(w) = weights {
+            weight_shape(w, hidden, &shape)?;
+        }
+        crate::cuda::cross_entropy::tied_cross_entropy(hidden, embedding, targets, weights)
+    });
     let targets = target_ids(OP, targets, &shape)?;
     let weights = match weights {
-        Some(w) if w.dims() != [shape.r] || w.dtype() != hidden.dtype() => {
-            return Err(error(
-                OP,
-                format_args!(
-                    "weights must be [R] = [{}] of {:?}, got {:?} of {:?}",
-                    shape.r,
-                    hidden.dtype(),
-                    w.dims(),
-                    w.dtype()
-                ),
-            ));
+        Some(w) => {
+            weight_shape(w, hidden, &shape)?;
+            Some(with_float!(OP, w.dtype(), T => {
+                Ok(to_vec::<T>(OP, w)?.into_iter().map(Real::as_f64).collect())
+            })?)
         }
-        Some(w) => Some(with_float!(OP, w.dtype(), T => {
-            Ok(to_vec::<T>(OP, w)?.into_iter().map(Real::as_f64).collect())
-        })?),
         None => None,
     };
     let wanted = [hidden.track_op(), embedding.track_op()];
@@ -68,7 +70,7 @@ pub fn tied_cross_entropy(
     hidden.contiguous()?.apply_op2(&embedding.contiguous()?, op)
 }
 
-/// Loss of each row, `[R]` in nats, and its most probable id, U32 `[R]` (the lowest of equals). No
+/// Loss of each row, `[R]` in nats (f32 on a GPU), and its most probable id, U32 `[R]` (the lowest of equals). No
 /// gradient.
 ///
 /// # Errors
@@ -80,6 +82,10 @@ pub fn tied_cross_entropy_rows(
 ) -> Result<(Tensor, Tensor)> {
     const OP: &str = "tied_cross_entropy_rows";
     let shape = Sizes::of(OP, hidden, embedding)?;
+    on_gpu!(hidden, {
+        target_shape(OP, targets, &shape)?;
+        crate::cuda::cross_entropy::rows(hidden, embedding, targets)
+    });
     let targets = target_ids(OP, targets, &shape)?;
     let (hidden, embedding) = (hidden.contiguous()?, embedding.contiguous()?);
     with_float!(OP, hidden.dtype(), T => {
@@ -103,15 +109,16 @@ pub fn tied_cross_entropy_rows(
 /// lowest id of equals; NaN logits never win. No gradient. Many rows in `f32` are screened in 8 bits first
 /// where the processor can (`screened_argmax.rs`); the winner is
 /// decided in `f32`. Where two products differ by less than the rounding of `f32`, either may win, whichever
-/// way was taken.
+/// way was taken. On a GPU f32 and bf16 are taken, and products are sums in f32.
 ///
 /// # Errors
 /// Shapes or types that do not fit.
 pub fn tied_argmax(hidden: &Tensor, embedding: &Tensor) -> Result<Tensor> {
     const OP: &str = "tied_argmax";
     let shape = Sizes::of(OP, hidden, embedding)?;
+    on_gpu!(hidden, crate::cuda::cross_entropy::argmax(hidden, embedding));
     let (hidden, embedding) = (hidden.contiguous()?, embedding.contiguous()?);
-    if hidden.dtype() == candle_core::DType::F32 && screened_argmax::pays(shape.r) {
+    if hidden.dtype() == DType::F32 && screened_argmax::pays(shape.r) {
         let (h, e) = (view::<f32>(OP, &hidden)?, view::<f32>(OP, &embedding)?);
         if let Some(best) = screened_argmax::argmax(&h, &e, shape.v, shape.d) {
             return tensor(best, shape.r);
@@ -138,9 +145,7 @@ struct Sizes {
 impl Sizes {
     fn of(op: &str, hidden: &Tensor, embedding: &Tensor) -> Result<Self> {
         match (hidden.dims(), embedding.dims()) {
-            (&[r, d], &[v, e]) if d == e && v > 0 && hidden.dtype() == embedding.dtype() => {
-                Ok(Self { r, d, v })
-            }
+            (&[r, d], &[v, e]) if d == e && v > 0 && fits(embedding, hidden) => Ok(Self { r, d, v }),
             (h, e) => Err(error(
                 op,
                 format_args!(
@@ -154,17 +159,44 @@ impl Sizes {
     }
 }
 
-fn target_ids(op: &str, targets: &Tensor, shape: &Sizes) -> Result<Vec<u32>> {
-    if targets.dims() != [shape.r] {
-        return Err(error(
-            op,
-            format_args!(
-                "targets must be [R] = [{}], as many as rows of hidden; got {:?}",
-                shape.r,
-                targets.dims()
-            ),
-        ));
+/// The weights `[R]` have the type of hidden; on a GPU they may also be f32.
+fn weight_shape(w: &Tensor, hidden: &Tensor, shape: &Sizes) -> Result<()> {
+    if w.dims() == [shape.r] && fits(w, hidden) {
+        return Ok(());
     }
+    Err(error(
+        OP,
+        format_args!(
+            "weights must be [R] = [{}] of {:?}, got {:?} of {:?}",
+            shape.r,
+            hidden.dtype(),
+            w.dims(),
+            w.dtype()
+        ),
+    ))
+}
+
+/// Whether a tensor has the type of hidden, or on a GPU f32.
+fn fits(t: &Tensor, hidden: &Tensor) -> bool {
+    t.dtype() == hidden.dtype() || (hidden.device().is_cuda() && t.dtype() == DType::F32)
+}
+
+fn target_shape(op: &str, targets: &Tensor, shape: &Sizes) -> Result<()> {
+    if targets.dims() == [shape.r] {
+        return Ok(());
+    }
+    Err(error(
+        op,
+        format_args!(
+            "targets must be [R] = [{}], as many as rows of hidden; got {:?}",
+            shape.r,
+            targets.dims()
+        ),
+    ))
+}
+
+fn target_ids(op: &str, targets: &Tensor, shape: &Sizes) -> Result<Vec<u32>> {
+    target_shape(op, targets, shape)?;
     let targets = ids(op, targets)?;
     match targets.iter().position(|&t| t as usize >= shape.v) {
         Some(at) => Err(error(

@@ -9,10 +9,10 @@
 
 use crate::gradients::gradient_of;
 use crate::simd::{Real, rows_per_block};
-use crate::storage::{error, ids, slice, view};
+use crate::storage::{error, expect_ids, ids, slice, view};
 use crate::with_float;
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 const OP: &str = "embedding";
@@ -23,17 +23,43 @@ struct Embedding {
     frozen_row: Option<u32>,
 }
 
-/// Rows of `table` `[V, D]` for `ids` (U32, any shape): `[.., D]`, f32 or f64.
+/// Rows of `table` `[V, D]` for `ids` (U32, any shape): `[.., D]` of the table's type, f32 or f64 on the CPU, f32
+/// or bf16 on a GPU.
 ///
 /// Differentiable in `table`; `frozen_row` (a padding id) is looked up as any other and receives a
-/// gradient of exactly 0.
+/// gradient of exactly 0. On a GPU, which nothing waits for here, an id that is not below V gives a row of
+/// NaN and has no gradient.
 ///
 /// # Errors
-/// A table that is not a matrix, ids that are not U32 or not below V.
-pub fn embedding(ids_tensor: &Tensor, table: &Tensor, frozen_row: Option<u32>) -> Result<Tensor> {
+/// A table that is not a matrix, ids that are not U32 or, on the CPU, not below V.
+pub fn embedding(ids: &Tensor, table: &Tensor, frozen_row: Option<u32>) -> Result<Tensor> {
+    embedding_as(ids, table, frozen_row, table.dtype())
+}
+
+/// As [`embedding`], with rows of type `dtype`: the table's own, or on a GPU bf16 rows of an f32 table.
+///
+/// # Errors
+/// As [`embedding`]; another type.
+pub fn embedding_as(
+    ids_tensor: &Tensor,
+    table: &Tensor,
+    frozen_row: Option<u32>,
+    dtype: DType,
+) -> Result<Tensor> {
     let &[v, _] = table.dims() else {
         return Err(error(OP, format_args!("the table must be [V, D], got {:?}", table.dims())));
     };
+    expect_ids(OP, ids_tensor)?;
+    if let Some(row) = frozen_row.filter(|&row| row as usize >= v) {
+        return Err(error(OP, format_args!("frozen row {row} is outside the table {:?}", table.dims())));
+    }
+    on_gpu!(table, crate::cuda::embedding::embedding(ids_tensor, table, frozen_row, dtype));
+    if dtype != table.dtype() {
+        return Err(error(
+            OP,
+            format_args!("a table of {:?} has no rows of {dtype:?} on the CPU", table.dtype()),
+        ));
+    }
     let ids = ids(OP, ids_tensor)?;
     if let Some(at) = ids.iter().position(|&id| id as usize >= v) {
         return Err(error(
@@ -47,20 +73,7 @@ pub fn embedding(ids_tensor: &Tensor, table: &Tensor, frozen_row: Option<u32>) -
             ),
         ));
     }
-    if let Some(row) = frozen_row.filter(|&row| row as usize >= v) {
-        return Err(error(OP, format_args!("frozen row {row} is outside the table {:?}", table.dims())));
-    }
     table.contiguous()?.apply_op1(Embedding { ids, dims: ids_tensor.dims().to_vec(), frozen_row })
-}
-
-/// TEMPORARY
-pub fn embedding_as(
-    ids: &Tensor,
-    table: &Tensor,
-    frozen_row: Option<u32>,
-    dtype: candle_core::DType,
-) -> Result<Tensor> {
-    embedding(ids, table, frozen_row)?.to_dtype(dtype)
 }
 
 impl Embedding {

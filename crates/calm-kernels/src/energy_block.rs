@@ -36,11 +36,11 @@ pub struct EnergyBlockWeights<'a> {
 /// The block on x `[R, N, D]` under the condition c `[R, D]`: a tensor like x, differentiable in x, c and
 /// all weights.
 ///
-/// f32 and f64 on the CPU. The same as [`crate::layer_norm`], [`crate::linear`], [`crate::add_silu`],
+/// f32 and f64 on the CPU, f32 and bf16 on a GPU, where the weights may be f32 beside bf16 activations. The same as [`crate::layer_norm`], [`crate::linear`], [`crate::add_silu`],
 /// [`crate::silu`] and [`crate::swiglu_packed`] one after the other.
 ///
 /// # Errors
-/// Shapes that do not fit, element types that differ or are not f32 or f64.
+/// Shapes that do not fit, element types that differ or that the device does not take.
 pub fn energy_block(x: &Tensor, c: &Tensor, w: EnergyBlockWeights<'_>, eps: f64) -> Result<Tensor> {
     let [first, second, third, down] = [w.first, w.second, w.third, w.down];
     let inputs = [
@@ -65,6 +65,7 @@ pub fn energy_block(x: &Tensor, c: &Tensor, w: EnergyBlockWeights<'_>, eps: f64)
             ),
         ));
     }
+    on_gpu!(x, crate::cuda::energy_block::energy_block(x, c, w, eps));
     let keep = inputs.iter().any(|t| t.track_op());
     apply(EnergyBlock { eps, keep, kept: Saved::new() }, &inputs)
 }

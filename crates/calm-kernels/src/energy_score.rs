@@ -20,7 +20,7 @@ use crate::simd::{LANES, Real, dispatch, fold};
 use crate::storage::{Saved, error, slice, tensor, to_vec, view};
 use crate::with_float;
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 const OP: &str = "energy_score";
@@ -45,7 +45,7 @@ pub enum TargetNoise<'a> {
         /// M, at least 1.
         samples: usize,
     },
-    /// Given as `[M, R, L]`, of the type of the predictions.
+    /// Given as `[M, R, L]`, of the type of the predictions (on a GPU also f32).
     Given(&'a Tensor),
 }
 
@@ -58,7 +58,7 @@ struct EnergyScore<T> {
     mean: Vec<T>,
     std: Vec<T>,
     noise: Noise<T>,
-    targets: usize,
+    sizes: Sizes,
     alpha: f64,
     /// dloss/dpred `[R, N, L]`, kept when asked for.
     with_gradient: bool,
@@ -69,7 +69,8 @@ struct EnergyScore<T> {
 /// `[R, L]` and M targets a row; `alpha` in (0, 2).
 ///
 /// `2/(NM) Σ_n Σ_m ‖x_n − z_m‖^α − 1/(N(N−1)) Σ_{n≠k} ‖x_n − x_k‖^α` with
-/// `z_m = mean + ε_m·exp(log_std)`, in f32 or f64 and O(R·(N+1)·L) memory.
+/// `z_m = mean + ε_m·exp(log_std)`, in O(R·(N+1)·L) memory. f32 and f64 on the CPU; on a GPU `pred` is f32 or
+/// bf16, mean, log_std and given noise are f32 or of its type, and the loss is f32.
 ///
 /// Differentiable in `pred` only: the targets are constants. The gradient is 0 where two points
 /// coincide (closer than about 1e-19 in `f32`), so identical samples are a valid start. When `pred` asks
@@ -84,6 +85,11 @@ pub fn energy_score(
     noise: TargetNoise<'_>,
     alpha: f64,
 ) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if pred.device().is_cuda() {
+        let sizes = Sizes::of(pred, mean, log_std, noise, alpha)?;
+        return crate::cuda::energy_score::energy_score(pred, mean, log_std, noise, alpha, sizes);
+    }
     let with_gradient = pred.track_op();
     let pred = pred.contiguous()?;
     with_float!(OP, pred.dtype(), T => {
@@ -106,18 +112,30 @@ pub fn energy_score_rows_no_grad(
     energy_score(&pred.detach(), mean, log_std, noise, alpha)
 }
 
-impl<T: Real> EnergyScore<T> {
-    fn new(
+/// R, N, L and M.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    pub(crate) rows: usize,
+    pub(crate) samples: usize,
+    pub(crate) latent: usize,
+    pub(crate) targets: usize,
+}
+
+impl Sizes {
+    /// Of inputs that fit together. The posterior and given noise have the type of `pred`; on a GPU they may
+    /// also be f32.
+    fn of(
         pred: &Tensor,
         mean: &Tensor,
         log_std: &Tensor,
         noise: TargetNoise<'_>,
         alpha: f64,
-        with_gradient: bool,
     ) -> Result<Self> {
         let &[r, n, l] = pred.dims() else {
             return Err(error(OP, format_args!("pred must be [R, N, L], got {:?}", pred.dims())));
         };
+        let fits =
+            |t: &Tensor| t.dtype() == pred.dtype() || (pred.device().is_cuda() && t.dtype() == DType::F32);
         if n < 2 {
             return Err(error(
                 OP,
@@ -137,7 +155,7 @@ impl<T: Real> EnergyScore<T> {
             ));
         }
         for (name, t) in [("mean", mean), ("log_std", log_std)] {
-            if t.dims() != [r, l] || t.dtype() != pred.dtype() {
+            if t.dims() != [r, l] || !fits(t) {
                 return Err(error(
                     OP,
                     format_args!(
@@ -150,8 +168,8 @@ impl<T: Real> EnergyScore<T> {
                 ));
             }
         }
-        let (noise, targets) = match noise {
-            TargetNoise::Draw { key, rows, samples } => {
+        let targets = match noise {
+            TargetNoise::Draw { rows, samples, .. } => {
                 if rows.len() != r {
                     return Err(error(
                         OP,
@@ -162,10 +180,10 @@ impl<T: Real> EnergyScore<T> {
                         ),
                     ));
                 }
-                (Noise::Draw { key, rows: rows.to_vec() }, samples)
+                samples
             }
             TargetNoise::Given(t) => {
-                if t.rank() != 3 || t.dims()[1..] != [r, l] || t.dtype() != pred.dtype() {
+                if t.rank() != 3 || t.dims()[1..] != [r, l] || !fits(t) {
                     return Err(error(
                         OP,
                         format_args!(
@@ -176,19 +194,37 @@ impl<T: Real> EnergyScore<T> {
                         ),
                     ));
                 }
-                (Noise::Given(to_vec::<T>(OP, t)?), t.dims()[0])
+                t.dims()[0]
             }
         };
         if targets < 1 {
             return Err(error(OP, "needs M >= 1 target samples a row, got 0"));
         }
+        Ok(Self { rows: r, samples: n, latent: l, targets })
+    }
+}
+
+impl<T: Real> EnergyScore<T> {
+    fn new(
+        pred: &Tensor,
+        mean: &Tensor,
+        log_std: &Tensor,
+        noise: TargetNoise<'_>,
+        alpha: f64,
+        with_gradient: bool,
+    ) -> Result<Self> {
+        let sizes = Sizes::of(pred, mean, log_std, noise, alpha)?;
+        let noise = match noise {
+            TargetNoise::Draw { key, rows, .. } => Noise::Draw { key, rows: rows.to_vec() },
+            TargetNoise::Given(t) => Noise::Given(to_vec::<T>(OP, t)?),
+        };
         let mut std = to_vec::<T>(OP, log_std)?;
         dispatch(
             #[inline(always)]
             || std.iter_mut().for_each(|v| *v = v.exp()),
         );
         let mean = to_vec::<T>(OP, mean)?;
-        Ok(Self { mean, std, noise, targets, alpha, with_gradient, gradient: Saved::new() })
+        Ok(Self { mean, std, noise, sizes, alpha, with_gradient, gradient: Saved::new() })
     }
 
     /// Targets `first ..` of row `r` into `z` `[count, width]`, whose padding stays as it is.
@@ -243,14 +279,14 @@ impl<T: Real> EnergyScore<T> {
             x[..l].copy_from_slice(p);
         }
         buffers.gradient.fill(T::ZERO);
-        let to_target = 2.0 / (n as f64 * self.targets as f64);
+        let to_target = 2.0 / (n as f64 * self.sizes.targets as f64);
         let to_sample = -2.0 / (n as f64 * (n as f64 - 1.0));
         let power = Power { alpha: self.alpha };
 
         let mut attraction = 0.0;
         let mut first = 0;
-        while first < self.targets {
-            let count = DRAWN.min(self.targets - first);
+        while first < self.sizes.targets {
+            let count = DRAWN.min(self.sizes.targets - first);
             self.targets(r, l, first, count, width, buffers);
             let (full, rest) = buffers.targets[..count * width].split_at(count / TOGETHER * TOGETHER * width);
             let samples = buffers.samples.chunks_exact(width);
@@ -294,7 +330,8 @@ impl<T: Real> EnergyScore<T> {
         T::of_f64(to_target * attraction + to_sample * repulsion)
     }
 
-    fn forward(&self, pred: &[T], [r, n, l]: [usize; 3]) -> (Vec<T>, Vec<T>) {
+    fn forward(&self, pred: &[T]) -> (Vec<T>, Vec<T>) {
+        let Sizes { rows: r, samples: n, latent: l, .. } = self.sizes;
         let mut loss = vec![T::ZERO; r];
         let mut gradient = vec![T::ZERO; if self.with_gradient { pred.len() } else { 0 }];
         let row = n * l;
@@ -450,12 +487,11 @@ impl<T: Real> CustomOp1 for EnergyScore<T> {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         debug_assert_eq!(storage.dtype(), T::DTYPE);
         let pred = slice::<T>(OP, storage, layout)?;
-        let (r, n, l) = layout.shape().dims3()?;
-        let (loss, gradient) = self.forward(pred, [r, n, l]);
+        let (loss, gradient) = self.forward(pred);
         if self.with_gradient {
-            self.gradient.set(tensor(gradient, (r, n, l))?);
+            self.gradient.set(tensor(gradient, layout.shape())?);
         }
-        Ok((T::to_cpu_storage_owned(loss), Shape::from(r)))
+        Ok((T::to_cpu_storage_owned(loss), Shape::from(self.sizes.rows)))
     }
 
     fn bwd(&self, arg: &Tensor, _res: &Tensor, grad_res: &Tensor) -> Result<Option<Tensor>> {

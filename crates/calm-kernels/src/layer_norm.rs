@@ -20,10 +20,10 @@ const OP: &str = "layer_norm";
 /// LayerNorm of x `[.., D]` over its last dimension, times weight `[D]` if any, plus bias `[D]` if any:
 /// a tensor like x.
 ///
-/// f32 and f64 on the CPU; the inputs may have any strides.
+/// f32 and f64 on the CPU, f32 and bf16 on a GPU; the inputs may have any strides.
 ///
 /// # Errors
-/// Shapes that do not fit, element types that differ or are not f32 or f64.
+/// Shapes that do not fit, element types that differ or that the device does not take.
 pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
     let fits = match x.dims() {
         [.., d] => [weight, bias].iter().flatten().all(|p| p.dims() == [*d]),
@@ -40,6 +40,7 @@ pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, ep
             ),
         ));
     }
+    on_gpu!(x, crate::cuda::layer_norm::layer_norm(x, weight, bias, eps));
     let x = x.contiguous()?;
     match (weight, bias) {
         (None, None) => x.apply_op1(LayerNorm { eps, only_bias: false }),

@@ -20,11 +20,11 @@ const OP: &str = "linear";
 
 /// x Wᵀ + b for x `[.., I]`, w `[O, I]`, b `[O]`: a tensor `[.., O]`.
 ///
-/// f32 and f64 on the CPU; the inputs may have any strides. Only gradients of inputs that lead to a
-/// variable are computed.
+/// f32 and f64 on the CPU, f32 and bf16 on a GPU; the inputs may have any strides. Only gradients of inputs
+/// that lead to a variable are computed.
 ///
 /// # Errors
-/// Shapes that do not fit, element types that differ or are not f32 or f64.
+/// Shapes that do not fit, element types that differ or that the device does not take.
 pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     let fits = match (x.dims(), w.dims()) {
         ([.., i], [o, wi]) => i == wi && b.is_none_or(|b| b.dims() == [*o]),
@@ -41,6 +41,7 @@ pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
             ),
         ));
     }
+    on_gpu!(x, crate::cuda::linear::linear(x, w, b));
     let (x, w) = (x.contiguous()?, w.contiguous()?);
     match b {
         Some(b) => x.apply_op3(&w, &b.contiguous()?, Linear),

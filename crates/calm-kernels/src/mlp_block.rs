@@ -15,11 +15,11 @@ use gemm::Parallelism::Rayon;
 /// `x + (silu(h gateᵀ)·(h upᵀ)) downᵀ` with h = RMSNorm(x)·norm, for x `[.., D]`, norm `[D]`, gate and up
 /// `[I, D]`, down `[D, I]`: a tensor like x, differentiable in all of them.
 ///
-/// f32 and f64 on the CPU. The same as [`crate::rms_norm`], [`crate::linear`] and [`crate::swiglu`] one
+/// f32 and f64 on the CPU, f32 and bf16 on a GPU. The same as [`crate::rms_norm`], [`crate::linear`] and [`crate::swiglu`] one
 /// after the other.
 ///
 /// # Errors
-/// Shapes that do not fit, element types that differ or are not f32 or f64.
+/// Shapes that do not fit, element types that differ or that the device does not take.
 pub fn mlp_block(x: &Tensor, norm: &Tensor, [gate, up, down]: [&Tensor; 3], eps: f64) -> Result<Tensor> {
     let inputs = [x, norm, gate, up, down];
     let fits = match (x.dims(), gate.dims()) {
@@ -37,6 +37,7 @@ pub fn mlp_block(x: &Tensor, norm: &Tensor, [gate, up, down]: [&Tensor; 3], eps:
             ),
         ));
     }
+    on_gpu!(x, crate::cuda::mlp_block::mlp_block(inputs, eps));
     let keep = inputs.iter().any(|t| t.track_op());
     apply(MlpBlock { eps, keep, gated: Saved::new() }, &inputs)
 }

@@ -117,11 +117,12 @@ impl Moments {
     pub fn update(&mut self, gradients: &mut FlatGradients, settings: &AdamWStep, clip: &Clip) -> Result<()> {
         match &mut self.values {
             Values::Host([first, second]) => {
-                let Factor::Host { factor, .. } = clip.0 else {
-                    return Err(error(
-                        "adamw",
-                        "the factor of the gradients is on a GPU, the parameters are not",
-                    ));
+                let factor = match clip.0 {
+                    Factor::Host { factor, .. } => factor,
+                    #[cfg(feature = "cuda")]
+                    Factor::Device(_) => {
+                        return Err(error("adamw", "the factor is on a GPU, the parameters are not"));
+                    }
                 };
                 let gradients = gradients.host_values()?;
                 if gradients.len() != first.len() {

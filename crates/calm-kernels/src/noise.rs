@@ -1,6 +1,12 @@
-//! TEMPORARY
+//! Tensors of random numbers, the same bits on every device.
+
 use crate::philox::{self, NoiseKey, RowId};
 use candle_core::{Device, Result, Tensor};
+
+/// Uniform numbers in [0, 1), f32 `[R, samples, dims]`, made on `device`: those of [`philox::uniform`].
+///
+/// # Errors
+/// What a GPU answers, such as that its memory is full.
 pub fn noise_uniform(
     key: NoiseKey,
     rows: &[RowId],
@@ -8,8 +14,17 @@ pub fn noise_uniform(
     dims: usize,
     device: &Device,
 ) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return crate::cuda::noise::noise("noise_uniform", key, rows, samples, dims, device);
+    }
     Tensor::from_vec(philox::uniform(key, rows, samples, dims), (rows.len(), samples, dims), device)
 }
+
+/// Standard normal numbers, f32 `[R, samples, dims]`, made on `device`: those of [`philox::normal`].
+///
+/// # Errors
+/// As [`noise_uniform`].
 pub fn noise_normal(
     key: NoiseKey,
     rows: &[RowId],
@@ -17,5 +32,9 @@ pub fn noise_normal(
     dims: usize,
     device: &Device,
 ) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return crate::cuda::noise::noise("noise_normal", key, rows, samples, dims, device);
+    }
     Tensor::from_vec(philox::normal(key, rows, samples, dims), (rows.len(), samples, dims), device)
 }

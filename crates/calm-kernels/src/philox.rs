@@ -31,6 +31,7 @@ const UNIT: f32 = 1.0 / 16_777_216.0;
 
 /// Which stream of random numbers, at which training step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct NoiseKey {
     /// Philox key words.
     pub key: [u32; 2],

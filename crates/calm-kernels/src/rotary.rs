@@ -24,11 +24,12 @@ const KEPT_TABLES: usize = 4;
 
 /// Rotates x `[B, S, H, Dh]` by the angles of positions (U32 `[B, S]`) with base θ: a tensor like x.
 ///
-/// f32 and f64 on the CPU; the inputs may have any strides. The positions get no gradient.
+/// f32 and f64 on the CPU, f32 and bf16 on a GPU; the inputs may have any strides. The positions get no
+/// gradient.
 ///
 /// # Errors
-/// Shapes that do not fit, an odd head size, positions that are not U32, an element type other than
-/// f32 or f64.
+/// Shapes that do not fit, an odd head size, positions that are not U32 or on another device, an element type
+/// that the device does not take.
 pub fn rotary(x: &Tensor, positions: &Tensor, theta: f64) -> Result<Tensor> {
     match (x.dims(), positions.dims()) {
         ([b, s, _, dh], [b2, s2]) if b == b2 && s == s2 && dh % 2 == 0 => {}
@@ -42,6 +43,8 @@ pub fn rotary(x: &Tensor, positions: &Tensor, theta: f64) -> Result<Tensor> {
             ));
         }
     }
+    storage::expect_ids(OP, positions)?;
+    on_gpu!(x, crate::cuda::rotary::rotary(x, positions, theta));
     let op = Rotary::new(&storage::ids(OP, positions)?, x.dim(3)?, theta);
     x.contiguous()?.apply_op1(op)
 }
@@ -63,8 +66,13 @@ struct Kept {
 /// The last tables for positions 0, 1, 2, …: every layer of every step asks for the same ones.
 static KEPT: Mutex<Vec<Kept>> = Mutex::new(Vec::new());
 
+/// θ^(−i/half) for i below half.
+pub(crate) fn frequencies(half: usize, theta: f64) -> Vec<f64> {
+    (0..half).map(|i| theta.powf(-(i as f64) / half as f64)).collect()
+}
+
 fn table(positions: impl Iterator<Item = u32>, half: usize, theta: f64) -> Arc<Vec<f64>> {
-    let frequency: Vec<f64> = (0..half).map(|i| theta.powf(-(i as f64) / half as f64)).collect();
+    let frequency = frequencies(half, theta);
     let mut out = Vec::new();
     for position in positions {
         out.extend(frequency.iter().map(|f| (f64::from(position) * f).cos()));

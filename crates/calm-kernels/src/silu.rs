@@ -27,11 +27,14 @@ pub(crate) fn silu_and_slope<T: Real>(x: T) -> (T, T) {
     (x * s, s * (T::ONE + x * (T::ONE - s)))
 }
 
-/// x·σ(x), element by element: a tensor like x, of any shape and strides (f32 and f64 on the CPU).
+/// x·σ(x), element by element: a tensor like x, of any shape and strides.
+///
+/// f32 and f64 on the CPU, f32 and bf16 on a GPU.
 ///
 /// # Errors
-/// An element type other than f32 or f64.
+/// An element type that the device does not take.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
+    on_gpu!(x, crate::cuda::silu::silu(x));
     x.contiguous()?.apply_op1(Silu)
 }
 
@@ -87,10 +90,10 @@ impl CustomOp1 for Silu {
 /// silu(x + row), with row `[R, D]` repeated for the N samples of x `[R, N, D]`: a tensor like x.
 ///
 /// For conditioned layers, whose condition is the same for all samples of a row: its term is computed
-/// once a row.
+/// once a row. f32 and f64 on the CPU, f32 and bf16 on a GPU.
 ///
 /// # Errors
-/// Shapes that do not fit, element types that differ or are not f32 or f64.
+/// Shapes that do not fit, element types that differ or that the device does not take.
 pub fn add_silu(x: &Tensor, row: &Tensor) -> Result<Tensor> {
     match (x.dims(), row.dims()) {
         ([r, _, d], [r2, d2]) if r == r2 && d == d2 => {}
@@ -101,6 +104,7 @@ pub fn add_silu(x: &Tensor, row: &Tensor) -> Result<Tensor> {
             ));
         }
     }
+    on_gpu!(x, crate::cuda::silu::add_silu(x, row));
     x.contiguous()?.apply_op2(&row.contiguous()?, AddSilu)
 }
 

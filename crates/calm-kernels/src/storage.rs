@@ -109,17 +109,26 @@ pub fn to_vec<T: WithDType>(op: &str, tensor: &Tensor) -> Result<Vec<T>> {
     Ok(view::<T>(op, &tensor)?.to_vec())
 }
 
-/// Copies a U32 tensor of ids (any strides, any shape) into a vector.
+/// That a tensor is one of ids: of type U32.
 ///
 /// # Errors
 /// Another element type, with the remedy.
-pub fn ids(op: &str, tensor: &Tensor) -> Result<Vec<u32>> {
-    if tensor.dtype() != DType::U32 {
-        return Err(error(
-            op,
-            format_args!("expects ids of type U32, got {:?}; convert them with to_dtype", tensor.dtype()),
-        ));
+pub fn expect_ids(op: &str, tensor: &Tensor) -> Result<()> {
+    if tensor.dtype() == DType::U32 {
+        return Ok(());
     }
+    Err(error(
+        op,
+        format_args!("expects ids of type U32, got {:?}; convert them with to_dtype", tensor.dtype()),
+    ))
+}
+
+/// Copies a U32 tensor of ids (any strides, any shape) on the CPU into a vector.
+///
+/// # Errors
+/// As [`expect_ids`].
+pub fn ids(op: &str, tensor: &Tensor) -> Result<Vec<u32>> {
+    expect_ids(op, tensor)?;
     to_vec::<u32>(op, tensor)
 }
 

@@ -18,10 +18,10 @@ const PACKED_OP: &str = "swiglu_packed";
 
 /// silu(gate)·up for two tensors of the same shape: a tensor like them.
 ///
-/// f32 and f64 on the CPU; the inputs may have any strides.
+/// f32 and f64 on the CPU, f32 and bf16 on a GPU; the inputs may have any strides.
 ///
 /// # Errors
-/// Different shapes, element types that differ or are not f32 or f64.
+/// Different shapes, element types that differ or that the device does not take.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if gate.dims() != up.dims() {
         return Err(error(
@@ -29,18 +29,22 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
             format_args!("gate {:?} and up {:?} differ in shape: expected the same", gate.dims(), up.dims()),
         ));
     }
+    on_gpu!(gate, crate::cuda::swiglu::swiglu(gate, up));
     gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu)
 }
 
 /// silu(gate)·up for x `[.., 2H]` = \[gate | up\]: a tensor `[.., H]`.
 ///
-/// f32 and f64 on the CPU; the input may have any strides.
+/// f32 and f64 on the CPU, f32 and bf16 on a GPU; the input may have any strides.
 ///
 /// # Errors
-/// A last dimension that is odd or absent, an element type other than f32 or f64.
+/// A last dimension that is odd or absent, an element type that the device does not take.
 pub fn swiglu_packed(x: &Tensor) -> Result<Tensor> {
     match x.dims() {
-        [.., d] if d % 2 == 0 => x.contiguous()?.apply_op1(SwiGluPacked),
+        [.., d] if d % 2 == 0 => {
+            on_gpu!(x, crate::cuda::swiglu::swiglu_packed(x));
+            x.contiguous()?.apply_op1(SwiGluPacked)
+        }
         dims => Err(error(PACKED_OP, format_args!("x {dims:?} is not [.., 2H]: an even last dimension"))),
     }
 }

@@ -76,6 +76,20 @@ fn positions<const B: usize, const S: usize>(p: &[[u32; S]; B]) -> Tensor {
     Tensor::new(p, &Device::Cpu).unwrap()
 }
 
+/// The same of tensors.
+fn rotary_plain(x: &Tensor, positions: &Tensor, theta: f64) -> Result<Tensor> {
+    let (b, s, _, dh) = x.dims4()?;
+    let half = dh / 2;
+    let frequency: Vec<f64> = (0..half).map(|i| theta.powf(-2.0 * i as f64 / dh as f64)).collect();
+    let frequency = Tensor::from_vec(frequency, (1, 1, 1, half), x.device())?;
+    let angles = positions.to_dtype(DType::F64)?.reshape((b, s, 1, 1))?.broadcast_mul(&frequency)?;
+    let (cos, sin) = (angles.cos()?, angles.sin()?);
+    let (x1, x2) = (x.narrow(3, 0, half)?, x.narrow(3, half, half)?);
+    let y1 = (x1.broadcast_mul(&cos)? - x2.broadcast_mul(&sin)?)?;
+    let y2 = (x2.broadcast_mul(&cos)? + x1.broadcast_mul(&sin)?)?;
+    Tensor::cat(&[y1, y2], 3)
+}
+
 /// Naive loop over (b, s, h, i).
 fn rotary_naive(x: &Tensor, positions: &Tensor, theta: f64) -> Tensor {
     let (_, s, h, dh) = x.dims4().unwrap();
@@ -106,6 +120,12 @@ fn rotary_turns_pairs_by_their_angles() {
         ([1, 2, 1, 2], positions(&[[1, 4_000_000_000]])),
     ] {
         let x = random(&dims, 1);
+        compare(
+            from_ref(&x),
+            |v| rotary(&v[0], &p.to_device(v[0].device())?, 1e4),
+            |v| rotary_plain(&v[0], &p, 1e4),
+            1e-6,
+        );
         let want = rotary_naive(&x, &p, 1e4);
         assert!(worst(&rotary(&x, &p, 1e4).unwrap(), &want) < 1e-12);
         let single = rotary(&x.to_dtype(DType::F32).unwrap(), &p, 1e4).unwrap();

@@ -86,16 +86,44 @@ fn qkv(c: &Case) -> [Tensor; 3] {
     ]
 }
 
+/// More cases for a GPU, with the other sizes of heads that it takes.
+const GPU_CASES: [Case; 4] = [
+    Case { s: 1, h: 2, g: 1, dh: 32, rows: &[&[1]] },
+    Case { s: 7, h: 2, g: 2, dh: 96, rows: &[&[7], &[3, 2]] },
+    Case { s: 64, h: 4, g: 2, dh: 32, rows: &[&[64], &[10, 50, 4]] },
+    Case { s: 70, h: 2, g: 1, dh: 128, rows: &[&[31, 32]] },
+];
+
+/// The cases whose heads have kernels on a GPU.
+fn gpu_cases() -> impl Iterator<Item = &'static Case> {
+    CASES.iter().filter(|c| c.s > 0 && [48, 64, 160].contains(&c.dh)).chain(&GPU_CASES)
+}
+
+fn on_device_of(v: &[Var], t: &Tensor) -> Tensor {
+    t.to_device(v[0].device()).unwrap()
+}
+
 #[test]
 fn values_and_gradients_equal_the_plain_composition() {
-    for c in CASES.iter().filter(|c| c.s > 0) {
+    for c in CASES.iter().filter(|c| c.s > 0).chain(&GPU_CASES) {
         let seg = segments(c.rows, c.s);
         let sees = causal(&seg);
-        compare(
+        compare_on_cpu(
             &qkv(c),
             |v| causal_attention(&v[0], &v[1], &v[2], &seg),
             |v| attention_plain(&v[0], &v[1], &v[2], &sees),
             3e-6,
+        );
+    }
+    for c in gpu_cases() {
+        let seg = segments(c.rows, c.s);
+        let sees = causal(&seg);
+        compare_on_gpu(
+            &qkv(c),
+            |v| causal_attention(&v[0], &v[1], &v[2], &on_device_of(v, &seg)),
+            |v| attention_plain(&v[0], &v[1], &v[2], &sees),
+            1e-5,
+            2e-2,
         );
     }
 }
@@ -260,6 +288,87 @@ fn a_branch_of_the_true_continuation_equals_causal_attention_of_the_whole_sequen
     assert!(worst(&got, &at(&full, roll)) < 1e-13);
 }
 
+/// Where there is a GPU: the value of `f` on it, in f32 and bf16, is the one on the CPU in double precision, of
+/// the same rounded numbers.
+fn values_on_gpu(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>, what: &str) {
+    let Some(gpu) = gpu() else { return };
+    for (dtype, tol) in [(DType::F32, 5e-6), (DType::BF16, 1e-2)] {
+        let rounded: Vec<Tensor> = inputs.iter().map(|t| t.to_dtype(dtype).unwrap()).collect();
+        let exact: Vec<Tensor> = rounded.iter().map(|t| t.to_dtype(DType::F64).unwrap()).collect();
+        let there: Vec<Tensor> = rounded.iter().map(|t| t.to_device(&gpu).unwrap()).collect();
+        let got = f(&there).unwrap();
+        assert_eq!(got.dtype(), dtype);
+        let off = worst(&got.to_device(&Device::Cpu).unwrap(), &f(&exact).unwrap());
+        assert!(off <= tol, "{what} in {dtype:?} on the GPU is off by {off:.1e}");
+    }
+}
+
+#[test]
+fn cached_attention_on_a_gpu_equals_the_cpus() {
+    // Below and above the number of new positions from which tiles of queries are taken; heads with tiles and
+    // without.
+    for (s, h, g, dh) in [(1, 2, 1, 4), (9, 4, 2, 20), (600, 4, 1, 64), (300, 2, 2, 48), (40, 2, 1, 256)] {
+        let inputs = qkv(&Case { s, h, g, dh, rows: &[&[], &[], &[]] });
+        for t in [1, 2, 15, 16, 70].into_iter().filter(|&t| t <= s) {
+            let new = |x: &[Tensor]| cached_attention(&x[0].narrow(1, s - t, t)?, &x[1], &x[2]);
+            values_on_gpu(&inputs, new, &format!("{t} of {s} with heads of {dh}"));
+        }
+    }
+}
+
+#[test]
+fn branch_attention_on_a_gpu_equals_the_cpus() {
+    for c in gpu_cases() {
+        let seg = segments(c.rows, c.s);
+        for n in [0, 1, 3, 8, 19] {
+            let mut inputs = qkv(c).to_vec();
+            let shape = inputs[1].dims().to_vec();
+            inputs.extend((0..n).map(|i| (random(&shape, 10 + i) * 3.0).unwrap()));
+            inputs.extend((0..n).map(|i| random(&shape, 40 + i)));
+            let branched = |x: &[Tensor]| {
+                let (keys, values) = x[3..].split_at(n as usize);
+                branch_attention(&x[0], &x[1], &x[2], &seg.to_device(x[0].device())?, keys, values)
+            };
+            values_on_gpu(&inputs, branched, &format!("{n} branches, heads of {}", c.dh));
+        }
+    }
+}
+
+#[test]
+fn heads_without_a_kernel_are_an_error_with_the_remedy() {
+    let Some(gpu) = gpu() else { return };
+    let on_gpu = |t: Tensor| t.to_dtype(DType::F32).unwrap().to_device(&gpu).unwrap();
+    let q = on_gpu(random(&[1, 3, 2, 40], 1));
+    let seg = segments(&[&[3]], 3).to_device(&gpu).unwrap();
+    let e = causal_attention(&q, &q, &q, &seg).unwrap_err().to_string();
+    assert!(e.contains("causal_attention") && e.contains("40") && e.contains("160"), "{e}");
+    assert!(e.contains("hidden_size"), "{e}");
+    let wide = on_gpu(random(&[1, 3, 1, 257], 1));
+    let e = cached_attention(&wide, &wide, &wide).unwrap_err().to_string();
+    assert!(e.contains("cached_attention") && e.contains("256"), "{e}");
+    // Segments must be ids on the same device.
+    assert!(causal_attention(&q, &q, &q, &segments(&[&[3]], 3)).is_err());
+    assert!(causal_attention(&q, &q, &q, &seg.to_dtype(DType::F32).unwrap()).is_err());
+}
+
+#[test]
+fn segments_of_a_batch_do_not_stay_for_another() {
+    // Many tensors one after the other, so that places in memory are used again.
+    let Some(gpu) = gpu() else { return };
+    let c = &GPU_CASES[1];
+    let [q, k, v] = qkv(c).map(|t| t.to_dtype(DType::F32).unwrap());
+    let there = [&q, &k, &v].map(|t| t.to_device(&gpu).unwrap());
+    for lengths in [[7, 0], [3, 4], [1, 6], [6, 1], [2, 5], [5, 2], [7, 0]] {
+        let seg = segments(&[&lengths, &[7]], c.s);
+        let want = causal_attention(&q, &k, &v, &seg).unwrap();
+        let seg = seg.to_device(&gpu).unwrap();
+        for _ in 0..2 {
+            let got = causal_attention(&there[0], &there[1], &there[2], &seg).unwrap();
+            assert!(worst(&got.to_device(&Device::Cpu).unwrap(), &want) < 1e-5, "{lengths:?}");
+        }
+    }
+}
+
 #[test]
 fn inference_operators_leave_no_gradient_history() {
     let v = Var::from_tensor(&random(&[1, 2, 1, 4], 1)).unwrap();
@@ -271,15 +380,20 @@ fn inference_operators_leave_no_gradient_history() {
 #[test]
 fn empty_inputs_give_empty_outputs() {
     let c = &CASES[6];
-    let vars: Vec<Var> = qkv(c).iter().map(|t| Var::from_tensor(t).unwrap()).collect();
-    let seg = segments(c.rows, c.s);
-    let y = causal_attention(&vars[0], &vars[1], &vars[2], &seg).unwrap();
-    assert_eq!(y.dims(), [2, 0, 2, 4]);
-    assert_eq!(y.sum_all().unwrap().backward().unwrap().get(&vars[1]).unwrap().dims(), [2, 0, 1, 4]);
-    assert_eq!(
-        cached_attention(&vars[0], &random(&[2, 5, 1, 4], 1), &random(&[2, 5, 1, 4], 1)).unwrap().dims(),
-        [2, 0, 2, 4]
-    );
+    for device in [Some(Device::Cpu), gpu()].into_iter().flatten() {
+        let there = |t: &Tensor| t.to_dtype(DType::F32).unwrap().to_device(&device).unwrap();
+        let vars: Vec<Var> = qkv(c).iter().map(|t| Var::from_tensor(&there(t)).unwrap()).collect();
+        let seg = segments(c.rows, c.s).to_device(&device).unwrap();
+        let y = causal_attention(&vars[0], &vars[1], &vars[2], &seg).unwrap();
+        assert_eq!(y.dims(), [2, 0, 2, 4]);
+        let weighted = (&y * y.ones_like().unwrap()).unwrap();
+        assert_eq!(weighted.backward().unwrap().get(&vars[1]).unwrap().dims(), [2, 0, 1, 4]);
+        let keys = there(&random(&[2, 5, 1, 4], 1));
+        assert_eq!(cached_attention(&vars[0], &keys, &keys).unwrap().dims(), [2, 0, 2, 4]);
+        let one = [vars[1].as_detached_tensor()];
+        let branched = branch_attention(&vars[0], &vars[1], &vars[2], &seg, &one, &one).unwrap();
+        assert_eq!(branched.dims(), [2, 0, 2, 4]);
+    }
 }
 
 #[test]

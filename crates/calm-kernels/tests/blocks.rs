@@ -64,13 +64,19 @@ fn attention_plain(v: &[Var], heads: usize, kv: usize, p: &Places) -> Result<Ten
 }
 
 fn attention(v: &[Var], heads: usize, kv_heads: usize, p: &Places) -> Result<Tensor> {
+    let all: Vec<Tensor> = v.iter().map(|v| v.as_tensor().clone()).collect();
+    attention_of(&all, heads, kv_heads, p)
+}
+
+fn attention_of(v: &[Tensor], heads: usize, kv_heads: usize, p: &Places) -> Result<Tensor> {
+    let there = |t: &Tensor| t.to_device(v[0].device());
     let shape = AttentionShape {
         heads,
         kv_heads,
         theta: THETA,
         eps: EPS,
-        positions: &p.positions,
-        segments: &p.segments,
+        positions: &there(&p.positions)?,
+        segments: &there(&p.segments)?,
     };
     ops::attention_block(&v[0], &v[1], [&v[2], &v[3], &v[4], &v[5]], shape)
 }
@@ -83,12 +89,84 @@ fn attention_inputs(b: usize, s: usize, d: usize, kv: usize) -> Vec<Tensor> {
 fn attention_equals_its_operators_with_segments_and_shared_keys() {
     for (b, s, heads, kv, size) in [(1, 1, 1, 1, 2), (2, 7, 4, 2, 6), (3, 70, 4, 1, 16), (1, 130, 2, 2, 24)] {
         let p = places(b, s);
+        compare_on_cpu(
+            &attention_inputs(b, s, heads * size, kv * size),
+            |v| attention(v, heads, kv, &p),
+            |v| attention_plain(v, heads, kv, &p),
+            2e-5,
+        );
+    }
+    // Heads that have kernels on a GPU.
+    for (b, s, heads, kv, size) in [(1, 1, 1, 1, 32), (2, 7, 4, 2, 32), (2, 70, 2, 1, 48)] {
+        let p = places(b, s);
         compare(
             &attention_inputs(b, s, heads * size, kv * size),
             |v| attention(v, heads, kv, &p),
             |v| attention_plain(v, heads, kv, &p),
             2e-5,
         );
+    }
+}
+
+/// f32 parameters with bf16 activations, as training on a GPU has them.
+#[cfg(feature = "cuda")]
+#[test]
+fn attention_on_a_gpu_takes_f32_parameters_with_bf16_activations() {
+    use calm_kernels::{ComputeCopies, FlatGradients};
+    let Some(gpu) = gpu() else { return };
+    let (b, s, heads, kv, size) = (2, 20, 4, 2, 32);
+    let p = places(b, s);
+    let given = attention_inputs(b, s, heads * size, kv * size);
+    let round = |t: &Tensor, dtype| t.to_dtype(dtype).unwrap();
+    let there = |t: &Tensor| Var::from_tensor(&t.to_device(&gpu).unwrap()).unwrap();
+    let here = |t: &Tensor| t.to_device(&Device::Cpu).unwrap();
+
+    // On the CPU in double precision, with what the kernels read: everything rounded to bf16.
+    let exact: Vec<Var> =
+        given.iter().map(|t| Var::from_tensor(&round(&round(t, DType::BF16), DType::F64)).unwrap()).collect();
+    let y = attention(&exact, heads, kv, &p).unwrap();
+    let weights = round(&round(&random(y.dims(), 77), DType::BF16), DType::F64);
+    let want = (&y * &weights).unwrap().sum_all().unwrap().backward().unwrap();
+
+    let mut vars = vec![there(&round(&given[0], DType::BF16))];
+    vars.extend(given[1..].iter().map(|t| there(&round(t, DType::F32))));
+    let weights = round(&weights, DType::BF16).to_device(&gpu).unwrap();
+    let loss = || {
+        let y = attention(&vars, heads, kv, &p).unwrap();
+        assert_eq!(y.dtype(), DType::BF16);
+        (&y * &weights).unwrap().sum_all().unwrap()
+    };
+    let near = |got: &Tensor, i: usize| {
+        let off = worst(&here(got), want.get(&exact[i]).unwrap());
+        assert!(off <= 2e-2, "gradient of input {i} is off by {off:.1e}");
+    };
+    let grads = loss().backward().unwrap();
+    for (i, var) in vars.iter().enumerate() {
+        let gradient = grads.get(var).unwrap();
+        assert_eq!(gradient.dtype(), var.dtype());
+        near(gradient, i);
+    }
+    // Into the buffer, with and without copies that stay: the same bits, and twice as much after two passes.
+    let mut flat = FlatGradients::new(vars[1..].iter().map(|v| v.as_tensor())).unwrap();
+    let copies = ComputeCopies::new(vars[1..].iter().map(|v| v.as_tensor())).unwrap();
+    for kept in [copies, None] {
+        flat.clear();
+        for round in 1..3 {
+            let loss = loss();
+            let collected = flat.collect(|| loss.backward()).unwrap();
+            let of_x = [&collected, &grads].map(|g| common::flat(&here(g.get(&vars[0]).unwrap())));
+            assert_eq!(of_x[0], of_x[1]);
+            for (i, var) in vars[1..].iter().enumerate() {
+                assert!(collected.get(var).is_none() && flat.reached(i));
+                let want = common::flat(&here(grads.get(var).unwrap()));
+                let got = flat.get(i).unwrap().unwrap();
+                for (got, want) in got.iter().zip(&want) {
+                    let off = (f64::from(*got) - want * f64::from(round)).abs();
+                    assert!(if round == 1 { off == 0.0 } else { off <= 1e-5 * want.abs().max(1.0) });
+                }
+            }
+        }
+        drop(kept);
     }
 }
 

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use calm_kernels::philox::{NoiseKey, RowId, normal};
 use calm_kernels::{gradcheck, tied_argmax, tied_cross_entropy, tied_cross_entropy_rows};
 use candle_core::{D, DType, Device, Result, Tensor, Var};
@@ -249,6 +251,160 @@ fn bad_arguments_are_named() {
     fails(loss(&double, &c.targets, None), &["F64", "F32"]);
     let half = |t: &Tensor| t.to_dtype(DType::BF16).unwrap();
     fails(tied_argmax(&half(&c.hidden), &half(&c.embedding)), &["f32 or f64", "BF16"]);
+}
+
+/// The case on a GPU: hidden states in `dtype`, everything else in f32.
+fn on_gpu(c: &Case, dtype: DType, gpu: &Device) -> Case {
+    let there = |t: &Tensor| t.to_device(gpu).unwrap();
+    Case {
+        hidden: there(&c.hidden.to_dtype(dtype).unwrap()),
+        embedding: there(&c.embedding),
+        targets: there(&c.targets),
+        weights: there(&c.weights),
+    }
+}
+
+/// As the GPU sees the case: hidden states and embedding rounded to `dtype`, in double precision.
+fn exact_rounded(c: &Case, dtype: DType) -> Case {
+    let round = |t: &Tensor| t.to_dtype(dtype).unwrap().to_dtype(DType::F64).unwrap();
+    Case {
+        hidden: round(&c.hidden),
+        embedding: round(&c.embedding),
+        targets: c.targets.clone(),
+        weights: c.weights.to_dtype(DType::F64).unwrap(),
+    }
+}
+
+fn here(t: &Tensor) -> Tensor {
+    t.to_device(&Device::Cpu).unwrap()
+}
+
+#[test]
+fn a_gpu_matches_the_composition_with_f32_embeddings_and_either_type_of_hidden_states() {
+    let Some(gpu) = common::gpu() else { return };
+    for (r, d, v) in [(1, 1, 2), (5, 3, 7), (33, 16, 100), (130, 64, 1025), (700, 8, 9001)] {
+        for (dtype, tolerance) in [(DType::F32, 5e-6), (DType::BF16, 2e-2)] {
+            for weighted in [true, false] {
+                let c = case(r, d, v, DType::F32);
+                let (there, exact) = (on_gpu(&c, dtype, &gpu), exact_rounded(&c, dtype));
+                let weights = weighted.then_some(&there.weights);
+                let got =
+                    with_gradients(&there, 0.25, |h, e| tied_cross_entropy(h, e, &there.targets, weights));
+                let want = with_gradients(&exact, 0.25, |h, m| {
+                    let rows = plain_rows(h, m, &exact.targets)?;
+                    if weighted { (rows * &exact.weights)?.sum_all() } else { rows.sum_all() }
+                });
+                assert_eq!((got[0].rank(), got[0].dtype()), (0, DType::F32));
+                assert_eq!((got[1].dtype(), got[2].dtype()), (dtype, DType::F32));
+                assert!(relative(&here(&got[0]), &want[0]) < 5e-6, "loss");
+                for (got, want) in got[1..].iter().zip(&want[1..]) {
+                    let off = relative(&here(got), want);
+                    assert!(off < tolerance, "{dtype:?} at {r} {d} {v}: {off:.1e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_gpu_gives_rows_and_the_most_probable_id() {
+    let Some(gpu) = common::gpu() else { return };
+    for dtype in [DType::F32, DType::BF16] {
+        // More columns than a block of logits without gradients has.
+        let c = case(4200, 4, 1500, DType::F32);
+        let (there, exact) = (on_gpu(&c, dtype, &gpu), exact_rounded(&c, dtype));
+        let (loss, best) = tied_cross_entropy_rows(&there.hidden, &there.embedding, &there.targets).unwrap();
+        let want = plain_rows(&exact.hidden, &exact.embedding, &c.targets).unwrap();
+        assert!(relative(&here(&loss), &want) < 5e-6);
+        let best = here(&best).to_vec1::<u32>().unwrap();
+        let logits = exact.hidden.matmul(&exact.embedding.t().unwrap()).unwrap();
+        let (largest, chosen) = (logits.max(1).unwrap(), Tensor::new(best.clone(), &Device::Cpu).unwrap());
+        let chosen = logits.gather(&chosen.unsqueeze(1).unwrap(), 1).unwrap().squeeze(1).unwrap();
+        assert!(max_abs(&(largest - chosen).unwrap()) < 1e-5);
+        let argmax = tied_argmax(&there.hidden, &there.embedding).unwrap();
+        assert_eq!(here(&argmax).to_vec1::<u32>().unwrap(), best);
+        let total = tied_cross_entropy(&there.hidden, &there.embedding, &there.targets, None).unwrap();
+        let sum = here(&loss).to_dtype(DType::F64).unwrap().sum_all().unwrap();
+        assert!(relative(&here(&total), &sum) < 1e-6);
+    }
+}
+
+#[test]
+fn on_a_gpu_ties_go_to_the_lowest_id_and_nan_never_wins() {
+    let Some(gpu) = common::gpu() else { return };
+    let hidden = Tensor::new(&[[1f32], [-1.0], [0.0], [f32::NAN]], &gpu).unwrap();
+    let mut table = vec![0.0f32; 1000];
+    (table[300], table[301], table[999], table[700], table[701]) = (2.0, 2.0, 2.0, -3.0, -3.0);
+    let table = Tensor::from_vec(table, (1000, 1), &gpu).unwrap();
+    let best = here(&tied_argmax(&hidden, &table).unwrap()).to_vec1::<u32>().unwrap();
+    assert_eq!(best, vec![300, 700, 0, 0]);
+}
+
+#[test]
+fn on_a_gpu_a_target_outside_the_vocabulary_makes_the_loss_nan() {
+    let Some(gpu) = common::gpu() else { return };
+    let mut c = on_gpu(&case(4, 4, 10, DType::F32), DType::F32, &gpu);
+    let loss = |c: &Case| {
+        let total = tied_cross_entropy(&c.hidden, &c.embedding, &c.targets, Some(&c.weights)).unwrap();
+        here(&total).to_scalar::<f32>().unwrap()
+    };
+    // Row 1 has weight 0.
+    c.targets = Tensor::new(&[0u32, 10, 3, 4], &gpu).unwrap();
+    assert!(loss(&c).is_finite());
+    c.targets = Tensor::new(&[0u32, 1, 10, 4], &gpu).unwrap();
+    assert!(loss(&c).is_nan());
+    let (rows, _) = tied_cross_entropy_rows(&c.hidden, &c.embedding, &c.targets).unwrap();
+    let rows = here(&rows).to_vec1::<f32>().unwrap();
+    assert!(rows[2].is_nan() && rows[3].is_finite());
+}
+
+#[test]
+fn a_gpu_takes_empty_batches_and_names_bad_arguments() {
+    let Some(gpu) = common::gpu() else { return };
+    let hidden = Tensor::zeros((0, 4), DType::F32, &gpu).unwrap();
+    let table = Var::zeros((10, 4), DType::F32, &gpu).unwrap();
+    let targets = Tensor::zeros(0, DType::U32, &gpu).unwrap();
+    let loss = tied_cross_entropy(&hidden, &table, &targets, None).unwrap();
+    assert_eq!(here(&loss).to_scalar::<f32>().unwrap(), 0.0);
+    assert_eq!(max_abs(&here(loss.backward().unwrap().get(&table).unwrap())), 0.0);
+    assert_eq!(tied_argmax(&hidden, &table).unwrap().dims(), &[0]);
+    let c = on_gpu(&case(5, 4, 10, DType::F32), DType::F32, &gpu);
+    let fails = |result: Result<Tensor>, words: &[&str]| {
+        let err = result.unwrap_err().to_string();
+        assert!(words.iter().all(|w| err.contains(w)), "{err}");
+    };
+    let loss = |t: &Tensor, w: &Tensor| tied_cross_entropy(&c.hidden, &c.embedding, t, Some(w));
+    fails(loss(&c.targets.narrow(0, 0, 4).unwrap(), &c.weights), &["targets", "[5]", "[4]"]);
+    fails(
+        loss(&here(&c.targets).to_dtype(DType::I64).unwrap().to_device(&gpu).unwrap(), &c.weights),
+        &["U32", "I64"],
+    );
+    fails(loss(&c.targets, &c.weights.narrow(0, 0, 2).unwrap()), &["weights", "[5]", "[2]"]);
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn a_buffer_on_a_gpu_collects_the_gradient_of_the_embedding() {
+    use calm_kernels::{ComputeCopies, FlatGradients};
+    let Some(gpu) = common::gpu() else { return };
+    let c = case(33, 16, 100, DType::F32);
+    for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::BF16, 2e-2)] {
+        let (there, exact) = (on_gpu(&c, dtype, &gpu), exact_rounded(&c, dtype));
+        let want = with_gradients(&exact, 0.25, |h, m| plain_rows(h, m, &exact.targets)?.sum_all());
+        let (hidden, table) =
+            (Var::from_tensor(&there.hidden).unwrap(), Var::from_tensor(&there.embedding).unwrap());
+        let _copies = ComputeCopies::new([table.as_tensor()]).unwrap();
+        let mut flat = FlatGradients::new([table.as_tensor()]).unwrap();
+        for round in [1.0, 2.0] {
+            let loss = tied_cross_entropy(&hidden, &table, &there.targets, None).unwrap();
+            let loss = (loss * 0.25).unwrap();
+            let grads = flat.collect(|| loss.backward()).unwrap();
+            assert!(grads.get(&table).is_none());
+            assert!(relative(&here(grads.get(&hidden).unwrap()), &want[1]) < tolerance.max(5e-6));
+            let sum = Tensor::from_vec(flat.get(0).unwrap().unwrap(), (100, 16), &Device::Cpu).unwrap();
+            assert!(relative(&(sum / round).unwrap(), &want[2]) < tolerance.max(5e-6), "round {round}");
+        }
+    }
 }
 
 /// A look, not a benchmark.

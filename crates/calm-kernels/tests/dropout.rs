@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use calm_kernels::philox::{NoiseKey, RowId, uniform};
 use calm_kernels::{DropoutMask, dropout, gradcheck};
 use candle_core::{DType, Device, Tensor, Var};
+use common::{compare, random};
 
 fn rows(r: usize) -> Vec<RowId> {
     (0..r as u32).map(|i| RowId { example: i / 5, position: i % 5 }).collect()
@@ -41,6 +44,28 @@ fn elements_are_kept_where_the_uniform_is_at_least_p() {
         // Five standard errors.
         let share = kept as f64 / (r * d) as f64;
         assert!((share - 0.85).abs() < 5.0 * (0.85 * 0.15 / (r * d) as f64).sqrt(), "{share}");
+    }
+}
+
+#[test]
+fn values_and_gradients_equal_a_product_with_the_mask() {
+    for (r, d, p) in [(1, 1, 0.5), (7, 30, 0.15), (40, 513, 0.9), (20, 64, 0.0)] {
+        let ids = rows(r);
+        let mask = |u: f32| if u >= p as f32 { 1.0 / (1.0 - p) } else { 0.0 };
+        let mask: Vec<f64> = uniform(key(), &ids, 1, d).into_iter().map(mask).collect();
+        let mask = Tensor::from_vec(mask, (r, d), &Device::Cpu).unwrap();
+        let inputs = [random(&[r, d], 1)];
+        let draw = DropoutMask::Draw { key: key(), rows: &ids };
+        compare(&inputs, |v| dropout(&v[0], p, draw), |v| v[0].mul(&mask), 1e-6);
+        compare(
+            &inputs,
+            |v| {
+                let mask = mask.to_dtype(v[0].dtype())?.to_device(v[0].device())?;
+                dropout(&v[0], p, DropoutMask::Given(&mask))
+            },
+            |v| v[0].mul(&mask),
+            1e-6,
+        );
     }
 }
 

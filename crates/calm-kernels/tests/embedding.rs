@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use calm_kernels::philox::{NoiseKey, RowId, normal};
-use calm_kernels::{embedding, gradcheck};
+use calm_kernels::{embedding, embedding_as, gradcheck};
 use candle_core::{DType, Device, Tensor, Var};
+use common::{compare, gpu};
 
 fn randn(stream: &str, dims: &[usize], dtype: DType) -> Tensor {
     let row = [RowId { example: 0, position: 0 }];
@@ -52,6 +55,62 @@ fn rows_and_their_gradient_match_index_select() {
                 assert!((got - want).abs() <= tolerance * want.abs().max(1.0), "{got} {want}");
             }
         }
+    }
+}
+
+#[test]
+fn values_and_gradients_equal_a_selection_of_rows() {
+    // Ids with many places and with none, over several tiles of the sort.
+    for (dims, v, d) in
+        [(vec![1], 1, 1), (vec![2, 3, 4], 40, 16), (vec![9, 40], 300, 130), (vec![2500], 90, 5)]
+    {
+        let ids = some_ids(&dims, v);
+        let table = [randn("table", &[v as usize, d], DType::F64)];
+        let rows = |table: &Tensor| {
+            let mut shape = dims.clone();
+            shape.push(d);
+            table.index_select(&ids.flatten_all()?, 0)?.reshape(shape)
+        };
+        compare(&table, |v| embedding(&ids.to_device(v[0].device())?, &v[0], None), |v| rows(&v[0]), 2e-5);
+        let free = |id: u32| f64::from(u8::from(id != 3 % v));
+        let free: Vec<f64> = (0..v).map(free).collect();
+        let free = Tensor::from_vec(free, (v as usize, 1), &Device::Cpu).unwrap();
+        let frozen = Some(3 % v);
+        // The row takes part in the value and not in the gradient.
+        let part = |t: &Tensor| {
+            t.broadcast_mul(&free)? + t.detach().broadcast_sub(&t.detach().broadcast_mul(&free)?)?
+        };
+        compare(
+            &table,
+            |v| embedding(&ids.to_device(v[0].device())?, &v[0], frozen),
+            |v| rows(&part(&v[0])?),
+            2e-5,
+        );
+    }
+}
+
+#[test]
+fn rows_of_another_type_are_for_gpus_only() {
+    let (ids, table) = (some_ids(&[4], 5), randn("table", &[5, 4], DType::F32));
+    let same = embedding_as(&ids, &table, None, DType::F32).unwrap();
+    assert_eq!(values(&same), values(&embedding(&ids, &table, None).unwrap()));
+    let err = embedding_as(&ids, &table, None, DType::BF16).unwrap_err().to_string();
+    assert!(err.contains("embedding") && err.contains("F32") && err.contains("BF16"), "{err}");
+}
+
+#[test]
+fn on_a_gpu_ids_outside_the_table_give_nan_and_no_gradient() {
+    let Some(gpu) = gpu() else { return };
+    let ids = Tensor::new(&[1u32, 7, 4, u32::MAX, 1], &gpu).unwrap();
+    let table = Var::from_tensor(&randn("table", &[5, 3], DType::F32).to_device(&gpu).unwrap()).unwrap();
+    for dtype in [DType::F32, DType::BF16] {
+        let out = embedding_as(&ids, &table, None, dtype).unwrap();
+        let gradient = out.sum_all().unwrap().backward().unwrap();
+        let back = |t: &Tensor| values(&t.to_device(&Device::Cpu).unwrap());
+        let nan: Vec<bool> = back(&out).iter().step_by(3).map(|x| x.is_nan()).collect();
+        assert_eq!(nan, [false, true, false, true, false]);
+        let gradient: Vec<f64> = back(gradient.get(&table).unwrap()).into_iter().step_by(3).collect();
+        assert_eq!(gradient, [0.0, 2.0, 0.0, 0.0, 1.0]);
     }
 }
 

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use calm_kernels::philox::{NoiseKey, RowId, normal};
 use calm_kernels::{TargetNoise, energy_score, energy_score_rows_no_grad, gradcheck};
 use candle_core::{DType, Device, Result, Tensor, Var};
@@ -76,7 +78,8 @@ fn with_gradient(pred: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) -> (Tenso
     let loss = f(&pred).unwrap();
     let r = loss.dims1().unwrap();
     let weights: Vec<f64> = (0..r).map(|i| 1.0 + 0.5 * i as f64).collect();
-    let weights = Tensor::new(weights, &Device::Cpu).unwrap().to_dtype(pred.dtype()).unwrap();
+    let weights = Tensor::new(weights, &Device::Cpu).unwrap().to_dtype(loss.dtype()).unwrap();
+    let weights = weights.to_device(loss.device()).unwrap();
     let grads = (&loss * weights).unwrap().sum_all().unwrap().backward().unwrap();
     (loss, grads.get(&pred).unwrap().clone())
 }
@@ -292,6 +295,98 @@ fn bad_arguments_are_named() {
     fails(&c.pred, &c.mean, TargetNoise::Given(&wrong), 1.0, &["[M, R, L]", "[3, 4, 8]"]);
     let wide = Tensor::zeros((3, 2, 1025), DType::F32, &Device::Cpu).unwrap();
     fails(&wide, &c.mean, given, 1.0, &["1024", "1025"]);
+}
+
+impl Case {
+    fn to_device(&self, device: &Device) -> Self {
+        let [pred, mean, log_std, noise] =
+            [&self.pred, &self.mean, &self.log_std, &self.noise].map(|t| t.to_device(device).unwrap());
+        Self { pred, mean, log_std, noise }
+    }
+}
+
+/// The inputs rounded to bf16 and back, but for the given posterior and noise.
+fn rounded(c: &Case) -> Case {
+    let pred = c.pred.to_dtype(DType::BF16).unwrap().to_dtype(c.pred.dtype()).unwrap();
+    Case { pred, mean: c.mean.clone(), log_std: c.log_std.clone(), noise: c.noise.clone() }
+}
+
+#[test]
+fn a_gpu_gives_the_cpus_losses_and_gradients_from_the_same_draws() {
+    let Some(gpu) = common::gpu() else { return };
+    for (r, n, m, l) in [(1, 2, 1, 1), (5, 8, 100, 128), (2, 3, 17, 33), (9, 9, 13, 130), (1, 2, 3, 1024)] {
+        for alpha in [1.0, 0.5, 1.5] {
+            let c = case(r, n, m, l, DType::F32);
+            let ids = rows(r);
+            let drawn = TargetNoise::Draw { key: key(), rows: &ids, samples: m };
+            let there = c.to_device(&gpu);
+            let want = with_gradient(&c.pred, |p| energy_score(p, &c.mean, &c.log_std, drawn, alpha));
+            for noise in [drawn, TargetNoise::Given(&there.noise)] {
+                let (loss, grad) = with_gradient(&there.pred, |p| {
+                    energy_score(p, &there.mean, &there.log_std, noise, alpha)
+                });
+                let (loss, grad) =
+                    (loss.to_device(&Device::Cpu).unwrap(), grad.to_device(&Device::Cpu).unwrap());
+                assert!(relative(&loss, &want.0) < 1e-6, "loss at {:?}", (r, n, m, l, alpha));
+                assert!(relative(&grad, &want.1) < 1e-6, "gradient at {:?}", (r, n, m, l, alpha));
+            }
+            // Predictions in bf16: the score of their values in f32, the gradient rounded.
+            let c = rounded(&c);
+            let want = with_gradient(&c.pred, |p| energy_score(p, &c.mean, &c.log_std, drawn, alpha));
+            let pred = c.pred.to_dtype(DType::BF16).unwrap().to_device(&gpu).unwrap();
+            let (loss, grad) =
+                with_gradient(&pred, |p| energy_score(p, &there.mean, &there.log_std, drawn, alpha));
+            assert_eq!((loss.dtype(), grad.dtype()), (DType::F32, DType::BF16));
+            let (loss, grad) = (loss.to_device(&Device::Cpu).unwrap(), grad.to_device(&Device::Cpu).unwrap());
+            assert!(relative(&loss, &want.0) < 1e-6, "bf16 loss at {:?}", (r, n, m, l, alpha));
+            assert!(relative(&grad, &want.1) < 8e-3, "bf16 gradient at {:?}", (r, n, m, l, alpha));
+            // Without a gradient the same losses.
+            let alone = energy_score_rows_no_grad(&pred, &there.mean, &there.log_std, drawn, alpha).unwrap();
+            assert!(!alone.track_op());
+            assert_eq!(bits(&alone.to_device(&Device::Cpu).unwrap()), bits(&loss));
+        }
+    }
+}
+
+#[test]
+fn coincident_points_have_zero_gradient_on_a_gpu() {
+    let Some(gpu) = common::gpu() else { return };
+    for dtype in [DType::F32, DType::BF16] {
+        for alpha in [0.1, 1.0, 1.5] {
+            let ones = |dims: &[usize], dtype| {
+                Tensor::ones(dims, DType::F32, &Device::Cpu)
+                    .and_then(|t| t.to_dtype(dtype)?.to_device(&gpu))
+                    .unwrap()
+            };
+            let (pred, mean) = (ones(&[2, 4, 19], dtype), ones(&[2, 19], DType::F32));
+            let zeros = Tensor::zeros((6, 2, 19), DType::F32, &Device::Cpu).unwrap().to_device(&gpu).unwrap();
+            let log_std = zeros.narrow(0, 0, 1).unwrap().squeeze(0).unwrap();
+            let (loss, grad) =
+                with_gradient(&pred, |p| energy_score(p, &mean, &log_std, TargetNoise::Given(&zeros), alpha));
+            let (loss, grad) = (loss.to_device(&Device::Cpu).unwrap(), grad.to_device(&Device::Cpu).unwrap());
+            assert_eq!((max_abs(&loss), max_abs(&grad)), (0.0, 0.0));
+        }
+    }
+}
+
+#[test]
+fn a_gpu_takes_empty_batches_and_names_bad_arguments() {
+    let Some(gpu) = common::gpu() else { return };
+    let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &gpu).unwrap();
+    let noise = TargetNoise::Draw { key: key(), rows: &[], samples: 3 };
+    let pred = Var::from_tensor(&zeros(&[0, 2, 4])).unwrap();
+    let loss = energy_score(&pred, &zeros(&[0, 4]), &zeros(&[0, 4]), noise, 1.0).unwrap();
+    assert_eq!(loss.dims(), &[0]);
+    let c = case(3, 2, 4, 8, DType::F32);
+    let there = c.to_device(&gpu);
+    let fails = |pred: &Tensor, mean: &Tensor, alpha: f64, words: &[&str]| {
+        let noise = TargetNoise::Given(&there.noise);
+        let err = energy_score(pred, mean, &there.log_std, noise, alpha).unwrap_err().to_string();
+        assert!(words.iter().all(|w| err.contains(w)) && err.contains("energy_score"), "{err}");
+    };
+    fails(&there.pred, &there.mean, 2.0, &["alpha", "(0, 2)"]);
+    fails(&there.pred, &there.mean.narrow(1, 0, 7).unwrap(), 1.0, &["mean", "[3, 7]"]);
+    fails(&there.pred, &c.mean, 1.0, &["on a GPU"]);
 }
 
 /// Not a benchmark, a look: `cargo test --release -p calm-kernels --test energy_score -- --ignored --nocapture`.

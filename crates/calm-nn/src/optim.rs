@@ -247,7 +247,7 @@ mod tests {
         let mut bucket = GradientBucket::new(&store).unwrap();
         bucket.backward(&x.sum_all().unwrap()).unwrap();
         bucket.clear();
-        assert_eq!(bucket.get("x"), None);
+        assert_eq!(bucket.get("x").unwrap(), None);
         assert_eq!(bucket.norm().unwrap(), 0.0);
         let before = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let mut opt = AdamW::new(&store, AdamWConfig { weight_decay: 0.0, ..Default::default() }).unwrap();

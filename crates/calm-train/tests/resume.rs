@@ -43,7 +43,7 @@ impl Watch {
 impl Observer for Watch {
     fn begin(&mut self, _: &str, _: u64, _: u64) {}
     fn step(&mut self, r: &StepReport) {
-        self.losses.push((r.stage.to_owned(), r.step, r.loss.to_bits()));
+        self.losses.push((r.stage.to_owned(), r.step, r.values.as_ref().unwrap().loss.to_bits()));
         self.stop = self.stop_after == Some((r.stage, r.step));
     }
     fn validation(&mut self, _: &str, _: u64, _: &Validation) {}

@@ -8,6 +8,7 @@
 #![allow(missing_docs, reason = "the KERNEL lines of kernels/*.cu say what each argument is")]
 
 use half::bf16;
+use std::ffi::c_void;
 
 /// What a launch chooses: blocks, threads a block (a multiple of 32, at most 256), bytes of dynamic
 /// shared memory, and whether threads and blocks run from the last to the first.
@@ -37,7 +38,7 @@ pub struct RowId {
 }
 
 /// The keys `start..end` that a query sees.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Span {
     pub start: u32,
@@ -55,6 +56,15 @@ pub struct AttentionSizes {
     pub kv_heads: u32,
     /// Of the scores: 1/√Dh.
     pub scale: f32,
+}
+
+/// Keys and values that one launch of `add_branches` adds, `count` of them at most [`BRANCHES`].
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Branches {
+    pub keys: [*const c_void; BRANCHES],
+    pub values: [*const c_void; BRANCHES],
+    pub count: u32,
 }
 
 /// An element type that kernels exist for.
@@ -133,6 +143,9 @@ kernels! {
     // layer_norm.cu
     layer_norm(*const T, *const T, *const T, *mut T, u32, u32, f32);
     layer_norm_backward(*const T, *const T, *const T, *mut T, *mut f32, u32, u32, f32);
+    layer_norm_residual_backward(
+        *const T, *const T, *const T, *const T, *const T, *mut T, *mut T, *mut f32, u32, u32, f32,
+    );
     layer_norm_weight_parts(*const T, *const T, *const f32, *mut f32, u32, u32, u32);
 
     // silu.cu
@@ -145,6 +158,16 @@ kernels! {
     swiglu(*const T, *const T, *mut T, u64, u32, u32);
     swiglu_backward(*const T, *const T, *const T, *mut T, *mut T, u64, u32, u32);
 
+    // energy_block.cu
+    bias_silu(*const T, *const T, *const T, *mut T, u32, u32, u32);
+    shared_bias_silu_backward(
+        *const T, *const T, *const T, *const T, *mut T, *mut T, *mut T, u32, u32, u32,
+    );
+    bias_silu_backward(*const T, *const T, *const T, *mut T, *mut T, *mut f32, u32, u32, u32);
+    bias_swiglu(*const T, *const T, *mut T, u64, u32);
+    bias_swiglu_backward(*const T, *const T, *const T, *mut T, *mut T, *mut f32, u32, u32, u32);
+    add_bias(*const T, *const T, *mut T, u64, u32);
+
     // rotary.cu
     rotary(*const T, *const u32, *const f32, *mut T, u64, u32, u32, f32);
 
@@ -152,14 +175,19 @@ kernels! {
     dropout(*const T, NoiseKey, *const RowId, *mut T, u32, u32, f32, f32);
 
     // embedding.cu
-    embedding(*const u32, *const T, *mut T, u64, u32);
-    embedding_parts(*const u64, *const u32, *const T, *mut f32, u32, u32);
-    embedding_backward(*const u64, *const u32, *const T, *const f32, *mut f32, u32, u32, u32);
+    embedding(*const u32, *const T, *mut T, u64, u32, u32);
+    embedding_parts(*const u64, *const u32, *const T, *mut f32, u32, u32, u32);
+    embedding_backward(*const u64, *const u32, *const T, *const f32, *mut f32, u32, u32, u32, u32);
+
+    // cast.cu, linear.cu
+    add(*const T, *mut T, u64);
+    repeat_row(*const T, *mut T, u64, u32);
 
     // cross_entropy.cu
     cross_entropy_slope(
-        *const f32, *const u32, *const f32, *const f32, *const f32, *const f64, *mut T, u32, u32, u32,
+        *const f32, *const u32, *const f32, *const f32, *const f64, *mut T, u32, u32, u32,
     );
+    cross_entropy_backward(*const T, *const f32, *mut T, u64, u32);
 
     // attention.cu, attention_backward.cu: a kernel for each head size
     attention_32(*const T, *const T, *const T, *const Span, *mut T, *mut f32, AttentionSizes);
@@ -217,6 +245,7 @@ kernels! {
         *const T, *const T, *const T, *const Span, *mut f32, *mut f32, AttentionSizes, u32,
     );
     cached_sum(*const f32, *const f32, *mut T, u64, u32, u32, f32);
+    add_branches(*const T, Branches, *const f32, *mut f32, *mut T, u64, u32, u32, f32);
 }
 
 type Forward<T> =
@@ -268,6 +297,11 @@ unsafe extern "C" {
     pub fn sum_parts(launch: Launch, partial: *const f32, out: *mut f32, parts: u32, columns: u32);
 }
 
+// attention_spans.cu
+unsafe extern "C" {
+    pub fn segment_spans(launch: Launch, segments: *const u32, spans: *mut Span, rows: u32, s: u32);
+}
+
 // philox.cu
 unsafe extern "C" {
     pub fn noise_uniform(
@@ -290,8 +324,29 @@ unsafe extern "C" {
     );
 }
 
+// rotary.cu
+unsafe extern "C" {
+    pub fn rotary_turns(
+        launch: Launch,
+        positions: *const u32,
+        frequency: *const f64,
+        table: *mut f32,
+        rows: u64,
+        half: u32,
+    );
+}
+
 // embedding.cu, sort.cu
 unsafe extern "C" {
+    pub fn embedding_f32_bf16(
+        launch: Launch,
+        ids: *const u32,
+        table: *const f32,
+        out: *mut bf16,
+        count: u64,
+        d: u32,
+        v: u32,
+    );
     pub fn embedding_first(launch: Launch, keys: *const u64, first: *mut u32, count: u32, v: u32);
     pub fn sort_keys(launch: Launch, ids: *const u32, keys: *mut u64, count: u32, padded: u32);
     pub fn sort_step(launch: Launch, keys: *mut u64, padded: u32, k: u32, j: u32);
@@ -369,7 +424,7 @@ unsafe extern "C" {
         at_target: *const f32,
         weights: *const f32,
         losses: *mut f32,
-        total: *mut f64,
+        total: *mut f32,
         rows: u32,
     );
 }
@@ -410,6 +465,9 @@ pub fn attention_shared_bytes(head: u32) -> (u32, u32) {
 
 /// Keys of one part of the attention over a cache, and threads of a block.
 pub const CACHED_PART: u32 = 256;
+
+/// Keys and values that one launch adds.
+pub const BRANCHES: usize = 8;
 
 /// Bytes of shared memory of the attention over a cache.
 pub fn cached_shared_bytes(head: u32) -> u32 {

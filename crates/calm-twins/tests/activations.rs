@@ -4,7 +4,7 @@
 
 mod common;
 
-use calm_twins::Element;
+use calm_twins::{Element, rotary_turns};
 use candle_core::{Device, Tensor};
 use common::*;
 use half::bf16;
@@ -137,6 +137,19 @@ fn rotary_is_the_cpus<T: Element + PartialEq + Debug>() {
             };
             (run(&x, 1.0), run(&dy, -1.0))
         });
+        let frequency: Vec<f64> = (0..half).map(frequency).collect();
+        let from_positions = same_for(&launches(), |launch| {
+            let (mut turns, mut y) = (vec![f32::NAN; s * dh], blank::<T>(x.len()));
+            let (positions, turns, index) = (positions.as_ptr(), turns.as_mut_ptr(), std::ptr::null());
+            let (x, to, rows, h, dh) = (x.as_ptr(), y.as_mut_ptr(), s as u64, heads as u32, dh as u32);
+            // SAFETY: the turns are [s, dh], x and y [s, heads, dh].
+            unsafe {
+                rotary_turns(launch, positions, frequency.as_ptr(), turns, rows, half as u32);
+                (T::KERNELS.rotary)(launch, x, index, turns, to, rows, h, dh, 1.0);
+            }
+            y
+        });
+        assert!(from_positions == y, "a table of the positions, in their order");
         let x = var(&x, (1, s, heads, dh));
         let positions = Tensor::from_vec(positions, (1, s), &Device::Cpu).unwrap();
         let want = calm_kernels::rotary(&x, &positions, THETA).unwrap();

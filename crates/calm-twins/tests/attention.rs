@@ -4,10 +4,10 @@
 
 mod common;
 
-use calm_kernels::{cached_attention, causal_attention};
+use calm_kernels::{branch_attention, cached_attention, causal_attention};
 use calm_twins::{
-    AttentionSizes, CACHED_PART, Element, Launch, Span, TILE_THREADS, attention_shared_bytes,
-    cached_shared_bytes,
+    AttentionSizes, BRANCHES, Branches, CACHED_PART, Element, Launch, Span, TILE_THREADS,
+    attention_shared_bytes, cached_shared_bytes, segment_spans,
 };
 use candle_core::{Device, Tensor};
 use common::*;
@@ -237,4 +237,79 @@ fn cached_is_the_cpus<T: Element + PartialEq + Debug>(tolerance: f32) {
 fn cached_attention_agrees() {
     cached_is_the_cpus::<f32>(3e-6);
     cached_is_the_cpus::<bf16>(1e-6);
+}
+
+#[test]
+fn spans_are_the_runs_of_equal_ids() {
+    for c in CASES {
+        let (segments, rows, s) = (c.segments(), c.rows.len() as u32, c.s as u32);
+        let got = same_for(&launches(), |launch| {
+            let mut spans = vec![Span { start: u32::MAX, end: 0 }; segments.len()];
+            // SAFETY: segments and spans are [rows, s].
+            unsafe { segment_spans(launch, segments.as_ptr(), spans.as_mut_ptr(), rows, s) };
+            spans
+        });
+        assert_eq!(got, c.spans(), "{c:?}");
+    }
+}
+
+/// Branches that leave every position, so many that several launches follow each other.
+fn branches_are_the_cpus<T: Element + PartialEq + Debug>(tolerance: f32) {
+    for (c, count) in [(CASES[0], 1), (CASES[2], 3), (CASES[3], BRANCHES), (CASES[4], 2 * BRANCHES + 1)] {
+        let b = c.rows.len();
+        let (n_q, n_k) = (b * c.s * c.h * c.dh, b * c.s * c.g * c.dh);
+        let q: Vec<T> = randn(n_q, "q", 1.5);
+        let [k, v]: [Vec<T>; 2] = [randn(n_k, "k", 1.5), randn(n_k, "v", 1.0)];
+        let of = |name: &str, scale| -> Vec<Vec<T>> {
+            (0..count).map(|i| randn(n_k, &format!("{name} {i}"), scale)).collect()
+        };
+        let (keys, values) = (of("keys", 1.5), of("values", 1.0));
+
+        let (head, sizes, spans) = (c.dh as u32, c.sizes(), c.spans());
+        let entries = b * c.s * c.h;
+        let out = same_for(&grids(TILE_THREADS, 0), |launch| {
+            let mut out = vec![T::of(f32::NAN); n_q];
+            let mut log_sums = vec![f32::NAN; entries];
+            let tiles = Launch { shared_bytes: attention_shared_bytes(head).0, ..launch };
+            let attention = T::KERNELS.attention(head).unwrap().0;
+            let (to, sums) = (out.as_mut_ptr(), log_sums.as_mut_ptr());
+            // SAFETY: q and out are [b, s, h, dh], k and v [b, s, g, dh], spans [b, s], log sums [b, s, h].
+            unsafe { attention(tiles, q.as_ptr(), k.as_ptr(), v.as_ptr(), spans.as_ptr(), to, sums, sizes) };
+            for (keys, values) in keys.chunks(BRANCHES).zip(values.chunks(BRANCHES)) {
+                let mut next = vec![f32::NAN; entries];
+                let mut branches = Branches {
+                    keys: [std::ptr::null(); BRANCHES],
+                    values: [std::ptr::null(); BRANCHES],
+                    count: keys.len() as u32,
+                };
+                for (i, (key, value)) in keys.iter().zip(values).enumerate() {
+                    branches.keys[i] = key.as_ptr().cast();
+                    branches.values[i] = value.as_ptr().cast();
+                }
+                let (group, scale) = ((c.h / c.g) as u32, sizes.scale);
+                let (n, from, to) = (entries as u64, log_sums.as_ptr(), next.as_mut_ptr());
+                // SAFETY: as above; every branch is [b, s, g, dh].
+                unsafe {
+                    let (q, out) = (q.as_ptr(), out.as_mut_ptr());
+                    (T::KERNELS.add_branches)(launch, q, branches, from, to, out, n, group, head, scale);
+                }
+                log_sums = next;
+            }
+            out
+        });
+
+        let (of_q, of_k) = ((b, c.s, c.h, c.dh), (b, c.s, c.g, c.dh));
+        let segments = Tensor::from_vec(c.segments(), (b, c.s), &Device::Cpu).unwrap();
+        let all = |list: &[Vec<T>]| list.iter().map(|x| tensor(x, of_k)).collect::<Vec<_>>();
+        let (q, k, v) = (tensor(&q, of_q), tensor(&k, of_k), tensor(&v, of_k));
+        let want = branch_attention(&q, &k, &v, &segments, &all(&keys), &all(&values)).unwrap();
+        assert_close(&out, &flat(&want), tolerance, &format!("{count} branches of {c:?}"));
+    }
+}
+
+#[test]
+fn branches_agree() {
+    branches_are_the_cpus::<f32>(3e-6);
+    // The output is rounded after each launch.
+    branches_are_the_cpus::<bf16>(8e-3);
 }

@@ -59,7 +59,7 @@ struct Forward {
     best: Vec<u32>,
     sums: Vec<f64>,
     losses: Vec<f32>,
-    total: f64,
+    total: f32,
 }
 
 /// The forward pass over chunks whose logits `logits(first, columns)` gives.
@@ -73,7 +73,7 @@ fn forward(
     let (mut largest, mut best) = (vec![f32::NAN; r], vec![u32::MAX; r]);
     let (mut sums, mut at_target, mut losses) = (vec![f64::NAN; r], vec![f32::NAN; r], vec![f32::NAN; r]);
     let (mut argmax_largest, mut argmax) = (largest.clone(), best.clone());
-    let mut total = f64::NAN;
+    let mut total = f32::NAN;
     let rows = r as u32;
     for (first, columns) in chunks {
         let logits = logits(first, columns);
@@ -107,7 +107,6 @@ fn cross_entropy_is_the_cpus<T: Element + PartialEq + Debug>() {
     {
         let c = case::<T>(r, d, v);
         let what = format!("{r} rows, vocabulary {v}, chunks of {width}");
-        let upstream = 0.3f32;
         let (out, slopes) = same_for(&grids(ROW_THREADS, 0), |launch| {
             let input = (r, &c.targets[..], &c.weights[..]);
             let out = forward(launch, input, c.chunks(width), |first, n| c.logits(first, n));
@@ -123,7 +122,6 @@ fn cross_entropy_is_the_cpus<T: Element + PartialEq + Debug>() {
                         logits.as_ptr(),
                         targets,
                         weights,
-                        &upstream,
                         out.largest.as_ptr(),
                         out.sums.as_ptr(),
                         to,
@@ -144,7 +142,7 @@ fn cross_entropy_is_the_cpus<T: Element + PartialEq + Debug>() {
         assert_close(&out.losses, &flat(&losses), 2e-6, &format!("losses of {what}"));
         assert_eq!(out.best, best.to_vec1::<u32>().unwrap(), "{what}");
         let loss = calm_kernels::tied_cross_entropy(&hidden, &table, &targets, Some(&weights)).unwrap();
-        assert_close(&[out.total as f32], &flat(&loss), 2e-6, &format!("total of {what}"));
+        assert_close(&[out.total], &flat(&loss), 2e-6, &format!("total of {what}"));
 
         // The products of the backward pass.
         let (mut d_hidden, mut d_table) = (vec![0.0f64; r * d], vec![0.0f64; v * d]);
@@ -162,7 +160,7 @@ fn cross_entropy_is_the_cpus<T: Element + PartialEq + Debug>() {
                 }
             }
         }
-        let want = gradients(&loss, &[upstream], &[&hidden, &table]);
+        let want = gradients(&loss, &[1.0f32], &[&hidden, &table]);
         // bf16 slopes carry a relative error of 2^-9 each.
         let tolerance = if size_of::<T>() == 2 { 4e-3 } else { 2e-6 };
         for (got, want) in [(d_hidden, &want[0]), (d_table, &want[1])] {
@@ -214,6 +212,47 @@ fn a_chunk_of_impossible_ids_changes_nothing() {
         let chunks = (0..6usize).step_by(width).map(|first| (first, width.min(6 - first)));
         let launch = grids(ROW_THREADS, 0)[0];
         let out = forward(launch, (1, &[2], &[1.0]), chunks, |first, n| logits[first..first + n].to_vec());
-        assert!((out.total - want).abs() < 1e-6, "{} {want}", out.total);
+        assert!((f64::from(out.total) - want).abs() < 1e-6, "{} {want}", out.total);
     }
+}
+
+#[test]
+fn a_target_outside_the_vocabulary_gives_nan_unless_its_row_counts_nothing() {
+    let targets = [1, 6, 4_000_000_000, 5];
+    for width in [2, 6] {
+        let chunks = || (0..6usize).step_by(width).map(|first| (first, width.min(6 - first)));
+        let launch = grids(ROW_THREADS, 0)[0];
+        let run = |weights: &[f32; 4]| {
+            let logits = |_, n: usize| vec![0.5; 4 * n];
+            forward(launch, (4, &targets, weights), chunks(), logits)
+        };
+        let out = run(&[1.0, 0.0, 0.0, 2.0]);
+        assert!(out.losses[1].is_nan() && out.losses[2].is_nan());
+        assert!((out.total - 3.0 * 6f32.ln()).abs() < 1e-5, "{}", out.total);
+        assert!(run(&[1.0, 1.0, 0.0, 2.0]).total.is_nan());
+    }
+}
+
+fn kept_gradients_are_scaled<T: Element + PartialEq + Debug>() {
+    let (kept, before): (Vec<T>, Vec<T>) = (randn(5000, "kept", 1.0), randn(5000, "before", 1.0));
+    let upstream = 0.3f32;
+    for accumulate in [false, true] {
+        let out = same_for(&launches(), |launch| {
+            let mut out = if accumulate { before.clone() } else { vec![T::of(f32::NAN); 5000] };
+            let (kept, to) = (kept.as_ptr(), out.as_mut_ptr());
+            // SAFETY: kept and out have 5000 elements, upstream is one number.
+            unsafe { (T::KERNELS.cross_entropy_backward)(launch, kept, &upstream, to, 5000, accumulate.into()) };
+            out
+        });
+        let old = |b: &T| if accumulate { b.as_f32() } else { 0.0 };
+        let want: Vec<f32> =
+            kept.iter().zip(&before).map(|(k, b)| old(b) + k.as_f32() * upstream).collect();
+        assert_bits(&out, &want, "scaled gradient");
+    }
+}
+
+#[test]
+fn kept_gradients_are_scaled_by_the_upstream_gradient() {
+    kept_gradients_are_scaled::<f32>();
+    kept_gradients_are_scaled::<bf16>();
 }

@@ -66,7 +66,7 @@ impl ComputeCopies {
             let values = view::<f32>("compute copies", parameter)?;
             let count = parameter.elem_count() as u64;
             let launch = Launch::elements(parameter.elem_count());
-            launch!(self.gpu, CAST, "cast_f32_bf16", launch, &values.get(), &self.pointer(i), &count);
+            launch!(self.gpu, CAST, "narrow_f32_bf16", launch, &values.get(), &self.pointer(i), &count);
         }
         Ok(())
     }
@@ -157,6 +157,6 @@ pub(crate) fn weight<'a, T: Element>(gpu: &Gpu, op: &str, parameter: &'a Tensor)
     let mut made = gpu.empty::<T>(parameter.elem_count())?;
     let count = parameter.elem_count() as u64;
     let launch = Launch::elements(parameter.elem_count());
-    launch!(gpu, CAST, "cast_f32_bf16", launch, &source.get(), &mut made, &count);
+    launch!(gpu, CAST, "narrow_f32_bf16", launch, &source.get(), &mut made, &count);
     Ok(Weight::Made(made))
 }

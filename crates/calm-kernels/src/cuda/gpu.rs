@@ -83,6 +83,11 @@ impl Launch {
         Self::of(count, 256, 256)
     }
 
+    /// For `each_cell`: a block takes a row, a thread a column.
+    pub(crate) fn cells(rows: usize, columns: usize) -> Self {
+        Self::of(rows, 1, columns.next_multiple_of(32).clamp(32, 256) as u32)
+    }
+
     /// With dynamic shared memory.
     pub(crate) fn shared(self, bytes: u32) -> Self {
         Self { shared_bytes: bytes, ..self }
@@ -241,7 +246,7 @@ pub(crate) struct View<'a, T> {
     element: PhantomData<T>,
 }
 
-impl<T: Element> View<'_, T> {
+impl<T: CudaDType> View<'_, T> {
     /// The elements.
     pub(crate) fn get(&self) -> CudaView<'_, T> {
         match &*self.guard {
@@ -254,11 +259,11 @@ impl<T: Element> View<'_, T> {
     }
 }
 
-/// Borrows a contiguous tensor on a GPU.
+/// Borrows a contiguous tensor on a GPU, of numbers or of ids.
 ///
 /// # Errors
 /// A tensor on another device, not contiguous, or of another element type.
-pub(crate) fn view<'a, T: Element>(op: &str, tensor: &'a Tensor) -> Result<View<'a, T>> {
+pub(crate) fn view<'a, T: CudaDType + WithDType>(op: &str, tensor: &'a Tensor) -> Result<View<'a, T>> {
     let (guard, layout) = tensor.storage_and_layout();
     let Some((start, end)) = layout.contiguous_offsets() else {
         return Err(error(op, format_args!("expects contiguous tensors, got strides {:?}", layout.stride())));

@@ -6,7 +6,7 @@ use super::gpu::failed;
 use super::{Gpu, Launch, view};
 use crate::gradients::with_active;
 use crate::storage::error;
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaViewMut};
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
 use candle_core::{DType, Result, Tensor, TensorId};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -130,6 +130,16 @@ pub(super) fn put(
     src: &CudaSlice<f32>,
     accumulate: bool,
 ) -> Result<()> {
+    put_part(gpu, dst, &src.as_view(), accumulate)
+}
+
+/// As [`put`] from a part of a slice.
+pub(super) fn put_part(
+    gpu: &Gpu,
+    dst: &mut CudaViewMut<'_, f32>,
+    src: &CudaView<'_, f32>,
+    accumulate: bool,
+) -> Result<()> {
     let count = dst.len();
     if src.len() < count {
         return Err(error("backward", format_args!("a gradient of {} elements for {count}", src.len())));
@@ -139,7 +149,7 @@ pub(super) fn put(
     }
     if accumulate {
         let launch = Launch::elements(count);
-        launch!(gpu, CAST, "add_f32", launch, &src.as_view(), dst, &(count as u64));
+        launch!(gpu, CAST, "add_f32", launch, src, dst, &(count as u64));
         return Ok(());
     }
     gpu.stream().memcpy_dtod(&src.slice(..count), dst).map_err(failed)

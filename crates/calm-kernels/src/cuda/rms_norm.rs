@@ -4,7 +4,7 @@ use super::copies::weight;
 use super::gradients::{gradient_of, put};
 use super::operator::{Operator, apply};
 use super::rows::{self, Parts};
-use super::{Element, Gpu, Launch, view};
+use super::{Element, Gpu, view};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CudaStorage, Result, Shape, Tensor};
 

@@ -1,6 +1,7 @@
 //! What operators over rows share: launches of the kernels that take sixteen threads a row, and sums over rows
 //! in a fixed order (`kernels/column_sums.cu`).
 
+use super::gpu::failed;
 use super::{Element, Gpu, Launch};
 use candle_core::Result;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
@@ -45,6 +46,31 @@ pub(super) fn sum(
     Ok(out)
 }
 
+/// A copy of `x`.
+pub(super) fn copy<T: Element>(gpu: &Gpu, x: &CudaView<'_, T>) -> Result<CudaSlice<T>> {
+    let mut out = gpu.empty::<T>(x.len())?;
+    if !x.is_empty() {
+        gpu.stream().memcpy_dtod(x, &mut out.slice_mut(..x.len())).map_err(failed)?;
+    }
+    Ok(out)
+}
+
+/// `[rows, D]`, each a copy of `row` `[D]`.
+pub(super) fn repeat<T: Element>(gpu: &Gpu, row: &CudaView<'_, T>, rows: usize) -> Result<CudaSlice<T>> {
+    let d = row.len();
+    let mut out = gpu.empty::<T>(rows * d)?;
+    let kernel = format!("repeat_row_{}", T::SUFFIX);
+    launch!(gpu, LINEAR, kernel, Launch::cells(rows, d), row, &mut out, &(rows as u64), &(d as u32));
+    Ok(out)
+}
+
+/// x_i += y_i for the elements of y.
+pub(super) fn add_to<T: Element>(gpu: &Gpu, x: &mut CudaSlice<T>, y: &CudaView<'_, T>) -> Result<()> {
+    let kernel = format!("add_{}", T::SUFFIX);
+    launch!(gpu, CAST, kernel, Launch::elements(y.len()), y, x, &(y.len() as u64));
+    Ok(())
+}
+
 /// Σ over the rows of x `[rows, columns]`.
 pub(super) fn column_sums<T: Element>(
     gpu: &Gpu,
@@ -57,4 +83,22 @@ pub(super) fn column_sums<T: Element>(
         launch!(gpu, COLUMN_SUMS, kernel, launch, x, partial, &(rows as u32), &(columns as u32), &rows_each);
         Ok(())
     })
+}
+
+/// A copy of `x`.
+pub(super) fn copy<T: Element>(gpu: &Gpu, x: &CudaView<'_, T>) -> Result<CudaSlice<T>> {
+    let mut out = gpu.empty::<T>(x.len())?;
+    if !x.is_empty() {
+        gpu.stream().memcpy_dtod(x, &mut out).map_err(failed)?;
+    }
+    Ok(out)
+}
+
+/// sum += x
+pub(super) fn add_to<T: Element>(gpu: &Gpu, sum: &mut CudaSlice<T>, x: &CudaView<'_, T>) -> Result<()> {
+    if !x.is_empty() {
+        let (kernel, launch) = (format!("add_{}", T::SUFFIX), Launch::elements(x.len()));
+        launch!(gpu, CAST, kernel, launch, x, sum, &(x.len() as u64));
+    }
+    Ok(())
 }

@@ -45,7 +45,11 @@ pub fn gpu() -> Option<Device> {
 
 /// The value of `f`, then the gradient of a weighted sum of it with respect to every input, on the device of the
 /// inputs.
-fn value_and_gradients(inputs: &[Tensor], dtype: DType, f: &dyn Fn(&[Var]) -> Result<Tensor>) -> Vec<Tensor> {
+pub fn value_and_gradients(
+    inputs: &[Tensor],
+    dtype: DType,
+    f: &dyn Fn(&[Var]) -> Result<Tensor>,
+) -> Vec<Tensor> {
     let vars: Vec<Var> =
         inputs.iter().map(|t| Var::from_tensor(&t.to_dtype(dtype).unwrap()).unwrap()).collect();
     let value = f(&vars).unwrap();
@@ -57,10 +61,21 @@ fn value_and_gradients(inputs: &[Tensor], dtype: DType, f: &dyn Fn(&[Var]) -> Re
     out
 }
 
-/// Values and gradients of `f` equal those of `plain` in double precision: to 1e-12 in `f64`, and to `tol`
-/// (more for long sums) in `f32`, both fed with the same single-precision numbers; then the same on a GPU
-/// ([`compare_on_gpu`]).
+/// Values and gradients of `f` equal those of `plain` on the CPU and on a GPU: [`compare_on_cpu`], and
+/// [`compare_on_gpu`] with `tol` and 2e-2 in `bf16`.
 pub fn compare(
+    inputs: &[Tensor],
+    f: impl Fn(&[Var]) -> Result<Tensor>,
+    plain: impl Fn(&[Var]) -> Result<Tensor>,
+    tol: f64,
+) {
+    compare_on_cpu(inputs, &f, &plain, tol);
+    compare_on_gpu(inputs, &f, &plain, tol.max(1e-5), 2e-2);
+}
+
+/// Values and gradients of `f` equal those of `plain` in double precision: to 1e-12 in `f64`, and to `tol`
+/// (more for long sums) in `f32`, both fed with the same single-precision numbers.
+pub fn compare_on_cpu(
     inputs: &[Tensor],
     f: impl Fn(&[Var]) -> Result<Tensor>,
     plain: impl Fn(&[Var]) -> Result<Tensor>,
@@ -78,7 +93,6 @@ pub fn compare(
             assert!(off <= tol, "{what} in {dtype:?} is off by {off:.1e} at {:?}", inputs[0].dims());
         }
     }
-    compare_on_gpu(&inputs, &f, &plain, tol.max(1e-5), 2e-2);
 }
 
 /// Where there is a GPU: values and gradients of `f` on it, in f32 to `tol` and in bf16 to `tol_bf16`, equal those

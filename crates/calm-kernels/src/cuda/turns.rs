@@ -1,0 +1,86 @@
+//! Rotary angles on `kernels/rotary.cu`: the table of a batch's positions, made on the GPU, and rotations by it.
+
+use super::kept::Kept;
+use super::{Element, Gpu, Launch, view};
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
+use candle_core::{Result, Tensor};
+use std::sync::Arc;
+
+/// Cosines and sines `[rows, 2, Dh/2]`, a row for each position of a batch.
+#[derive(Clone)]
+pub(super) struct Turns {
+    table: Arc<CudaSlice<f32>>,
+    rows: usize,
+    head: usize,
+}
+
+impl Turns {
+    /// For positions U32 `[B, S]`, heads of `head` numbers, and base `theta`; once for all layers of a batch.
+    pub(super) fn new(gpu: &Gpu, op: &str, positions: &Tensor, head: usize, theta: f64) -> Result<Self> {
+        static KEPT: Kept<(usize, u64), CudaSlice<f32>> = Kept::new();
+        let rows = positions.elem_count();
+        let table = KEPT.get(positions, (head, theta.to_bits()), || {
+            let half = head / 2;
+            let contiguous = positions.contiguous()?;
+            let positions = view::<u32>(op, &contiguous)?;
+            let frequency: Vec<f64> = (0..half).map(|i| theta.powf(-(i as f64) / half as f64)).collect();
+            let frequency = gpu.shared(&frequency)?;
+            let mut table = gpu.empty::<f32>(rows * head)?;
+            if rows * half > 0 {
+                let launch = Launch::of(rows, 1, threads(half));
+                let (rows, half) = (rows as u64, half as u32);
+                launch!(
+                    gpu,
+                    ROTARY,
+                    "rotary_turns",
+                    launch,
+                    &positions.get(),
+                    &*frequency,
+                    &mut table,
+                    &rows,
+                    &half
+                );
+            }
+            Ok(table)
+        })?;
+        Ok(Self { table, rows, head })
+    }
+
+    /// x `[B, S, heads, Dh]`, rotated forwards or back.
+    pub(super) fn rotate<T: Element>(
+        &self,
+        gpu: &Gpu,
+        x: &CudaView<'_, T>,
+        heads: usize,
+        back: bool,
+    ) -> Result<CudaSlice<T>> {
+        let mut y = gpu.empty::<T>(x.len())?;
+        let pairs = heads * self.head / 2;
+        if self.rows * pairs > 0 {
+            let kernel = format!("rotary_{}", T::SUFFIX);
+            let launch = Launch::of(self.rows, 1, threads(pairs));
+            let (rows, heads, head) = (self.rows as u64, heads as u32, self.head as u32);
+            let (no_index, sign) = (0u64, if back { -1.0f32 } else { 1.0 });
+            launch!(
+                gpu,
+                ROTARY,
+                kernel,
+                launch,
+                x,
+                &no_index,
+                &*self.table,
+                &mut y,
+                &rows,
+                &heads,
+                &head,
+                &sign
+            );
+        }
+        Ok(y)
+    }
+}
+
+/// Threads of a block that takes a row of `cells` at a time.
+fn threads(cells: usize) -> u32 {
+    cells.next_multiple_of(32).min(256) as u32
+}

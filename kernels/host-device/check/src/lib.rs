@@ -1,0 +1,1 @@
+//! Tests only: the host device against the CPU (tests/).
