@@ -179,11 +179,13 @@ impl Numbers {
         let mut kept = Kept::default();
         // The final norm's input and output, and the rows that are picked from it.
         kept.kept.push((BACKBONE, all + 3.0 * input));
-        // The MLP: slopes of the output and the norm, and of gate, up and their product, which is made again.
-        kept.temporary(rows * (4.0 * i + 4.0 * d) * self.activation);
-        // Attention: slopes of the output, and in and behind the heads those of queries, keys and values, once
-        // more as sums in f32.
-        kept.temporary(rows * ((7.0 * d + 4.0 * kv) * self.activation + 4.0 * (d + 2.0 * kv)));
+        // The MLP: slopes of the output, of gate, up and their product; then those of gate and up with the norm's
+        // output, its slope and the input's. The CPU has all of them at once.
+        let mlp = if self.gpu { (d + 3.0 * i).max(4.0 * d + 2.0 * i) } else { 4.0 * d + 4.0 * i };
+        kept.temporary(rows * mlp * self.activation);
+        // Attention: slopes of the output and in the heads, of queries and keys before and after their turn, of
+        // values; the norm's output, its slope and the input's; and a sum a head.
+        kept.temporary(rows * ((7.0 * d + 3.0 * kv) * self.activation + 4.0 * b.heads as f64));
         kept
     }
 
@@ -199,14 +201,15 @@ impl Numbers {
         let head = match s.head {
             HeadShape::Energy { hidden, blocks, noise } => {
                 let (d, blocks) = (hidden as f64, blocks as f64);
-                kept.temporary(6.0 * drawn * d * a);
+                // Slopes of a block's output and of [gate | up], with what goes into their products.
+                kept.temporary(7.0 * drawn * d * a);
                 // The condition before and after its norm; noise, embedded, and normed: the first block's input.
                 let begin = rows * 2.0 * d + drawn * (noise as f64 + 2.0 * d);
                 // A block's four tensors and its output.
                 let inside = blocks * (drawn * 5.0 * d + rows * d);
-                // The last norm's output, both sides of the SiLU, the samples; and the score's gradient, f32.
-                let end = drawn * (3.0 * d + latent);
-                (begin + inside + end) * a + drawn * latent * 4.0
+                // The last norm's output, both sides of the SiLU, the samples and the score's gradient.
+                let end = drawn * (3.0 * d + 2.0 * latent);
+                (begin + inside + end) * a
             }
             // Of plain operations: numbers a draw in widths, counted in their code.
             HeadShape::Flow { hidden, blocks, .. } | HeadShape::Diffusion { hidden, blocks, .. } => {
@@ -226,11 +229,14 @@ impl Numbers {
         kept.temporary(self.logits(rows));
     }
 
-    /// A block of logits: as many rows as the operator takes at once, f32 and in the activations' format.
+    /// A block of logits, as many rows as the operator takes at once: on a GPU f32 and as slopes.
     fn logits(&self, rows: f64) -> f64 {
-        let most = ((1 << 24) / self.vocab.max(1)).clamp(64, 512);
-        let bytes = if self.gpu { 4.0 + self.activation } else { 4.0 };
-        rows.min(most as f64) * self.vocab as f64 * bytes
+        let v = self.vocab.max(1);
+        let (most, bytes) = match self.gpu {
+            true => (((1 << 27) / v).max(1), 4.0 + self.activation),
+            false => (((1 << 24) / v).clamp(64, 512), 4.0),
+        };
+        rows.min(most as f64) * v as f64 * bytes
     }
 
     /// A block's input and the outputs of gate and up.

@@ -241,12 +241,13 @@ fn kept_gradients_are_scaled<T: Element + PartialEq + Debug>() {
             let mut out = if accumulate { before.clone() } else { vec![T::of(f32::NAN); 5000] };
             let (kept, to) = (kept.as_ptr(), out.as_mut_ptr());
             // SAFETY: kept and out have 5000 elements, upstream is one number.
-            unsafe { (T::KERNELS.cross_entropy_backward)(launch, kept, &upstream, to, 5000, accumulate.into()) };
+            unsafe {
+                (T::KERNELS.cross_entropy_backward)(launch, kept, &upstream, to, 5000, accumulate.into())
+            };
             out
         });
         let old = |b: &T| if accumulate { b.as_f32() } else { 0.0 };
-        let want: Vec<f32> =
-            kept.iter().zip(&before).map(|(k, b)| old(b) + k.as_f32() * upstream).collect();
+        let want: Vec<f32> = kept.iter().zip(&before).map(|(k, b)| old(b) + k.as_f32() * upstream).collect();
         assert_bits(&out, &want, "scaled gradient");
     }
 }

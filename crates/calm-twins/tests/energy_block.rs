@@ -24,7 +24,12 @@ fn plus<T: Element>(x: &Tensor, bias: &[T]) -> Tensor {
 }
 
 /// `run(launch, partial, rows of a part)` and the sums over the parts `[columns]` that it leaves.
-fn with_sums<R>(launch: Launch, rows: usize, columns: usize, run: impl Fn(*mut f32, u32) -> R) -> (R, Vec<f32>) {
+fn with_sums<R>(
+    launch: Launch,
+    rows: usize,
+    columns: usize,
+    run: impl Fn(*mut f32, u32) -> R,
+) -> (R, Vec<f32>) {
     let part_rows = part_rows(rows as u32);
     let count = (rows as u32).div_ceil(part_rows);
     let (mut partial, mut out) = (blank::<f32>(count as usize * columns), blank::<f32>(columns));
@@ -110,7 +115,8 @@ fn bias_swiglu_is_the_cpus<T: Element + PartialEq + Debug>() {
         let (x, bias): (Vec<T>, Vec<T>) = (randn(rows * 2 * h, "x", 2.0), randn(2 * h, "bias", 1.0));
         let dy: Vec<T> = randn(rows * h, "dy", 1.0);
         let (y, again, dx, dbias) = same_for(&launches(), |launch| {
-            let (mut y, mut again, mut dx) = (blank::<T>(dy.len()), blank::<T>(dy.len()), blank::<T>(x.len()));
+            let (mut y, mut again, mut dx) =
+                (blank::<T>(dy.len()), blank::<T>(dy.len()), blank::<T>(x.len()));
             let (x, bias, dy) = (x.as_ptr(), bias.as_ptr(), dy.as_ptr());
             let (to_dx, to_again) = (dx.as_mut_ptr(), again.as_mut_ptr());
             let ((), dbias) = with_sums(launch, rows, 2 * h, |partial, part_rows| {
