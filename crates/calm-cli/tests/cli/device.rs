@@ -69,7 +69,7 @@ fn a_plan_for_another_gpu_needs_neither_it_nor_the_text() {
     let house = House::new();
     let plan = ["train", "--config", "paper/calm-m", "--dry-run", "--memory"];
     let table = house.ok(&[&plan[..], &["80GB"]].concat());
-    for part in ["planned for a GPU of 80 GB, bf16", "frozen autoencoder", "cuBLAS", "79.2 GB", "yes"] {
+    for part in ["planned for a GPU of 80 GB, bf16", "frozen autoencoder", "workspace", "79.2 GB", "yes"] {
         assert!(table.contains(part), "{part} in\n{table}");
     }
     let widest = table.lines().map(|l| l.chars().count()).max();
