@@ -23,6 +23,11 @@ constexpr uint32_t ENERGY_THREADS = SAMPLES * OTHERS;
 // Smallest positive normal f32: squares below count as coincident points.
 constexpr float TINY = 1.17549435e-38f;
 
+// What one other vector's differences to the samples are multiplied by: read 16 bytes at a time.
+struct alignas(16) Coefficients {
+    float of[SAMPLES];
+};
+
 struct Power {
     double value;
     double slope;
@@ -53,18 +58,27 @@ template <class T>
 DEVICE void energy_score(const Block& block, const T* pred, const float* mean, const float* log_std,
                          TargetNoise noise, float* loss, T* gradient, uint32_t r_count, uint32_t n_count,
                          uint32_t m_count, uint32_t l, double alpha) {
-    SHARED float coefficient[OTHERS][SAMPLES];
+    SHARED Coefficients coefficient[OTHERS];
     const uint32_t width = (l + LANES - 1) / LANES * LANES;
     float* const x = block.dynamic_shared();
     float* const g = x + SAMPLES * width;
     float* const z = g + SAMPLES * width;
+    float* const center = z + OTHERS * width;
+    float* const deviation = center + width;
     const double to_target = 2.0 / (double(n_count) * double(m_count));
     const double to_sample = -2.0 / (double(n_count) * (double(n_count) - 1.0));
 
     for (uint32_t r = block.index(); r < r_count; r += block.grid()) {
         const T* const row = pred + uint64_t(r) * n_count * l;
         Local<double> attraction, repulsion;
-        block.each([&](uint32_t t) { attraction[t] = repulsion[t] = 0.0; });
+        // The posterior, once a row: every target needs it.
+        block.phase([&](uint32_t t) {
+            attraction[t] = repulsion[t] = 0.0;
+            for (uint32_t d = t; d < l; d += ENERGY_THREADS) {
+                center[d] = mean[uint64_t(r) * l + d];
+                deviation[d] = exp_f32(log_std[uint64_t(r) * l + d]);
+            }
+        });
 
         for (uint32_t first = 0; first < n_count; first += SAMPLES) {
             const uint32_t samples = n_count - first < SAMPLES ? n_count - first : SAMPLES;
@@ -106,7 +120,7 @@ DEVICE void energy_score(const Block& block, const T* pred, const float* mean, c
                     if (n < samples && other < others && counts(n, other)) {
                         total[t] += power.value;
                     }
-                    coefficient[other][n] = float(power.slope * weight);
+                    coefficient[other].of[n] = float(power.slope * weight);
                 });
                 if (gradient != nullptr) {
                     block.phase([&](uint32_t t) {
@@ -119,7 +133,7 @@ DEVICE void energy_score(const Block& block, const T* pred, const float* mean, c
                             for (uint32_t other = 0; other < others; other++) {
                                 const float zd = z[other * width + d];
                                 UNROLL for (uint32_t n = 0; n < SAMPLES; n++) {
-                                    gs[n] += coefficient[other][n] * (xs[n] - zd);
+                                    gs[n] += coefficient[other].of[n] * (xs[n] - zd);
                                 }
                             }
                             UNROLL for (uint32_t n = 0; n < SAMPLES; n++) {
@@ -149,7 +163,7 @@ DEVICE void energy_score(const Block& block, const T* pred, const float* mean, c
                                 const float eps =
                                     drawn ? normals.v[j]
                                           : noise.given[uint64_t(m + target) * r_count * l + at];
-                                value = mean[at] + eps * exp_f32(log_std[at]);
+                                value = center[d] + eps * deviation[d];
                             }
                             z[target * width + d] = value;
                         }
@@ -196,8 +210,8 @@ DEVICE void scale_rows(const Block& block, const T* kept, const float* upstream,
     });
 }
 
-// Launch with ENERGY_THREADS threads, any grid, and shared memory for 2 SAMPLES + OTHERS vectors of L floats,
-// L rounded up to a multiple of LANES: 16 KiB for 128, 128 KiB for 1024.
+// Launch with ENERGY_THREADS threads, any grid, and shared memory for 2 SAMPLES + OTHERS + 2 vectors of L
+// floats, L rounded up to a multiple of LANES: 17 KiB for 128, 136 KiB for 1024.
 #define ENERGY_SCORE(T, suffix)                                                                         \
     KERNEL(energy_score_##suffix,                                                                       \
            (const T* pred, const float* mean, const float* log_std, NoiseKey key, const RowId* rows,    \

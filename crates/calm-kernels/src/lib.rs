@@ -37,8 +37,6 @@ mod noise;
 pub use adamw::{AdamWStep, adamw, squared_norm};
 pub use copies::ComputeCopies;
 pub use cross_entropy::{tied_argmax, tied_cross_entropy, tied_cross_entropy_rows};
-#[cfg(feature = "cuda")]
-pub use cuda::ComputeCopies;
 pub use dropout::{DropoutMask, dropout};
 pub use embedding::{embedding, embedding_as};
 pub use energy_score::{TargetNoise, energy_score, energy_score_rows_no_grad};
@@ -71,8 +69,6 @@ mod attention_block;
 mod energy_block;
 mod mlp_block;
 pub use attention_block::{AttentionShape, attention_block};
-#[cfg(feature = "cuda")]
-pub use cuda::ComputeCopies;
 pub use energy_block::{EnergyBlockWeights, energy_block};
 pub use gradients::FlatGradients;
 pub use mlp_block::mlp_block;

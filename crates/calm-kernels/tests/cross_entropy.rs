@@ -388,7 +388,7 @@ fn a_buffer_on_a_gpu_collects_the_gradient_of_the_embedding() {
     use calm_kernels::{ComputeCopies, FlatGradients};
     let Some(gpu) = common::gpu() else { return };
     let c = case(33, 16, 100, DType::F32);
-    for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::BF16, 2e-2)] {
+    for (dtype, tolerance) in [(DType::F32, 5e-6), (DType::BF16, 2e-2)] {
         let (there, exact) = (on_gpu(&c, dtype, &gpu), exact_rounded(&c, dtype));
         let want = with_gradients(&exact, 0.25, |h, m| plain_rows(h, m, &exact.targets)?.sum_all());
         let (hidden, table) =
@@ -400,9 +400,9 @@ fn a_buffer_on_a_gpu_collects_the_gradient_of_the_embedding() {
             let loss = (loss * 0.25).unwrap();
             let grads = flat.collect(|| loss.backward()).unwrap();
             assert!(grads.get(&table).is_none());
-            assert!(relative(&here(grads.get(&hidden).unwrap()), &want[1]) < tolerance.max(5e-6));
+            assert!(relative(&here(grads.get(&hidden).unwrap()), &want[1]) < tolerance);
             let sum = Tensor::from_vec(flat.get(0).unwrap().unwrap(), (100, 16), &Device::Cpu).unwrap();
-            assert!(relative(&(sum / round).unwrap(), &want[2]) < tolerance.max(5e-6), "round {round}");
+            assert!(relative(&(sum / round).unwrap(), &want[2]) < tolerance, "round {round}");
         }
     }
 }

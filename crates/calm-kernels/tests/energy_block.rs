@@ -80,7 +80,7 @@ fn parameters_in_f32_go_with_activations_of_either_type_with_and_without_copies_
             for (with_copies, with_buffer) in [(false, false), (true, false), (false, true), (true, true)] {
                 let vars = on_gpu(&given, dtype, &gpu);
                 let parameters = || vars[2..].iter().map(Var::as_tensor);
-                let _copies = with_copies.then(|| ComputeCopies::new(parameters()).unwrap());
+                let _copies = with_copies.then(|| ComputeCopies::new(parameters(), DType::BF16).unwrap());
                 let mut flat = with_buffer.then(|| FlatGradients::new(parameters()).unwrap());
                 // A second pass adds to the buffer.
                 for round in 1..=2 {

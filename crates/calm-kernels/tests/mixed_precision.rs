@@ -175,7 +175,7 @@ fn a_step_does_not_wait_for_the_gpu() {
     let (gate, up, down) = (parameter(&[inner, d]), parameter(&[inner, d]), parameter(&[d, inner]));
     let (square, wide) = (parameter(&[d, d]), parameter(&[2 * d, d]));
     let all = [&table, &norm, &bias, &gate, &up, &down, &square, &wide].map(|v| v.as_tensor().clone());
-    let ids = Tensor::new(vec![[4u32; 9], [29; 9]], &gpu).unwrap();
+    let ids = Tensor::new(&[[4u32; 9], [29; 9]], &gpu).unwrap();
     let rows: Vec<ops::RowId> = (0..18).map(|i| ops::RowId { example: i / 9, position: i % 9 }).collect();
     let mut flat = FlatGradients::new(&all).unwrap();
     let _copies = ComputeCopies::new(&all, DType::BF16).unwrap();

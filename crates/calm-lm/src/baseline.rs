@@ -86,6 +86,11 @@ impl Baseline {
         })
     }
 
+    /// See [`Backbone::set_recompute`].
+    pub fn set_recompute(&mut self, recompute: bool) {
+        self.backbone.set_recompute(recompute);
+    }
+
     fn embed(&self, ids: &Tensor) -> Result<Tensor> {
         let (b, s, k) = ids.dims3()?;
         if k != 1 {
@@ -234,7 +239,7 @@ fn nucleus(p: &mut [f64], top_p: f64) {
 
 impl Baseline {
     fn forward_cached(&self, tokens: &[u32], cache: &mut Cache) -> Result<Tensor> {
-        let ids = Tensor::from_slice(tokens, (1, tokens.len(), 1), self.output.device())?;
+        let ids = upload(tokens, (1, tokens.len(), 1), self.output.device())?;
         self.backbone.forward_cached(&self.embed(&ids)?.detach(), cache)
     }
 }

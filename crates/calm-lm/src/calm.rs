@@ -112,6 +112,11 @@ impl Calm {
         &self.backbone
     }
 
+    /// See [`Backbone::set_recompute`].
+    pub fn set_recompute(&mut self, recompute: bool) {
+        self.backbone.set_recompute(recompute);
+    }
+
     /// U32 ids `[B, S, K]` -> backbone inputs `[B, S, D]`.
     pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
         let (b, s, _) = ids.dims3()?;
@@ -237,7 +242,7 @@ impl Calm {
     fn forward_cached(&self, tokens: &[u32], cache: &mut Cache) -> Result<Tensor> {
         let k = self.chunk_size();
         let device = self.autoencoder.embedding_table().device();
-        let ids = Tensor::from_slice(tokens, (1, tokens.len() / k, k), device)?;
+        let ids = upload(tokens, (1, tokens.len() / k, k), device)?;
         self.backbone.forward_cached(&self.embed(&ids)?.detach(), cache)
     }
 }

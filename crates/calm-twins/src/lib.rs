@@ -443,7 +443,7 @@ pub const ENERGY_THREADS: u32 = 128;
 
 /// Bytes of shared memory that the energy score needs for latent size `l`.
 pub fn energy_shared_bytes(l: u32) -> u32 {
-    32 * l.next_multiple_of(16) * 4
+    34 * l.next_multiple_of(16) * 4
 }
 
 /// Rows of one part of a sum over rows: at most 256 parts, of at least 16 rows. A function of the shape

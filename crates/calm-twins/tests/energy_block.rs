@@ -23,20 +23,15 @@ fn plus<T: Element>(x: &Tensor, bias: &[T]) -> Tensor {
     x.broadcast_add(&tensor(bias, bias.len())).unwrap()
 }
 
-/// `run(launch, partial, rows of a part)` and the sums over the parts `[columns]` that it leaves.
-fn with_sums<R>(
-    launch: Launch,
-    rows: usize,
-    columns: usize,
-    run: impl Fn(*mut f32, u32) -> R,
-) -> (R, Vec<f32>) {
+/// The sums `[columns]` over the parts that `run(partial, rows of a part)` leaves.
+fn with_sums(launch: Launch, rows: usize, columns: usize, run: impl Fn(*mut f32, u32)) -> Vec<f32> {
     let part_rows = part_rows(rows as u32);
     let count = (rows as u32).div_ceil(part_rows);
     let (mut partial, mut out) = (blank::<f32>(count as usize * columns), blank::<f32>(columns));
-    let result = run(partial.as_mut_ptr(), part_rows);
+    run(partial.as_mut_ptr(), part_rows);
     // SAFETY: partial is [count, columns], out [columns].
     unsafe { sum_parts(launch, partial.as_ptr(), out.as_mut_ptr(), count, columns as u32) };
-    (result, out)
+    out
 }
 
 /// Σ over rows of x `[rows, D]`.
@@ -88,7 +83,7 @@ fn bias_silu_is_the_cpus<T: Element + PartialEq + Debug>() {
             let (x, bias, dy) = (x.as_ptr(), bias.as_ptr(), dy.as_ptr());
             let (rows32, d32, none) = (rows as u32, d as u32, std::ptr::null());
             let (to_dx, to_again) = (dx.as_mut_ptr(), again.as_mut_ptr());
-            let ((), dbias) = with_sums(launch, rows, d, |partial, part_rows| {
+            let dbias = with_sums(launch, rows, d, |partial, part_rows| {
                 // SAFETY: x, y, dy, dx are [rows, d], bias [d], partial [parts, d].
                 unsafe {
                     let backward = T::KERNELS.bias_silu_backward;
@@ -119,7 +114,7 @@ fn bias_swiglu_is_the_cpus<T: Element + PartialEq + Debug>() {
                 (blank::<T>(dy.len()), blank::<T>(dy.len()), blank::<T>(x.len()));
             let (x, bias, dy) = (x.as_ptr(), bias.as_ptr(), dy.as_ptr());
             let (to_dx, to_again) = (dx.as_mut_ptr(), again.as_mut_ptr());
-            let ((), dbias) = with_sums(launch, rows, 2 * h, |partial, part_rows| {
+            let dbias = with_sums(launch, rows, 2 * h, |partial, part_rows| {
                 // SAFETY: x and dx are [rows, 2 h], y and dy [rows, h], bias [2 h], partial [parts, 2 h].
                 unsafe {
                     let backward = T::KERNELS.bias_swiglu_backward;

@@ -400,3 +400,49 @@ impl Operator for TiedCrossEntropy {
         Ok(vec![d_hidden.transpose()?, d_embedding])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{self, Choice};
+    use candle_core::{Device, Var};
+
+    fn values(t: &Tensor) -> Vec<f32> {
+        t.to_device(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn blocks_of_rows_change_only_the_order_of_sums() {
+        if let Err(reason) = device::gpus() {
+            assert!(std::env::var_os("CALM_TEST_GPU").is_none(), "{reason}");
+            println!("skipped: {reason} (needs a GPU)");
+            return;
+        }
+        let gpu = device::open(Choice::Cuda(0)).unwrap();
+        let (r, d, v) = (37, 6, 50);
+        let numbers = |count: usize, step: f32| (0..count).map(move |i| (i as f32 * step).sin());
+        let upload = |values: Vec<f32>, rows| {
+            Var::from_tensor(&device::upload(&values, (rows, d), &gpu).unwrap()).unwrap()
+        };
+        let hidden = upload(numbers(r * d, 0.7).collect(), r);
+        let table = upload(numbers(v * d, 0.3).collect(), v);
+        let targets: Vec<u32> = (0..r as u32).map(|i| i * 7 % v as u32).collect();
+        let targets = device::upload(&targets, r, &gpu).unwrap();
+        let weights: Vec<f32> = numbers(r, 1.1).map(|w| w.max(0.0)).collect();
+        let weights = device::upload(&weights, r, &gpu).unwrap();
+        let run = |logits: usize| {
+            let loss = of_blocks(&hidden, &table, &targets, Some(&weights), logits).unwrap();
+            let grads = loss.backward().unwrap();
+            [values(&loss), values(grads.get(&hidden).unwrap()), values(grads.get(&table).unwrap())]
+        };
+        let whole = run(TRACKED);
+        // One row a block, three, and twelve or thirteen.
+        for logits in [1, 3 * v, 17 * v] {
+            for (got, want) in run(logits).iter().zip(&whole) {
+                for (g, w) in got.iter().zip(want) {
+                    assert!((g - w).abs() <= 1e-5 * w.abs().max(1.0), "{g} {w} in blocks of {logits}");
+                }
+            }
+        }
+    }
+}

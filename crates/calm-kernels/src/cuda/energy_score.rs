@@ -88,7 +88,7 @@ impl EnergyScore {
                 Noise::Given(_) => [0; 3],
             };
             let to = gradient.as_ref().map(|gradient| gradient.device_ptr(&stream));
-            let floats = (2 * SAMPLES + OTHERS) * latent.next_multiple_of(LANES);
+            let floats = (2 * SAMPLES + OTHERS + 2) * latent.next_multiple_of(LANES);
             let launch = Launch::of(r, 1, THREADS).shared((floats * size_of::<f32>()) as u32);
             launch!(
                 gpu,

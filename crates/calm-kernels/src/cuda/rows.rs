@@ -84,21 +84,3 @@ pub(super) fn column_sums<T: Element>(
         Ok(())
     })
 }
-
-/// A copy of `x`.
-pub(super) fn copy<T: Element>(gpu: &Gpu, x: &CudaView<'_, T>) -> Result<CudaSlice<T>> {
-    let mut out = gpu.empty::<T>(x.len())?;
-    if !x.is_empty() {
-        gpu.stream().memcpy_dtod(x, &mut out).map_err(failed)?;
-    }
-    Ok(out)
-}
-
-/// sum += x
-pub(super) fn add_to<T: Element>(gpu: &Gpu, sum: &mut CudaSlice<T>, x: &CudaView<'_, T>) -> Result<()> {
-    if !x.is_empty() {
-        let (kernel, launch) = (format!("add_{}", T::SUFFIX), Launch::elements(x.len()));
-        launch!(gpu, CAST, kernel, launch, x, sum, &(x.len() as u64));
-    }
-    Ok(())
-}

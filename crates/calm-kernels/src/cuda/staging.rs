@@ -6,7 +6,7 @@ use super::gpu::failed;
 use candle_core::Result;
 use candle_core::cuda_backend::DeviceId;
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaEvent, CudaSlice, DevicePtrMut, DeviceRepr, PinnedHostSlice, result,
+    CudaEvent, CudaSlice, DevicePtrMut, DeviceRepr, result,
 };
 use std::any::{Any, TypeId};
 use std::collections::VecDeque;
@@ -19,9 +19,40 @@ const BYTES: usize = 64 << 10;
 /// Uploads that [`recent`] remembers.
 const REMEMBERED: usize = 8;
 
+/// Page-locked memory of the host. (cudarc's own waits for an event at every access.)
+struct Pinned {
+    start: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: plain memory that nobody else knows of.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    fn new(bytes: usize) -> Result<Self> {
+        // SAFETY: the context is current (the caller has bound it); freed once, below.
+        let start = unsafe { result::malloc_host(bytes, 0) }.map_err(failed)?;
+        Ok(Self { start: start.cast(), bytes })
+    }
+
+    /// Its first `count` bytes.
+    fn place(&mut self, count: usize) -> &mut [u8] {
+        assert!(count <= self.bytes, "more than the pinned memory holds");
+        // SAFETY: that many bytes were allocated, and the borrow is the only one.
+        unsafe { std::slice::from_raw_parts_mut(self.start, count) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `malloc_host`. An error can only mean that the driver is gone.
+        let _ = unsafe { result::free_host(self.start.cast()) };
+    }
+}
+
 struct Slot {
-    memory: PinnedHostSlice<u8>,
-    done: Option<CudaEvent>,
+    memory: Pinned,
+    done: CudaEvent,
 }
 
 #[derive(Default)]
@@ -51,25 +82,24 @@ pub(super) fn upload<T: DeviceRepr + Copy + 'static>(gpu: &Gpu, host: &[T]) -> R
     if ring.device != Some(gpu.cuda().id()) {
         *ring = Ring { device: Some(gpu.cuda().id()), slots: VecDeque::new() };
     }
+    stream.context().bind_to_thread().map_err(failed)?;
     let oldest = if ring.slots.len() < SLOTS { None } else { ring.slots.pop_front() };
-    if let Some(done) = oldest.as_ref().and_then(|slot| slot.done.as_ref()) {
-        done.synchronize().map_err(failed)?;
-    }
     let mut memory = match oldest {
-        Some(slot) if slot.memory.len() >= bytes.len() => slot.memory,
-        _ => {
-            let size = bytes.len().next_power_of_two().max(BYTES);
-            // SAFETY: written below before it is read.
-            unsafe { stream.context().alloc_pinned::<u8>(size) }.map_err(failed)?
+        Some(slot) => {
+            slot.done.synchronize().map_err(failed)?;
+            slot.memory
         }
+        None => Pinned::new(bytes.len().next_power_of_two().max(BYTES))?,
     };
-    let place = memory.as_mut_slice().map_err(failed)?;
-    place[..bytes.len()].copy_from_slice(bytes);
+    if memory.bytes < bytes.len() {
+        memory = Pinned::new(bytes.len().next_power_of_two())?;
+    }
+    let place = memory.place(bytes.len());
+    place.copy_from_slice(bytes);
     let (target, _written) = out.device_ptr_mut(&stream);
     // SAFETY: `target` has room for the bytes; the pinned memory stays until `done`.
-    unsafe { result::memcpy_htod_async(target, &place[..bytes.len()], stream.cu_stream()) }
-        .map_err(failed)?;
-    let done = Some(stream.record_event(None).map_err(failed)?);
+    unsafe { result::memcpy_htod_async(target, place, stream.cu_stream()) }.map_err(failed)?;
+    let done = stream.record_event(None).map_err(failed)?;
     ring.slots.push_back(Slot { memory, done });
     drop(_written);
     Ok(out)

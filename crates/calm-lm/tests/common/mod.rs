@@ -1,5 +1,7 @@
 //! Small models and batches.
 
+#![allow(dead_code, reason = "each test uses a part")]
+
 use calm_autoencoder::{Autoencoder, AutoencoderConfig};
 use calm_lm::{BackboneConfig, Baseline, Calm, ChunkBatch, EnergyConfig, HeadConfig, SpecialIds};
 use calm_nn::{NoiseKey, ParamStore, RowId, philox};

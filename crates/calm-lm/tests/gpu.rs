@@ -1,0 +1,282 @@
+//! Whole models on a GPU against the same on the CPU: losses, parameters after some steps, draws; that nothing
+//! waits for the GPU inside a step. Without a GPU these tests say so and pass.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic")]
+
+mod common;
+
+use calm_autoencoder::{Autoencoder, AutoencoderConfig};
+use calm_lm::{
+    BackboneConfig, Baseline, Calm, ChunkBatch, DiffusionConfig, DrawKey, EnergyConfig, FlowConfig,
+    HeadConfig, Sampler,
+};
+use calm_nn::{AdamW, AdamWConfig, GradientBucket, Noise, ParamStore, Precision, RowId, device};
+use candle_core::{Device, Tensor};
+use common::{SPECIAL, VOCAB, tokens};
+
+const K: usize = 2;
+
+/// The first GPU, if this build can use one and there is one. CALM_TEST_GPU=1 makes its absence an error.
+fn gpu() -> Option<Device> {
+    match device::gpus() {
+        Ok(_) => Some(device::open(device::Choice::Cuda(0)).unwrap()),
+        Err(reason) => {
+            assert!(std::env::var_os("CALM_TEST_GPU").is_none(), "{reason}");
+            println!("skipped: a model on a GPU ({reason}) (needs a GPU)");
+            None
+        }
+    }
+}
+
+fn backbone() -> BackboneConfig {
+    BackboneConfig {
+        layers: 2,
+        hidden_size: 64,
+        intermediate_size: 96,
+        heads: 2,
+        kv_heads: Some(1),
+        ..Default::default()
+    }
+}
+
+fn autoencoder(device: &Device, precision: Precision) -> (ParamStore, Autoencoder) {
+    let config = AutoencoderConfig {
+        latent_size: Some(8),
+        hidden_size: 32,
+        intermediate_size: 48,
+        init_std: 0.3,
+        ..Default::default()
+    };
+    let store = ParamStore::of_precision(device, precision, 1).unwrap();
+    let model = Autoencoder::with_store(&store, &config, K, VOCAB, SPECIAL.bos).unwrap();
+    store.prepare().unwrap();
+    (store, model)
+}
+
+fn calm(head: &HeadConfig, device: &Device, precision: Precision) -> (ParamStore, Calm) {
+    let store = ParamStore::of_precision(device, precision, 2).unwrap();
+    let (_, ae) = autoencoder(device, precision);
+    let model = Calm::new(&store.builder(), &backbone(), head, ae, SPECIAL, 32, false).unwrap();
+    store.prepare().unwrap();
+    (store, model)
+}
+
+fn baseline(device: &Device, precision: Precision) -> (ParamStore, Baseline) {
+    let store = ParamStore::of_precision(device, precision, 3).unwrap();
+    let model = Baseline::new(&store.builder(), &backbone(), VOCAB, SPECIAL, 64, false).unwrap();
+    store.prepare().unwrap();
+    (store, model)
+}
+
+fn energy() -> HeadConfig {
+    HeadConfig::Energy(EnergyConfig { noise_size: 6, samples: 4, targets: 8, ..Default::default() })
+}
+
+fn batch(k: usize, device: &Device) -> ChunkBatch {
+    let (b, s) = (3, 20);
+    let positions: Vec<u32> = (0..b * s).map(|at| (at % s) as u32).collect();
+    // Two documents a row.
+    let segments: Vec<u32> = (0..b * s).map(|at| u32::from(at % s >= 13)).collect();
+    let predicts: Vec<bool> = (0..b * s).map(|at| at % s + 1 < s && at % s != 12).collect();
+    let ids = tokens(b * s * k, 1);
+    ChunkBatch::new((b, s, k), &ids, &positions, &segments, &predicts, &[0, 1, 2], device).unwrap()
+}
+
+/// How often this thread has waited for the device, where that is one that counts (`kernels/host-device`).
+fn waits() -> Option<u64> {
+    unsafe extern "C" {
+        fn dlopen(name: *const std::ffi::c_char, flags: i32) -> *mut std::ffi::c_void;
+        fn dlsym(library: *mut std::ffi::c_void, name: *const std::ffi::c_char) -> *mut std::ffi::c_void;
+    }
+    // SAFETY: the driver is open already; a counter takes nothing and gives a number.
+    unsafe {
+        let driver = dlopen(c"libcuda.so.1".as_ptr(), 1);
+        if driver.is_null() {
+            return None;
+        }
+        let at = dlsym(driver, c"calm_host_device_synchronisations_here".as_ptr());
+        if at.is_null() {
+            return None;
+        }
+        let counter: extern "C" fn() -> u64 = std::mem::transmute(at);
+        Some(counter())
+    }
+}
+
+/// Losses of some steps of training, and all parameters after them.
+fn train(store: &ParamStore, loss: impl Fn(u32) -> Tensor) -> (Vec<f64>, Vec<f32>) {
+    let mut optimizer = AdamW::new(store, AdamWConfig::default()).unwrap();
+    let mut bucket = GradientBucket::new(store).unwrap();
+    let mut losses = Vec::new();
+    let mut before = None;
+    for step in 0..5 {
+        if step == 1 {
+            before = waits();
+        }
+        bucket.clear();
+        let value = loss(step);
+        bucket.backward(&value).unwrap();
+        let clip = bucket.clip(1.0).unwrap();
+        optimizer.update(&mut bucket, 3e-3, &clip).unwrap();
+        losses.push(value.detach());
+    }
+    if store.device().is_cuda() {
+        assert_eq!(waits(), before, "a step waited for the device");
+    }
+    let losses = losses.iter().map(|l| f64::from(l.to_scalar::<f32>().unwrap())).collect();
+    let all = store.snapshot().unwrap();
+    let values = all.values().flat_map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect();
+    (losses, values)
+}
+
+fn assert_near(what: &str, got: &[f64], want: &[f64], tolerance: f64) {
+    let off = got.iter().zip(want).map(|(g, w)| (g / w - 1.0).abs()).fold(0.0, f64::max);
+    assert!(got.len() == want.len() && off < tolerance, "{what}: {got:?} for {want:?}, off by {off:.1e}");
+}
+
+/// Trains on both devices and compares; the formats are f32 and bf16.
+fn compare(what: &str, run: impl Fn(&Device, Precision) -> (Vec<f64>, Vec<f32>)) {
+    let Some(gpu) = gpu() else { return };
+    let (losses, parameters) = run(&Device::Cpu, Precision::F32);
+    let (same, there) = run(&gpu, Precision::F32);
+    assert_near(what, &same, &losses, 2e-4);
+    let off = there.iter().zip(&parameters).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    // Five steps of 3e-3: where a gradient is 0 but for rounding, AdamW may step either way.
+    assert!(off < 2.1 * 5.0 * 3e-3, "{what}: parameters are off by {off}");
+    let mean = there.iter().zip(&parameters).map(|(a, b)| f64::from((a - b).abs())).sum::<f64>()
+        / parameters.len() as f64;
+    assert!(mean < 1e-4, "{what}: parameters are off by {mean:.1e} on average");
+    let (narrow, _) = run(&gpu, Precision::Bf16);
+    assert_near(&format!("{what} in bf16"), &narrow, &losses, 3e-2);
+    let again = run(&gpu, Precision::Bf16);
+    assert_eq!(again.0, narrow, "{what}: two runs in bf16 differ");
+}
+
+#[test]
+fn the_autoencoder_learns_on_a_gpu_as_on_the_cpu() {
+    compare("autoencoder", |device, precision| {
+        let (store, model) = autoencoder(device, precision);
+        let ids = Tensor::from_vec(tokens(40 * K, 4), (40, K), device).unwrap();
+        let rows: Vec<RowId> = (0..40).map(|example| RowId { example, position: 0 }).collect();
+        train(&store, |step| {
+            let noise = Noise::Keyed { seed: 1, purpose: "t", step, rows: &rows };
+            (model.loss(&ids, &noise).unwrap().total / 40.0).unwrap()
+        })
+    });
+}
+
+fn train_calm(
+    head: &HeadConfig,
+    device: &Device,
+    precision: Precision,
+    recompute: bool,
+) -> (Vec<f64>, Vec<f32>) {
+    let (store, mut model) = calm(head, device, precision);
+    model.set_recompute(recompute);
+    let batch = batch(K, device);
+    train(&store, |step| {
+        let noise = Noise::Keyed { seed: 1, purpose: "t", step, rows: &batch.rows };
+        let loss = model.loss(&batch, &noise).unwrap();
+        (loss.sum / loss.rows as f64).unwrap()
+    })
+}
+
+#[test]
+fn calm_learns_on_a_gpu_as_on_the_cpu() {
+    compare("energy head", |device, precision| train_calm(&energy(), device, precision, false));
+}
+
+#[test]
+fn the_other_heads_learn_on_a_gpu_as_on_the_cpu() {
+    for (name, head) in [
+        ("flow head", HeadConfig::Flow(FlowConfig::default())),
+        ("diffusion head", HeadConfig::Diffusion(DiffusionConfig::default())),
+    ] {
+        compare(name, |device, precision| train_calm(&head, device, precision, false));
+    }
+}
+
+#[test]
+fn the_baseline_learns_on_a_gpu_as_on_the_cpu() {
+    compare("baseline", |device, precision| {
+        let (store, model) = baseline(device, precision);
+        let batch = batch(1, device);
+        train(&store, |_| {
+            let loss = model.loss(&batch).unwrap();
+            (loss.sum / loss.rows as f64).unwrap()
+        })
+    });
+}
+
+#[test]
+fn computing_activations_again_changes_no_bit() {
+    assert_eq!(
+        train_calm(&energy(), &Device::Cpu, Precision::F32, true),
+        train_calm(&energy(), &Device::Cpu, Precision::F32, false)
+    );
+    let Some(gpu) = gpu() else { return };
+    for precision in [Precision::F32, Precision::Bf16] {
+        assert_eq!(
+            train_calm(&energy(), &gpu, precision, true),
+            train_calm(&energy(), &gpu, precision, false),
+            "{precision:?}"
+        );
+    }
+}
+
+#[test]
+fn draws_on_a_gpu_are_those_of_the_cpu() {
+    let Some(gpu) = gpu() else { return };
+    let share = |a: &[u32], b: &[u32]| {
+        assert_eq!(a.len(), b.len());
+        a.iter().zip(b).filter(|(a, b)| a == b).count() as f64 / a.len() as f64
+    };
+    let heads = [
+        energy(),
+        HeadConfig::Flow(FlowConfig::default()),
+        HeadConfig::Diffusion(DiffusionConfig::default()),
+    ];
+    for head in heads {
+        // The same draws, but for a tie here and there that rounding decides.
+        for (precision, least) in [(Precision::F32, 0.97), (Precision::Bf16, 0.6)] {
+            let draw = |device: &Device, precision| {
+                let (store, model) = calm(&head, device, precision);
+                if device.is_cpu() {
+                    common::randomise(&store, 0.05);
+                } else {
+                    let (host, _) = calm(&head, &Device::Cpu, Precision::F32);
+                    common::randomise(&host, 0.05);
+                    let values = host.snapshot().unwrap().into_iter().collect();
+                    assert!(store.load(&values).unwrap().is_clean());
+                }
+                let positions = model.draw_positions(&batch(K, device), 4, 2, 7, "t").unwrap().tokens;
+                let mut state = model.start().unwrap();
+                let mut text = tokens(3 * K, 9);
+                model.push(&mut state, &text).unwrap();
+                for call in 0..4 {
+                    let chunks = model.draw(&state, 3, DrawKey { seed: 5, call }).unwrap();
+                    text.extend(chunks.iter().flatten());
+                    model.push(&mut state, &tokens(K, call)).unwrap();
+                }
+                (positions, text)
+            };
+            let (here, there) = (draw(&Device::Cpu, Precision::F32), draw(&gpu, precision));
+            let same = (share(&here.0, &there.0), share(&here.1, &there.1));
+            assert!(same.0 >= least && same.1 >= least, "{precision:?}: {same:?}");
+        }
+    }
+    for (precision, tolerance) in [(Precision::F32, 1e-4), (Precision::Bf16, 5e-2)] {
+        let score = |device: &Device, precision| {
+            let (_, model) = baseline(device, precision);
+            let scores = model.draw_positions(&batch(1, device), 7, "t").unwrap();
+            let mut state = model.start().unwrap();
+            model.push(&mut state, &tokens(9, 2)).unwrap();
+            let text: Vec<u32> =
+                model.draw(&state, 20, DrawKey { seed: 5, call: 0 }).unwrap().into_iter().flatten().collect();
+            (scores.log_p, text)
+        };
+        let (here, there) = (score(&Device::Cpu, Precision::F32), score(&gpu, precision));
+        assert_near("ln p", &there.0, &here.0, tolerance);
+        assert!(share(&here.1, &there.1) > 0.9);
+    }
+}
