@@ -9,8 +9,8 @@
 //!
 //! The shapes are those of `calm bench`, which shows rates and shares of the peak.
 
-use calm_bench::Size;
 use calm_bench::operators::{Pass, Run, all};
+use calm_bench::{Place, Size};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
 
@@ -32,7 +32,7 @@ fn operators(c: &mut Criterion) {
     let Some(size) = sizes.get(&name) else {
         panic!("CALM_SIZE={name}: one of {:?}", sizes.keys().collect::<Vec<_>>());
     };
-    let list = match all(size) {
+    let list = match all(size, &Place::cpu()) {
         Ok(list) => list,
         Err(e) => panic!("{e}"),
     };

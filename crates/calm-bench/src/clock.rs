@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use candle_core::{Device, Result};
 use serde::Serialize;
 
 /// Seconds of one repetition.
@@ -29,14 +30,19 @@ impl Seconds {
 }
 
 /// Runs `work` once.
-pub(crate) fn once<T, E>(work: impl FnOnce() -> Result<T, E>) -> Result<(T, f64), E> {
+pub(crate) fn once<T, E>(
+    work: impl FnOnce() -> std::result::Result<T, E>,
+) -> std::result::Result<(T, f64), E> {
     let started = Instant::now();
     let result = work()?;
     Ok((result, started.elapsed().as_secs_f64()))
 }
 
 /// Runs `work` at least three times and for at least `seconds`; the first run is not counted.
-pub(crate) fn repeat<T, E>(seconds: f64, mut work: impl FnMut() -> Result<T, E>) -> Result<Seconds, E> {
+pub(crate) fn repeat<T, E>(
+    seconds: f64,
+    mut work: impl FnMut() -> std::result::Result<T, E>,
+) -> std::result::Result<Seconds, E> {
     work()?;
     let (mut times, started) = (Vec::new(), Instant::now());
     while times.len() < 3 || started.elapsed().as_secs_f64() < seconds {
@@ -44,6 +50,40 @@ pub(crate) fn repeat<T, E>(seconds: f64, mut work: impl FnMut() -> Result<T, E>)
         let (result, time) = once(&mut work)?;
         times.push(time);
         drop(result);
+    }
+    Ok(Seconds::of(times))
+}
+
+/// Shortest block that is timed on a GPU, seconds.
+const BLOCK: f64 = 5e-3;
+
+/// As [`repeat`], on a device. A GPU works behind: there, blocks of repetitions are timed between two waits, and
+/// their number is that of the blocks.
+pub(crate) fn repeat_on<T>(
+    device: &Device,
+    seconds: f64,
+    mut work: impl FnMut() -> Result<T>,
+) -> Result<Seconds> {
+    if device.is_cpu() {
+        return repeat(seconds, work);
+    }
+    work()?;
+    device.synchronize()?;
+    let mut block = |length: usize| {
+        let (done, time) = once(|| {
+            for _ in 0..length {
+                work()?;
+            }
+            device.synchronize()
+        })?;
+        let () = done;
+        Ok::<f64, candle_core::Error>(time / length as f64)
+    };
+    let one = block(1)?;
+    let length = (BLOCK / one.max(1e-9)).ceil().clamp(1.0, 1000.0) as usize;
+    let (mut times, started) = (Vec::new(), Instant::now());
+    while times.len() < 3 || started.elapsed().as_secs_f64() < seconds {
+        times.push(block(length)?);
     }
     Ok(Seconds::of(times))
 }

@@ -2,15 +2,18 @@
 
 use std::time::Instant;
 
+use calm_kernels::device;
 use candle_core::Result;
 use serde::Serialize;
 
-use crate::clock::{Seconds, once, processor, repeat};
+use crate::clock::{Seconds, once, processor, repeat, repeat_on};
+use crate::gpu;
 use crate::memory::Memory;
 use crate::operators::{Amount, Operator, Pass};
+use crate::place::Place;
 use crate::products::Products;
 use crate::size::Size;
-use crate::work::{What, build};
+use crate::work::{Step, What, build};
 
 /// Steps before the clock starts: they make moments and fill the allocator.
 const WARM_UP: usize = 2;
@@ -29,8 +32,10 @@ pub struct Options {
 /// Where it was measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Machine {
-    /// The processor, as the system names it.
+    /// The processor or GPU, as the system names it.
     pub device: String,
+    /// Format of activations and products.
+    pub precision: &'static str,
     /// Threads of the pool.
     pub threads: usize,
     /// Version of this program.
@@ -38,6 +43,18 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// This machine, and what of it computes.
+    pub fn at(version: &str, place: &Place) -> Self {
+        let gpu = place.device.is_cuda().then(|| {
+            let name = device::name(&place.device);
+            let gpus = device::gpus().map(|found| found.0).unwrap_or_default();
+            let gpu = gpus.into_iter().find(|g| format!("cuda:{}", g.number) == name);
+            gpu.map_or(name.clone(), |g| format!("{}, {name}", g.name))
+        });
+        let here = Self::here(version);
+        Self { device: gpu.unwrap_or(here.device), precision: place.format(), ..here }
+    }
+
     /// This machine.
     pub fn here(version: &str) -> Self {
         let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -45,6 +62,7 @@ impl Machine {
             info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':').map(|(_, m)| m.trim()));
         Self {
             device: model.unwrap_or(std::env::consts::ARCH).to_owned(),
+            precision: "f32",
             threads: rayon::current_num_threads(),
             version: version.to_owned(),
         }
@@ -61,11 +79,18 @@ pub struct MatrixRate {
 }
 
 /// Rates of square products and of copying memory (bytes/s, read and written): what shares of a peak refer to.
-pub fn matrix_peak(seconds: f64) -> (Vec<MatrixRate>, f64) {
+///
+/// # Errors
+/// What a GPU answers.
+pub fn matrix_peak(seconds: f64, place: &Place) -> Result<(Vec<MatrixRate>, f64)> {
+    if place.device.is_cuda() {
+        let rates = gpu::matrix_rates(&place.device, place.dtype(), seconds)?;
+        return Ok((rates, gpu::copy_rate(&place.device, seconds / 4.0)?));
+    }
     let rate = |side: usize| {
         let mut prepared = Products::square(side).prepare();
         let started = Instant::now();
-        for _ in 0.. {
+        loop {
             prepared.round();
             if started.elapsed().as_secs_f64() > seconds / 4.0 {
                 break;
@@ -73,7 +98,7 @@ pub fn matrix_peak(seconds: f64) -> (Vec<MatrixRate>, f64) {
         }
         MatrixRate { shape: format!("{side}³"), flops_per_second: prepared.rate().unwrap_or(0.0) }
     };
-    ([512, 1024, 2048].map(rate).to_vec(), copy_rate(seconds / 4.0))
+    Ok(([512, 1024, 2048].map(rate).to_vec(), copy_rate(seconds / 4.0)))
 }
 
 /// Bytes a second read and written by copying 64 MiB with all threads.
@@ -107,9 +132,11 @@ pub struct Measured {
     pub cpu_seconds_per_step: f64,
     /// Tokens predicted, scored or generated.
     pub tokens_per_second: f64,
-    /// Most memory resident during the steps, bytes.
+    /// Most memory resident during the steps, bytes; null on a GPU.
     pub peak_rss: Option<u64>,
-    /// The same less what is resident between steps.
+    /// Most memory of a GPU that tensors held during the steps, bytes; null on the CPU.
+    pub peak_gpu: Option<u64>,
+    /// The peak less what is held between steps.
     pub step_memory: Option<u64>,
     /// By formula.
     pub flops_per_step: f64,
@@ -136,38 +163,56 @@ pub fn work_at(
     size: &Size,
     options: &Options,
     machine: &Machine,
+    place: &Place,
 ) -> Result<Measured> {
-    let mut step = build(what, size)?;
-    let mut products = Products::of(what, size).prepare();
-    products.round();
+    let mut step = build(what, size, place)?;
+    let tokens = step.tokens;
+    let products = Products::of(what, size);
+    // Beside the steps on the CPU; on a GPU after them, whose memory is counted.
+    let mut prepared = place.device.is_cpu().then(|| products.prepare());
+    if let Some(prepared) = &mut prepared {
+        prepared.round();
+    }
     let mut first_result = None;
     for i in 0..WARM_UP {
         // What the last one frees goes back: the rest is state.
         (options.give_back)(i + 1 == WARM_UP);
-        let result = (step.run)()?;
+        let result = (step.run)(true)?;
         first_result.get_or_insert(result);
     }
     (options.give_back)(false);
-    let memory = Memory::watch();
+    let memory = Memory::watch(&place.device);
+    let block = block_length(&mut step, place)?;
     let (mut times, mut cpu) = (Vec::new(), 0.0);
     let (mut spent, mut since) = (0.0, f64::INFINITY);
     while times.len() < 3 || spent < options.seconds {
-        if since > BETWEEN {
-            products.round();
+        if let Some(prepared) = prepared.as_mut().filter(|_| since > BETWEEN) {
+            prepared.round();
             since = 0.0;
         }
         let before = processor();
-        let (_, seconds) = once(&mut step.run)?;
-        cpu += processor() - before;
+        let (_, seconds) = once(|| {
+            for _ in 0..block {
+                (step.run)(block == 1)?;
+            }
+            place.wait()
+        })?;
+        cpu += (processor() - before) / block as f64;
         spent += seconds;
         since += seconds;
-        times.push(seconds);
+        times.push(seconds / block as f64);
     }
-    products.round();
-    let (peak_rss, step_memory) = memory.peak();
+    let (peak, step_memory) = memory.peak(&place.device);
+    drop(step);
+    let mut prepared = match prepared {
+        Some(prepared) => prepared,
+        None => products.prepare_at(place)?,
+    };
+    prepared.round_at(place)?;
+    let (peak_rss, peak_gpu) = if place.device.is_cuda() { (None, peak) } else { (peak, None) };
     let seconds = Seconds::of(times);
     let flops_per_step = what.flops(size);
-    let peak = products.rate();
+    let peak = prepared.rate();
     Ok(Measured {
         what,
         size: name.to_owned(),
@@ -175,8 +220,9 @@ pub fn work_at(
         seconds_per_step: seconds.median,
         seconds_quartiles: seconds.quartiles,
         cpu_seconds_per_step: cpu / seconds.n as f64,
-        tokens_per_second: step.tokens as f64 / seconds.median,
+        tokens_per_second: tokens as f64 / seconds.median,
         peak_rss,
+        peak_gpu,
         step_memory,
         flops_per_step,
         peak_flops_per_second: peak,
@@ -185,6 +231,17 @@ pub fn work_at(
         first_result: first_result.unwrap_or(f64::NAN),
         machine: machine.clone(),
     })
+}
+
+/// Steps between two waits: on the CPU each is timed; on a GPU as many as take a tenth of a second, because a step
+/// that is waited for pays for the wait.
+fn block_length(step: &mut Step, place: &Place) -> Result<usize> {
+    if place.device.is_cpu() {
+        return Ok(1);
+    }
+    place.wait()?;
+    let (_, seconds) = once(|| (step.run)(true))?;
+    Ok((0.1 / seconds.max(1e-9)).ceil().clamp(1.0, 100.0) as usize)
 }
 
 /// An operator, measured.
@@ -200,6 +257,9 @@ pub struct MeasuredOperator {
     pub both: Option<Seconds>,
     /// The plain composition, as far as the operator goes.
     pub plain: Option<Seconds>,
+    /// Why the composition cannot be measured here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plain_fails: Option<String>,
     /// FLOPs a second of the whole, for those that multiply.
     pub flops_per_second: Option<f64>,
     /// Bytes a second of the whole, for those that stream.
@@ -210,11 +270,21 @@ pub struct MeasuredOperator {
 ///
 /// # Errors
 /// It fails.
-pub fn operator(mut o: Operator, options: &Options) -> Result<MeasuredOperator> {
+pub fn operator(mut o: Operator, options: &Options, place: &Place) -> Result<MeasuredOperator> {
     let pass = if o.differentiable { Pass::Both } else { Pass::Forward };
-    let forward = repeat(options.seconds, || (o.fused)(Pass::Forward))?;
-    let both = o.differentiable.then(|| repeat(options.seconds, || (o.fused)(Pass::Both))).transpose()?;
-    let plain = o.plain.as_mut().map(|plain| repeat(options.seconds, || plain(pass))).transpose()?;
+    let device = &place.device;
+    let forward = repeat_on(device, options.seconds, || (o.fused)(Pass::Forward))?;
+    let both =
+        o.differentiable.then(|| repeat_on(device, options.seconds, || (o.fused)(Pass::Both))).transpose()?;
+    let plain = o.plain.as_mut().map(|plain| repeat_on(device, options.seconds, || plain(pass)));
+    let (plain, plain_fails) = match plain {
+        // What the framework lacks on a GPU, or has no memory for.
+        Some(Err(e)) if device.is_cuda() => {
+            let text = e.to_string();
+            (None, Some(text.lines().next().unwrap_or_default().to_owned()))
+        }
+        plain => (plain.transpose()?, None),
+    };
     let whole = both.unwrap_or(forward).median;
     let (flops, bytes) = match o.amount {
         Amount::Flops(f) => (Some(f / whole), None),
@@ -226,6 +296,7 @@ pub fn operator(mut o: Operator, options: &Options) -> Result<MeasuredOperator> 
         forward,
         both,
         plain,
+        plain_fails,
         flops_per_second: flops,
         bytes_per_second: bytes,
     })
@@ -234,17 +305,26 @@ pub fn operator(mut o: Operator, options: &Options) -> Result<MeasuredOperator> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::place::gpu_places;
 
     #[test]
     fn a_measurement_is_consistent() {
         let size = &Size::all()["tiny"];
         let options = Options { seconds: 0.0, give_back: |_| () };
-        let m = work_at(What::Lm, "tiny", size, &options, &Machine::here("0")).unwrap();
+        let m = work_at(What::Lm, "tiny", size, &options, &Machine::here("0"), &Place::cpu()).unwrap();
         assert_eq!(m.n, 3);
         assert!(m.seconds_quartiles[0] <= m.seconds_per_step && m.seconds_per_step <= m.seconds_quartiles[1]);
         let utilisation = m.flops_per_step / m.seconds_per_step / m.peak_flops_per_second.unwrap();
         assert_eq!(m.utilisation, Some(utilisation));
-        let m = work_at(What::Energy, "tiny", size, &options, &Machine::here("0")).unwrap();
+        for place in gpu_places() {
+            for what in What::ALL {
+                let machine = Machine::at("0", &place);
+                let m = work_at(what, "tiny", size, &options, &machine, &place).unwrap();
+                assert!(m.machine.device.contains("cuda:0") && m.seconds_per_step > 0.0, "{what}");
+                assert!(m.first_result.is_finite() && m.peak_rss.is_none(), "{what}");
+            }
+        }
+        let m = work_at(What::Energy, "tiny", size, &options, &Machine::here("0"), &Place::cpu()).unwrap();
         assert_eq!((m.peak_flops_per_second, m.utilisation), (None, None));
     }
 }

@@ -1,26 +1,37 @@
-//! Memory of this process, as the system sees it.
+//! Memory of this process, as the system sees it, and of a GPU, as its pool counts it.
 
 use std::fs;
+
+use candle_core::Device;
+
+use crate::gpu::Used;
 
 /// Memory of a measurement in bytes; None where the system does not tell (Linux does).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// Resident when the watch began; None if its high-water mark could not be set back.
+    /// Held when the watch began; None if its high-water mark could not be set back.
     state: Option<u64>,
 }
 
 impl Memory {
     /// Begins a watch. Unused pages should have gone back to the system: what is resident now is taken for
     /// state that exists between steps (parameters, gradients, moments).
-    pub fn watch() -> Self {
+    pub fn watch(device: &Device) -> Self {
+        if device.is_cuda() {
+            // What was freed is free when the GPU has come so far.
+            let _ = device.synchronize();
+            Used::restart(device);
+            return Self { state: Used::of(device).map(|used| used.now) };
+        }
         // The high-water mark starts anew.
         let reset = fs::write("/proc/self/clear_refs", "5").is_ok();
         Self { state: status("VmRSS").filter(|_| reset) }
     }
 
-    /// Highest resident memory since the watch began, and the same without the state.
-    pub fn peak(&self) -> (Option<u64>, Option<u64>) {
-        let peak = self.state.and_then(|_| status("VmHWM"));
+    /// Highest memory since the watch began, and the same without the state.
+    pub fn peak(&self, device: &Device) -> (Option<u64>, Option<u64>) {
+        let most = || if device.is_cuda() { Used::of(device).map(|u| u.most) } else { status("VmHWM") };
+        let peak = self.state.and_then(|_| most());
         let above = |(peak, state): (u64, u64)| peak.saturating_sub(state);
         (peak, peak.zip(self.state).map(above))
     }
@@ -49,11 +60,11 @@ mod tests {
 
     #[test]
     fn memory_that_is_touched_and_freed_is_seen() {
-        let memory = Memory::watch();
+        let memory = Memory::watch(&Device::Cpu);
         let block = vec![1u8; 64 << 20];
         assert!(std::hint::black_box(&block).iter().step_by(4096).all(|b| *b == 1));
         drop(block);
-        let (peak, above) = memory.peak();
+        let (peak, above) = memory.peak(&Device::Cpu);
         // Other tests of this process take memory as well.
         assert!(peak >= Some(64 << 20) && above >= Some(60 << 20), "{peak:?} {above:?}");
     }

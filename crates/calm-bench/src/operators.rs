@@ -1,10 +1,12 @@
 //! Each fused operator beside the plain composition of tensor operations that it replaces, at the shapes
-//! of a size's training steps.
+//! of a size's training steps. Longer than other files because it is one list.
 
 use calm_kernels as ops;
 use calm_kernels::{AdamWStep, DropoutMask, NoiseKey, RowId, TargetNoise, philox};
+use calm_nn::{AdamW, AdamWConfig, GradientBucket};
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 
+use crate::place::{Parameter, Place};
 use crate::size::Size;
 
 /// How far a run goes.
@@ -59,22 +61,45 @@ fn row_ids(rows: usize) -> Vec<RowId> {
     (0..rows as u32).map(|position| RowId { example: 0, position }).collect()
 }
 
-fn randn(stream: &str, shape: &[usize]) -> Result<Var> {
+fn normal(stream: &str, shape: &[usize]) -> Result<Tensor> {
     let values = philox::normal(NoiseKey::new(1, stream, 0), &row_ids(1), 1, shape.iter().product());
-    Var::from_vec(values, shape, &Device::Cpu)
+    Tensor::from_vec(values, shape, &Device::Cpu)
+}
+
+/// An activation that asks for a gradient.
+fn randn(p: &Place, stream: &str, shape: &[usize]) -> Result<Var> {
+    Var::from_tensor(&p.tensor(&normal(stream, shape)?)?)
+}
+
+fn parameter(p: &Place, stream: &str, shape: &[usize]) -> Result<Parameter> {
+    p.parameter(&normal(stream, shape)?)
+}
+
+/// At least f32, for sums.
+fn wide(x: &Tensor) -> Result<Tensor> {
+    x.to_dtype(DType::F32)
 }
 
 const THETA: f64 = 10_000.0;
 const EPS: f64 = 1e-6;
 
 /// All operators at the shapes of `s`: rows are the energy head's (positions times samples) where the head
-/// uses the operator, else the backbone's or the decoder's.
+/// uses the operator, else the backbone's or the decoder's. Compositions of whole parts of layers are made of the
+/// single operators, all others of candle's own operations on the same device, with activations and parameters in
+/// the place's format and sums in f32.
 ///
 /// # Errors
 /// The tensors cannot be made.
-pub fn all(s: &Size) -> Result<Vec<Operator>> {
-    let lists =
-        [rows_of_numbers(s)?, attention(s)?, parts_of_layers(s)?, vocabulary(s)?, noise(s)?, optimiser(s)?];
+pub fn all(s: &Size, p: &Place) -> Result<Vec<Operator>> {
+    let optimiser = if p.device.is_cuda() { optimiser_on_gpu(s, p)? } else { optimiser(s)? };
+    let lists = [
+        rows_of_numbers(s, p)?,
+        attention(s, p)?,
+        parts_of_layers(s, p)?,
+        vocabulary(s, p)?,
+        noise(s, p)?,
+        optimiser,
+    ];
     Ok(lists.into_iter().flatten().collect())
 }
 
@@ -92,25 +117,27 @@ fn without_gradient(
     Operator { name, shape, amount, differentiable: false, fused, plain }
 }
 
-/// Elements of `f32`, read or written once.
-fn bytes(elements: usize) -> Amount {
-    Amount::Bytes((elements * size_of::<f32>()) as f64)
+/// Activations read or written once.
+fn bytes(p: &Place, elements: usize) -> Amount {
+    Amount::Bytes((elements * p.dtype().size_in_bytes()) as f64)
 }
 
 /// Linear layers, norms and activations.
-fn rows_of_numbers(s: &Size) -> Result<Vec<Operator>> {
+fn rows_of_numbers(s: &Size, p: &Place) -> Result<Vec<Operator>> {
+    let bytes = |elements: usize| bytes(p, elements);
     let (d, n) = (s.hidden, s.samples);
     let positions = s.batch_rows * s.context_chunks;
     let rows = positions * n;
-    let (x, w, b) = (randn("x", &[rows, d])?, randn("w", &[d, d])?, randn("b", &[d])?);
-    let (y, c) = (randn("y", &[positions, d])?, randn("c", &[positions, d])?);
-    let gate = randn("gate", &[positions, s.intermediate])?;
-    let up = randn("up", &[positions, s.intermediate])?;
-    let packed = randn("packed", &[rows, 2 * d])?;
+    let x = randn(p, "x", &[rows, d])?;
+    let (w, b) = (parameter(p, "w", &[d, d])?, parameter(p, "b", &[d])?);
+    let (y, c) = (randn(p, "y", &[positions, d])?, randn(p, "c", &[positions, d])?);
+    let gate = randn(p, "gate", &[positions, s.intermediate])?;
+    let up = randn(p, "up", &[positions, s.intermediate])?;
+    let packed = randn(p, "packed", &[rows, 2 * d])?;
     let x3 = x.reshape((positions, n, d))?;
     let mut list = Vec::new();
 
-    let ([x1, w1, b1], [x2, w2, b2]) = ([&x, &w, &b].map(Var::clone), [&x, &w, &b].map(Var::clone));
+    let (x1, w1, b1, x2, w2, b2) = (x.clone(), w.clone(), b.clone(), x.clone(), w.plain, b.plain.clone());
     list.push(operator(
         "linear",
         format!("[{rows}, {d}] x [{d}, {d}]"),
@@ -118,27 +145,29 @@ fn rows_of_numbers(s: &Size) -> Result<Vec<Operator>> {
         tensor_run(move || ops::linear(&x1, &w1, Some(&b1))),
         tensor_run(move || x2.matmul(&w2.t()?)?.broadcast_add(&b2)),
     ));
-    let ([y1, b1], [y2, b2]) = ([&y, &b].map(Var::clone), [&y, &b].map(Var::clone));
+    let (y1, b1, y2, b2) = (y.clone(), b.clone(), y, b.plain.clone());
     list.push(operator(
         "rms_norm",
         format!("[{positions}, {d}]"),
         bytes(5 * positions * d),
         tensor_run(move || ops::rms_norm(&y1, &b1, EPS)),
         tensor_run(move || {
-            let scale = (y2.sqr()?.mean_keepdim(D::Minus1)? + EPS)?.sqrt()?;
-            y2.broadcast_div(&scale)?.broadcast_mul(&b2)
+            let y = wide(&y2)?;
+            let scale = (y.sqr()?.mean_keepdim(D::Minus1)? + EPS)?.sqrt()?;
+            y.broadcast_div(&scale)?.to_dtype(y2.dtype())?.broadcast_mul(&b2)
         }),
     ));
-    let ([x1, b1], [x2, b2]) = ([&x, &b].map(Var::clone), [&x, &b].map(Var::clone));
+    let (x1, x2, b2) = (x.clone(), x.clone(), b.plain.clone());
     list.push(operator(
         "layer_norm",
         format!("[{rows}, {d}]"),
         bytes(5 * rows * d),
-        tensor_run(move || ops::layer_norm(&x1, Some(&b1), Some(&b1), EPS)),
+        tensor_run(move || ops::layer_norm(&x1, Some(&b), Some(&b), EPS)),
         tensor_run(move || {
-            let x = x2.broadcast_sub(&x2.mean_keepdim(D::Minus1)?)?;
+            let x = wide(&x2)?;
+            let x = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
             let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + EPS)?.sqrt()?;
-            x.broadcast_div(&scale)?.broadcast_mul(&b2)?.broadcast_add(&b2)
+            x.broadcast_div(&scale)?.to_dtype(x2.dtype())?.broadcast_mul(&b2)?.broadcast_add(&b2)
         }),
     ));
     let (x1, x2) = (x.clone(), x);
@@ -180,21 +209,22 @@ fn rows_of_numbers(s: &Size) -> Result<Vec<Operator>> {
 }
 
 /// Rotary angles and attention at the baseline's context, K times as long, and over a cache.
-fn attention(s: &Size) -> Result<Vec<Operator>> {
+fn attention(s: &Size, p: &Place) -> Result<Vec<Operator>> {
+    let bytes = |elements: usize| bytes(p, elements);
     let (b, t, h, kv) = (s.batch_rows, s.context_chunks * s.chunk_size, s.heads, s.kv_heads);
     let dh = s.hidden / h;
-    let q = randn("q", &[b, t, h, dh])?;
-    let (k, v) = (randn("k", &[b, t, kv, dh])?, randn("v", &[b, t, kv, dh])?);
+    let q = randn(p, "q", &[b, t, h, dh])?;
+    let (k, v) = (randn(p, "k", &[b, t, kv, dh])?, randn(p, "v", &[b, t, kv, dh])?);
     let places = (0..b * t).map(|i| (i % t) as u32).collect::<Vec<_>>();
-    let places = Tensor::from_vec(places, (b, t), &Device::Cpu)?;
+    let places = Tensor::from_vec(places, (b, t), &p.device)?;
     let segments = places.zeros_like()?;
     let mut list = Vec::new();
 
     let half = dh / 2;
     let frequencies: Vec<f32> = (0..half).map(|i| THETA.powf(-2.0 * i as f64 / dh as f64) as f32).collect();
-    let frequencies = Tensor::from_vec(frequencies, (1, 1, 1, half), &Device::Cpu)?;
+    let frequencies = Tensor::from_vec(frequencies, (1, 1, 1, half), &p.device)?;
     let angles = places.to_dtype(DType::F32)?.reshape((b, t, 1, 1))?.broadcast_mul(&frequencies)?;
-    let (cos, sin) = (angles.cos()?, angles.sin()?);
+    let (cos, sin) = (angles.cos()?.to_dtype(p.dtype())?, angles.sin()?.to_dtype(p.dtype())?);
     let (x1, x2) = (q.clone(), q.clone());
     list.push(operator(
         "rotary",
@@ -211,7 +241,7 @@ fn attention(s: &Size) -> Result<Vec<Operator>> {
 
     let [one, keys, values] = [&q, &k, &v].map(|x| x.as_detached_tensor());
     let mask: Vec<f32> = (0..t * t).map(|i| if i % t > i / t { f32::NEG_INFINITY } else { 0.0 }).collect();
-    let mask = Tensor::from_vec(mask, (1, 1, t, t), &Device::Cpu)?;
+    let mask = Tensor::from_vec(mask, (1, 1, t, t), &p.device)?;
     let [q2, k2, v2] = [&q, &k, &v].map(Var::clone);
     let plain = move || {
         let spread = |x: &Tensor| {
@@ -219,9 +249,10 @@ fn attention(s: &Size) -> Result<Vec<Operator>> {
             x.contiguous()?.reshape((b, h, t, dh))
         };
         let q = q2.transpose(1, 2)?.contiguous()?;
-        let scores = (q.matmul(&spread(&k2)?.t()?)? / (dh as f64).sqrt())?.broadcast_add(&mask)?;
+        let scores = (q.matmul(&spread(&k2)?.t()?)? / (dh as f64).sqrt())?;
+        let scores = wide(&scores)?.broadcast_add(&mask)?;
         let e = scores.broadcast_sub(&scores.detach().max_keepdim(D::Minus1)?)?.exp()?;
-        let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?;
+        let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?.to_dtype(q.dtype())?;
         p.matmul(&spread(&v2)?)?.transpose(1, 2)?.contiguous()
     };
     list.push(operator(
@@ -245,34 +276,34 @@ fn attention(s: &Size) -> Result<Vec<Operator>> {
 }
 
 /// Whole parts of layers beside the single operators that they are made of.
-fn parts_of_layers(s: &Size) -> Result<Vec<Operator>> {
+fn parts_of_layers(s: &Size, p: &Place) -> Result<Vec<Operator>> {
     let (b, t, d, i, n) = (s.batch_rows, s.context_chunks, s.hidden, s.intermediate, s.samples);
     let (positions, kv) = (b * t, s.hidden / s.heads * s.kv_heads);
-    let x = randn("x", &[b, t, d])?;
-    let norm = randn("norm", &[d])?;
-    let matrix = |name: &str, o: usize, i: usize| randn(name, &[o, i]);
+    let x = randn(p, "x", &[b, t, d])?;
+    let norm = parameter(p, "norm", &[d])?;
+    let matrix = |name: &str, o: usize, i: usize| parameter(p, name, &[o, i]);
     let mut list = Vec::new();
 
-    let mlp = [x.clone(), norm.clone(), matrix("gate", i, d)?, matrix("up", i, d)?, matrix("down", d, i)?];
-    let v = mlp.clone();
+    let mlp = [norm.clone(), matrix("gate", i, d)?, matrix("up", i, d)?, matrix("down", d, i)?];
+    let (v, x1, x2) = (mlp.clone(), x.clone(), x.clone());
     list.push(operator(
         "mlp_block",
         format!("[{b}, {t}, {d}], inner {i}"),
         Amount::Flops(18.0 * (positions * d * i) as f64),
-        tensor_run(move || ops::mlp_block(&mlp[0], &mlp[1], [&mlp[2], &mlp[3], &mlp[4]], EPS)),
+        tensor_run(move || ops::mlp_block(&x1, &mlp[0], [&mlp[1], &mlp[2], &mlp[3]], EPS)),
         tensor_run(move || {
-            let h = ops::rms_norm(&v[0], &v[1], EPS)?;
-            let a = ops::swiglu(&ops::linear(&h, &v[2], None)?, &ops::linear(&h, &v[3], None)?)?;
-            v[0].as_tensor() + ops::linear(&a, &v[4], None)?
+            let h = ops::rms_norm(&x2, &v[0], EPS)?;
+            let a = ops::swiglu(&ops::linear(&h, &v[1], None)?, &ops::linear(&h, &v[2], None)?)?;
+            x2.as_tensor() + ops::linear(&a, &v[3], None)?
         }),
     ));
 
     let places = (0..positions).map(|i| (i % t) as u32).collect::<Vec<_>>();
-    let places = Tensor::from_vec(places, (b, t), &Device::Cpu)?;
+    let places = Tensor::from_vec(places, (b, t), &p.device)?;
     let segments = places.zeros_like()?;
     let (heads, kv_heads) = (s.heads, s.kv_heads);
-    let w = [x, norm, matrix("q", d, d)?, matrix("k", kv, d)?, matrix("v", kv, d)?, matrix("o", d, d)?];
-    let (v, places2, segments2) = (w.clone(), places.clone(), segments.clone());
+    let w = [norm, matrix("q", d, d)?, matrix("k", kv, d)?, matrix("v", kv, d)?, matrix("o", d, d)?];
+    let (v, x1, x2, places2, segments2) = (w.clone(), x.clone(), x, places.clone(), segments.clone());
     let products = 12.0 * (positions * d * (d + kv)) as f64;
     list.push(operator(
         "attention_block",
@@ -281,23 +312,23 @@ fn parts_of_layers(s: &Size) -> Result<Vec<Operator>> {
         tensor_run(move || {
             let (positions, segments) = (&places, &segments);
             let shape = ops::AttentionShape { heads, kv_heads, theta: THETA, eps: EPS, positions, segments };
-            ops::attention_block(&w[0], &w[1], [&w[2], &w[3], &w[4], &w[5]], shape)
+            ops::attention_block(&x1, &w[0], [&w[1], &w[2], &w[3], &w[4]], shape)
         }),
         tensor_run(move || {
-            let h = ops::rms_norm(&v[0], &v[1], EPS)?;
+            let h = ops::rms_norm(&x2, &v[0], EPS)?;
             let head = |w: &Tensor, n: usize| ops::linear(&h, w, None)?.reshape((b, t, n, d / heads));
-            let q = ops::rotary(&head(&v[2], heads)?, &places2, THETA)?;
-            let k = ops::rotary(&head(&v[3], kv_heads)?, &places2, THETA)?;
-            let mixed = ops::causal_attention(&q, &k, &head(&v[4], kv_heads)?, &segments2)?;
-            v[0].as_tensor() + ops::linear(&mixed.reshape((b, t, d))?, &v[5], None)?
+            let q = ops::rotary(&head(&v[1], heads)?, &places2, THETA)?;
+            let k = ops::rotary(&head(&v[2], kv_heads)?, &places2, THETA)?;
+            let mixed = ops::causal_attention(&q, &k, &head(&v[3], kv_heads)?, &segments2)?;
+            x2.as_tensor() + ops::linear(&mixed.reshape((b, t, d))?, &v[4], None)?
         }),
     ));
 
-    let x = randn("x3", &[positions, n, d])?;
-    let c = randn("c", &[positions, d])?;
+    let x = randn(p, "x3", &[positions, n, d])?;
+    let c = randn(p, "c", &[positions, d])?;
     let [w1, w2, w3, w4] =
         [("1", d, 2 * d), ("2", d, d), ("3", 2 * d, d), ("4", d, d)].map(|(name, o, i)| matrix(name, o, i));
-    let (w, b, b3) = ([w1?, w2?, w3?, w4?], randn("b", &[d])?, randn("b3", &[2 * d])?);
+    let (w, b, b3) = ([w1?, w2?, w3?, w4?], parameter(p, "b", &[d])?, parameter(p, "b3", &[2 * d])?);
     let (x2, c2, v, b2, b32) = (x.clone(), c.clone(), w.clone(), b.clone(), b3.clone());
     list.push(operator(
         "energy_block",
@@ -327,16 +358,17 @@ fn parts_of_layers(s: &Size) -> Result<Vec<Operator>> {
 }
 
 /// What touches the table of the vocabulary, at the autoencoder's batch.
-fn vocabulary(s: &Size) -> Result<Vec<Operator>> {
+fn vocabulary(s: &Size, p: &Place) -> Result<Vec<Operator>> {
+    let bytes = |elements: usize| bytes(p, elements);
     let (tokens, width, v) = (s.ae_rows * s.ae_context * s.chunk_size, s.ae_hidden, s.vocab);
-    let (hidden, table) = (randn("hidden", &[tokens, width])?, randn("table", &[v, width])?);
+    let (hidden, table) = (randn(p, "hidden", &[tokens, width])?, parameter(p, "table", &[v, width])?);
     let target: Vec<u32> = (0..tokens).map(|i| (i * 7919 % v) as u32).collect();
-    let target = Tensor::from_vec(target, tokens, &Device::Cpu)?;
-    let [constant, constant_table] = [&hidden, &table].map(|x| x.as_detached_tensor());
+    let target = Tensor::from_vec(target, tokens, &p.device)?;
+    let (constant, constant_table) = (hidden.as_detached_tensor(), table.plain.as_detached_tensor());
     let shape = format!("[{tokens}, {width}] x [{v}, {width}]");
     let mut list = Vec::new();
 
-    let (x2, e2, y2) = (hidden.clone(), table.clone(), target.clone());
+    let (x2, e2, y2) = (hidden.clone(), table.plain.clone(), target.clone());
     let (x1, e1, y1) = (hidden, table.clone(), target.clone());
     list.push(operator(
         "tied_cross_entropy",
@@ -344,22 +376,22 @@ fn vocabulary(s: &Size) -> Result<Vec<Operator>> {
         Amount::Flops(6.0 * (tokens * width * v) as f64),
         tensor_run(move || ops::tied_cross_entropy(&x1, &e1, &y1, None)),
         tensor_run(move || {
-            let logits = x2.matmul(&e2.t()?)?;
+            let logits = wide(&x2.matmul(&e2.t()?)?)?;
             let max = logits.detach().max_keepdim(1)?;
             let sum = logits.broadcast_sub(&max)?.exp()?.sum_keepdim(1)?.log()?;
             let lse = (sum + max)?.squeeze(1)?;
             (lse - logits.gather(&y2.unsqueeze(1)?, 1)?.squeeze(1)?)?.sum_all()
         }),
     ));
-    let (x2, e2) = (constant.clone(), constant_table.clone());
+    let (x2, e2, e1) = (constant.clone(), constant_table, table.clone());
     list.push(without_gradient(
         "tied_argmax",
         shape,
         Amount::Flops(2.0 * (tokens * width * v) as f64),
-        tensor_run(move || ops::tied_argmax(&constant, &constant_table)),
+        tensor_run(move || ops::tied_argmax(&constant, &e1)),
         Some(tensor_run(move || x2.matmul(&e2.t()?)?.argmax(1))),
     ));
-    let (e2, y2) = (table.clone(), target.clone());
+    let (e2, y2) = (table.plain.clone(), target.clone());
     list.push(operator(
         "embedding",
         format!("[{tokens}] of [{v}, {width}]"),
@@ -371,12 +403,13 @@ fn vocabulary(s: &Size) -> Result<Vec<Operator>> {
 }
 
 /// What draws its noise inside.
-fn noise(s: &Size) -> Result<Vec<Operator>> {
+fn noise(s: &Size, p: &Place) -> Result<Vec<Operator>> {
+    let bytes = |elements: usize| bytes(p, elements);
     let (positions, n, m, l) = (s.batch_rows * s.context_chunks, s.samples, s.targets, s.latent);
     let chunks = s.ae_rows * s.ae_context;
     let mut list = Vec::new();
 
-    let x = randn("z", &[chunks, l])?;
+    let x = randn(p, "z", &[chunks, l])?;
     let (x2, ids, key) = (x.clone(), row_ids(chunks), NoiseKey::new(1, "dropout", 0));
     list.push(operator(
         "dropout",
@@ -384,14 +417,15 @@ fn noise(s: &Size) -> Result<Vec<Operator>> {
         bytes(4 * chunks * l),
         tensor_run(move || ops::dropout(&x, 0.15, DropoutMask::Draw { key, rows: &ids })),
         tensor_run(move || {
-            let keep = Tensor::rand(0f32, 1f32, x2.dims(), &Device::Cpu)?.ge(0.15)?;
-            x2.as_tensor() * (keep.to_dtype(DType::F32)? / 0.85)?
+            let keep = Tensor::rand(0f32, 1f32, x2.dims(), x2.device())?.ge(0.15)?;
+            x2.as_tensor() * (keep.to_dtype(DType::F32)? / 0.85)?.to_dtype(x2.dtype())?
         }),
     ));
 
-    let x = randn("predictions", &[positions, n, l])?;
-    let mean = randn("mean", &[positions, l])?.as_detached_tensor();
-    let log_std = ((randn("log_std", &[positions, l])?.as_detached_tensor() * 0.1)? - 1.2)?;
+    let x = randn(p, "predictions", &[positions, n, l])?;
+    // The posterior is f32 everywhere.
+    let mean = normal("mean", &[positions, l])?.to_device(&p.device)?;
+    let log_std = ((normal("log_std", &[positions, l])? * 0.1)? - 1.2)?.to_device(&p.device)?;
     let (x2, mean2, log_std2, alpha) = (x.clone(), mean.clone(), log_std.clone(), s.alpha);
     let (ids, key) = (row_ids(positions), NoiseKey::new(1, "target", 0));
     list.push(operator(
@@ -404,7 +438,8 @@ fn noise(s: &Size) -> Result<Vec<Operator>> {
             ops::energy_score(&x, &mean, &log_std, noise, alpha)
         }),
         tensor_run(move || {
-            let eps = Tensor::randn(0f32, 1f32, (positions, m, l), &Device::Cpu)?;
+            let x2 = wide(&x2)?;
+            let eps = Tensor::randn(0f32, 1f32, (positions, m, l), x2.device())?;
             let z = eps.broadcast_mul(&log_std2.exp()?.unsqueeze(1)?)?.broadcast_add(&mean2.unsqueeze(1)?)?;
             let power = |a: &Tensor, b: &Tensor| {
                 let d = a.unsqueeze(2)?.broadcast_sub(&b.unsqueeze(1)?)?;
@@ -444,21 +479,64 @@ fn optimiser(s: &Size) -> Result<Vec<Operator>> {
         Ok(())
     };
     // Gradient twice, for the norm; parameter and moments read and written.
-    let amount = bytes(8 * n);
+    let amount = Amount::Bytes((8 * n * size_of::<f32>()) as f64);
+    Ok(vec![without_gradient("adamw", format!("[{n}]"), amount, Box::new(fused), Some(Box::new(plain)))])
+}
+
+/// The same as a model's optimiser does it on a GPU, the copies in the format of activations included.
+fn optimiser_on_gpu(s: &Size, p: &Place) -> Result<Vec<Operator>> {
+    let store = p.store(1)?;
+    for layer in 0..s.layers {
+        let name = format!("layer{layer}");
+        store.builder().weight(&name, &[4 * s.hidden, s.hidden], calm_nn::Init::Ones)?;
+    }
+    store.prepare()?;
+    let mut bucket = GradientBucket::new(&store)?;
+    let mut adamw = AdamW::new(&store, AdamWConfig::default())?;
+    let zero = Tensor::zeros((), DType::F32, &p.device)?;
+    let loss = store.params().iter().try_fold(zero, |sum, (_, p)| sum + p.var.sum_all()?)?;
+    bucket.backward(&loss)?;
+    let n = store.element_count();
+    let fused = move |_| {
+        // Its copies live as long as the store.
+        let _ = &store;
+        let clip = bucket.clip(1.0)?;
+        adamw.update(&mut bucket, 1e-4, &clip)
+    };
+    let state = || Tensor::ones(n, DType::F32, &p.device);
+    let (g2, p2, m2, v2) = (state()?, state()?, state()?, state()?);
+    let plain = move |_| {
+        // The factor stays on the GPU.
+        let norm = g2.sqr()?.sum_all()?.sqrt()?;
+        let g = g2.broadcast_div(&norm)?;
+        let m = ((&m2 * 0.9)? + (&g * 0.1)?)?;
+        let v = ((&v2 * 0.95)? + (g.sqr()? * 0.05)?)?;
+        let update = (m / (v.sqrt()? + 1e-8)?)?;
+        std::hint::black_box(((&p2 * 0.99999)? - (update * 1e-4)?)?);
+        Ok(())
+    };
+    // Gradient twice, parameter and moments read and written, the copy written.
+    let copy = if p.dtype() == DType::F32 { 0 } else { p.dtype().size_in_bytes() };
+    let amount = Amount::Bytes((n * (8 * size_of::<f32>() + copy)) as f64);
     Ok(vec![without_gradient("adamw", format!("[{n}]"), amount, Box::new(fused), Some(Box::new(plain)))])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::place::gpu_places;
 
     #[test]
     fn operators_and_their_compositions_run_and_have_a_gradient() {
-        for mut operator in all(&Size::all()["tiny"]).unwrap() {
-            let pass = if operator.differentiable { Pass::Both } else { Pass::Forward };
-            (operator.fused)(pass).unwrap();
-            if let Some(plain) = &mut operator.plain {
-                plain(pass).unwrap();
+        for place in [Place::cpu()].into_iter().chain(gpu_places()) {
+            for mut operator in all(&Size::all()["tiny"], &place).unwrap() {
+                let pass = if operator.differentiable { Pass::Both } else { Pass::Forward };
+                let name = operator.name;
+                let failed = |e| panic!("{name} in {}: {e}", place.format());
+                (operator.fused)(pass).unwrap_or_else(failed);
+                if let Some(plain) = &mut operator.plain {
+                    plain(pass).unwrap_or_else(failed);
+                }
             }
         }
     }

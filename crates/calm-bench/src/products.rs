@@ -2,9 +2,11 @@
 //! nothing but multiplying took time.
 
 use calm_kernels::simd::{Mat, matmul};
+use candle_core::{Device, Result, Tensor};
 use gemm::Parallelism;
 
-use crate::clock::once;
+use crate::clock::{once, repeat_on};
+use crate::place::Place;
 use crate::size::Size;
 use crate::work::What;
 
@@ -177,8 +179,24 @@ impl Products {
             a: values(most(|p| p.m * p.k)),
             b: values(most(|p| p.k * p.n)),
             out: values(most(|p| p.m * p.n)),
+            there: None,
             times: vec![Vec::new(); self.list.len()],
         }
+    }
+
+    /// The same in the memory and the format of a place.
+    pub(crate) fn prepare_at(&self, place: &Place) -> Result<Prepared> {
+        let mut prepared = self.prepare();
+        if place.device.is_cuda() && !self.is_empty() {
+            let there = |values: &mut Vec<f32>| {
+                let values = std::mem::take(values);
+                let count = values.len();
+                place.tensor(&Tensor::from_vec(values, count, &Device::Cpu)?)
+            };
+            prepared.there = Some([there(&mut prepared.a)?, there(&mut prepared.b)?]);
+            prepared.out = Vec::new();
+        }
+        Ok(prepared)
     }
 }
 
@@ -188,10 +206,32 @@ pub(crate) struct Prepared {
     a: Vec<f32>,
     b: Vec<f32>,
     out: Vec<f32>,
+    /// Both operands on a GPU.
+    there: Option<[Tensor; 2]>,
     times: Vec<Vec<f64>>,
 }
 
 impl Prepared {
+    /// As [`Self::round`], where the products were prepared.
+    pub(crate) fn round_at(&mut self, place: &Place) -> Result<()> {
+        let Some([a, b]) = &self.there else {
+            self.round();
+            return Ok(());
+        };
+        for (p, times) in self.products.list.iter().zip(&mut self.times) {
+            let matrix = |x: &Tensor, rows: usize, columns: usize| {
+                x.narrow(0, 0, rows * columns)?.reshape((rows, columns))
+            };
+            let (a, b) = match p.layout {
+                Layout::Forward => (matrix(a, p.m, p.k)?, matrix(b, p.n, p.k)?.t()?),
+                Layout::Input => (matrix(a, p.m, p.k)?, matrix(b, p.k, p.n)?),
+                Layout::Weight => (matrix(a, p.k, p.m)?.t()?, matrix(b, p.k, p.n)?),
+            };
+            times.push(repeat_on(&place.device, 0.0, || a.matmul(&b))?.median);
+        }
+        Ok(())
+    }
+
     /// Times every distinct product once.
     pub(crate) fn round(&mut self) {
         for (p, times) in self.products.list.iter().zip(&mut self.times) {

@@ -12,9 +12,10 @@ use calm_eval::temperature::Temperature;
 use calm_kernels as ops;
 use calm_lm::{Baseline, Calm, HeadConfig, SpecialIds};
 use calm_nn::{AdamW, AdamWConfig, GradientBucket, Noise, NoiseKey, ParamStore, RowId, philox};
-use candle_core::{DType, Device, Result, Tensor, Var, bail};
+use candle_core::{Device, Result, Tensor, Var, bail};
 use serde::Serialize;
 
+use crate::place::Place;
 use crate::size::Size;
 
 /// A piece of work, by the name that the PyTorch peers use.
@@ -148,8 +149,9 @@ impl FromStr for What {
 
 /// A step that can be repeated.
 pub struct Step {
-    /// Does it; the result is its loss, or Brier-1.
-    pub run: Box<dyn FnMut() -> Result<f64>>,
+    /// Does it; the result is its loss, or Brier-1. A training step that is told not to read it (false) does not
+    /// wait for a GPU, and answers NaN.
+    pub run: Box<dyn FnMut(bool) -> Result<f64>>,
     /// Tokens predicted, scored or generated in it.
     pub tokens: usize,
 }
@@ -203,49 +205,66 @@ impl Training {
     }
 
     /// Loss, gradients, clipping and update, as the training loop does them.
-    fn step(&mut self, loss: impl FnOnce(u32) -> Result<Tensor>) -> Result<f64> {
+    fn step(&mut self, read: bool, loss: impl FnOnce(u32) -> Result<Tensor>) -> Result<f64> {
         self.bucket.clear();
         let loss = loss(self.step)?;
-        let value = f64::from(loss.to_scalar::<f32>()?);
+        let value = loss.detach();
         self.bucket.backward(&loss)?;
         drop(loss);
         let clip = self.bucket.clip(1.0)?;
-        let norm = clip.read()?.norm;
+        self.optimizer.update(&mut self.bucket, 3e-4, &clip)?;
+        self.step += 1;
+        if !read {
+            return Ok(f64::NAN);
+        }
+        let (value, norm) = (f64::from(value.to_scalar::<f32>()?), clip.read()?.norm);
         if !(value.is_finite() && norm.is_finite()) {
             bail!("the loss {value} or the gradient norm {norm} is no number")
         }
-        self.optimizer.update(&mut self.bucket, 3e-4, &clip)?;
-        self.step += 1;
         Ok(value)
     }
 }
 
-fn calm(store: &ParamStore, s: &Size, k: usize, latent: usize, context: usize) -> Result<Calm> {
+fn calm(
+    store: &ParamStore,
+    place: &Place,
+    s: &Size,
+    k: usize,
+    latent: usize,
+    context: usize,
+) -> Result<Calm> {
     let special = special(s.vocab);
-    let frozen = ParamStore::new(&Device::Cpu, DType::F32, SEED);
+    let frozen = place.store(SEED)?;
     let ae = Autoencoder::with_store(&frozen, &s.autoencoder(latent), k, s.vocab, special.bos)?;
     let head = HeadConfig::Energy(s.head());
-    Calm::new(&store.builder(), &s.backbone(), &head, ae, special, context, false)
+    frozen.prepare()?;
+    let model = Calm::new(&store.builder(), &s.backbone(), &head, ae, special, context, false)?;
+    store.prepare()?;
+    Ok(model)
 }
 
 /// The step of some work at a size, with random weights.
-pub fn build(what: What, size: &Size) -> Result<Step> {
+///
+/// # Errors
+/// No memory left on a GPU.
+pub fn build(what: What, size: &Size, place: &Place) -> Result<Step> {
     let s = size.clone();
-    let (device, k) = (Device::Cpu, what.chunk_size(&s));
-    let store = ParamStore::new(&device, DType::F32, SEED);
+    let (device, k) = (place.device.clone(), what.chunk_size(&s));
+    let store = place.store(SEED)?;
     let rows = s.batch_rows * s.context_chunks;
     match what {
         What::Ae => {
             let special = special(s.vocab);
             let model = Autoencoder::with_store(&store, &s.autoencoder(s.latent), k, s.vocab, special.bos)?;
+            store.prepare()?;
             let chunks = s.ae_rows * s.ae_context;
             let x = Tensor::from_vec(ids(chunks * k, s.vocab), (chunks, k), &device)?;
             let row =
                 |i: usize| RowId { example: (i / s.ae_context) as u32, position: (i % s.ae_context) as u32 };
             let rows: Vec<RowId> = (0..chunks).map(row).collect();
             let mut training = Training::new(&store)?;
-            let run = move || {
-                training.step(|step| {
+            let run = move |read: bool| {
+                training.step(read, |step| {
                     let noise = Noise::Keyed { seed: SEED, purpose: "bench", step, rows: &rows };
                     model.loss(&x, &noise)?.total / chunks as f64
                 })
@@ -253,11 +272,11 @@ pub fn build(what: What, size: &Size) -> Result<Step> {
             Ok(Step { run: Box::new(run), tokens: chunks * k })
         }
         What::Lm => {
-            let model = calm(&store, &s, k, s.latent, s.context_chunks)?;
+            let model = calm(&store, place, &s, k, s.latent, s.context_chunks)?;
             let batch = to_tensors(&batch(s.batch_rows, s.context_chunks + 1, k, s.vocab), &device)?;
             let mut training = Training::new(&store)?;
-            let run = move || {
-                training.step(|step| {
+            let run = move |read: bool| {
+                training.step(read, |step| {
                     let noise = Noise::Keyed { seed: SEED, purpose: "bench", step, rows: &batch.rows };
                     let loss = model.loss(&batch, &noise)?;
                     loss.sum / loss.rows as f64
@@ -269,26 +288,27 @@ pub fn build(what: What, size: &Size) -> Result<Step> {
             let context = s.context_chunks * k;
             let model =
                 Baseline::new(&store.builder(), &s.backbone(), s.vocab, special(s.vocab), context, false)?;
+            store.prepare()?;
             let batch = to_tensors(&batch(s.batch_rows, context + 1, 1, s.vocab), &device)?;
             let mut training = Training::new(&store)?;
-            let run = move || {
-                training.step(|_| {
+            let run = move |read: bool| {
+                training.step(read, |_| {
                     let loss = model.loss(&batch)?;
                     loss.sum / loss.rows as f64
                 })
             };
             Ok(Step { run: Box::new(run), tokens: rows * k })
         }
-        What::Energy => energy(&s, rows, &device),
+        What::Energy => energy(&s, rows, place),
         What::Generate => {
             let context = s.prompt_chunks + s.new_chunks;
-            let model = calm(&store, &s, k, s.latent, context)?;
+            let model = calm(&store, place, &s, k, s.latent, context)?;
             let prompt = ids(s.prompt_chunks * k, s.vocab);
             let half = Temperature::new::<candle_core::Error>(0.5).map_err(candle_core::Error::wrap)?;
             let decoding = Decoding::Batch { temperature: half, samples: s.candidates };
             let max_tokens = s.new_chunks * k;
             let texts = s.generate_rows;
-            let run = move || {
+            let run = move |_| {
                 let mut first = 0.0;
                 for seed in 0..texts as u64 {
                     let options = GenerateOptions { max_tokens, decoding, seed, remainder_budget: 1 };
@@ -307,9 +327,9 @@ pub fn build(what: What, size: &Size) -> Result<Step> {
         }
         What::BrierK1 | What::BrierK2 | What::BrierK4 => {
             let positions = s.brier_tokens / k;
-            let model = calm(&store, &s, k, k * s.brier_latent_per_token, positions)?;
+            let model = calm(&store, place, &s, k, k * s.brier_latent_per_token, positions)?;
             let batch = batch(s.brier_rows, positions + 1, k, s.vocab);
-            let run = move || {
+            let run = move |_| {
                 let scores = score_calm(&model, [batch.clone()].into_iter(), 2, SEED, &device, |_| ())?;
                 Ok(scores.sums.brier().map_or(f64::NAN, |b| b[0] / 100.0))
             };
@@ -318,24 +338,27 @@ pub fn build(what: What, size: &Size) -> Result<Step> {
     }
 }
 
-fn energy(s: &Size, rows: usize, device: &Device) -> Result<Step> {
+fn energy(s: &Size, rows: usize, place: &Place) -> Result<Step> {
     let (n, m, l, alpha) = (s.samples, s.targets, s.latent, s.alpha);
     let ids: Vec<RowId> = (0..rows as u32).map(|position| RowId { example: 0, position }).collect();
     let normal = |stream: &str, samples: usize| {
         let values = philox::normal(NoiseKey::new(SEED, stream, 0), &ids, samples, l);
-        Tensor::from_vec(values, (rows, samples, l), device)
+        Tensor::from_vec(values, (rows, samples, l), &Device::Cpu)
     };
-    let x = Var::from_tensor(&normal("bench/predictions", n)?)?;
-    let mean = normal("bench/mean", 1)?.squeeze(1)?;
-    let log_std = ((normal("bench/log_std", 1)?.squeeze(1)? * 0.1)? - 1.2)?;
+    let x = Var::from_tensor(&place.tensor(&normal("bench/predictions", n)?)?)?;
+    // The posterior is f32 everywhere.
+    let there = |t: Tensor| t.to_device(&place.device);
+    let mean = there(normal("bench/mean", 1)?.squeeze(1)?)?;
+    let log_std = there(((normal("bench/log_std", 1)?.squeeze(1)? * 0.1)? - 1.2)?)?;
     let mut step = 0;
-    let run = move || {
+    let run = move |read: bool| {
         let key = NoiseKey::new(SEED, "bench/target", step);
         step += 1;
         let noise = ops::TargetNoise::Draw { key, rows: &ids, samples: m };
         let loss = ops::energy_score(x.as_tensor(), &mean, &log_std, noise, alpha)?.mean_all()?;
         let gradients = loss.backward()?;
         match gradients.get(x.as_tensor()) {
+            Some(_) if !read => Ok(f64::NAN),
             Some(_) => Ok(f64::from(loss.to_scalar::<f32>()?)),
             None => bail!("no gradient reaches the predictions"),
         }
@@ -351,8 +374,8 @@ mod tests {
     fn every_piece_of_work_runs_and_starts_as_an_untrained_model() {
         let size = &Size::all()["tiny"];
         for what in What::ALL {
-            let mut step = build(what, size).unwrap();
-            let first = (step.run)().unwrap();
+            let mut step = build(what, size, &Place::cpu()).unwrap();
+            let first = (step.run)(true).unwrap();
             match what {
                 // Uniform over the vocabulary, for each of K tokens of a chunk, and a little KL.
                 What::Ae => assert!((first - 4.0 * (96f64).ln()).abs() < 0.3, "{first}"),
@@ -362,7 +385,7 @@ mod tests {
                 What::BrierK1 | What::BrierK2 | What::BrierK4 => assert!((-1.0..-0.5).contains(&first)),
                 What::Lm | What::Energy => assert!(first > 0.0),
             }
-            assert!((step.run)().unwrap().is_finite() && step.tokens > 0 && what.flops(size) > 0.0);
+            assert!((step.run)(true).unwrap().is_finite() && step.tokens > 0 && what.flops(size) > 0.0);
             assert_eq!(what.name().parse(), Ok(what));
         }
         assert!("all".parse::<What>().is_err());

@@ -1,9 +1,15 @@
 //! What can be typed.
 
+mod exchange;
+mod measure;
+
 use std::path::PathBuf;
 
-use calm_bench::What;
+use calm_kernels::device::Choice;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use exchange::{DtypeName, ExportArgs, ExportFormat, ImportArgs};
+pub use measure::{BenchArgs, BenchItem, DoctorArgs, PrecisionName};
 
 /// Train, measure and compare Continuous Autoregressive Language Models.
 #[derive(Debug, Parser)]
@@ -21,6 +27,9 @@ pub struct Cli {
     /// Threads to work with (default: all cores). Results do not depend on it.
     #[arg(long, global = true, value_name = "N")]
     pub threads: Option<usize>,
+    /// Where to compute: `auto` (a GPU if there is one that can be used, else the CPU), `cpu`, `cuda` or `cuda:N`.
+    #[arg(long, global = true, value_name = "NAME", default_value_t, env = "CALM_DEVICE")]
+    pub device: Choice,
 }
 
 /// The commands.
@@ -96,6 +105,9 @@ pub struct TrainArgs {
     /// Print the plan and stop.
     #[arg(long)]
     pub dry_run: bool,
+    /// With --dry-run: plan for a GPU with so much memory instead of this machine, e.g. `80GB`.
+    #[arg(long, value_name = "SIZE", requires = "dry_run", value_parser = bytes)]
+    pub memory: Option<f64>,
     /// Train only: no scores at the end (`calm eval` gives them later).
     #[arg(long)]
     pub skip_scores: bool,
@@ -150,70 +162,15 @@ pub struct ReportArgs {
     pub cache: PathBuf,
 }
 
-/// `calm bench`
-#[derive(Debug, Args)]
-pub struct BenchArgs {
-    /// Measure a run's training and generation instead (one without weights with random ones).
-    #[arg(short, long, value_name = "FOLDER", conflicts_with_all = ["size", "what"])]
-    pub run: Option<PathBuf>,
-    /// Which size is measured: small, small-v1024, medium, tiny.
-    #[arg(long, value_name = "NAME", default_value = "small")]
-    pub size: String,
-    /// What of it (default: all): matrix, operators, and the steps ae, lm, baseline, energy, generate, brier_k1,
-    /// brier_k2, brier_k4.
-    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
-    pub what: Vec<BenchItem>,
-    /// Seconds for each thing that is measured.
-    #[arg(long, default_value_t = 2.0, value_parser = seconds)]
-    pub seconds: f64,
-    /// With --run: N of the batch sampler; 0: training only.
-    #[arg(long, default_value_t = 200, requires = "run")]
-    pub draws: usize,
-    /// What the results are printed as.
-    #[arg(long, default_value = "table")]
-    pub format: Format,
-    /// Where tokenizers and token files are kept.
-    #[arg(long, value_name = "FOLDER", default_value = "runs/.cache", env = "CALM_CACHE")]
-    pub cache: PathBuf,
-}
-
-/// `calm doctor`
-#[derive(Debug, Args)]
-pub struct DoctorArgs {
-    /// Seconds of measuring.
-    #[arg(long, default_value_t = 4.0, value_parser = seconds)]
-    pub seconds: f64,
-    /// What the results are printed as.
-    #[arg(long, default_value = "table")]
-    pub format: Format,
-}
-
-/// A span of time that ends.
-fn seconds(text: &str) -> Result<f64, String> {
-    let value = text.parse().unwrap_or(f64::NAN);
-    if value > 0.0 && value <= 3600.0 { Ok(value) } else { Err("seconds above 0, at most 3600".into()) }
-}
-
-/// One item of `calm bench`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BenchItem {
-    /// Matrix products and copying memory.
-    Matrix,
-    /// Each fused operator.
-    Operators,
-    /// A step.
-    Work(What),
-}
-
-impl std::str::FromStr for BenchItem {
-    type Err = String;
-    fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "matrix" => Ok(Self::Matrix),
-            "operators" => Ok(Self::Operators),
-            work => work.parse().map(Self::Work).map_err(|names| format!("matrix, operators, or {names}")),
-        }
-    }
+/// A size in decimal or binary units: `80GB`, `79.6GiB`.
+fn bytes(text: &str) -> Result<f64, String> {
+    const UNITS: [(&str, f64); 6] =
+        [("KIB", 1024.0), ("MIB", 1048576.0), ("GIB", 1073741824.0), ("KB", 1e3), ("MB", 1e6), ("GB", 1e9)];
+    let upper = text.to_uppercase();
+    let unit = UNITS.iter().find_map(|(unit, scale)| Some((upper.strip_suffix(unit)?, *scale)));
+    let size = unit.and_then(|(number, scale)| Some(number.trim().parse::<f64>().ok()? * scale));
+    size.filter(|s| *s > 0.0 && s.is_finite())
+        .ok_or_else(|| "a number and a unit, such as 80GB or 24GiB".into())
 }
 
 /// `calm init`
@@ -456,62 +413,24 @@ pub struct LatentsArgs {
     pub documents: Option<usize>,
 }
 
-/// `calm import`
-#[derive(Debug, Args)]
-pub struct ImportArgs {
-    /// The published folder: config.json with model.safetensors or pytorch_model.bin (whole or in shards).
-    #[arg(value_name = "FOLDER")]
-    pub folder: PathBuf,
-    /// The run's folder, new or empty.
-    #[arg(short, long, value_name = "RUN")]
-    pub out: PathBuf,
-    /// The model's tokenizer (default: tokenizer.json in the folder).
-    #[arg(long, value_name = "tokenizer.json", conflicts_with = "llama3")]
-    pub tokenizer: Option<PathBuf>,
-    /// The Llama-3 tokenizer from its BPE ranks, and the tokenizer_config.json with its special tokens.
-    #[arg(long, value_name = "RANKS[,CONFIG]")]
-    pub llama3: Option<String>,
-    /// Folder of a language model's autoencoder (default: as its ae_path says, or from its own weights).
-    #[arg(long, value_name = "FOLDER")]
-    pub autoencoder: Option<PathBuf>,
-    /// Text for evaluation and further training (default: the default corpus).
-    #[arg(long, value_name = "FILE|FOLDER")]
-    pub data: Option<PathBuf>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// `calm export`
-#[derive(Debug, Args)]
-pub struct ExportArgs {
-    /// The run.
-    #[command(flatten)]
-    pub source: RunSource,
-    /// The folder to write, new or empty.
-    #[arg(short, long, value_name = "FOLDER")]
-    pub out: PathBuf,
-    /// Weight files.
-    #[arg(long, default_value = "safetensors")]
-    pub format: ExportFormat,
-    /// Number format of the weights.
-    #[arg(long, default_value = "recorded")]
-    pub dtype: DtypeName,
-}
+    #[test]
+    fn sizes_are_read_in_their_units() {
+        assert_eq!([bytes("80GB"), bytes("80 gb"), bytes("1.5MiB")], [Ok(80e9), Ok(80e9), Ok(1_572_864.0)]);
+        for wrong in ["80", "GB", "-1GB", "nanGB", "80TB"] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
+        }
+    }
 
-/// Weight files that can be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ExportFormat {
-    /// model.safetensors.
-    Safetensors,
-}
-
-/// Number formats of exported weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum DtypeName {
-    /// As each tensor was imported; 32 bits in a model that was trained here.
-    Recorded,
-    /// 32 bits.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// float16.
-    F16,
+    #[test]
+    fn every_command_takes_a_device() {
+        for name in ["cpu", "cuda:1"] {
+            let cli = Cli::try_parse_from(["calm", "generate", "--device", name]).unwrap();
+            assert_eq!(cli.device.to_string(), name);
+        }
+        assert!(Cli::try_parse_from(["calm", "--device", "gpu", "generate"]).is_err());
+    }
 }

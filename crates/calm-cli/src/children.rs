@@ -5,6 +5,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use calm_kernels::device::Choice;
 use calm_study::costs::Meter;
 use calm_study::execute::{Job, Outcome, Worker};
 use calm_train::error::{Error, Result};
@@ -16,6 +17,7 @@ use crate::ui::{Printer, Verbosity};
 /// Starts children, one at a time, and hands a stop on to them.
 pub struct Children<'a> {
     threads: Option<usize>,
+    device: Choice,
     cache: PathBuf,
     printer: &'a Printer,
     interrupted: Arc<AtomicBool>,
@@ -24,9 +26,16 @@ pub struct Children<'a> {
 }
 
 impl<'a> Children<'a> {
-    /// Children that work with so many threads.
-    pub fn new(threads: Option<usize>, cache: &Path, printer: &'a Printer) -> Self {
-        Self { threads, cache: cache.to_owned(), printer, interrupted: Arc::default(), child: Arc::default() }
+    /// Children that work with so many threads on this device.
+    pub fn new(threads: Option<usize>, device: Choice, cache: &Path, printer: &'a Printer) -> Self {
+        Self {
+            threads,
+            device,
+            cache: cache.to_owned(),
+            printer,
+            interrupted: Arc::default(),
+            child: Arc::default(),
+        }
     }
 
     /// Makes the first Ctrl-C (or SIGTERM) stop the child at work with a checkpoint, and this process after it;
@@ -54,6 +63,7 @@ impl<'a> Children<'a> {
             std::env::current_exe().map_err(|e| Error::user(format!("cannot find this program: {e}"), ""))?;
         let mut command = Command::new(program);
         command.args(arguments).arg("--cache").arg(&self.cache);
+        command.arg("--device").arg(self.device.to_string());
         if let Some(n) = self.threads {
             command.arg("--threads").arg(n.to_string());
         }

@@ -4,6 +4,7 @@ pub mod args;
 mod children;
 pub mod commands;
 mod error;
+mod hardware;
 mod memory;
 mod report;
 mod screen;
@@ -63,22 +64,23 @@ fn run(cli: &Cli, printer: &Printer) -> anyhow::Result<()> {
     if cli.version {
         return Ok(printer.result(&version::line())?);
     }
+    let device = cli.device;
     match &cli.command {
         None => {
             let help = Cli::command().render_help().to_string();
             Ok(printer.result(&help)?)
         }
-        Some(Command::Train(a)) => commands::train::run(a, printer),
+        Some(Command::Train(a)) => commands::train::run(a, device, printer),
         Some(Command::Init(a)) => commands::init::run(a, printer),
-        Some(Command::Eval(EvalCommand::Brierlm(a))) => commands::eval::brierlm(a, printer),
-        Some(Command::Eval(EvalCommand::Autoencoder(a))) => commands::eval::autoencoder(a, printer),
-        Some(Command::Ablate(a)) => commands::ablate::run(a, cli.threads, printer),
-        Some(Command::Report(a)) => commands::report::run(a, printer),
-        Some(Command::Bench(a)) => commands::bench::run(a, printer),
-        Some(Command::Doctor(a)) => commands::doctor::run(a, printer),
-        Some(Command::Generate(a)) => commands::generate::run(a, printer),
+        Some(Command::Eval(EvalCommand::Brierlm(a))) => commands::eval::brierlm(a, device, printer),
+        Some(Command::Eval(EvalCommand::Autoencoder(a))) => commands::eval::autoencoder(a, device, printer),
+        Some(Command::Ablate(a)) => commands::ablate::run(a, cli.threads, device, printer),
+        Some(Command::Report(a)) => commands::report::run(a, device, printer),
+        Some(Command::Bench(a)) => commands::bench::run(a, device, printer),
+        Some(Command::Doctor(a)) => commands::doctor::run(a, device, printer),
+        Some(Command::Generate(a)) => commands::generate::run(a, device, printer),
         Some(Command::Config(a)) => commands::config::run(a, printer),
-        Some(Command::Latents(a)) => commands::latents::run(a, printer),
+        Some(Command::Latents(a)) => commands::latents::run(a, device, printer),
         Some(Command::Import(a)) => commands::import::run(a, printer),
         Some(Command::Export(a)) => commands::export::run(a, printer),
         Some(Command::Completions { shell }) => {

@@ -3,20 +3,22 @@
 use calm_eval::bootstrap::BrierReport;
 use calm_eval::protocol::Protocol;
 use calm_eval::reconstruction::ReconstructionReport;
+use calm_nn::Precision;
+use calm_train::memory::PARTS;
 use calm_train::pipeline::{BrierResults, ConditionCheck};
-use calm_train::plan::Plan;
+use calm_train::plan::{Plan, StagePlan};
 use calm_train::stage::Validation;
 
 use crate::ui::{Table, format};
 
 /// What a run is going to cost.
 pub fn plan(p: &Plan) -> String {
+    let tokens = p.training_tokens.map_or("unknown".into(), |t| format::count(t as f64));
     let mut out = format!(
-        "{}\nvocabulary {}, {} training tokens; this machine multiplies at {}FLOP/s\n",
+        "{}\nvocabulary {}, {tokens} training tokens\n{}\n",
         format::wrap(&p.corpus, 78, "  "),
         p.vocab_size,
-        format::count(p.training_tokens as f64),
-        format::count(p.matrix_rate),
+        format::wrap(&device(p), 78, "  "),
     );
     let mut table =
         Table::new(&["stage", "parameters", "steps", "tok/step", "epochs", "FLOPs", "time", "memory"])
@@ -27,10 +29,10 @@ pub fn plan(p: &Plan) -> String {
             format::count(s.parameter_count() as f64),
             s.steps.to_string(),
             s.tokens_per_step.to_string(),
-            format!("{:.2}", s.epochs),
+            s.epochs.map_or("?".into(), |e| format!("{e:.2}")),
             format!("{:.1e}", s.flops),
-            format!("~{}", short(s.seconds)),
-            format!("~{}", format::bytes(s.memory)),
+            s.seconds.map_or("?".into(), |t| format!("~{}", short(t))),
+            format!("~{}", format::bytes(s.memory.total())),
         ]);
     }
     out.push_str(&table.to_string());
@@ -42,7 +44,48 @@ pub fn plan(p: &Plan) -> String {
             format::wrap(&format!("  {}: {}", s.stage, parts.join(", ")), 78, "    ")
         ));
     }
+    out.push_str(&format!("\n{}", memory(p)));
     out
+}
+
+/// What computes, and what that is taken to reach.
+pub fn device(p: &Plan) -> String {
+    let format = match (p.target.gpu, p.precision) {
+        (true, Precision::Bf16) => "bf16",
+        _ => "f32",
+    };
+    match p.target.matrix_rate {
+        Some(rate) => format!(
+            "{} multiplies at {}FLOP/s in {format}, of which a step is taken to reach {}",
+            p.target.device,
+            format::count(rate),
+            format::percent(p.target.efficiency(), 0),
+        ),
+        None => format!("planned for {}, {format}; its speed is unknown here", p.target.device),
+    }
+}
+
+/// What a step holds, by what it is for.
+fn memory(p: &Plan) -> String {
+    let headers: Vec<&str> =
+        std::iter::once("memory of a step").chain(p.stages.iter().map(|s| s.stage)).collect();
+    let mut table = Table::new(&headers);
+    let mut row = |name: String, cell: &dyn Fn(&StagePlan) -> String| {
+        table.row(std::iter::once(name).chain(p.stages.iter().map(cell)));
+    };
+    row("rows at a time".into(), &|s| s.micro_rows.to_string());
+    for part in PARTS.iter().filter(|part| p.stages.iter().any(|s| s.memory.of(part) > 0.0)) {
+        row((*part).to_owned(), &|s| match s.memory.of(part) {
+            0.0 => "-".to_owned(),
+            bytes => format::bytes(bytes),
+        });
+    }
+    row("in all".into(), &|s| format::bytes(s.memory.total()));
+    if let Some(free) = p.target.free {
+        row("free".into(), &|_| format::bytes(free));
+        row("fits".into(), &|s| if s.memory.total() <= free { "yes" } else { "no" }.to_owned());
+    }
+    table.to_string()
 }
 
 /// A time in few characters: `42s`, `2m48s`, `5h12m`, `12d`.

@@ -42,6 +42,11 @@ impl<'a> Screen<'a> {
         });
     }
 
+    /// What it prints on.
+    pub fn printer(&self) -> &'a Printer {
+        self.printer
+    }
+
     fn bar(&mut self, label: &str, total: u64, unit: Unit) -> &Progress {
         if self.bar.as_ref().is_none_or(|(l, _)| l != label) {
             self.finish("");

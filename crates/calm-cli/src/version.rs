@@ -8,9 +8,10 @@ pub fn commit() -> Option<String> {
     option_env!("CALM_COMMIT").filter(|c| !c.is_empty()).map(str::to_owned)
 }
 
-/// Features compiled in.
+/// Kinds of devices compiled in.
 pub fn features() -> Vec<String> {
-    vec!["cpu".to_owned()]
+    let cuda = calm_kernels::device::has_cuda().then_some("cuda");
+    std::iter::once("cpu").chain(cuda).map(str::to_owned).collect()
 }
 
 /// What `calm --version` prints.

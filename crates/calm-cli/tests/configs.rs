@@ -10,7 +10,7 @@ use calm_cli::shipped;
 use calm_train::checkpoint::StageState;
 use calm_train::config::{ConfigText, ModelConfig, Resolved, RunConfig, load};
 use calm_train::pipeline::{Reporter, TrainOptions, train};
-use calm_train::plan::Plan;
+use calm_train::plan::{Plan, Target};
 use calm_train::stage::{Observer, StepReport, Validation};
 use calm_train::{Begin, Run};
 use candle_core::Device;
@@ -90,6 +90,8 @@ fn promised(description: &str) -> Option<f64> {
 
 #[test]
 fn every_configuration_is_planned_and_has_the_parameters_it_promises() {
+    // What the large ones ask for.
+    let target = Target::gpu_with(80e9);
     for (name, path) in all() {
         let config = read(&path, &[]).value;
         let vocab = match &config.tokenizer {
@@ -98,14 +100,15 @@ fn every_configuration_is_planned_and_has_the_parameters_it_promises() {
             calm_data::TokenizerConfig::Llama3(_) => 128_257,
             _ => 400,
         };
-        let plan = Plan::of_sizes(&config, vocab, 10_000_000, name.clone()).unwrap();
+        let plan = Plan::of_sizes(&config, vocab, Some(10_000_000), name.clone(), &target);
         let stages: Vec<&str> = plan.stages.iter().map(|s| s.stage).collect();
         match &config.model {
             ModelConfig::Calm(_) => assert_eq!(stages, ["autoencoder", "lm"], "{name}"),
             ModelConfig::Baseline(_) => assert_eq!(stages, ["lm"], "{name}"),
         }
         for stage in &plan.stages {
-            assert!(stage.parameter_count() > 0 && stage.flops > 0.0 && stage.memory > 0.0, "{name}");
+            assert!(stage.parameter_count() > 0 && stage.flops > 0.0, "{name}");
+            assert!(stage.memory.total() > 0.0 && stage.remedies.is_empty(), "{name} {stage:?}");
         }
         if let Some(promised) = promised(&config.description) {
             let lm = plan.stages.last().unwrap().parameter_count() as f64;

@@ -51,6 +51,9 @@ pub struct Machine {
     pub platform: String,
     /// Threads at work.
     pub threads: usize,
+    /// What computed, `cpu` or `cuda:0 (NAME)`; empty if nobody wrote it down.
+    #[serde(default)]
+    pub device: String,
     /// Version of calm.
     pub version: String,
     /// Commit it was built from, if known.

@@ -243,6 +243,7 @@ fn score_run(
     let eval = eval_config(score, run.config.chunk_size());
     let held_out = &corpus.validation;
     let documents = spread(held_out.len(), score.documents);
+    let run = &run.on(device);
     let mut scorer = Scorer::load(run, Which::Best, &corpus.tokenizer, device)?;
     let mut by = |protocol: &Protocol, documents: &[usize], ngram: Option<&NgramModels>| -> Result<_> {
         let (r, scores) = scorer.score(held_out, documents, protocol, &eval, ngram, reporter)?;

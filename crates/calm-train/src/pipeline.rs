@@ -12,10 +12,11 @@ use calm_lm::Sampler;
 use candle_core::Device;
 
 use crate::checkpoint::{Which, write_json};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, StageConfig};
 use crate::error::{Error, Result};
+use crate::memory::micro_rows;
 use crate::objective::validation_loss;
-use crate::plan::Plan;
+use crate::plan::{Plan, Target};
 use crate::recorder::Recorder;
 pub use crate::results::{BrierResults, ConditionCheck, Results};
 use crate::reuse::{import_autoencoder, init_from};
@@ -62,6 +63,11 @@ pub struct TrainOptions {
 /// Rows of a batch in scoring and validation.
 pub(crate) const SCORE_ROWS: usize = 4;
 
+/// The same while a stage is trained, whose state lies in the memory beside it: no more than a micro-batch.
+fn validation_rows(c: &StageConfig) -> usize {
+    SCORE_ROWS.min(micro_rows(c))
+}
+
 /// Held-out rows of a corpus.
 pub fn evaluation_rows(
     file: &TokenFile,
@@ -85,8 +91,11 @@ pub fn train(
     check(run, options)?;
     let corpus = prepare_data(run, &options.cache, reporter)?;
     let mut record = record(run, &corpus, options)?;
-    let plan = Plan::new(&run.config, &corpus)?;
+    let plan = Plan::new(&run.config, &corpus, &Target::of(device, run.config.precision)?);
     reporter.plan(&plan);
+    if let Some(warning) = plan.check(&ahead(run, options)?)? {
+        reporter.warn(&warning);
+    }
     let mut results = Results {
         corpus_hash: corpus.hash.clone(),
         tokenizer_hash: corpus.tokenizer_hash.clone(),
@@ -237,6 +246,26 @@ fn found(run: &Run, stage: &str, steps: u64) -> Result<Found> {
     })
 }
 
+/// The stages that are going to be trained.
+fn ahead(run: &Run, options: &TrainOptions) -> Result<Vec<&'static str>> {
+    let wanted = [("autoencoder", Stages::Lm), ("lm", Stages::Autoencoder)];
+    let mut stages = Vec::new();
+    for (stage, other) in wanted {
+        let steps = match (stage, &run.config.train.autoencoder) {
+            ("autoencoder", Some(c)) => c.steps,
+            ("autoencoder", None) => continue,
+            _ => run.config.train.lm.steps,
+        };
+        let done = matches!(found(run, stage, steps)?, Found::Finished(_));
+        let kept = options.stages == Stages::All && imported(run, stage)?;
+        let given = stage == "autoencoder" && (options.autoencoder_from.is_some() || kept);
+        if options.stages != other && !done && !given {
+            stages.push(stage);
+        }
+    }
+    Ok(stages)
+}
+
 /// Whether the stage has to run.
 fn needed(run: &Run, stage: &str, steps: u64, resume: bool, reporter: &mut dyn Reporter) -> Result<bool> {
     match found(run, stage, steps)? {
@@ -305,7 +334,14 @@ fn train_autoencoder(
         stage.run(
             &objective,
             &mut |_, _| {
-                let r = reconstruct(&objective.model, rows.batches(SCORE_ROWS), pad, seed, device, |_| {})?;
+                let r = reconstruct(
+                    &objective.model,
+                    rows.batches(validation_rows(config)),
+                    pad,
+                    seed,
+                    device,
+                    |_| {},
+                )?;
                 Ok(Validation {
                     loss: r.cross_entropy,
                     numbers: vec![
@@ -379,10 +415,10 @@ fn train_lm(
             stage.run(
                 &objective,
                 &mut |_, _| {
-                    let loss = validation_loss(&objective, rows.batches(SCORE_ROWS), seed)?;
+                    let loss = validation_loss(&objective, rows.batches(validation_rows(config)), seed)?;
                     let scores = score_calm(
                         &objective.model,
-                        rows.batches(SCORE_ROWS),
+                        rows.batches(validation_rows(config)),
                         eval.samples,
                         seed,
                         device,
@@ -400,8 +436,13 @@ fn train_lm(
             stage.run(
                 &objective,
                 &mut |_, _| {
-                    let scores =
-                        score_baseline(&objective.model, rows.batches(SCORE_ROWS), seed, device, |_| {})?;
+                    let scores = score_baseline(
+                        &objective.model,
+                        rows.batches(validation_rows(config)),
+                        seed,
+                        device,
+                        |_| {},
+                    )?;
                     let loss = scores.cross_entropy.map_or(f64::NAN, |(nats, n)| nats / n.max(1) as f64);
                     lm_validation(loss, &scores, run, &objective.model, corpus)
                 },

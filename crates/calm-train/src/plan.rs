@@ -4,12 +4,66 @@ use std::time::Instant;
 
 use calm_data::Corpus;
 use calm_eval::costs::{AutoencoderShape, BackboneShape, BaselineShape, CalmShape, HeadShape};
+use calm_kernels::device;
 use calm_lm::HeadConfig;
-use candle_core::{Device, Tensor};
+use calm_nn::Precision;
+use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
-use crate::config::{ModelConfig, RunConfig, StageConfig};
-use crate::error::Result;
+use crate::config::{ModelConfig, RunConfig};
+use crate::error::{Error, Result};
+use crate::measure::available_memory;
+use crate::memory::{self, Memory, Part, Remedy};
+
+/// What a plan is made for.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Target {
+    /// For people: `cpu`, `cuda:0 (NAME)`.
+    pub device: String,
+    /// Whether it is a GPU.
+    pub gpu: bool,
+    /// Memory that can be had, bytes; null where nobody tells.
+    pub free: Option<f64>,
+    /// Measured rate of a large matrix product in the run's number format, FLOP/s; null if it is not there.
+    pub matrix_rate: Option<f64>,
+}
+
+impl Target {
+    /// A device that is there; its matrix rate is measured for a tenth of a second.
+    ///
+    /// # Errors
+    /// What a GPU answers.
+    pub fn of(device: &Device, precision: Precision) -> Result<Self> {
+        let rate = matrix_rate(device, precision)?;
+        let free = match device::free_memory(device)? {
+            Some(bytes) => Some(bytes as f64),
+            None => available_memory().map(|bytes| bytes as f64),
+        };
+        Ok(Self { device: describe(device), gpu: device.is_cuda(), free, matrix_rate: Some(rate) })
+    }
+
+    /// Some GPU with so much memory, of which the driver and the program take [`CONTEXT`].
+    pub fn gpu_with(memory: f64) -> Self {
+        let device = format!("a GPU of {:.0} GB", memory / 1e9);
+        Self { device, gpu: true, free: Some((memory - CONTEXT).max(0.0)), matrix_rate: None }
+    }
+
+    /// Share of the matrix rate that a training step is taken to reach.
+    pub fn efficiency(&self) -> f64 {
+        if self.gpu { EFFICIENCY_GPU } else { EFFICIENCY }
+    }
+}
+
+/// Of a GPU's memory, what the driver and loaded kernels take.
+pub const CONTEXT: f64 = 0.8e9;
+
+/// A device for people: `cpu`, `cuda:0 (NAME)`.
+pub fn describe(device: &Device) -> String {
+    let name = device::name(device);
+    let found = |gpus: Vec<device::GpuInfo>| gpus.into_iter().find(|g| format!("cuda:{}", g.number) == name);
+    let gpu = device.is_cuda().then(|| device::gpus().ok().and_then(|(gpus, _)| found(gpus))).flatten();
+    gpu.map_or(name.clone(), |g| format!("{name} ({})", g.name))
+}
 
 /// The plan of a run.
 #[derive(Clone, Debug, Serialize)]
@@ -18,10 +72,12 @@ pub struct Plan {
     pub corpus: String,
     /// V.
     pub vocab_size: usize,
-    /// Tokens of the training split.
-    pub training_tokens: u64,
-    /// Measured rate of a large f32 matrix product, FLOP/s.
-    pub matrix_rate: f64,
+    /// Tokens of the training split; null if the text is not there.
+    pub training_tokens: Option<u64>,
+    /// What it is made for.
+    pub target: Target,
+    /// Number format of the matrix products.
+    pub precision: Precision,
     /// The stages.
     pub stages: Vec<StagePlan>,
 }
@@ -37,14 +93,21 @@ pub struct StagePlan {
     pub steps: u64,
     /// Tokens of a step, if its rows are full.
     pub tokens_per_step: u64,
-    /// Passes over the training split.
-    pub epochs: f64,
+    /// Rows of a micro-batch.
+    pub micro_rows: usize,
+    /// Whether layers keep only their input.
+    pub recompute: bool,
+    /// Passes over the training split; null if the text is not there.
+    pub epochs: Option<f64>,
     /// Training FLOPs by formula.
     pub flops: f64,
-    /// Expected time, seconds.
-    pub seconds: f64,
-    /// Expected peak of memory, bytes.
-    pub memory: f64,
+    /// Expected time, seconds; null where no rate was measured.
+    pub seconds: Option<f64>,
+    /// Expected peak of memory by what it is for, bytes.
+    pub memory: Memory,
+    /// If that does not fit: settings that do.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub remedies: Vec<Remedy>,
 }
 
 impl StagePlan {
@@ -54,8 +117,10 @@ impl StagePlan {
     }
 }
 
-/// Share of the matrix rate that a training step reaches (measured on the shipped small configurations).
+/// Share of the matrix rate that a training step reaches on the CPU (measured on the shipped small configurations).
 const EFFICIENCY: f64 = 0.4;
+/// The same on a GPU: assumed, not measured.
+const EFFICIENCY_GPU: f64 = 0.5;
 
 /// Shape of the configured backbone.
 pub fn backbone_shape(config: &RunConfig) -> BackboneShape {
@@ -115,100 +180,133 @@ pub fn baseline_shape(config: &RunConfig, vocab: usize) -> Option<BaselineShape>
 }
 
 impl Plan {
-    /// The plan of `config` on a corpus; measures the matrix rate of this machine for a tenth of a second.
-    pub fn new(config: &RunConfig, corpus: &Corpus) -> Result<Self> {
-        let tokens = corpus.summary.train.tokens;
-        Self::of_sizes(config, corpus.tokenizer.vocab_size(), tokens, corpus.summary.description.clone())
+    /// The plan of `config` on a corpus.
+    pub fn new(config: &RunConfig, corpus: &Corpus, target: &Target) -> Self {
+        let (tokens, text) = (corpus.summary.train.tokens, corpus.summary.description.clone());
+        Self::of_sizes(config, corpus.tokenizer.vocab_size(), Some(tokens), text, target)
     }
 
     /// The plan for a vocabulary and a number of training tokens.
-    pub fn of_sizes(config: &RunConfig, vocab: usize, tokens: u64, corpus: String) -> Result<Self> {
-        let rate = matrix_rate()?;
-        let k = config.chunk_size();
-        let mut stages = Vec::new();
-        let mut add = |stage,
-                       c: &StageConfig,
-                       parameters: Vec<(&'static str, u64)>,
-                       flops_per_token: f64,
-                       floats: f64| {
-            let tokens_per_step = (c.batch_rows * c.context * k) as u64;
-            let flops = flops_per_token * (tokens_per_step * c.steps) as f64;
-            let count: u64 = parameters.iter().map(|p| p.1).sum();
-            // Weights, gradients (bucket and graph) and two moments; activations and their gradients.
-            let memory = 4.0 * (5.0 * count as f64 + 2.0 * floats);
-            stages.push(StagePlan {
-                stage,
-                parameters,
-                steps: c.steps,
-                tokens_per_step,
-                epochs: (tokens_per_step * c.steps) as f64 / tokens.max(1) as f64,
-                flops,
-                seconds: flops / (rate * EFFICIENCY),
-                memory,
-            });
-        };
-        let b = config.backbone();
-        let lm = &config.train.lm;
-        let positions = (lm.batch_rows / lm.accumulation * lm.context) as f64;
-        // Activations that wait for the backward pass, numbers per position.
-        let backbone = b.layers as f64 * (9.0 * b.hidden_size as f64 + 4.0 * b.intermediate_size as f64);
-        if let Some(shape) = calm_shape(config, vocab) {
-            if let Some(c) = &config.train.autoencoder {
-                let a = &shape.autoencoder;
-                let chunks = (c.batch_rows / c.accumulation * c.context) as f64;
-                let block = 3.0 * a.hidden as f64 + 3.0 * a.intermediate as f64;
-                let layers = (a.encoder_layers + a.decoder_layers) as f64 / 2.0;
-                let floats = chunks * layers * block * (k as f64 + 1.0);
-                let parts = counts(&a.parameters().parts);
-                add("autoencoder", c, parts, a.training_flops().total(), floats);
-            }
-            // Of the head: numbers per sample (energy) or draw (flow, diffusion), in widths.
-            let (hidden, widths) = match shape.head {
-                HeadShape::Energy { hidden, blocks, .. } => (hidden, blocks * 9 + 5),
-                HeadShape::Flow { hidden, blocks, .. } | HeadShape::Diffusion { hidden, blocks, .. } => {
-                    (hidden, blocks * 13 + 11)
+    pub fn of_sizes(
+        config: &RunConfig,
+        vocab: usize,
+        tokens: Option<u64>,
+        corpus: String,
+        target: &Target,
+    ) -> Self {
+        let of = |part: Part| {
+            let (c, parameters, flops) = match part {
+                Part::Autoencoder => {
+                    let shape = calm_shape(config, vocab)?.autoencoder;
+                    (config.train.autoencoder.as_ref()?, shape.parameters(), shape.training_flops().total())
+                }
+                Part::Lm => {
+                    let (parameters, flops) = match (calm_shape(config, vocab), baseline_shape(config, vocab))
+                    {
+                        (Some(shape), _) => (shape.parameters(), shape.training_flops().total()),
+                        (None, shape) => shape.map(|s| (s.parameters(), s.training_flops().total()))?,
+                    };
+                    (&config.train.lm, parameters, flops)
                 }
             };
-            let head = (shape.samples * widths * hidden) as f64;
-            let parts = counts(&shape.parameters().parts);
-            add("lm", lm, parts, shape.training_flops().total(), positions * (backbone + head));
+            let tokens_per_step = (c.batch_rows * c.context * config.chunk_size()) as u64;
+            let seen = (tokens_per_step * c.steps) as f64;
+            let memory = memory::step(config, part, vocab, target.gpu)?;
+            let lacks = |free: &f64| memory.total() > *free;
+            let remedies = target
+                .free
+                .filter(lacks)
+                .map_or_else(Vec::new, |free| memory::remedies(config, part, vocab, target.gpu, free));
+            Some(StagePlan {
+                stage: part.name(),
+                parameters: parameters.parts.iter().map(|(name, c)| (*name, c.0)).collect(),
+                steps: c.steps,
+                tokens_per_step,
+                micro_rows: memory::micro_rows(c),
+                recompute: c.recompute,
+                epochs: tokens.map(|t| seen / t.max(1) as f64),
+                flops: flops * seen,
+                seconds: target.matrix_rate.map(|rate| flops * seen / (rate * target.efficiency())),
+                memory,
+                remedies,
+            })
+        };
+        Self {
+            corpus,
+            vocab_size: vocab,
+            training_tokens: tokens,
+            target: target.clone(),
+            precision: config.precision,
+            stages: [Part::Autoencoder, Part::Lm].into_iter().filter_map(of).collect(),
         }
-        if let Some(shape) = baseline_shape(config, vocab) {
-            add(
-                "lm",
-                lm,
-                counts(&shape.parameters().parts),
-                shape.training_flops().total(),
-                positions * backbone,
-            );
+    }
+
+    /// The first of these stages that needs more memory than there is: as an error on a GPU, where nothing gives
+    /// way, and as a warning on the CPU.
+    ///
+    /// # Errors
+    /// On a GPU, with what to change.
+    pub fn check(&self, stages: &[&str]) -> Result<Option<String>> {
+        let Some(free) = self.target.free else { return Ok(None) };
+        let too_large = |s: &&StagePlan| stages.contains(&s.stage) && s.memory.total() > free;
+        let Some(stage) = self.stages.iter().find(too_large) else { return Ok(None) };
+        let gb = |bytes: f64| format!("{:.1} GB", bytes / 1e9);
+        let message = format!(
+            "a step of stage {} needs about {} of memory, and {} has {} free",
+            stage.stage,
+            gb(stage.memory.total()),
+            self.target.device,
+            gb(free)
+        );
+        let mut lines = Vec::new();
+        for r in &stage.remedies {
+            let set: Vec<String> = r.set.iter().map(|s| format!("--set {s}")).collect();
+            let rows = if r.rows == 1 { "row" } else { "rows" };
+            lines.push(format!(
+                "  {}\n    {} with {} {rows} at a time: {}",
+                set.join(" "),
+                gb(r.bytes),
+                r.rows,
+                r.means
+            ));
         }
-        Ok(Self::finish(corpus, vocab, tokens, rate, stages))
-    }
-
-    fn finish(
-        corpus: String,
-        vocab_size: usize,
-        training_tokens: u64,
-        matrix_rate: f64,
-        stages: Vec<StagePlan>,
-    ) -> Self {
-        Self { corpus, vocab_size, training_tokens, matrix_rate, stages }
+        let hint = match lines.is_empty() {
+            true => {
+                "no cut of the batch, no other format and no shorter context is enough: a smaller model, or \
+                     more memory"
+                    .to_owned()
+            }
+            false => format!("any of these fits, the first of them changes least:\n{}", lines.join("\n")),
+        };
+        match self.target.gpu {
+            true => Err(Error::user(message, hint)),
+            false => Ok(Some(format!("{message}: the system may end the run\n{hint}"))),
+        }
     }
 }
 
-fn counts(parts: &[(&'static str, calm_eval::costs::Count)]) -> Vec<(&'static str, u64)> {
-    parts.iter().map(|(name, c)| (*name, c.0)).collect()
+/// FLOP/s of a square product in the format of `precision`, the best of a few: on the CPU 512³ on all threads, on
+/// a GPU the first that takes long enough to be measured, or 8192³.
+fn matrix_rate(device: &Device, precision: Precision) -> Result<f64> {
+    const LONG: f64 = 5e-3;
+    let dtype = if device.is_cuda() { precision.compute() } else { DType::F32 };
+    let mut side = 512;
+    loop {
+        let a = Tensor::ones((side, side), DType::F32, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?;
+        let mut best = f64::INFINITY;
+        for _ in 0..6 {
+            device.synchronize()?;
+            let t = Instant::now();
+            a.matmul(&a)?;
+            device.synchronize()?;
+            best = best.min(t.elapsed().as_secs_f64());
+        }
+        if device.is_cpu() || best > LONG || side >= 8192 {
+            return Ok(2.0 * (side as f64).powi(3) / best);
+        }
+        side *= 2;
+    }
 }
 
-/// FLOP/s of a 512³ f32 product on all threads, the best of a few.
-fn matrix_rate() -> Result<f64> {
-    const N: usize = 512;
-    let a = Tensor::ones((N, N), candle_core::DType::F32, &Device::Cpu)?;
-    let mut best = f64::INFINITY;
-    for _ in 0..6 {
-        let t = Instant::now();
-        a.matmul(&a)?;
-        best = best.min(t.elapsed().as_secs_f64());
-    }
-    Ok(2.0 * (N * N * N) as f64 / best)
-}
+#[cfg(test)]
+mod tests;

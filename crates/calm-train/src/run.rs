@@ -43,6 +43,9 @@ pub struct Provenance {
     pub commit: Option<String>,
     /// Features compiled in.
     pub features: Vec<String>,
+    /// What it computed with, `cpu` or `cuda:0 (NAME)`; null if nothing was computed.
+    #[serde(default)]
+    pub device: Option<String>,
     /// Why it ended, if not by finishing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use calm_data::Corpus;
+use calm_kernels::device::{self, Choice};
+use calm_nn::Precision;
 use calm_report::study::Machine;
 use calm_study::config::{AblationConfig, Budget};
 use calm_study::costs::{self, Meter};
@@ -15,16 +17,16 @@ use calm_study::{gather, score};
 use calm_train::checkpoint::{write_json, write_text};
 use calm_train::config::{Resolved, RunConfig, load};
 use calm_train::pipeline::{Reporter, Stages};
-use calm_train::plan::Plan;
+use calm_train::plan::{Plan, Target, describe};
 use calm_train::{Begin, Error, Run};
-use candle_core::Device;
 use serde_json::{Value, json};
 
 use super::RUNS;
 use super::report::{publish, table};
 use crate::args::{AblateArgs, Format};
 use crate::children::Children;
-use crate::error::Hinted;
+use crate::error::{Hinted, hint};
+use crate::hardware;
 use crate::screen::Screen;
 use crate::ui::{Printer, Table, format};
 use crate::{report, shipped, version};
@@ -37,7 +39,9 @@ const MACHINE: &str = "machine.json";
 const PILOT_ROUNDS: usize = 3;
 
 /// Runs the command.
-pub fn run(args: &AblateArgs, threads: Option<usize>, printer: &Printer) -> Result<()> {
+pub fn run(args: &AblateArgs, threads: Option<usize>, device: Choice, printer: &Printer) -> Result<()> {
+    // Children open it: a process that only waits would hold memory there.
+    let choice = hardware::check(device)?;
     let mut resolved = load::<AblationConfig>(shipped::find_ablation(&args.config)?, &args.overrides)?;
     if let Some(data) = &args.data {
         // One path means the same from every folder.
@@ -46,12 +50,13 @@ pub fn run(args: &AblateArgs, threads: Option<usize>, printer: &Printer) -> Resu
         resolved.tree["set"]["data.source"] = json!({ "path": data });
     }
     let folder = args.out.clone().unwrap_or_else(|| Path::new(RUNS).join(shipped::run_name(&args.config)));
-    let mut children = Children::new(threads, &args.cache, printer);
+    let mut children = Children::new(threads, choice, &args.cache, printer);
     children.catch_interrupts();
     let lock = if args.dry_run { None } else { Some(lock(&folder)?) };
     let (ablation, plans, corpus) = {
         let mut screen = Screen::new(printer);
         let mut sizes = Measured::new(&folder, &args.cache, &mut screen, &mut children, args.dry_run);
+        sizes.choice = choice;
         let ablation = Ablation::expand(&resolved.value, &folder, &shipped::find, &mut sizes)?;
         let plans = sizes.plans(&ablation)?;
         let corpus = sizes.corpus(&ablation.runs[0].config.value)?.clone();
@@ -70,18 +75,23 @@ pub fn run(args: &AblateArgs, threads: Option<usize>, printer: &Printer) -> Resu
         return Err(stopped().into());
     };
     let mut screen = Screen::new(printer);
-    score::score(&ablation, &args.cache, &Device::Cpu, &mut failures, &mut screen)?;
+    let used = {
+        let device = hardware::open(choice, printer)?;
+        score::score(&ablation, &args.cache, &device, &mut failures, &mut screen)?;
+        describe(&device)
+    };
     drop(screen);
     let threads = working(threads);
-    write_json(&folder.join(MACHINE), &machine(threads))?;
+    let machine = Machine { device: used, ..machine(threads) };
+    write_json(&folder.join(MACHINE), &machine)?;
     // What was trained and scored is in the report whatever becomes of the measurement.
-    let mut study = gather::gather(&ablation, &failures, machine(threads))?;
+    let mut study = gather::gather(&ablation, &failures, machine.clone())?;
     let page = publish(&study, &folder)?;
     if ablation.config.score.rounds > 0 {
         if !costs::measure(&ablation, threads, &mut children, &mut failures)? {
             return Err(stopped().into());
         }
-        study = gather::gather(&ablation, &failures, machine(threads))?;
+        study = gather::gather(&ablation, &failures, machine)?;
         publish(&study, &folder)?;
     }
     match args.format {
@@ -134,6 +144,7 @@ pub fn machine(threads: usize) -> Machine {
     Machine {
         platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
         threads,
+        device: String::new(),
         version: version::VERSION.to_owned(),
         commit: version::commit(),
         date: jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
@@ -156,6 +167,9 @@ struct Measured<'a, 'p> {
     children: &'a mut Children<'p>,
     /// Nothing may be written: rates that are not known are estimated.
     dry: bool,
+    choice: Choice,
+    /// The device with its rate in a number format.
+    targets: Vec<(Precision, Target)>,
     corpora: Vec<(Value, Corpus)>,
     /// Tokens a second of each round, by what was measured.
     rates: BTreeMap<String, Vec<f64>>,
@@ -179,6 +193,8 @@ impl<'a, 'p> Measured<'a, 'p> {
             screen,
             children,
             dry,
+            choice: Choice::Cpu,
+            targets: Vec::new(),
             corpora: Vec::new(),
             rates,
         }
@@ -203,9 +219,32 @@ impl<'a, 'p> Measured<'a, 'p> {
         Ok(&self.corpora[at].1)
     }
 
+    /// What a measured rate belongs to.
+    fn rate_key(&self, config: &RunConfig) -> String {
+        let cores = std::thread::available_parallelism().ok().map(usize::from);
+        let mut what = json!([config, std::env::consts::ARCH, cores]);
+        if let (Choice::Auto | Choice::Cuda(_), Ok((gpus, _))) = (self.choice, device::gpus()) {
+            let number = if let Choice::Cuda(number) = self.choice { number } else { 0 };
+            what = json!([what, gpus.get(number).map(|g| &g.name)]);
+        }
+        calm_study::hash(&what)
+    }
+
+    /// The device that trains, as plans need it.
+    fn target(&mut self, config: &RunConfig) -> Result<Target> {
+        if let Some((_, target)) = self.targets.iter().find(|(p, _)| *p == config.precision) {
+            return Ok(target.clone());
+        }
+        let device = hardware::open(self.choice, self.screen.printer())?;
+        hardware::check_precision(config.precision, &device, self.choice)?;
+        let target = Target::of(&device, config.precision)?;
+        self.targets.push((config.precision, target.clone()));
+        Ok(target)
+    }
+
     /// Median of the rounds, if all were measured.
     fn median(&self, config: &RunConfig) -> Option<f64> {
-        let mut rounds = self.rates.get(&rate_key(config)).filter(|r| r.len() >= PILOT_ROUNDS)?.clone();
+        let mut rounds = self.rates.get(&self.rate_key(config)).filter(|r| r.len() >= PILOT_ROUNDS)?.clone();
         rounds.sort_by(f64::total_cmp);
         Some(rounds[rounds.len() / 2])
     }
@@ -215,7 +254,8 @@ impl<'a, 'p> Measured<'a, 'p> {
         let mut plans = Vec::new();
         for run in &ablation.runs[..ablation.variants.len()] {
             let config = &run.config.value;
-            plans.push(Plan::new(config, self.corpus(config)?)?);
+            let target = self.target(config)?;
+            plans.push(Plan::new(config, self.corpus(config)?, &target));
         }
         Ok(plans)
     }
@@ -235,9 +275,12 @@ impl Sizes for Measured<'_, '_> {
                 rates.push(match known {
                     Some(rate) => rate,
                     None => {
-                        let plan = Plan::new(config, self.corpus(config)?)?;
-                        let lm = plan.stages.last();
-                        lm.map_or(1.0, |lm| (lm.tokens_per_step * lm.steps) as f64 / lm.seconds)
+                        let target = self
+                            .target(config)
+                            .map_err(|e| Error::user(e.to_string(), hint(&e).unwrap_or_default()))?;
+                        let plan = Plan::new(config, self.corpus(config)?, &target);
+                        let lm = plan.stages.last().and_then(|lm| Some((lm, lm.seconds?)));
+                        lm.map_or(1.0, |(lm, seconds)| (lm.tokens_per_step * lm.steps) as f64 / seconds)
                     }
                 });
             }
@@ -245,7 +288,8 @@ impl Sizes for Measured<'_, '_> {
         }
         for round in 0..PILOT_ROUNDS {
             for (name, config) in variants {
-                if self.rates.get(&rate_key(config)).is_some_and(|r| r.len() > round) {
+                let key = self.rate_key(config);
+                if self.rates.get(&key).is_some_and(|r| r.len() > round) {
                     continue;
                 }
                 let pilot = self.folder.join("pilot").join(name);
@@ -259,19 +303,12 @@ impl Sizes for Measured<'_, '_> {
                 let Some(costs) = Meter::measure(self.children, &pilot, 0, &title)? else {
                     return Err(Error::user("stopped", "run the same command again to go on"));
                 };
-                self.rates.entry(rate_key(config)).or_default().push(costs.training);
+                self.rates.entry(key).or_default().push(costs.training);
                 write_json(&self.folder.join(RATES), &self.rates)?;
             }
         }
         Ok(variants.iter().map(|(_, c)| self.median(c).unwrap_or(1.0)).collect())
     }
-}
-
-/// What a measured rate belongs to.
-fn rate_key(config: &RunConfig) -> String {
-    let what =
-        json!([config, std::env::consts::ARCH, std::thread::available_parallelism().ok().map(usize::from)]);
-    calm_study::hash(&what)
 }
 
 /// What is going to be trained, and what that costs.
@@ -288,11 +325,11 @@ fn plan_table(ablation: &Ablation, plans: &[Plan], dry: bool) -> Result<String> 
             stage.steps.to_string(),
             format::count((stage.tokens_per_step * stage.steps) as f64),
             format!("{:.1e}", stage.flops),
-            format!("~{}", report::short(stage.seconds)),
-            format!("~{}", format::bytes(stage.memory)),
+            stage.seconds.map_or("?".into(), |t| format!("~{}", report::short(t))),
+            format!("~{}", format::bytes(stage.memory.total())),
         ]);
-        seconds += left as f64 * stage.seconds;
-        memory = memory.max(stage.memory);
+        seconds += left as f64 * stage.seconds.unwrap_or(0.0);
+        memory = memory.max(stage.memory.total());
     };
     let mut shown: Vec<usize> = Vec::new();
     for (i, plan) in plans.iter().enumerate() {
@@ -319,11 +356,11 @@ fn plan_table(ablation: &Ablation, plans: &[Plan], dry: bool) -> Result<String> 
     }
     if let Some(plan) = plans.first() {
         out.push_str(&format!(
-            "{}\nvocabulary {}, {} training tokens; this machine multiplies at {}FLOP/s\n",
+            "{}\nvocabulary {}, {} training tokens\n{}\n",
             format::wrap(&plan.corpus, 78, "  "),
             plan.vocab_size,
-            format::count(plan.training_tokens as f64),
-            format::count(plan.matrix_rate),
+            format::count(plan.training_tokens.unwrap_or(0) as f64),
+            format::wrap(&report::device(plan), 78, "  "),
         ));
     }
     out.push_str(&table.to_string());

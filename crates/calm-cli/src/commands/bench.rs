@@ -1,27 +1,28 @@
 //! `calm bench`.
 
 use anyhow::Result;
-use calm_bench::{Machine, MatrixRate, Measured, MeasuredOperator, Options, Size, What, operators};
+use calm_bench::{Machine, MatrixRate, Measured, MeasuredOperator, Options, Place, Size, What, operators};
+use calm_kernels::device::Choice;
 use calm_train::Run;
 use calm_train::measure::{MeasureOptions, measure};
-use candle_core::Device;
 use serde::Serialize;
 
 use crate::args::{BenchArgs, BenchItem, Format};
 use crate::error::Hinted;
+use crate::hardware;
 use crate::memory;
 use crate::screen::Screen;
 use crate::ui::{Printer, Table, Unit, format};
 use crate::version;
 
 /// Runs the command.
-pub fn run(args: &BenchArgs, printer: &Printer) -> Result<()> {
+pub fn run(args: &BenchArgs, device: Choice, printer: &Printer) -> Result<()> {
     if args.draws == 1 {
         return Err(Hinted::new("--draws 1", "give 0 or at least 2 draws").into());
     }
     match &args.run {
-        Some(folder) => of_run(folder, args, printer),
-        None => of_size(args, printer),
+        Some(folder) => of_run(folder, args, device, printer),
+        None => of_size(args, device, printer),
     }
 }
 
@@ -34,10 +35,25 @@ struct Report {
     matrix: Vec<MatrixRate>,
     copy_bytes_per_second: Option<f64>,
     operators: Vec<MeasuredOperator>,
+    /// What a GPU could not do, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    skipped: Vec<Skipped>,
     work: Vec<Measured>,
 }
 
-fn of_size(args: &BenchArgs, printer: &Printer) -> Result<()> {
+#[derive(Serialize)]
+struct Skipped {
+    name: &'static str,
+    reason: String,
+}
+
+impl Skipped {
+    fn new(name: &'static str, reason: &str) -> Self {
+        Self { name, reason: reason.lines().next().unwrap_or_default().to_owned() }
+    }
+}
+
+fn of_size(args: &BenchArgs, choice: Choice, printer: &Printer) -> Result<()> {
     let sizes = Size::all();
     let Some(size) = sizes.get(&args.size) else {
         let names: Vec<_> = sizes.keys().map(String::as_str).collect();
@@ -50,7 +66,10 @@ fn of_size(args: &BenchArgs, printer: &Printer) -> Result<()> {
     let everything: Vec<BenchItem> =
         [BenchItem::Matrix, BenchItem::Operators].into_iter().chain(What::ALL.map(BenchItem::Work)).collect();
     let items = if args.what.is_empty() { &everything } else { &args.what };
-    let machine = Machine::here(version::VERSION);
+    let device = hardware::open(choice, printer)?;
+    hardware::check_precision(args.precision.into(), &device, choice)?;
+    let place = Place::new(&device, args.precision.into())?;
+    let machine = Machine::at(version::VERSION, &place);
     let options = Options { seconds: args.seconds, give_back: memory::give_back };
     let mut report = Report {
         machine: machine.clone(),
@@ -58,24 +77,37 @@ fn of_size(args: &BenchArgs, printer: &Printer) -> Result<()> {
         matrix: Vec::new(),
         copy_bytes_per_second: None,
         operators: Vec::new(),
+        skipped: Vec::new(),
         work: Vec::new(),
     };
     let bar = printer.progress("measuring", items.len() as u64, Unit::Other("measurements"));
     for (done, item) in items.iter().enumerate() {
         match *item {
             BenchItem::Matrix => {
-                let (matrix, copy) = calm_bench::matrix_peak(args.seconds);
+                let (matrix, copy) = calm_bench::matrix_peak(args.seconds, &place)?;
                 (report.matrix, report.copy_bytes_per_second) = (matrix, Some(copy));
             }
             BenchItem::Operators => {
-                for operator in operators::all(size)? {
+                for operator in operators::all(size, &place)? {
                     // There are many, with three measurements each.
                     let options = Options { seconds: args.seconds / 4.0, ..options };
-                    report.operators.push(calm_bench::operator(operator, &options)?);
+                    let name = operator.name;
+                    match calm_bench::operator(operator, &options, &place) {
+                        Ok(measured) => report.operators.push(measured),
+                        // One that a GPU has no memory for does not take the others along.
+                        Err(e) if device.is_cuda() => report.skipped.push(Skipped::new(name, &e.to_string())),
+                        Err(e) => return Err(e.into()),
+                    }
                 }
             }
             BenchItem::Work(what) => {
-                report.work.push(calm_bench::work_at(what, &args.size, size, &options, &machine)?);
+                match calm_bench::work_at(what, &args.size, size, &options, &machine, &place) {
+                    Ok(measured) => report.work.push(measured),
+                    Err(e) if device.is_cuda() => {
+                        report.skipped.push(Skipped::new(what.name(), &e.to_string()));
+                    }
+                    Err(e) => return Err(e.into()),
+                }
             }
         }
         bar.set(done as u64 + 1, "");
@@ -89,7 +121,8 @@ fn of_size(args: &BenchArgs, printer: &Printer) -> Result<()> {
 
 fn tables(report: &Report) -> String {
     let m = &report.machine;
-    let mut out = vec![format!("{}, {} threads, size {}", m.device, m.threads, report.size)];
+    let head = format!("{}, {} threads, {}, size {}", m.device, m.threads, m.precision, report.size);
+    let mut out = vec![format::wrap(&head, 80, "")];
     let best = report.matrix.iter().map(|r| r.flops_per_second).reduce(f64::max);
     if !report.matrix.is_empty() {
         let mut table = Table::new(&["peak", "measured"]);
@@ -97,7 +130,7 @@ fn tables(report: &Report) -> String {
             table.row([format!("matrix product {}", rate.shape), gflops(rate.flops_per_second)]);
         }
         if let Some(copy) = report.copy_bytes_per_second {
-            table.row(["copying 64 MiB, read and written".to_owned(), gigabytes(copy)]);
+            table.row(["copying memory, read and written".to_owned(), gigabytes(copy)]);
         }
         out.push(table.to_string());
     }
@@ -130,9 +163,15 @@ fn tables(report: &Report) -> String {
             80,
             "",
         ));
+        for o in &report.operators {
+            if let Some(why) = &o.plain_fails {
+                let text = format!("{}: no composition here: {why}", o.name);
+                out.push(format::wrap(&text, 80, "  "));
+            }
+        }
     }
     if !report.work.is_empty() {
-        let headers = ["step", "time", "quartiles", "tokens/s", "GFLOP/s", "of peak", "memory", "peak RSS"];
+        let headers = ["step", "time", "quartiles", "tokens/s", "GFLOP/s", "of peak", "memory", "peak"];
         let mut table = Table::new(&headers);
         for w in &report.work {
             let size = |bytes: Option<u64>| bytes.map_or(String::new(), |b| format::bytes(b as f64));
@@ -144,16 +183,20 @@ fn tables(report: &Report) -> String {
                 format!("{:.0}", w.flops_per_step / w.seconds_per_step / 1e9),
                 w.utilisation.map_or(String::new(), |u| format::percent(u, 0)),
                 size(w.step_memory),
-                size(w.peak_rss),
+                size(w.peak_gpu.or(w.peak_rss)),
             ]);
         }
         out.push(table.to_string());
         out.push(format::wrap(
             "FLOPs by formula, N head passes a position, nothing counted twice; peak: the same model's bare matrix \
-             products, measured between the steps. memory: most that a step takes above what stays between steps.",
+             products, measured between the steps (on a GPU after them). memory: most that a step takes above what \
+             stays between steps. peak: most memory of the process, or of tensors on the GPU.",
             80,
             "",
         ));
+    }
+    for s in &report.skipped {
+        out.push(format::wrap(&format!("{} was not measured: {}", s.name, s.reason), 80, "  "));
     }
     out.join("\n\n")
 }
@@ -193,11 +236,13 @@ fn digits(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-fn of_run(folder: &std::path::Path, args: &BenchArgs, printer: &Printer) -> Result<()> {
+fn of_run(folder: &std::path::Path, args: &BenchArgs, choice: Choice, printer: &Printer) -> Result<()> {
     let run = Run::open(folder)?;
+    let device = hardware::open(choice, printer)?;
+    hardware::check_precision(run.config.precision, &device, choice)?;
     let mut screen = Screen::new(printer);
     let options = MeasureOptions { seconds: args.seconds, draws: args.draws };
-    let costs = measure(&run, &args.cache, &options, &Device::Cpu, &mut screen)?;
+    let costs = measure(&run, &args.cache, &options, &device, &mut screen)?;
     drop(screen);
     if args.format == Format::Json {
         return Ok(printer.result(&serde_json::to_string_pretty(&costs)?)?);

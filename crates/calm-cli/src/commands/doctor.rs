@@ -4,10 +4,12 @@ use std::path::Path;
 use std::thread::available_parallelism;
 
 use anyhow::Result;
-use calm_bench::{Machine, MatrixRate, matrix_peak, memory};
+use calm_bench::{GpuRates, Machine, MatrixRate, Place, gpu_rates, matrix_peak, memory};
+use calm_kernels::device::{self, Choice, GpuInfo};
 use serde::Serialize;
 
 use crate::args::{DoctorArgs, Format};
+use crate::hardware;
 use crate::ui::{Printer, Table, format};
 use crate::version;
 
@@ -15,6 +17,11 @@ use crate::version;
 const BUSY: f64 = 0.3;
 /// Less memory than this does not train the quickstart beside anything else.
 const LITTLE_MEMORY: u64 = 1 << 30;
+
+/// The oldest version of CUDA whose driver runs the kernels, as the driver counts.
+const OLDEST_CUDA: i32 = 12_000;
+/// The oldest compute capability with bf16 and the kernels' instructions.
+const OLDEST_CAPABILITY: i32 = 8;
 
 #[derive(Serialize)]
 struct Findings {
@@ -33,21 +40,39 @@ struct Findings {
     copy_bytes_per_second: f64,
     /// Version of the NVIDIA driver, if one is loaded.
     gpu_driver: Option<String>,
+    /// Version of CUDA that the driver has, `13.0`.
+    cuda: Option<String>,
+    gpus: Vec<Gpu>,
     problems: Vec<Problem>,
+}
+
+/// A GPU, and what it reaches.
+#[derive(Serialize)]
+struct Gpu {
+    /// As `--device` takes it.
+    device: String,
+    name: String,
+    compute_capability: String,
+    multiprocessors: usize,
+    memory_bytes: usize,
+    memory_free_bytes: usize,
+    /// Null if it was not asked for, or cannot be used.
+    rates: Option<GpuRates>,
 }
 
 #[derive(Serialize)]
 struct Problem {
     what: String,
-    remedy: &'static str,
+    remedy: String,
 }
 
 /// Runs the command.
-pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<()> {
+pub fn run(args: &DoctorArgs, choice: Choice, printer: &Printer) -> Result<()> {
+    let choice = hardware::check(choice)?;
     // Before we add to it.
     let load = load();
     printer.note("measuring for a few seconds");
-    let (matrix, copy) = matrix_peak(args.seconds);
+    let (matrix, copy) = matrix_peak(args.seconds, &Place::cpu())?;
     let mut findings = Findings {
         machine: Machine::here(version::VERSION),
         commit: version::commit(),
@@ -60,13 +85,82 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<()> {
         matrix,
         copy_bytes_per_second: copy,
         gpu_driver: gpu_driver(Path::new("/proc/driver/nvidia/version")),
+        cuda: None,
+        gpus: Vec::new(),
         problems: Vec::new(),
     };
     findings.problems = problems(&findings);
+    match device::gpus() {
+        Ok((gpus, version)) => {
+            let (major, minor) = (version / 1000, version % 1000 / 10);
+            findings.cuda = Some(format!("{major}.{minor}"));
+            if version < OLDEST_CUDA {
+                findings.problems.push(Problem {
+                    what: format!("NVIDIA's driver is of CUDA {major}.{minor}; the kernels need 12 or later"),
+                    remedy: "a newer driver (525 or later)".into(),
+                });
+            }
+            for info in gpus {
+                let asked = choice == Choice::Auto || choice == Choice::Cuda(info.number);
+                let (gpu, problem) = gpu(info, asked, args.seconds);
+                findings.gpus.push(gpu);
+                findings.problems.extend(problem);
+            }
+        }
+        // Said by the driver's line already, or nobody expects a GPU here.
+        Err(_) if !device::has_cuda() => {}
+        Err(e) => findings
+            .problems
+            .push(Problem { what: format!("no GPU can be used: {}", e.reason), remedy: e.remedy }),
+    }
     if args.format == Format::Json {
         return Ok(printer.result(&serde_json::to_string_pretty(&findings)?)?);
     }
     Ok(printer.result(&text(&findings))?)
+}
+
+/// A GPU, measured if it was asked for, with what stands in its way.
+fn gpu(info: GpuInfo, asked: bool, seconds: f64) -> (Gpu, Option<Problem>) {
+    let (major, minor) = info.capability;
+    let name = Choice::Cuda(info.number).to_string();
+    let problem =
+        |what: String, remedy: &str| Some(Problem { what: format!("{name}: {what}"), remedy: remedy.into() });
+    let mut found = None;
+    let mut rates = None;
+    if major < OLDEST_CAPABILITY {
+        found = problem(
+            format!("compute capability {major}.{minor}; the kernels and bf16 need 8.0 (Ampere) or later"),
+            "a newer GPU, or --device cpu",
+        );
+    } else if asked {
+        match device::open(Choice::Cuda(info.number)).and_then(|gpu| gpu_rates(&gpu, seconds)) {
+            Ok(measured) => rates = Some(measured),
+            Err(e) => {
+                let line = e.to_string().lines().next().unwrap_or_default().to_owned();
+                found = problem(
+                    format!("it cannot be used: {line}"),
+                    "a driver at least as new as the CUDA toolkit that built calm; see also `nvidia-smi`",
+                );
+            }
+        }
+    }
+    if found.is_none() && info.free < info.memory / 2 {
+        let taken = format::bytes((info.memory - info.free) as f64);
+        found = problem(
+            format!("{taken} of its memory are taken by others"),
+            "see `nvidia-smi`; end them, choose another GPU with --device, or train with more accumulation",
+        );
+    }
+    let gpu = Gpu {
+        device: name,
+        name: info.name,
+        compute_capability: format!("{major}.{minor}"),
+        multiprocessors: info.multiprocessors,
+        memory_bytes: info.memory,
+        memory_free_bytes: info.free,
+        rates,
+    };
+    (gpu, found)
 }
 
 fn load() -> Option<f64> {
@@ -100,7 +194,7 @@ fn gpu_driver(path: &Path) -> Option<String> {
 
 fn problems(f: &Findings) -> Vec<Problem> {
     let mut found = Vec::new();
-    let mut add = |what: String, remedy: &'static str| found.push(Problem { what, remedy });
+    let mut add = |what: String, remedy: &str| found.push(Problem { what, remedy: remedy.to_owned() });
     if cfg!(debug_assertions) {
         add("this is a debug build: numbers take many times longer".into(), "cargo build --release");
     }
@@ -131,9 +225,9 @@ fn problems(f: &Findings) -> Vec<Problem> {
             "unset CANDLE_NUM_THREADS",
         );
     }
-    if let Some(driver) = &f.gpu_driver {
+    if let Some(driver) = f.gpu_driver.as_ref().filter(|_| !device::has_cuda()) {
         let what = format!("an NVIDIA driver ({driver}) is loaded, but this build computes on the CPU only");
-        add(what, "none yet: calm has no CUDA backend");
+        add(what, "build it with `--features cuda`, which needs nvcc");
     }
     found
 }
@@ -157,10 +251,14 @@ fn text(f: &Findings) -> String {
         row(&format!("matrix product {}", rate.shape), format!("{:.0} GFLOP/s", rate.flops_per_second / 1e9));
     }
     row("copying memory", format!("{:.1} GB/s read and written", f.copy_bytes_per_second / 1e9));
-    row("NVIDIA driver", f.gpu_driver.clone().unwrap_or_else(|| "none".to_owned()));
+    let cuda = f.cuda.as_ref().map(|v| format!("CUDA {v}"));
+    let driver: Vec<String> = f.gpu_driver.iter().cloned().chain(cuda).collect();
+    row("NVIDIA driver", if driver.is_empty() { "none".to_owned() } else { driver.join(", ") });
     let mut out = vec![table.to_string()];
+    out.extend(f.gpus.iter().map(gpu_table));
     for p in &f.problems {
-        out.push(format!("{}\n  -> {}", format::wrap(&p.what, 80, "  "), p.remedy));
+        let remedy = format::wrap(&format!("  -> {}", p.remedy), 80, "     ");
+        out.push(format!("{}\n{remedy}", format::wrap(&p.what, 80, "  ")));
     }
     if f.problems.is_empty() {
         out.push("nothing stands in the way".to_owned());
@@ -168,9 +266,52 @@ fn text(f: &Findings) -> String {
     out.join("\n\n")
 }
 
+fn gpu_table(gpu: &Gpu) -> String {
+    let mut table = Table::new(&["", ""]).title(format!("{}: {}", gpu.device, gpu.name));
+    let mut row = |name: &str, value: String| {
+        table.row([name.to_owned(), value]);
+    };
+    row("compute capability", gpu.compute_capability.clone());
+    row("multiprocessors", gpu.multiprocessors.to_string());
+    let [memory, free] = [gpu.memory_bytes, gpu.memory_free_bytes].map(|b| format::bytes(b as f64));
+    row("memory, free", format!("{memory}, {free}"));
+    if let Some(rates) = &gpu.rates {
+        for rate in &rates.matrix {
+            row(
+                &format!("matrix product {}", rate.shape),
+                format!("{:.1} TFLOP/s", rate.flops_per_second / 1e12),
+            );
+        }
+        let gigabytes = |rate: f64| format!("{:.1} GB/s", rate / 1e9);
+        row("copying its memory", format!("{} read and written", gigabytes(rates.copy_bytes_per_second)));
+        if let (Some(up), Some(down)) = (rates.upload_bytes_per_second, rates.download_bytes_per_second) {
+            row("from pinned memory, back", format!("{}, {}", gigabytes(up), gigabytes(down)));
+        }
+    }
+    table.to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gpu_that_is_too_old_or_taken_is_a_problem() {
+        let info = |capability, free| GpuInfo {
+            number: 3,
+            name: "some GPU".into(),
+            capability,
+            multiprocessors: 80,
+            memory: 16_000_000_000,
+            free,
+        };
+        let (gpu, problem) = super::gpu(info((7, 0), 15_000_000_000), true, 0.1);
+        assert!(gpu.rates.is_none() && problem.unwrap().what.starts_with("cuda:3: compute capability 7.0"));
+        let (gpu, problem) = super::gpu(info((9, 0), 2_000_000_000), false, 0.1);
+        assert!(problem.unwrap().what.contains("14.0 GB of its memory are taken"));
+        assert!(gpu_table(&gpu).lines().all(|l| l.chars().count() <= 80));
+        assert!(super::gpu(info((9, 0), 15_000_000_000), false, 0.1).1.is_none());
+    }
 
     #[test]
     fn the_drivers_version_is_found_in_its_line() {

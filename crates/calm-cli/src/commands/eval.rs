@@ -7,13 +7,14 @@ use std::path::Path;
 use anyhow::Result;
 use calm_eval::bootstrap::{Bootstrap, report};
 use calm_eval::samples::{DocumentNames, SampleToken, SamplesOptions, score_samples};
+use calm_kernels::device::Choice;
 use calm_train::config::EvalConfig;
 use calm_train::pipeline::{prepare_data, reconstruct_run, score_run};
-use candle_core::Device;
 
 use super::{open_run, text_of, which};
 use crate::args::{BrierArgs, Format, ReconstructArgs, TextSource};
 use crate::error::Hinted;
+use crate::hardware;
 use crate::report as tables;
 use crate::screen::Screen;
 use crate::ui::Printer;
@@ -47,23 +48,25 @@ fn settings(eval: &EvalConfig, text: &TextSource, draws: Option<usize>) -> Resul
 }
 
 /// `calm eval brierlm`
-pub fn brierlm(args: &BrierArgs, printer: &Printer) -> Result<()> {
+pub fn brierlm(args: &BrierArgs, device: Choice, printer: &Printer) -> Result<()> {
     if let Some(path) = &args.samples {
         return samples(path, args, printer);
     }
     let run = open_run(&args.source)?;
+    let device = hardware::open(device, printer)?;
+    let run = run.on(&device);
     let eval = settings(&run.config.eval, &args.text, args.draws)?;
     let other_text = args.text.data.is_some();
     let trained = run.record()?.is_some_and(|r| !r.corpus_hash.is_empty());
     if super::protocols::asked(args) || (other_text && !trained) {
-        return super::protocols::brierlm(&run, &eval, args, printer);
+        return super::protocols::brierlm(&run, &eval, args, &device, printer);
     }
     let mut screen = Screen::new(printer);
     let corpus = match prepare_data(&run, &args.source.cache, &mut screen) {
         // Other text can be scored without the text of the run.
         Err(_) if other_text => {
             drop(screen);
-            return super::protocols::brierlm(&run, &eval, args, printer);
+            return super::protocols::brierlm(&run, &eval, args, &device, printer);
         }
         corpus => corpus?,
     };
@@ -72,7 +75,7 @@ pub fn brierlm(args: &BrierArgs, printer: &Printer) -> Result<()> {
         None => (corpus.validation.clone(), corpus.tokenizer.clone()),
     };
     let (results, condition) =
-        score_run(&run, &corpus, &held_out, which(&args.source), &eval, &Device::Cpu, &mut screen)?;
+        score_run(&run, &corpus, &held_out, which(&args.source), &eval, &device, &mut screen)?;
     drop(screen);
     match args.text.format {
         Format::Json => printer.result(&serde_json::to_string_pretty(&results)?)?,
@@ -109,13 +112,14 @@ const SAMPLES_FORMAT: &str = "one JSON object a line: {\"document\": 7, \"target
                               \"samples\": [[..], [..]]}; tokens are ids or strings";
 
 /// `calm eval autoencoder`
-pub fn autoencoder(args: &ReconstructArgs, printer: &Printer) -> Result<()> {
+pub fn autoencoder(args: &ReconstructArgs, device: Choice, printer: &Printer) -> Result<()> {
     let run = open_run(&args.source)?;
+    let device = hardware::open(device, printer)?;
+    let run = run.on(&device);
     let eval = settings(&run.config.eval, &args.text, None)?;
     let mut screen = Screen::new(printer);
     let (held_out, tokenizer) = text_of(&run, args.text.data.as_deref(), &args.source.cache, &mut screen)?;
-    let r =
-        reconstruct_run(&run, &tokenizer, &held_out, which(&args.source), &eval, &Device::Cpu, &mut screen)?;
+    let r = reconstruct_run(&run, &tokenizer, &held_out, which(&args.source), &eval, &device, &mut screen)?;
     drop(screen);
     match args.text.format {
         Format::Json => printer.result(&serde_json::to_string_pretty(&r)?)?,

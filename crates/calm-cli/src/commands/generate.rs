@@ -7,18 +7,21 @@ use anyhow::{Result, bail};
 use calm_data::Tokenizer;
 use calm_eval::generate::{Decoding, GenerateError, GenerateOptions, GenerateReport, generate};
 use calm_eval::temperature::{ExactOptions, Temperature};
+use calm_kernels::device::Choice;
 use calm_lm::{Sampler, baseline};
 use calm_train::config::ModelConfig;
-use candle_core::Device;
 
 use super::{open_run, which};
 use crate::args::{GenerateArgs, SamplerName};
 use crate::error::Hinted;
+use crate::hardware;
 use crate::ui::Printer;
 
 /// Runs the command.
-pub fn run(args: &GenerateArgs, printer: &Printer) -> Result<()> {
+pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()> {
     let run = open_run(&args.source)?;
+    let device = hardware::open(device, printer)?;
+    let run = run.on(&device);
     let tokenizer = run.tokenizer()?;
     let prompt = match args.prompt.as_deref() {
         Some("-") => {
@@ -45,7 +48,7 @@ pub fn run(args: &GenerateArgs, printer: &Printer) -> Result<()> {
                 bail!(Hinted::new("a CALM has no probabilities to cut with --top-p", "use --temperature"));
             }
             let decoding = decoding(args)?;
-            let o = run.load_calm(which, &tokenizer, &Device::Cpu)?;
+            let o = run.load_calm(which, &tokenizer, &device)?;
             stream(&o.model, &tokenizer, &prompt, decoding, args, printer)
         }
         ModelConfig::Baseline(_) => {
@@ -56,7 +59,7 @@ pub fn run(args: &GenerateArgs, printer: &Printer) -> Result<()> {
                     "a baseline takes a temperature of 0 or more and a top-p above 0 and at most 1",
                 ));
             }
-            let mut o = run.load_baseline(which, &tokenizer, &Device::Cpu)?;
+            let mut o = run.load_baseline(which, &tokenizer, &device)?;
             o.model.decoding = baseline::Decoding { temperature: args.temperature, top_p: args.top_p };
             stream(&o.model, &tokenizer, &prompt, Decoding::Plain, args, printer)
         }

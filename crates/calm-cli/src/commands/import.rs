@@ -33,6 +33,7 @@ pub fn run(args: &ImportArgs, printer: &Printer) -> Result<()> {
             version: version::VERSION.to_owned(),
             commit: version::commit(),
             features: version::features(),
+            device: None,
             failure: None,
         },
     })?;

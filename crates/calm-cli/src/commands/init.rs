@@ -26,10 +26,12 @@ pub fn run(args: &InitArgs, printer: &Printer) -> Result<()> {
         version: version::VERSION.to_owned(),
         commit: version::commit(),
         features: version::features(),
+        device: None,
         failure: None,
     };
     let mut screen = Screen::new(printer);
-    let stages = initialise(&run, &args.cache, provenance, &Device::Cpu, &mut screen);
+    // Weights are drawn on the CPU: there is nothing to compute.
+    let stages = initialise(&run.on(&Device::Cpu), &args.cache, provenance, &Device::Cpu, &mut screen);
     drop(screen);
     // Half a run is none: the folder was empty before.
     let stages = stages.inspect_err(|_| {

@@ -5,12 +5,14 @@ use std::io::{BufWriter, Write};
 
 use anyhow::Result;
 use calm_eval::reconstruction::text_chunks;
+use calm_kernels::device::Choice;
 use calm_train::pipeline::evaluation_rows;
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::{open_run, text_of, which};
 use crate::args::LatentsArgs;
 use crate::error::Hinted;
+use crate::hardware;
 use crate::screen::Screen;
 use crate::ui::Printer;
 
@@ -30,14 +32,16 @@ fn npy_header(shape: &[usize]) -> Vec<u8> {
 }
 
 /// Runs the command.
-pub fn run(args: &LatentsArgs, printer: &Printer) -> Result<()> {
+pub fn run(args: &LatentsArgs, device: Choice, printer: &Printer) -> Result<()> {
     if args.documents == Some(0) {
         return Err(Hinted::new("--documents 0 leaves nothing to encode", "give 1 or more").into());
     }
     let run = open_run(&args.source)?;
+    let device = hardware::open(device, printer)?;
+    let run = run.on(&device);
     let mut screen = Screen::new(printer);
     let (file, tokenizer) = text_of(&run, args.data.as_deref(), &args.source.cache, &mut screen)?;
-    let (objective, _) = run.load_autoencoder(which(&args.source), &tokenizer, &Device::Cpu)?;
+    let (objective, _) = run.load_autoencoder(which(&args.source), &tokenizer, &device)?;
     let rows = evaluation_rows(&file, tokenizer.special(), run.autoencoder_layout(), args.documents, None)?;
     let mut values: Vec<f32> = Vec::new();
     let mut chunks = 0;
@@ -46,7 +50,7 @@ pub fn run(args: &LatentsArgs, printer: &Printer) -> Result<()> {
         if found.is_empty() {
             continue;
         }
-        let ids = Tensor::from_vec(ids, (found.len(), batch.chunk_size), &Device::Cpu)?;
+        let ids = Tensor::from_vec(ids, (found.len(), batch.chunk_size), &device)?;
         let posterior = objective.model.encode(&ids)?.detach();
         let both = Tensor::stack(&[&posterior.mean, &posterior.log_std], 1)?;
         values.extend(both.flatten_all()?.to_vec1::<f32>()?);

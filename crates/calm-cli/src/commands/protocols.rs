@@ -108,7 +108,13 @@ fn whole_block(reader: &Reader, protocol: Protocol) -> Result<Protocol> {
 }
 
 /// Scores a run by a named protocol, or by both protocols of a task.
-pub fn brierlm(run: &Run, eval: &EvalConfig, args: &BrierArgs, printer: &Printer) -> Result<()> {
+pub fn brierlm(
+    run: &Run,
+    eval: &EvalConfig,
+    args: &BrierArgs,
+    device: &Device,
+    printer: &Printer,
+) -> Result<()> {
     let reader = reader(run);
     let task = args.protocol.task.as_deref().map(Task::find).transpose()?;
     if let (Some(task), Some(path)) = (&task, &args.text.data) {
@@ -165,8 +171,7 @@ pub fn brierlm(run: &Run, eval: &EvalConfig, args: &BrierArgs, printer: &Printer
             .view(&held_out, tokenizer.special(), &reader, &documents)
             .map_err(calm_train::Error::from)?;
     }
-    let device = Device::Cpu;
-    let scorer = Scorer::load(run, which(&args.source), &tokenizer, &device)?;
+    let scorer = Scorer::load(run, which(&args.source), &tokenizer, device)?;
     let mut results = Vec::new();
     for protocol in &protocols {
         let (r, _) = scorer.score(&held_out, &documents, protocol, eval, ngram.as_ref(), &mut screen)?;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use calm_kernels::device::Choice;
 use calm_report::Study;
 use calm_report::study::Estimate;
 use calm_study::execute::{FAILURES, Failures};
@@ -10,17 +11,18 @@ use calm_study::plan::{ABLATION, Ablation};
 use calm_study::{gather, score};
 use calm_train::Run;
 use calm_train::checkpoint::write_text;
-use candle_core::Device;
 
 use super::RUNS;
 use super::ablate::machine_of;
 use crate::args::{Format, ReportArgs};
 use crate::error::Hinted;
+use crate::hardware;
 use crate::screen::Screen;
 use crate::ui::{Printer, Table, format};
 
 /// Runs the command.
-pub fn run(args: &ReportArgs, printer: &Printer) -> Result<()> {
+pub fn run(args: &ReportArgs, device: Choice, printer: &Printer) -> Result<()> {
+    let device = hardware::open(device, printer)?;
     let of_ablation = |f: &PathBuf| f.join(ABLATION).is_file();
     let (ablation, out) = match &args.folders[..] {
         [folder] if of_ablation(folder) => {
@@ -44,7 +46,7 @@ pub fn run(args: &ReportArgs, printer: &Printer) -> Result<()> {
         .and_then(|text| serde_json::from_str(&text).ok())
         .unwrap_or_default();
     let mut screen = Screen::new(printer);
-    score::score(&ablation, &args.cache, &Device::Cpu, &mut failures, &mut screen)?;
+    score::score(&ablation, &args.cache, &device, &mut failures, &mut screen)?;
     drop(screen);
     let study = gather::gather(&ablation, &failures, machine_of(&ablation.folder))?;
     if study.variants.iter().all(|v| v.runs.is_empty()) {

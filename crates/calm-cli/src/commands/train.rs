@@ -3,25 +3,28 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use calm_data::TokenizerConfig;
+use calm_kernels::device::Choice;
 use calm_train::config::{ModelConfig, RunConfig, load};
 use calm_train::pipeline::{Results, Stages, TrainOptions, train};
+use calm_train::plan::{Plan, Target, describe};
 use calm_train::{Begin, Provenance, Run};
-use candle_core::Device;
 
 use super::RUNS;
 use crate::args::{Format, StageName, TrainArgs};
 use crate::error::Hinted;
+use crate::hardware;
 use crate::screen::Screen;
 use crate::ui::Printer;
 use crate::{report, shipped, version};
 
 /// Runs the command.
-pub fn run(args: &TrainArgs, printer: &Printer) -> Result<()> {
+pub fn run(args: &TrainArgs, device: Choice, printer: &Printer) -> Result<()> {
     let resolved = load::<RunConfig>(shipped::find(&args.source.config)?, &args.source.overrides)?;
     let folder =
         args.out.clone().unwrap_or_else(|| Path::new(RUNS).join(shipped::run_name(&args.source.config)));
     if args.dry_run {
-        return dry_run(&resolved.value, args, printer);
+        return dry_run(&resolved.value, args, device, printer);
     }
     let stages = match args.stage {
         None => Stages::All,
@@ -45,6 +48,9 @@ pub fn run(args: &TrainArgs, printer: &Printer) -> Result<()> {
             .into());
         }
     }
+    let choice = device;
+    let device = hardware::open(choice, printer)?;
+    hardware::check_precision(resolved.value.precision, &device, choice)?;
     let run = Run::create(&folder, &resolved, begin)?;
     printer.note(format!("run folder {}", folder.display()));
     let options = TrainOptions {
@@ -58,13 +64,14 @@ pub fn run(args: &TrainArgs, printer: &Printer) -> Result<()> {
             version: version::VERSION.to_owned(),
             commit: version::commit(),
             features: version::features(),
+            device: Some(describe(&device)),
             failure: None,
         },
         skip_scores: args.skip_scores,
     };
     let mut screen = Screen::new(printer);
     screen.catch_interrupts();
-    let results = train(&run, &options, &Device::Cpu, &mut screen).inspect_err(|e| run.note_failure(e))?;
+    let results = train(&run, &options, &device, &mut screen).inspect_err(|e| run.note_failure(e))?;
     drop(screen);
     if args.skip_scores {
         return Ok(());
@@ -74,19 +81,60 @@ pub fn run(args: &TrainArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-fn dry_run(config: &RunConfig, args: &TrainArgs, printer: &Printer) -> Result<()> {
+fn dry_run(config: &RunConfig, args: &TrainArgs, choice: Choice, printer: &Printer) -> Result<()> {
+    let target = match args.memory {
+        Some(memory) => Target::gpu_with(memory),
+        None => {
+            let device = hardware::open(choice, printer)?;
+            if config.precision.check(&device).is_err() {
+                printer.warn("precision bf16 needs a GPU: this plan is of f32 on the CPU; see --memory");
+            }
+            Target::of(&device, config.precision)?
+        }
+    };
     let mut screen = Screen::new(printer);
-    let mut corpus = calm_data::prepare(&config.data, &config.tokenizer, &args.cache, &mut |p| {
+    let found = calm_data::prepare(&config.data, &config.tokenizer, &args.cache, &mut |p| {
         calm_train::pipeline::Reporter::data(&mut screen, &p);
-    })?;
+    });
     drop(screen);
-    corpus.tokenizer = config.fit(corpus.tokenizer).map_err(calm_train::Error::from)?;
-    let plan = calm_train::plan::Plan::new(config, &corpus)?;
+    let plan = match (found, args.memory.and(vocabulary(config))) {
+        (Ok(mut corpus), _) => {
+            corpus.tokenizer = config.fit(corpus.tokenizer).map_err(calm_train::Error::from)?;
+            Plan::new(config, &corpus, &target)
+        }
+        // A plan for another machine may be asked for where the text is not.
+        (Err(e), Some(vocab)) => {
+            let text = format!("the text cannot be read here ({})", first_part(&e.to_string()));
+            Plan::of_sizes(config, vocab, None, text, &target)
+        }
+        (Err(e), None) => return Err(e.into()),
+    };
     match args.format {
         Format::Json => printer.result(&serde_json::to_string_pretty(&plan)?)?,
         Format::Table => printer.result(&report::plan(&plan))?,
     }
+    let stages: Vec<&str> = plan.stages.iter().map(|s| s.stage).collect();
+    if let Some(warning) = plan.check(&stages)? {
+        printer.warn(&warning);
+    }
     Ok(())
+}
+
+/// V, where a configuration alone tells it.
+fn vocabulary(config: &RunConfig) -> Option<usize> {
+    /// Tokens of the Llama-3 ranks with their special ones, and PAD.
+    const LLAMA3: usize = 128_257;
+    let own = match &config.tokenizer {
+        TokenizerConfig::Bpe(bpe) => Some(bpe.vocab_size),
+        TokenizerConfig::Llama3(_) => Some(LLAMA3),
+        _ => None,
+    };
+    config.vocabulary.map(|v| v.size).or(own)
+}
+
+/// A message without its remedy.
+fn first_part(text: &str) -> &str {
+    text.split("; ").next().unwrap_or(text)
 }
 
 fn show(results: &Results, format: Format, printer: &Printer) -> Result<()> {

@@ -108,6 +108,8 @@ impl House {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_calm"));
         command.args(args).current_dir(&self.dir).env("CALM_CACHE", self.path("cache"));
+        // A machine with a GPU answers like one without; what is about devices names its own.
+        command.env("CALM_DEVICE", "cpu");
         for name in ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE", "RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"] {
             command.env_remove(name);
         }

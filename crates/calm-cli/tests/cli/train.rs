@@ -30,6 +30,7 @@ fn a_run_is_a_record() {
     let command = record["history"][0]["command"].as_array().unwrap();
     assert!(command.iter().any(|c| c == "calm.yaml"), "{record}");
     assert_eq!(record["history"][0]["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(record["history"][0]["device"], "cpu");
     for key in ["corpus_hash", "tokenizer_hash"] {
         assert_eq!(record[key].as_str().unwrap().len(), 64, "{key}");
     }
@@ -90,7 +91,15 @@ fn a_dry_run_prints_the_plan_and_leaves_no_run() {
     let house = House::new();
     let done = house.run(&["train", "--config", "calm.yaml", "--dry-run"]);
     assert_eq!(done.code, 0, "{}", done.err);
-    for part in ["parameters", "memory", "autoencoder", "lm", "head"] {
+    for part in [
+        "parameters",
+        "memory of a step",
+        "moments, f32",
+        "kept in the backbone",
+        "fits",
+        "autoencoder",
+        "lm",
+    ] {
         assert!(done.out.contains(part), "{part} in\n{}", done.out);
     }
     assert!(!house.path("runs").exists());

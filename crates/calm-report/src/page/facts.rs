@@ -50,6 +50,7 @@ pub fn provenance(study: &Study) -> Option<Section> {
         ("Hash of the text", known(&study.corpus_hash)),
         ("Vocabulary", (study.vocab_size > 0).then(|| crate::number::count(study.vocab_size as u64))),
         ("Machine", known(&machine.platform)),
+        ("Device", known(&machine.device)),
         ("Threads", (machine.threads > 0).then(|| machine.threads.to_string())),
         ("calm", known(&version)),
         ("Day of the last score", known(&machine.date)),

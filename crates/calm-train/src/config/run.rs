@@ -116,6 +116,10 @@ pub struct StageConfig {
     /// Micro-batches a global batch is cut into (gradient accumulation); must divide the rows.
     #[serde(default = "one_piece")]
     pub accumulation: usize,
+    /// Layers of the backbone keep only their input and compute the rest again in the backward pass: much less
+    /// memory for a third more time in them. The autoencoder has no such layers.
+    #[serde(default)]
+    pub recompute: bool,
     /// Highest learning rate.
     pub learning_rate: f64,
     /// Steps of linear warm-up.
@@ -362,7 +366,13 @@ impl Validate for RunConfig {
                     problems.add(&format!("model.calm.head.{k}"), m);
                 });
                 match &self.train.autoencoder {
-                    Some(stage) => stage.validate("train.autoencoder", problems),
+                    Some(stage) => {
+                        stage.validate("train.autoencoder", problems);
+                        if stage.recompute {
+                            let message = "only layers of a backbone are computed again: remove it here";
+                            problems.add("train.autoencoder.recompute", message);
+                        }
+                    }
                     None => {
                         problems.add("train.autoencoder", "a CALM needs its first stage").hint(
                             "add `autoencoder: { steps, batch_rows, context, learning_rate }` under `train`",

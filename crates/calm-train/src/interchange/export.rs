@@ -60,9 +60,10 @@ pub fn export(run: &Run, options: &ExportOptions) -> Result<ExportReport> {
     let tokenizer = run.tokenizer()?;
     let (vocab, ids) = (tokenizer.vocab_size(), tokenizer.special());
     let (cpu, context) = (&Device::Cpu, run.config.train.lm.context);
+    let here = run.on(cpu);
     let kind = match &run.config.model {
         ModelConfig::Baseline(c) => {
-            let o = run.load_baseline(options.which, &tokenizer, cpu)?;
+            let o = here.load_baseline(options.which, &tokenizer, cpu)?;
             let part = export.origin.model.clone().unwrap_or_default();
             let tensors = export.named(&o.store, "", &[&part])?;
             export.write(
@@ -73,7 +74,7 @@ pub fn export(run: &Run, options: &ExportOptions) -> Result<ExportReport> {
             Kind::Llama
         }
         ModelConfig::Calm(c) => {
-            let (ae, _) = run.load_autoencoder(Which::Best, &tokenizer, cpu)?;
+            let (ae, _) = here.load_autoencoder(Which::Best, &tokenizer, cpu)?;
             let own = export.origin.autoencoder.clone().unwrap_or_default();
             let config = write_autoencoder(&own.config, &c.autoencoder, c.chunk_size, vocab, ids);
             export.check_autoencoder(c, ids.bos);
@@ -83,7 +84,7 @@ pub fn export(run: &Run, options: &ExportOptions) -> Result<ExportReport> {
                 Kind::Autoencoder
             } else {
                 export.check_head(&c.head);
-                let o = run.load_calm(options.which, &tokenizer, cpu)?;
+                let o = here.load_calm(options.which, &tokenizer, cpu)?;
                 let part = export.origin.model.clone().unwrap_or_default();
                 // A language model that came without its autoencoder's folder recorded the formats itself.
                 let inner = within(&part);

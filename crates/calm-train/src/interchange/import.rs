@@ -285,6 +285,7 @@ impl Plan {
             batch_rows: 8,
             context,
             accumulation: 1,
+            recompute: false,
             learning_rate: 3e-4,
             warmup_steps: 100,
             schedule: Schedule::default(),

@@ -1,0 +1,105 @@
+//! Where something is measured, and in which number format.
+
+use calm_kernels::ComputeCopies;
+use calm_nn::{ParamStore, Precision};
+use candle_core::{DType, Device, Result, Tensor, Var};
+
+/// A device and the format of its activations.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Where.
+    pub device: Device,
+    /// In which format; on the CPU f32.
+    pub precision: Precision,
+}
+
+impl Place {
+    /// A device in a format.
+    ///
+    /// # Errors
+    /// A format that the device cannot compute in.
+    pub fn new(device: &Device, precision: Precision) -> Result<Self> {
+        precision.check(device)?;
+        Ok(Self { device: device.clone(), precision })
+    }
+
+    /// The CPU.
+    pub fn cpu() -> Self {
+        Self { device: Device::Cpu, precision: Precision::F32 }
+    }
+
+    /// Format of activations.
+    pub fn dtype(&self) -> DType {
+        self.precision.compute()
+    }
+
+    /// The format's name.
+    pub fn format(&self) -> &'static str {
+        match self.precision {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        }
+    }
+
+    /// Waits for a GPU.
+    pub(crate) fn wait(&self) -> Result<()> {
+        self.device.synchronize()
+    }
+
+    /// Parameters of a model.
+    pub(crate) fn store(&self, seed: u64) -> Result<ParamStore> {
+        ParamStore::of_precision(&self.device, self.precision, seed)
+    }
+
+    /// A constant in the format of activations, made on the CPU.
+    pub(crate) fn tensor(&self, values: &Tensor) -> Result<Tensor> {
+        values.to_dtype(self.dtype())?.to_device(&self.device)
+    }
+
+    /// A parameter: f32 for operators, and for compositions in the format of activations.
+    pub(crate) fn parameter(&self, values: &Tensor) -> Result<Parameter> {
+        let master = Var::from_tensor(&values.to_device(&self.device)?)?;
+        let plain = match self.precision {
+            Precision::F32 => master.clone(),
+            Precision::Bf16 => Var::from_tensor(&self.tensor(values)?)?,
+        };
+        let copies = ComputeCopies::new([master.as_tensor()], self.dtype())?;
+        Ok(Parameter { master, plain, _copies: copies.map(std::sync::Arc::new) })
+    }
+}
+
+/// The first GPU in both formats, if this build can use one and there is one. CALM_TEST_GPU=1 makes its absence an
+/// error.
+#[cfg(test)]
+pub(crate) fn gpu_places() -> Vec<Place> {
+    use calm_kernels::device::{self, Choice};
+    match device::gpus() {
+        Ok(_) => {
+            let gpu = device::open(Choice::Cuda(0)).unwrap();
+            [Precision::F32, Precision::Bf16].map(|p| Place::new(&gpu, p).unwrap()).to_vec()
+        }
+        Err(reason) => {
+            assert!(std::env::var_os("CALM_TEST_GPU").is_none(), "{reason}");
+            println!("skipped: measurements on a GPU ({reason}) (needs a GPU)");
+            Vec::new()
+        }
+    }
+}
+
+/// A parameter as operators and as compositions take it.
+#[derive(Clone)]
+pub(crate) struct Parameter {
+    master: Var,
+    /// In the format of activations.
+    pub(crate) plain: Var,
+    /// What an operator reads where activations are bf16, as long as the parameter lives.
+    _copies: Option<std::sync::Arc<ComputeCopies>>,
+}
+
+impl std::ops::Deref for Parameter {
+    type Target = Tensor;
+
+    fn deref(&self) -> &Tensor {
+        self.master.as_tensor()
+    }
+}
