@@ -6,7 +6,7 @@ use super::{Element, Gpu, Launch, rows, view};
 use crate::attention::Sizes;
 use crate::storage::{Saved, error};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
-use candle_core::{CudaStorage, Result, Shape, Tensor};
+use candle_core::{CudaStorage, DType, Result, Shape, Tensor};
 use std::sync::Arc;
 
 /// Head sizes that have kernels over tiles.
@@ -51,32 +51,70 @@ impl DeviceSizes {
     }
 }
 
-/// Rows and columns of a tile, and threads of a block: `kernels/attention.cuh`.
-const ROWS: usize = 64;
-const COLUMNS: usize = 32;
-const TILE_THREADS: u32 = 128;
+/// How a kernel over tiles is launched: threads of a block, the queries (or, for key gradients, the keys) of
+/// one head that it has, and bytes of shared memory.
+struct Tile {
+    threads: u32,
+    rows: usize,
+    shared_bytes: usize,
+}
 
-/// A launch over the tiles of `positions` queries or keys of `heads` heads a row, with shared memory for so many
-/// rows of Dh + 1 floats and a tile of weights.
-fn tiles(s: Sizes, heads: usize, positions: usize, shared_rows: usize) -> Launch {
-    let floats = shared_rows * (s.head + 1) + ROWS * (COLUMNS + 1);
-    let blocks = s.batch * heads * positions.div_ceil(ROWS);
-    Launch::of(blocks, 1, TILE_THREADS).shared((size_of::<f32>() * floats) as u32)
+impl Tile {
+    /// A block for every `rows` of `positions` of `heads` heads a row.
+    fn launch(self, s: Sizes, heads: usize, positions: usize) -> Launch {
+        let blocks = s.batch * heads * positions.div_ceil(self.rows);
+        Launch::of(blocks, 1, self.threads).shared(self.shared_bytes as u32)
+    }
+
+    /// In f32, with so many rows of Dh + 1 floats and 64 of 33 weights.
+    fn of_f32(head: usize, shared_rows: usize) -> Self {
+        Self { threads: 128, rows: 64, shared_bytes: 4 * (shared_rows * (head + 1) + 64 * 33) }
+    }
+
+    /// In bf16, with so many rows of Dh + 8 numbers.
+    fn of_bf16(head: usize, threads: u32, shared_rows: usize) -> Self {
+        Self { threads, rows: 128, shared_bytes: 2 * shared_rows * (head + 8) }
+    }
 }
 
 /// Of `attention_DH_T`.
 fn forward_launch<T: Element>(s: Sizes) -> Launch {
-    tiles(s, s.heads, s.queries, ROWS + 2 * COLUMNS)
+    let keys = match s.head {
+        ..128 => 64,
+        128 => 32,
+        _ => 16,
+    };
+    let tile = match T::DTYPE {
+        DType::BF16 => Tile::of_bf16(s.head, 128, 128 + 2 * keys),
+        _ => Tile::of_f32(s.head, 64 + 2 * 32),
+    };
+    tile.launch(s, s.heads, s.queries)
 }
 
 /// Of `attention_queries_DH_T`.
 fn queries_launch<T: Element>(s: Sizes) -> Launch {
-    tiles(s, s.heads, s.queries, 2 * ROWS + 2 * COLUMNS)
+    let threads = if s.head < 128 { 128 } else { 256 };
+    let columns = if s.head == 128 { 64 } else { 32 };
+    let tile = match T::DTYPE {
+        DType::BF16 => Tile::of_bf16(s.head, threads, 2 * 128 + 4 * columns),
+        _ => Tile::of_f32(s.head, 2 * 64 + 2 * 32),
+    };
+    tile.launch(s, s.heads, s.queries)
 }
 
 /// Of `attention_keys_DH_T`.
 fn keys_launch<T: Element>(s: Sizes) -> Launch {
-    tiles(s, s.kv_heads, s.keys, 2 * ROWS + 2 * COLUMNS)
+    let threads = if s.head <= 64 { 128 } else { 256 };
+    let columns = if s.head == 96 { 64 } else { 32 };
+    let mut tile = match T::DTYPE {
+        DType::BF16 => Tile::of_bf16(s.head, threads, 2 * 128 + 4 * columns),
+        _ => Tile::of_f32(s.head, 2 * 64 + 2 * 32),
+    };
+    if T::DTYPE == DType::BF16 {
+        // Log sums and deltas of two tiles of queries.
+        tile.shared_bytes += 16 * columns;
+    }
+    tile.launch(s, s.kv_heads, s.keys)
 }
 
 /// Spans `[B, S]` of positions that see their segment (U32 `[B, S]`) up to themselves; once for all layers of a
