@@ -200,9 +200,15 @@ fn energy(v: &[Var]) -> Result<Tensor> {
     ops::energy_block(&v[0], &v[1], weights, EPS)
 }
 
+/// Activations stay of about size 1 from product to product, as with the initial weights of a model.
 fn energy_inputs(r: usize, n: usize, d: usize) -> Vec<Tensor> {
     let (m, two) = ([d, d], 2 * d);
-    inputs(&[&[r, n, d], &[r, d], &[d], &[d], &[d, two], &[d], &m, &[d], &[two, d], &[two], &m, &[d]])
+    let mut all =
+        inputs(&[&[r, n, d], &[r, d], &[d], &[d], &[d, two], &[d], &m, &[d], &[two, d], &[two], &m, &[d]]);
+    for matrix in [4, 6, 8, 10] {
+        all[matrix] = (&all[matrix] * (3.0 / d as f64).sqrt()).unwrap();
+    }
+    all
 }
 
 #[test]
