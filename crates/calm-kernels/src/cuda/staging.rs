@@ -5,9 +5,7 @@ use super::Gpu;
 use super::gpu::failed;
 use candle_core::Result;
 use candle_core::cuda_backend::DeviceId;
-use candle_core::cuda_backend::cudarc::driver::{
-    CudaEvent, CudaSlice, DevicePtrMut, DeviceRepr, result,
-};
+use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaSlice, DevicePtrMut, DeviceRepr, result};
 use std::any::{Any, TypeId};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};

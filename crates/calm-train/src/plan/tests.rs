@@ -41,7 +41,7 @@ fn the_state_of_calm_m_is_counted_to_the_byte() {
 fn a_layer_keeps_what_its_operators_keep_and_recomputed_ones_their_input() {
     let config = |layers: usize, recompute: bool| {
         let set = [format!("model.calm.backbone.layers={layers}"), format!("train.lm.recompute={recompute}")];
-        shipped("paper/calm-m", &[&set[0], &set[1], "model.calm.head.energy.blocks=4"])
+        shipped("paper/calm-m", &[&set[0], &set[1], "train.lm.accumulation=64"])
     };
     let backbone = |layers, recompute| {
         step(&config(layers, recompute), Part::Lm, V, true).unwrap().of("kept in the backbone")
