@@ -5,7 +5,10 @@
 //
 // One block a (row, head, tile of queries) goes through the tiles of keys that its queries see, with a
 // running maximum and sum for each query. Only L is kept for the backward pass.
-#include "attention.cuh"
+//
+// For f32 in f32 (attention.cuh); for bf16 with bf16 products and weights rounded to bf16 (attention_matrix
+// .cuh), sums and exponents in f32.
+#include "attention_matrix.cuh"
 
 // out [B, T, H, DH]; log_sums [B, T, H] or null.
 template <uint32_t DH, class T>
@@ -116,4 +119,144 @@ DEVICE void attention(const Block& block, const T* q, const T* k, const T* v, co
             AttentionSizes s),                                                                          \
            attention<dh>(block, q, k, v, spans, out, log_sums, s))
 EACH_HEAD_SIZE(ATTENTION, float, f32)
-EACH_HEAD_SIZE(ATTENTION, bf16, bf16)
+
+// The scores of the tile of keys at u0 become weights; of each of the thread's rows: largest score and sum of
+// its own columns' weights so far, by which the sums of the row shrink. `masked`: some query of the block
+// does not see some key of the tile.
+template <uint32_t DH, uint32_t STRIPS, uint32_t N>
+DEVICE void softmax_step(const Block& block, Sums<STRIPS, N>& scores, Weights<STRIPS, N>& weights,
+                         Sums<STRIPS, DH>& sums, Local<float> (&largest)[2 * STRIPS],
+                         Local<float> (&sum)[2 * STRIPS], const Span* seen, uint32_t count, uint32_t u0,
+                         bool masked, float scale) {
+    Local<float> now[2 * STRIPS];
+    block.each([&](uint32_t t) {
+        UNROLL for (uint32_t r = 0; r < 2 * STRIPS; r++) {
+            const uint32_t m = r / 2, half = r % 2;
+            if (masked) {
+                mask_row(t, m, half, scores, seen, count, u0);
+            }
+            now[r][t] = largest[r][t];
+            UNROLL for (uint32_t i = 0; i < N / 4; i++) {
+                now[r][t] = larger_number(now[r][t], scores.of[m][i / 2][2 * half + i % 2][t]);
+            }
+        }
+    });
+    UNROLL for (uint32_t r = 0; r < 2 * STRIPS; r++) {
+        lane_combine<4>(block, now[r], [](float a, float b) { return larger_number(a, b); });
+    }
+    block.each([&](uint32_t t) {
+        UNROLL for (uint32_t r = 0; r < 2 * STRIPS; r++) {
+            const uint32_t m = r / 2, half = r % 2;
+            const float shift = now[r][t] * scale;
+            // The difference of what is taken from the exponents, rounded as there: equal largest give 1.
+            const float shrink = exp2_fast(largest[r][t] * scale - shift);
+            largest[r][t] = now[r][t];
+            sum[r][t] *= shrink;
+            UNROLL for (uint32_t i = 0; i < N / 4; i++) {
+                Local<float>& score = scores.of[m][i / 2][2 * half + i % 2];
+                score[t] = exp2_fast(fused(score[t], scale, -shift));
+                sum[r][t] += score[t];
+            }
+            round_weights(t, m, half, scores, weights);
+            UNROLL for (uint32_t i = 0; i < DH / 4; i++) {
+                sums.of[m][i / 2][2 * half + i % 2][t] *= shrink;
+            }
+        }
+    });
+}
+
+// The largest score before the first key: below all scores, and finite, so that -inf is as far below it.
+constexpr float NOTHING_SEEN = -1e30f;
+
+// Keys of a tile: as many as the registers allow beside DH sums a row.
+template <uint32_t DH> constexpr uint32_t FORWARD_KEYS = DH < 128 ? 64 : DH == 128 ? 32 : 16;
+constexpr uint32_t FORWARD_STRIPS = 2;
+constexpr uint32_t FORWARD_THREADS = STRIP_THREADS<FORWARD_STRIPS>;
+
+// out [B, T, H, DH]; log_sums [B, T, H] or null.
+template <uint32_t DH>
+DEVICE void attention_matrix(const Block& block, const bf16* q, const bf16* k, const bf16* v,
+                             const Span* spans, bf16* out, float* log_sums, AttentionSizes s) {
+    constexpr uint32_t STRIPS = FORWARD_STRIPS, N = FORWARD_KEYS<DH>, THREADS = FORWARD_THREADS;
+    bf16* const queries = shared_tiles(block);
+    bf16* const keys = queries + BLOCK_ROWS * PITCH<DH>;
+    bf16* const values = keys + N * PITCH<DH>;
+    const uint32_t tasks = s.batch * s.heads * block_tiles(s.queries);
+    const uint32_t stride = s.heads * DH, key_stride = s.kv_heads * DH;
+
+    for (uint32_t task = block.index(); task < tasks; task += block.grid()) {
+        const QueryTask at = query_task<DH>(s, spans, task);
+        const uint32_t count = at.count;
+        const Span* const seen = at.seen;
+        const uint32_t first = seen[0].start, last = seen[count - 1].end;
+
+        // All queries see the keys common_start .. common_end.
+        const uint32_t common_start = seen[count - 1].start, common_end = seen[0].end;
+        Sums<STRIPS, DH> sums;
+        Local<float> largest[2 * STRIPS], sum[2 * STRIPS];
+        clear(block, sums);
+        block.each([&](uint32_t t) {
+            UNROLL for (uint32_t r = 0; r < 2 * STRIPS; r++) {
+                largest[r][t] = NOTHING_SEEN;
+                sum[r][t] = 0.0f;
+            }
+        });
+        auto copy_tile = [&](bf16* to, const bf16* x, uint32_t u0) {
+            copy_rows<DH, N, THREADS>(block, to, x + at.key_head + uint64_t(u0) * key_stride, last - u0,
+                                      key_stride);
+            copies_close(block);
+        };
+
+        copy_rows<DH, BLOCK_ROWS, THREADS>(block, queries, q + at.entry * DH, count, stride);
+        copy_tile(keys, k, first);
+        for (uint32_t u0 = first; u0 < last; u0 += N) {
+            // The keys have come, and the values of the last tile are no longer read.
+            copies_wait<0>(block);
+            block.barrier();
+            copy_tile(values, v, u0);
+            // `masked`: some query of the block does not see some key of the tile.
+            const bool masked = u0 < common_start || u0 + N > common_end;
+            Sums<STRIPS, N> scores;
+            clear(block, scores);
+            matrix_scores<DH>(block, queries, keys, scores);
+            // The values have come, and these keys are no longer read.
+            copies_wait<0>(block);
+            block.barrier();
+            if (u0 + N < last) {
+                copy_tile(keys, k, u0 + N);
+            }
+            Weights<STRIPS, N> weights;
+            softmax_step<DH>(block, scores, weights, sums, largest, sum, seen, count, u0, masked,
+                             s.scale * LOG2_E);
+            matrix_sums<DH>(block, weights, values, sums);
+        }
+        copies_wait<0>(block);
+        block.barrier();
+
+        UNROLL for (uint32_t r = 0; r < 2 * STRIPS; r++) {
+            lane_sum<4>(block, sum[r]);
+        }
+        const QueryTask done = query_task<DH>(s, spans, anew(task));
+        store_rows<DH, STRIPS, THREADS>(block, sums, queries, out + done.entry * DH, done.count, stride,
+                                        [&](uint32_t t, uint32_t r) { return 1.0f / sum[r][t]; });
+        block.each([&](uint32_t t) {
+            UNROLL for (uint32_t r = 0; r < 2 * STRIPS; r++) {
+                const uint32_t row = strip_row<STRIPS>(anew(t), r / 2, r % 2);
+                if (log_sums != nullptr && t % 4 == 0 && row < done.count) {
+                    log_sums[done.entry + uint64_t(row) * s.heads] =
+                        largest[r][t] * s.scale + ln_f32(sum[r][t]);
+                }
+            }
+        });
+    }
+}
+
+// Launch with FORWARD_THREADS threads, any grid (best a block for each of the batch * heads * tiles tasks),
+// and shared memory for BLOCK_ROWS + 2 FORWARD_KEYS rows of DH + 8 bf16. All pointers at multiples of 16
+// bytes.
+#define ATTENTION_MATRIX(T, suffix, dh)                                                                 \
+    KERNEL_OF(FORWARD_THREADS, 2, attention_##dh##_##suffix,                                            \
+              (const T* q, const T* k, const T* v, const Span* spans, T* out, float* log_sums,          \
+               AttentionSizes s),                                                                       \
+              attention_matrix<dh>(block, q, k, v, spans, out, log_sums, s))
+EACH_HEAD_SIZE(ATTENTION_MATRIX, bf16, bf16)

@@ -5,7 +5,9 @@
 //
 //   block.each(f)    f(t) for every thread; no barrier behind it, so it must not write shared memory
 //   block.phase(f)   f(t) for every thread, then a barrier
-//   lane_sum<W>(..)  a value of every thread, summed in groups of W neighbouring threads
+//   block.barrier()  a barrier alone
+//   lane_sum<W>(..)  a value of every thread, summed in groups of W neighbouring threads; matrix.cuh has
+//                    the other things that a warp does together
 //
 // On the device every thread runs the body and f is called once, with its own index. On the host the body
 // runs once a block and f is called for all threads, one after the other. Hence the rules:
@@ -20,7 +22,9 @@
 // each thread as far ahead of the others as barriers let it; the results must be the same.
 //
 // KERNEL(name, (parameters), call) makes the entry point: a __global__ function on the device, on the host
-// a C function that takes the launch first and runs the blocks one after the other.
+// a C function that takes the launch first and runs the blocks one after the other. KERNEL_OF(threads,
+// blocks, name, ..) is one for blocks of exactly so many threads, of which a multiprocessor is to hold
+// `blocks` at once: it bounds the registers of a thread.
 //
 // This file holds what both sides share; block_device.cuh, block_host.cuh and block_ahead.cuh what a block
 // is on the device, on the host, and on the host when each thread runs as far ahead as barriers let it.
@@ -36,6 +40,10 @@ constexpr uint32_t MAX_THREADS = 256;
 #if defined(__CUDACC__)
 #include "block_device.cuh"
 #else
+#include <cassert>
+#include <cstring>
+#include <vector>
+
 #define DEVICE inline
 #define UNROLL
 
@@ -50,12 +58,61 @@ struct Launch {
 // In the host device (host-device/README.md) a kernel is also found by its name.
 #if defined(HOST_DEVICE)
 #include "host-device/registry.h"
-#define REGISTER(name, params)                                                                  \
-    static const host_device::Registered registered_##name(#name, __FILE__, MAX_THREADS,        \
+#define REGISTER(name, most_threads, params)                                                    \
+    static const host_device::Registered registered_##name(#name, __FILE__, most_threads,       \
                                                            static_cast<void (*)(Launch, UNPACK params)>(name));
 #else
-#define REGISTER(name, params)
+#define REGISTER(name, most_threads, params)
 #endif
+
+// Copies that threads have begun and may still be under way (matrix.cuh). They are made when they are
+// waited for, which shows a missing wait; with reversed threads when they begin, which shows a place
+// overwritten too early.
+class PendingCopies {
+  public:
+    explicit PendingCopies(bool at_once) : at_once(at_once) {}
+
+    // `size` bytes, or zeros.
+    void begin(void* to, const void* from, uint32_t size, bool real) {
+        const Copy copy{to, from, size, real};
+        if (at_once) {
+            make(copy);
+        } else {
+            groups.back().push_back(copy);
+        }
+    }
+
+    void close_group() { groups.emplace_back(); }
+
+    // Makes all copies but those of the last `left` groups that were closed.
+    void wait(uint32_t left) {
+        while (groups.size() > left + 1) {
+            for (const Copy& copy : groups.front()) {
+                make(copy);
+            }
+            groups.erase(groups.begin());
+        }
+    }
+
+  private:
+    struct Copy {
+        void* to;
+        const void* from;
+        uint32_t size;
+        bool real;
+    };
+
+    static void make(const Copy& copy) {
+        if (copy.real) {
+            std::memcpy(copy.to, copy.from, copy.size);
+        } else {
+            std::memset(copy.to, 0, copy.size);
+        }
+    }
+
+    bool at_once;
+    std::vector<std::vector<Copy>> groups{1};
+};
 
 #if defined(RUN_AHEAD)
 #include "block_ahead.cuh"
@@ -67,7 +124,13 @@ struct Launch {
     extern "C" void name(Launch launch, UNPACK params) {              \
         run_blocks(launch, [&](const Block& block) { __VA_ARGS__; }); \
     }                                                                 \
-    REGISTER(name, params)
+    REGISTER(name, MAX_THREADS, params)
+#define KERNEL_OF(most_threads, blocks, name, params, ...)            \
+    extern "C" void name(Launch launch, UNPACK params) {              \
+        assert(launch.threads == most_threads);                       \
+        run_blocks(launch, [&](const Block& block) { __VA_ARGS__; }); \
+    }                                                                 \
+    REGISTER(name, most_threads, params)
 #endif
 
 template <class T> DEVICE T larger(T a, T b) { return b > a ? b : a; }

@@ -33,6 +33,11 @@ struct Block {
 
     template <class F> void phase(F f) const;
 
+    void barrier() const;
+
+    // The copies that this thread has begun (matrix.cuh).
+    PendingCopies& copies() const;
+
     float* dynamic_shared() const { return memory; }
 };
 
@@ -44,9 +49,11 @@ class Team {
     // Runs body(block) on every thread of block `place`.
     void run(const Launch& launch, uint32_t place, float* memory, std::function<void(const Block&)> body) {
         threads = launch.threads;
+        pending.assign(threads, PendingCopies{launch.reversed != 0});
         start = [&] { body(Block{launch, place, memory, *this, running}); };
         for (uint32_t t = 0; t < threads; t++) {
             waits[t] = Wait::Nothing;
+            exchanges[t] = 0;
             getcontext(&contexts[t]);
             contexts[t].uc_stack.ss_sp = stacks.get() + t * STACK;
             contexts[t].uc_stack.ss_size = STACK;
@@ -68,9 +75,19 @@ class Team {
         swapcontext(&contexts[running], &scheduler);
     }
 
-    // What thread t of the block offers to its warp.
-    void offer(uint32_t t, const void* value, size_t size) { std::memcpy(offers[t], value, size); }
-    void take(uint32_t t, void* value, size_t size) const { std::memcpy(value, offers[t], size); }
+    // What thread t of the block offers to its warp, and what the 32 threads of the warp have offered. The
+    // places of two exchanges alternate: nobody offers a third time before all have taken from the first.
+    template <class T> void exchange(uint32_t t, const T& offered, T (&of_warp)[32]) {
+        static_assert(sizeof(T) <= OFFER, "the size of an offer");
+        auto& place = offers[exchanges[t]++ % 2];
+        std::memcpy(place[t], &offered, sizeof(T));
+        wait(Wait::Warp);
+        for (uint32_t lane = 0; lane < 32; lane++) {
+            std::memcpy(&of_warp[lane], place[t / 32 * 32 + lane], sizeof(T));
+        }
+    }
+
+    PendingCopies& copies_of(uint32_t t) { return pending[t]; }
 
     // Only one block runs at a time: its shared memory is static, and so is the way into a thread.
     static Team& the_team() {
@@ -82,6 +99,7 @@ class Team {
 
   private:
     static constexpr size_t STACK = 128 * 1024;
+    static constexpr size_t OFFER = 32;
 
     static void enter() {
         Team& team = the_team();
@@ -122,31 +140,39 @@ class Team {
     ucontext_t scheduler;
     std::vector<ucontext_t> contexts{MAX_THREADS};
     Wait waits[MAX_THREADS];
-    unsigned char offers[MAX_THREADS][16];
+    unsigned char offers[2][MAX_THREADS][OFFER];
+    uint32_t exchanges[MAX_THREADS];
+    std::vector<PendingCopies> pending;
     std::unique_ptr<char[]> stacks{new char[MAX_THREADS * STACK]};
 };
 
 template <class F> void Block::phase(F f) const {
     f(thread);
-    team.wait(Team::Wait::Block);
+    barrier();
 }
+
+inline void Block::barrier() const { team.wait(Team::Wait::Block); }
+
+inline PendingCopies& Block::copies() const { return team.copies_of(thread); }
 
 template <class T> struct Local {
     T value;
     T& operator[](uint32_t) { return value; }
 };
 
+// f(t, offered by the 32 threads of t's warp): what every exchange between lanes amounts to.
+template <class T, class F> void warp_exchange(const Block& block, Local<T>& offered, F f) {
+    T of_warp[32];
+    block.team.exchange(block.thread, offered.value, of_warp);
+    f(block.thread, of_warp);
+}
+
 template <int W, class T, class F> void lane_combine(const Block& block, Local<T>& v, F combine) {
-    static_assert(sizeof(T) <= 16, "the size of an offer");
-    T values[W], before[W];
-    block.team.offer(block.thread, &v.value, sizeof(T));
-    block.team.wait(Team::Wait::Warp);
-    for (uint32_t lane = 0; lane < W; lane++) {
-        block.team.take(block.thread / W * W + lane, &values[lane], sizeof(T));
-    }
-    block.team.wait(Team::Wait::Warp);
+    T of_warp[32], before[W];
+    block.team.exchange(block.thread, v.value, of_warp);
+    T* const values = of_warp + block.thread % 32 / W * W;
     for (uint32_t offset = W / 2; offset > 0; offset /= 2) {
-        std::memcpy(before, values, sizeof(values));
+        std::memcpy(before, values, sizeof(before));
         for (uint32_t lane = 0; lane < W; lane++) {
             values[lane] = combine(before[lane], before[lane ^ offset]);
         }

@@ -17,6 +17,8 @@ struct Block {
         __syncthreads();
     }
 
+    DEVICE void barrier() const { __syncthreads(); }
+
     // The bytes of shared memory that the launch asked for.
     DEVICE float* dynamic_shared() const {
         extern __shared__ float4 dynamic_shared_memory[];
@@ -38,8 +40,9 @@ template <int W, class T, class F> DEVICE void lane_combine(const Block&, Local<
     }
 }
 
-#define KERNEL(name, params, ...)                                              \
-    extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1) name params { \
-        const Block block;                                                     \
-        __VA_ARGS__;                                                           \
+#define KERNEL_OF(most_threads, blocks, name, params, ...)                           \
+    extern "C" __global__ void __launch_bounds__(most_threads, blocks) name params { \
+        const Block block;                                                           \
+        __VA_ARGS__;                                                                 \
     }
+#define KERNEL(name, params, ...) KERNEL_OF(MAX_THREADS, 1, name, params, __VA_ARGS__)

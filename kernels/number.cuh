@@ -41,6 +41,66 @@ DEVICE void store(bf16& out, float x) {
     out.bits = uint16_t(nan ? (bits >> 16) | 0x40u : rounded);
 }
 
+// Elements of 16 bytes, which one load or store moves.
+template <class T> constexpr uint32_t RUN = 16 / sizeof(T);
+template <uint32_t N> struct Width {
+    static constexpr uint32_t value = N;
+};
+
+// N elements from x or to it: RUN, at a multiple of 16 bytes, or one.
+template <uint32_t N, class T> DEVICE void load_run(const T* x, float (&values)[N]) {
+    static_assert(N == 1 || N == RUN<T>, "one element or 16 bytes");
+    struct alignas(N * sizeof(T)) Run {
+        T of[N];
+    };
+    const Run run = *reinterpret_cast<const Run*>(x);
+    UNROLL for (uint32_t i = 0; i < N; i++) {
+        values[i] = load(run.of[i]);
+    }
+}
+
+template <uint32_t N, class T> DEVICE void store_run(T* x, const float (&values)[N]) {
+    static_assert(N == 1 || N == RUN<T>, "one element or 16 bytes");
+    struct alignas(N * sizeof(T)) Run {
+        T of[N];
+    } run;
+    UNROLL for (uint32_t i = 0; i < N; i++) {
+        store(run.of[i], values[i]);
+    }
+#if defined(__CUDACC__)
+    // An assignment may be taken apart into elements again.
+    if constexpr (N > 1) {
+        __stcg(reinterpret_cast<uint4*>(x), *reinterpret_cast<const uint4*>(&run));
+        return;
+    }
+#endif
+    *reinterpret_cast<Run*>(x) = run;
+}
+
+// Whether all of these are at multiples of 16 bytes.
+template <class... P> DEVICE bool at_runs(const P*... pointers) {
+    return ((reinterpret_cast<uintptr_t>(pointers) | ...) % 16) == 0;
+}
+
+// f(row, column, width) for a matrix of T: RUN<T> columns at once where `whole`, which asks for columns,
+// strides and pointers at multiples of a run, otherwise one.
+template <class T, class F>
+DEVICE void each_run(const Block& block, uint64_t rows, uint32_t columns, bool whole, F f) {
+    if (whole) {
+        each_cell(block, rows, columns / RUN<T>,
+                  [&](uint64_t row, uint32_t i) { f(row, i * RUN<T>, Width<RUN<T>>{}); });
+    } else {
+        each_cell(block, rows, columns, [&](uint64_t row, uint32_t i) { f(row, i, Width<1>{}); });
+    }
+}
+
+// f(i, width) for every i below count: as runs, and what is left one by one.
+template <class T, class F> DEVICE void each_run_of(const Block& block, uint64_t count, bool whole, F f) {
+    const uint64_t runs = whole ? count / RUN<T> : 0;
+    each_element(block, runs, [&](uint64_t i) { f(i * RUN<T>, Width<RUN<T>>{}); });
+    each_element(block, count - runs * RUN<T>, [&](uint64_t i) { f(runs * RUN<T> + i, Width<1>{}); });
+}
+
 // 1.5*2^23: adding it to a float below 2^22 rounds to the nearest integer, which then stands in the low bits.
 constexpr float ROUND = 12582912.0f;
 constexpr uint32_t ROUND_BITS = 0x4b400000u;

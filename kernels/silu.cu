@@ -5,16 +5,27 @@
 #include "number.cuh"
 
 template <class T> DEVICE void silu(const Block& block, const T* x, T* y, uint64_t count) {
-    each_element(block, count, [&](uint64_t i) {
-        const float v = load(x[i]);
-        store(y[i], v * sigmoid(v));
+    each_run_of<T>(block, count, at_runs(x, y), [&](uint64_t i, auto width) {
+        float v[width.value];
+        load_run(x + i, v);
+        UNROLL for (float& e : v) {
+            e = e * sigmoid(e);
+        }
+        store_run(y + i, v);
     });
 }
 
 template <class T>
 DEVICE void silu_backward(const Block& block, const T* x, const T* dy, T* dx, uint64_t count) {
-    each_element(block, count,
-                 [&](uint64_t i) { store(dx[i], load(dy[i]) * silu_and_slope(load(x[i])).slope); });
+    each_run_of<T>(block, count, at_runs(x, dy, dx), [&](uint64_t i, auto width) {
+        float v[width.value], slope[width.value];
+        load_run(x + i, v);
+        load_run(dy + i, slope);
+        UNROLL for (uint32_t j = 0; j < width.value; j++) {
+            slope[j] = slope[j] * silu_and_slope(v[j]).slope;
+        }
+        store_run(dx + i, slope);
+    });
 }
 
 // x, y [R, N, D], shared [R, D].

@@ -10,9 +10,15 @@
 template <class T>
 DEVICE void swiglu(const Block& block, const T* gate, const T* up, T* y, uint64_t rows, uint32_t h,
                    uint32_t stride) {
-    each_cell(block, rows, h, [&](uint64_t row, uint32_t i) {
-        const float g = load(gate[row * stride + i]);
-        store(y[row * h + i], g * sigmoid(g) * load(up[row * stride + i]));
+    const bool whole = h % RUN<T> == 0 && stride % RUN<T> == 0 && at_runs(gate, up, y);
+    each_run<T>(block, rows, h, whole, [&](uint64_t row, uint32_t i, auto width) {
+        float g[width.value], u[width.value];
+        load_run(gate + row * stride + i, g);
+        load_run(up + row * stride + i, u);
+        UNROLL for (uint32_t j = 0; j < width.value; j++) {
+            g[j] = g[j] * sigmoid(g[j]) * u[j];
+        }
+        store_run(y + row * h + i, g);
     });
 }
 
@@ -20,12 +26,20 @@ DEVICE void swiglu(const Block& block, const T* gate, const T* up, T* y, uint64_
 template <class T>
 DEVICE void swiglu_backward(const Block& block, const T* gate, const T* up, const T* dy, T* dgate, T* dup,
                             uint64_t rows, uint32_t h, uint32_t stride) {
-    each_cell(block, rows, h, [&](uint64_t row, uint32_t i) {
+    const bool whole = h % RUN<T> == 0 && stride % RUN<T> == 0 && at_runs(gate, up, dy, dgate, dup);
+    each_run<T>(block, rows, h, whole, [&](uint64_t row, uint32_t i, auto width) {
         const uint64_t at = row * stride + i;
-        const float slope = load(dy[row * h + i]);
-        const SiluSlope silu = silu_and_slope(load(gate[at]));
-        store(dgate[at], slope * load(up[at]) * silu.slope);
-        store(dup[at], slope * silu.value);
+        float g[width.value], u[width.value], slope[width.value];
+        load_run(gate + at, g);
+        load_run(up + at, u);
+        load_run(dy + row * h + i, slope);
+        UNROLL for (uint32_t j = 0; j < width.value; j++) {
+            const SiluSlope silu = silu_and_slope(g[j]);
+            g[j] = slope[j] * u[j] * silu.slope;
+            u[j] = slope[j] * silu.value;
+        }
+        store_run(dgate + at, g);
+        store_run(dup + at, u);
     });
 }
 

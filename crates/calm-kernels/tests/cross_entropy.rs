@@ -393,7 +393,7 @@ fn a_buffer_on_a_gpu_collects_the_gradient_of_the_embedding() {
         let want = with_gradients(&exact, 0.25, |h, m| plain_rows(h, m, &exact.targets)?.sum_all());
         let (hidden, table) =
             (Var::from_tensor(&there.hidden).unwrap(), Var::from_tensor(&there.embedding).unwrap());
-        let _copies = ComputeCopies::new([table.as_tensor()]).unwrap();
+        let _copies = ComputeCopies::new([table.as_tensor()], DType::BF16).unwrap();
         let mut flat = FlatGradients::new([table.as_tensor()]).unwrap();
         for round in [1.0, 2.0] {
             let loss = tied_cross_entropy(&hidden, &table, &there.targets, None).unwrap();

@@ -71,6 +71,8 @@ pub struct Branches {
 pub trait Element: Copy + Default + Send + Sync + 'static {
     /// Its kernels.
     const KERNELS: Kernels<Self>;
+    /// Launches of its attention kernels for a head size: attention, query gradients, key gradients.
+    fn attention_launches(head: u32) -> [TileLaunch; 3];
     /// To the nearest, ties to even.
     fn of(x: f32) -> Self;
     fn as_f32(self) -> f32;
@@ -78,6 +80,9 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
 
 impl Element for f32 {
     const KERNELS: Kernels<Self> = KERNELS_F32;
+    fn attention_launches(head: u32) -> [TileLaunch; 3] {
+        attention_launches_f32(head)
+    }
     fn of(x: f32) -> Self {
         x
     }
@@ -88,6 +93,9 @@ impl Element for f32 {
 
 impl Element for bf16 {
     const KERNELS: Kernels<Self> = KERNELS_BF16;
+    fn attention_launches(head: u32) -> [TileLaunch; 3] {
+        attention_launches_bf16(head)
+    }
     fn of(x: f32) -> Self {
         bf16::from_f32(x)
     }
@@ -302,6 +310,12 @@ unsafe extern "C" {
     pub fn segment_spans(launch: Launch, segments: *const u32, spans: *mut Span, rows: u32, s: u32);
 }
 
+// matrix.cu
+unsafe extern "C" {
+    pub fn matrix_product_columns(launch: Launch, a: *const bf16, b: *const bf16, c: *mut f32, k: u32);
+    pub fn matrix_product_rows(launch: Launch, a: *const bf16, b: *const bf16, c: *mut f32, k: u32);
+}
+
 // philox.cu
 unsafe extern "C" {
     pub fn noise_uniform(
@@ -452,15 +466,54 @@ pub fn part_rows(rows: u32) -> u32 {
     rows.div_ceil(256).max(16)
 }
 
-/// Threads of the attention kernels over tiles.
-pub const TILE_THREADS: u32 = 128;
+/// The launch of an attention kernel over tiles. The best grid has a block for every `rows` queries of every
+/// row and head, or, for key gradients, `rows` keys of every row and key head; any other gives the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TileLaunch {
+    /// Threads of a block.
+    pub threads: u32,
+    /// Queries, or keys for the key gradients, that a block has.
+    pub rows: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared_bytes: u32,
+}
 
-/// Bytes of shared memory of the attention kernels for one head size: forward pass, backward passes.
-pub fn attention_shared_bytes(head: u32) -> (u32, u32) {
+/// Launches of the f32 attention kernels for a head size: attention, its query gradients, its key gradients.
+pub fn attention_launches_f32(head: u32) -> [TileLaunch; 3] {
     let (rows, columns) = (64, 32);
-    let weights = rows * (columns + 1);
-    let floats = |tiles: u32| tiles * (head + 1) + weights;
-    (4 * floats(rows + 2 * columns), 4 * floats(2 * rows + 2 * columns))
+    let launch = |tiles: u32| TileLaunch {
+        threads: 128,
+        rows,
+        shared_bytes: 4 * (tiles * (head + 1) + rows * (columns + 1)),
+    };
+    let backward = launch(2 * rows + 2 * columns);
+    [launch(rows + 2 * columns), backward, backward]
+}
+
+/// The same for bf16, whose pointers must be multiples of 16 bytes.
+pub fn attention_launches_bf16(head: u32) -> [TileLaunch; 3] {
+    let rows = 128;
+    // Bytes of a row of a tile.
+    let pitch = 2 * (head + 8);
+    let keys = match head {
+        ..128 => 64,
+        128 => 32,
+        _ => 16,
+    };
+    let forward = TileLaunch { threads: 128, rows, shared_bytes: pitch * (rows + 2 * keys) };
+    let columns = if head == 128 { 64 } else { 32 };
+    let queries = TileLaunch {
+        threads: if head < 128 { 128 } else { 256 },
+        rows,
+        shared_bytes: pitch * (2 * rows + 4 * columns),
+    };
+    let columns = if head == 96 { 64 } else { 32 };
+    let keys = TileLaunch {
+        threads: if head <= 64 { 128 } else { 256 },
+        rows,
+        shared_bytes: pitch * (2 * rows + 4 * columns) + 16 * columns,
+    };
+    [forward, queries, keys]
 }
 
 /// Keys of one part of the attention over a cache, and threads of a block.

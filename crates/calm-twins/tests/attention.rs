@@ -6,8 +6,8 @@ mod common;
 
 use calm_kernels::{branch_attention, cached_attention, causal_attention};
 use calm_twins::{
-    AttentionSizes, BRANCHES, Branches, CACHED_PART, Element, Launch, Span, TILE_THREADS,
-    attention_shared_bytes, cached_shared_bytes, segment_spans,
+    AttentionSizes, BRANCHES, Branches, CACHED_PART, Element, Launch, Span, TileLaunch, cached_shared_bytes,
+    segment_spans,
 };
 use candle_core::{Device, Tensor};
 use common::*;
@@ -24,7 +24,7 @@ struct Case {
     rows: &'static [&'static [usize]],
 }
 
-const CASES: [Case; 8] = [
+const CASES: [Case; 18] = [
     Case { s: 1, h: 2, g: 1, dh: 48, rows: &[&[1]] },
     Case { s: 7, h: 2, g: 2, dh: 32, rows: &[&[7], &[3, 2]] },
     Case { s: 64, h: 4, g: 2, dh: 64, rows: &[&[64], &[10, 50, 4]] },
@@ -33,6 +33,16 @@ const CASES: [Case; 8] = [
     Case { s: 97, h: 2, g: 2, dh: 96, rows: &[&[97], &[33, 64]] },
     Case { s: 70, h: 2, g: 1, dh: 128, rows: &[&[31, 32]] },
     Case { s: 130, h: 2, g: 1, dh: 160, rows: &[&[129]] },
+    Case { s: 15, h: 4, g: 1, dh: 64, rows: &[&[15], &[1, 14]] },
+    Case { s: 16, h: 4, g: 2, dh: 96, rows: &[&[16]] },
+    Case { s: 17, h: 2, g: 2, dh: 128, rows: &[&[16, 1]] },
+    Case { s: 63, h: 1, g: 1, dh: 160, rows: &[&[63], &[20, 43]] },
+    Case { s: 128, h: 1, g: 1, dh: 32, rows: &[&[128]] },
+    Case { s: 129, h: 2, g: 1, dh: 48, rows: &[&[129]] },
+    Case { s: 200, h: 2, g: 1, dh: 128, rows: &[&[200]] },
+    Case { s: 200, h: 1, g: 1, dh: 160, rows: &[&[150, 50]] },
+    Case { s: 200, h: 4, g: 1, dh: 96, rows: &[&[5, 190]] },
+    Case { s: 300, h: 2, g: 1, dh: 32, rows: &[&[300], &[127, 1, 2, 130]] },
 ];
 
 impl Case {
@@ -86,13 +96,12 @@ fn twin<T: Element + PartialEq + Debug>(c: Case, x: [&[T]; 4], given: Option<&[f
     let (head, sizes, spans) = (c.dh as u32, c.sizes(), c.spans());
     let (n_q, n_k, entries) = (x[0].len(), x[1].len(), x[0].len() / c.dh);
     let (attention, queries, keys) = T::KERNELS.attention(head).unwrap();
-    let (forward_bytes, backward_bytes) = attention_shared_bytes(head);
     let blank = |n: usize| vec![T::of(f32::NAN); n];
-    same_for(&grids(TILE_THREADS, 0), |launch| {
+    same_for(&grids(128, 0), |launch| {
         let (mut out, mut dq, mut dk, mut dv) = (blank(n_q), blank(n_q), blank(n_k), blank(n_k));
         let (mut log_sums, mut delta) = (vec![f32::NAN; entries], vec![f32::NAN; entries]);
-        let forward = Launch { shared_bytes: forward_bytes, ..launch };
-        let backward = Launch { shared_bytes: backward_bytes, ..launch };
+        let of_tiles = |TileLaunch { threads, shared_bytes, .. }| Launch { threads, shared_bytes, ..launch };
+        let [forward, of_queries, of_keys] = T::attention_launches(head).map(of_tiles);
         let [q, k, v, dout] = x.map(<[T]>::as_ptr);
         let spans = spans.as_ptr();
         // SAFETY: q, out, dout, dq are [b, s, h, dh], k, v, dk, dv [b, s, g, dh], spans [b, s] with ends up
@@ -102,9 +111,9 @@ fn twin<T: Element + PartialEq + Debug>(c: Case, x: [&[T]; 4], given: Option<&[f
             let (o, d) = (out.as_ptr(), delta.as_mut_ptr());
             (T::KERNELS.attention_delta)(launch, dout, o, d, entries as u64, head);
             let (l, d) = (log_sums.as_ptr(), given.unwrap_or(&delta).as_ptr());
-            queries(backward, q, k, v, dout, spans, l, d, dq.as_mut_ptr(), sizes);
+            queries(of_queries, q, k, v, dout, spans, l, d, dq.as_mut_ptr(), sizes);
             let (dk, dv) = (dk.as_mut_ptr(), dv.as_mut_ptr());
-            keys(backward, q, k, v, dout, spans, l, d, dk, dv, sizes);
+            keys(of_keys, q, k, v, dout, spans, l, d, dk, dv, sizes);
         }
         Results { out, delta, dq, dk, dv }
     })
@@ -152,7 +161,8 @@ fn attention_is_the_cpus<T: Element + PartialEq + Debug>(tolerance: f32, rounded
 #[test]
 fn causal_attention_agrees() {
     attention_is_the_cpus::<f32>(3e-6, 3e-6);
-    attention_is_the_cpus::<bf16>(3e-6, 1e-2);
+    // Weights are rounded to bf16.
+    attention_is_the_cpus::<bf16>(6e-3, 1e-2);
 }
 
 #[test]
@@ -160,7 +170,7 @@ fn scores_far_apart_neither_overflow_nor_vanish() {
     let c = Case { s: 70, h: 1, g: 1, dh: 32, rows: &[&[70]] };
     let n = c.s * c.dh;
     let [q, k, v]: [Vec<f32>; 3] = [randn(n, "q", 40.0), randn(n, "k", 40.0), randn(n, "v", 1.0)];
-    let launch = Launch { shared_bytes: attention_shared_bytes(32).0, ..grids(TILE_THREADS, 0)[0] };
+    let launch = first_of_tiles::<f32>(32);
     let mut out = vec![f32::NAN; n];
     let (spans, none) = (c.spans(), std::ptr::null_mut());
     let (q_, k_, v_, out_) = (q.as_ptr(), k.as_ptr(), v.as_ptr(), out.as_mut_ptr());
@@ -175,8 +185,14 @@ fn scores_far_apart_neither_overflow_nor_vanish() {
     assert_close(&out, &flat(&want), 5e-3, "output");
 }
 
+/// A launch of the forward kernel.
+fn first_of_tiles<T: Element>(head: u32) -> Launch {
+    let TileLaunch { threads, shared_bytes, .. } = T::attention_launches(head)[0];
+    Launch { grid: 3, threads, shared_bytes, reversed: 1 }
+}
+
 /// T new positions after C cached ones.
-fn cached_is_the_cpus<T: Element + PartialEq + Debug>(tolerance: f32) {
+fn cached_is_the_cpus<T: Element + PartialEq + Debug>(tolerance: f32, of_tiles: f32) {
     for (b, t, c, h, g, dh) in [
         (1usize, 1usize, 0usize, 1usize, 1usize, 48usize),
         (2, 1, 255, 4, 2, 64),
@@ -223,20 +239,19 @@ fn cached_is_the_cpus<T: Element + PartialEq + Debug>(tolerance: f32) {
         // Many new positions go through the tiles of the training kernel.
         if let Some((attention, ..)) = T::KERNELS.attention(dh as u32) {
             let mut out = vec![T::of(f32::NAN); n_q];
-            let bytes = attention_shared_bytes(dh as u32).0;
-            let launch = Launch { shared_bytes: bytes, ..grids(TILE_THREADS, 0)[1] };
+            let launch = first_of_tiles::<T>(dh as u32);
             let (q, k, v, spans) = (q.as_ptr(), k.as_ptr(), v.as_ptr(), spans.as_ptr());
             // SAFETY: as above; no log sums are asked for.
             unsafe { attention(launch, q, k, v, spans, out.as_mut_ptr(), std::ptr::null_mut(), sizes) };
-            assert_close(&out, &flat(&want), tolerance, &format!("tiles: {what}"));
+            assert_close(&out, &flat(&want), of_tiles, &format!("tiles: {what}"));
         }
     }
 }
 
 #[test]
 fn cached_attention_agrees() {
-    cached_is_the_cpus::<f32>(3e-6);
-    cached_is_the_cpus::<bf16>(1e-6);
+    cached_is_the_cpus::<f32>(3e-6, 3e-6);
+    cached_is_the_cpus::<bf16>(1e-6, 6e-3);
 }
 
 #[test]
@@ -267,10 +282,15 @@ fn branches_are_the_cpus<T: Element + PartialEq + Debug>(tolerance: f32) {
 
         let (head, sizes, spans) = (c.dh as u32, c.sizes(), c.spans());
         let entries = b * c.s * c.h;
-        let out = same_for(&grids(TILE_THREADS, 0), |launch| {
+<<<<<<< HEAD
+        let out = same_for(&grids(128, 0), |launch| {
+=======
+        let out = same_for(&grids(256, 0), |launch| {
+>>>>>>> ops2
             let mut out = vec![T::of(f32::NAN); n_q];
             let mut log_sums = vec![f32::NAN; entries];
-            let tiles = Launch { shared_bytes: attention_shared_bytes(head).0, ..launch };
+            let TileLaunch { threads, shared_bytes, .. } = T::attention_launches(head)[0];
+            let tiles = Launch { threads, shared_bytes, ..launch };
             let attention = T::KERNELS.attention(head).unwrap().0;
             let (to, sums) = (out.as_mut_ptr(), log_sums.as_mut_ptr());
             // SAFETY: q and out are [b, s, h, dh], k and v [b, s, g, dh], spans [b, s], log sums [b, s, h].

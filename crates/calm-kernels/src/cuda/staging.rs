@@ -84,7 +84,9 @@ pub(super) fn upload<T: DeviceRepr + Copy + 'static>(gpu: &Gpu, host: &[T]) -> R
     let oldest = if ring.slots.len() < SLOTS { None } else { ring.slots.pop_front() };
     let mut memory = match oldest {
         Some(slot) => {
-            slot.done.synchronize().map_err(failed)?;
+            if !slot.done.try_is_complete().map_err(failed)? {
+                slot.done.synchronize().map_err(failed)?;
+            }
             slot.memory
         }
         None => Pinned::new(bytes.len().next_power_of_two().max(BYTES))?,
