@@ -100,6 +100,18 @@ fn what_does_not_fit_is_an_error_that_says_what_does() {
 }
 
 #[test]
+fn heads_that_no_kernel_has_are_refused_before_anything_is_trained() {
+    let config =
+        shipped("paper/calm-m", &["model.calm.backbone.heads=32", "model.calm.backbone.hidden_size=768"]);
+    let plan = planned(&config, &Target::gpu_with(80e9));
+    let e = plan.check(&["lm"]).unwrap_err();
+    assert!(e.to_string().contains("heads of 24") && e.hint().unwrap().contains("--device cpu"), "{e}");
+    assert!(plan.check(&["autoencoder"]).is_ok());
+    let cpu = Target { device: "cpu".into(), gpu: false, free: None, matrix_rate: None };
+    assert!(planned(&config, &cpu).check(&["lm"]).is_ok());
+}
+
+#[test]
 fn too_little_memory_of_a_cpu_is_a_warning() {
     let config = shipped("quickstart", &[]);
     let mut target = Target { device: "cpu".into(), gpu: false, free: Some(1e6), matrix_rate: Some(1e11) };
