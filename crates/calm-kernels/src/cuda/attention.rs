@@ -10,7 +10,7 @@ use candle_core::{CudaStorage, DType, Result, Shape, Tensor};
 use std::sync::Arc;
 
 /// Head sizes that have kernels over tiles.
-pub(super) const HEAD_SIZES: [usize; 6] = [32, 48, 64, 96, 128, 160];
+pub(super) const HEAD_SIZES: [usize; 6] = crate::attention::GPU_HEAD_SIZES;
 
 /// The keys `start..end` that a query sees, as the kernels have it.
 #[derive(Clone, Copy, Debug)]
