@@ -21,8 +21,8 @@ filters=(--lib --test gpu)
 for test in crates/calm-kernels/tests/*.rs; do
     filters+=(--test "$(basename "$test" .rs)")
 done
-cargo build --release "${packages[@]}" --bin calm --message-format=json > "$work/build.json"
-cargo test --release --no-run "${packages[@]}" "${filters[@]}" --message-format=json > "$work/tests.json"
+cargo build --release "${packages[@]}" --bin calm --message-format=json-render-diagnostics > "$work/build.json"
+cargo test --release --no-run "${packages[@]}" "${filters[@]}" --message-format=json-render-diagnostics > "$work/tests.json"
 
 # "name path" of each executable that is carried.
 python3 - "$work/build.json" "$work/tests.json" > "$work/executables" <<'PYTHON'

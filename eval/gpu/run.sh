@@ -187,7 +187,10 @@ if wanted tests; then
                 done
             done
         fi
-        [ -z "$has_torch" ] || echo "cd $peers && python3 check.py ../../golden --no-compile --device cuda > \$0/peers.log 2>&1"
+        if [ -n "$has_torch" ]; then
+            echo "cd $peers && python3 check.py ../../golden --no-compile --device cuda > \$0/peers.log 2>&1"
+            echo "cd $peers && python3 check.py ../../golden --case energy --peer tuned --device cuda > \$0/peers-compiled.log 2>&1"
+        fi
     } > "$work/jobs"
     step "tests" 120 tests xargs -a "$work/jobs" -d '\n' -P 6 -I '{}' bash -c '{}' "$logs/tests"
 fi

@@ -29,6 +29,12 @@ class Failed(Exception):
     """A runner that gave no measurement, and why."""
 
 
+def reason(text):
+    """The line that names the error, else the last one."""
+    lines = [line.strip() for line in text.splitlines()[1:] if line.strip()]
+    return next((line for line in lines if "rror:" in line), "".join(lines[-1:]))
+
+
 class Runner:
     """A program, started anew for every measurement unless it stays. A measurement is {what, size, peer,
     seconds_per_step, tokens_per_second, …}."""
@@ -173,7 +179,7 @@ def rounds_of(what, runners, a, save):
             if not a.go_on:
                 raise
             failed[runner.name] = str(e)
-            print(f"{what:9} {runner.name:14} failed: {' '.join(str(e).splitlines()[-1:])}", flush=True)
+            print(f"{what:9} {runner.name:14} failed: {reason(str(e))}", flush=True)
             running.remove(runner)
 
     try:
