@@ -59,25 +59,65 @@ DEVICE Chunk chunk_of(const Parameter* parameters, uint32_t count, uint64_t chun
     return {parameter, begin, end};
 }
 
+// Elements that a thread reads at once, threads that share the sum of a chunk (each has FOUR of the LANES), and
+// runs that are under way at a time.
+constexpr uint32_t FOUR = 4;
+constexpr uint32_t NORM_THREADS = LANES / FOUR;
+constexpr uint32_t AHEAD = 8;
+
+// Adds the squares of thread t's lanes of x [count], in the CPU's order: element i belongs to lane i mod LANES.
+DEVICE void add_squares(const float* x, uint32_t count, uint32_t t, double (&sum)[FOUR]) {
+    const auto add = [&](uint32_t j, float x) {
+        const double g = double(x);
+        sum[j] += g * g;
+    };
+    uint32_t i = t % NORM_THREADS * FOUR;
+    if (at_runs(x)) {
+        for (; i + (AHEAD - 1) * LANES + FOUR <= count; i += AHEAD * LANES) {
+            Run<float, FOUR> of[AHEAD];
+            UNROLL for (uint32_t a = 0; a < AHEAD; a++) {
+                of[a] = read_run<FOUR>(x + i + a * LANES);
+            }
+            UNROLL for (uint32_t a = 0; a < AHEAD; a++) {
+                UNROLL for (uint32_t j = 0; j < FOUR; j++) {
+                    add(j, of[a][j]);
+                }
+            }
+        }
+    }
+    for (; i < count; i += LANES) {
+        UNROLL for (uint32_t j = 0; j < FOUR; j++) {
+            if (i + j < count) {
+                add(j, x[i + j]);
+            }
+        }
+    }
+}
+
 // norms [chunks]: the sum of each chunk's squared gradients in double precision, in the CPU's order.
 DEVICE void squared_norms(const Block& block, const Parameter* parameters, uint32_t count, uint32_t chunks,
                           double* norms) {
-    each_row_batch(block, chunks, [&](uint64_t first) {
-        Local<double> squares;
+    each_row_batch<NORM_THREADS>(block, chunks, [&](uint64_t first) {
+        Local<double> squares[FOUR];
         block.each([&](uint32_t t) {
-            squares[t] = 0.0;
-            if (lane_row(first, t) < chunks) {
-                const Chunk chunk = chunk_of(parameters, count, lane_row(first, t));
-                for (uint64_t i = chunk.begin + t % LANES; i < chunk.end; i += LANES) {
-                    const double g = double(chunk.parameter.grad[i]);
-                    squares[t] += g * g;
-                }
+            const uint64_t index = lane_row<NORM_THREADS>(first, t);
+            double sum[FOUR] = {};
+            if (index < chunks) {
+                const Chunk chunk = chunk_of(parameters, count, index);
+                add_squares(chunk.parameter.grad + chunk.begin, uint32_t(chunk.end - chunk.begin), t, sum);
+            }
+            UNROLL for (uint32_t j = 0; j < FOUR; j++) {
+                squares[j][t] = sum[j];
             }
         });
-        lane_sum<LANES>(block, squares);
+        // The lanes as a tree: halves and quarters between threads, the rest inside one.
+        UNROLL for (uint32_t j = 0; j < FOUR; j++) {
+            lane_sum<NORM_THREADS>(block, squares[j]);
+        }
         block.each([&](uint32_t t) {
-            if (t % LANES == 0 && lane_row(first, t) < chunks) {
-                norms[lane_row(first, t)] = squares[t];
+            const uint64_t index = lane_row<NORM_THREADS>(first, t);
+            if (t % NORM_THREADS == 0 && index < chunks) {
+                norms[index] = (squares[0][t] + squares[2][t]) + (squares[1][t] + squares[3][t]);
             }
         });
     });
@@ -117,18 +157,33 @@ DEVICE void adamw(const Block& block, const Parameter* parameters, uint32_t coun
         const Chunk chunk = chunk_of(parameters, count, c);
         const Parameter& p = chunk.parameter;
         const float keep = p.decays != 0 ? f.keep : 1.0f;
+        const auto step = [&](uint64_t i, auto width) {
+            float value[width.value], g[width.value], m[width.value], v[width.value];
+            load_run(p.value + i, value);
+            load_run(p.grad + i, g);
+            load_run(p.m + i, m);
+            load_run(p.v + i, v);
+            UNROLL for (uint32_t j = 0; j < width.value; j++) {
+                g[j] = g[j] * scale;
+                m[j] = m[j] + (g[j] - m[j]) * f.first;
+                v[j] = v[j] * f.beta2 + (g[j] * g[j]) * f.second;
+                value[j] = value[j] * keep - f.rate * (m[j] / (sqrtf(v[j]) * f.root + f.eps));
+            }
+            store_run(p.m + i, m);
+            store_run(p.v + i, v);
+            store_run(p.value + i, value);
+            if (p.compute != nullptr) {
+                store_run(p.compute + i, value);
+            }
+        };
+        const bool whole = at_runs(p.value, p.grad, p.m, p.v, p.compute);
+        const uint64_t runs = whole ? (chunk.end - chunk.begin) / FOUR * FOUR : 0;
         block.each([&](uint32_t t) {
-            for (uint64_t i = chunk.begin + t; i < chunk.end; i += block.threads()) {
-                const float g = p.grad[i] * scale;
-                const float m = p.m[i] + (g - p.m[i]) * f.first;
-                const float v = p.v[i] * f.beta2 + (g * g) * f.second;
-                const float value = p.value[i] * keep - f.rate * (m / (sqrtf(v) * f.root + f.eps));
-                p.m[i] = m;
-                p.v[i] = v;
-                p.value[i] = value;
-                if (p.compute != nullptr) {
-                    store(p.compute[i], value);
-                }
+            for (uint64_t i = chunk.begin + FOUR * t; i < chunk.begin + runs; i += FOUR * block.threads()) {
+                step(i, Width<FOUR>{});
+            }
+            for (uint64_t i = chunk.begin + runs + t; i < chunk.end; i += block.threads()) {
+                step(i, Width<1>{});
             }
         });
     }

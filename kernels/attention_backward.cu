@@ -8,24 +8,43 @@
 // head in order. Both compute the scores again; nothing is added by several blocks, so that the sums have
 // one order. For bf16 the products are bf16 products (attention_matrix.cuh), p and ds rounded to bf16.
 #include "attention_matrix.cuh"
+#include "rows.cuh"
 
-// delta [entries] = do o, rows of DH elements; sixteen threads a row.
+// Threads of attention_delta that share a row.
+constexpr uint32_t DELTA_THREADS = 4;
+
+// delta [entries] = do o, rows of DH elements: a thread has every fourth run of 8 of them.
 template <class T>
 DEVICE void attention_delta(const Block& block, const T* dout, const T* out, float* delta, uint64_t entries,
                             uint32_t dh) {
-    each_row_batch(block, entries, [&](uint64_t first) {
+    const bool whole = dh % EIGHT == 0 && at_runs(dout, out);
+    each_row_batch<DELTA_THREADS>(block, entries, [&](uint64_t first) {
         Local<float> dot;
         block.each([&](uint32_t t) {
-            const uint64_t row = lane_row(first, t);
+            const uint64_t row = lane_row<DELTA_THREADS>(first, t);
+            const uint32_t width = row < entries ? dh : 0;
+            const T *const a = dout + row * dh, *const b = out + row * dh;
             dot[t] = 0.0f;
-            for (uint32_t i = t % LANES; row < entries && i < dh; i += LANES) {
-                dot[t] += load(dout[row * dh + i]) * load(out[row * dh + i]);
+            for (uint32_t i = t % DELTA_THREADS * EIGHT; i < width; i += DELTA_THREADS * EIGHT) {
+                float u[EIGHT], v[EIGHT];
+                if (whole) {
+                    read_eight<true>(a + i, EIGHT, u);
+                    read_eight<true>(b + i, EIGHT, v);
+                } else {
+                    read_eight<false>(a + i, dh - i, u);
+                    read_eight<false>(b + i, dh - i, v);
+                }
+                UNROLL for (uint32_t j = 0; j < EIGHT; j++) {
+                    u[j] *= v[j];
+                }
+                dot[t] += sum_of_eight(u);
             }
         });
-        lane_sum<LANES>(block, dot);
+        lane_sum<DELTA_THREADS>(block, dot);
         block.each([&](uint32_t t) {
-            if (t % LANES == 0 && lane_row(first, t) < entries) {
-                delta[lane_row(first, t)] = dot[t];
+            const uint64_t row = lane_row<DELTA_THREADS>(first, t);
+            if (t % DELTA_THREADS == 0 && row < entries) {
+                delta[row] = dot[t];
             }
         });
     });

@@ -177,12 +177,25 @@ template <class F> DEVICE void each_element(const Block& block, uint64_t count, 
     });
 }
 
-// f(row, column) for a matrix: a block takes a row at a time, so that nothing is divided.
+// f(row, column) for a matrix, spread over the whole grid as each_element: a thread divides twice, before its
+// first cell. A launch has fewer than 2^32 threads, a row fewer than 2^31 cells.
 template <class F> DEVICE void each_cell(const Block& block, uint64_t rows, uint32_t columns, F f) {
+    if (columns == 0) {
+        return;
+    }
     block.each([&](uint32_t t) {
-        for (uint64_t row = block.index(); row < rows; row += block.grid()) {
-            for (uint32_t column = t; column < columns; column += block.threads()) {
-                f(row, column);
+        const uint32_t stride = block.grid() * block.threads();
+        const uint32_t first = block.index() * block.threads() + t;
+        const uint32_t rows_on = stride / columns, columns_on = stride % columns;
+        uint64_t row = first / columns;
+        uint32_t column = first % columns;
+        while (row < rows) {
+            f(row, column);
+            row += rows_on;
+            column += columns_on;
+            if (column >= columns) {
+                column -= columns;
+                row++;
             }
         }
     });
@@ -191,12 +204,12 @@ template <class F> DEVICE void each_cell(const Block& block, uint64_t rows, uint
 // Lanes of a sum over a row: element i belongs to lane i mod 16, as on the CPU.
 constexpr uint32_t LANES = 16;
 
-// The row of thread t when groups of LANES threads take a row each, of which the block's first is `first`.
-DEVICE uint64_t lane_row(uint64_t first, uint32_t t) { return first + t / LANES; }
+// The row of thread t when groups of W threads take a row each, of which the block's first is `first`.
+template <uint32_t W = LANES> DEVICE uint64_t lane_row(uint64_t first, uint32_t t) { return first + t / W; }
 
-// step(first) for every batch of rows that the block's groups of LANES threads take together.
-template <class F> DEVICE void each_row_batch(const Block& block, uint64_t rows, F step) {
-    const uint32_t groups = block.threads() / LANES;
+// step(first) for every batch of rows that the block's groups of W threads take together.
+template <uint32_t W = LANES, class F> DEVICE void each_row_batch(const Block& block, uint64_t rows, F step) {
+    const uint32_t groups = block.threads() / W;
     for (uint64_t first = uint64_t(block.index()) * groups; first < rows;
          first += uint64_t(block.grid()) * groups) {
         step(first);

@@ -27,8 +27,9 @@ struct Largest {
     uint32_t* id;  // [R]
 };
 
-// Logits of a row that a thread reads before it uses them: so many are under way at a time.
-constexpr uint32_t AHEAD = 4;
+// A thread reads this many neighbouring logits of a row at once, and so many of these before it uses them.
+constexpr uint32_t FOUR = 4;
+constexpr uint32_t AHEAD = 2;
 
 // Takes columns first .. of row r into `largest`, reading each logit once; `before`, `here` and `now` become the
 // row's largest logit before, in this chunk, and after, and `sum` the sum of exp(logit - here) over the
@@ -38,6 +39,7 @@ DEVICE void take_chunk(const Block& block, const float* logits, uint32_t columns
                        Largest largest, Local<float>& before, Local<float>& here, Local<float>& now,
                        Local<double>& sum) {
     const float* const row = logits + r * columns;
+    const bool whole = columns % FOUR == 0 && at_runs(logits);
     Local<float> own, partial;
     Local<uint32_t> id;
     block.each([&](uint32_t t) {
@@ -45,22 +47,35 @@ DEVICE void take_chunk(const Block& block, const float* logits, uint32_t columns
         // The thread's largest logit, its lowest id, and the sum of exp(logit - largest) over the thread's logits.
         float top = -INFINITY, total = 0.0f;
         uint32_t at_top = UINT32_MAX;
-        for (uint32_t i = t; i < columns; i += AHEAD * ROW_THREADS) {
-            float v[AHEAD];
-            UNROLL for (uint32_t j = 0; j < AHEAD; j++) {
-                v[j] = i + j * ROW_THREADS < columns ? row[i + j * ROW_THREADS] : -INFINITY;
+        for (uint32_t i = FOUR * t; i < columns; i += AHEAD * FOUR * ROW_THREADS) {
+            float v[AHEAD][FOUR];
+            UNROLL for (uint32_t a = 0; a < AHEAD; a++) {
+                const uint32_t at = i + a * FOUR * ROW_THREADS;
+                if (whole && at < columns) {
+                    load_run(row + at, v[a]);
+                } else {
+                    UNROLL for (uint32_t j = 0; j < FOUR; j++) {
+                        v[a][j] = at + j < columns ? row[at + j] : -INFINITY;
+                    }
+                }
             }
             const float old = top;
-            UNROLL for (uint32_t j = 0; j < AHEAD; j++) {
-                at_top = v[j] > top ? first + i + j * ROW_THREADS : at_top;
-                top = larger(top, v[j]);
+            UNROLL for (uint32_t a = 0; a < AHEAD; a++) {
+                UNROLL for (uint32_t j = 0; j < FOUR; j++) {
+                    at_top = v[a][j] > top ? first + i + a * FOUR * ROW_THREADS + j : at_top;
+                    top = larger(top, v[a][j]);
+                }
             }
             if (WITH_SUM) {
                 // Without any number above -inf yet there is nothing to shift by; the sum is 0 then, or NaN.
                 const float shift = top == -INFINITY ? 0.0f : top;
                 total = top > old ? total * exp_f32(old - shift) : total;
-                UNROLL for (uint32_t j = 0; j < AHEAD; j++) {
-                    total += exp_f32(v[j] - shift);
+                UNROLL for (uint32_t a = 0; a < AHEAD; a++) {
+                    if (i + a * FOUR * ROW_THREADS < columns) {
+                        UNROLL for (uint32_t j = 0; j < FOUR; j++) {
+                            total += exp_f32(v[a][j] - shift);
+                        }
+                    }
                 }
             }
         }
@@ -157,18 +172,31 @@ template <class T>
 DEVICE void cross_entropy_slope(const Block& block, const float* logits, const uint32_t* targets,
                                 const float* weights, const float* largest, const double* sums, T* slope,
                                 uint32_t rows, uint32_t columns, uint32_t first) {
+    const bool whole = columns % RUN<T> == 0 && at_runs(logits, slope);
     for (uint64_t r = block.index(); r < rows; r += block.grid()) {
         block.each([&](uint32_t t) {
             const float weight = weights != nullptr ? weights[r] : 1.0f;
             const float scale = float(double(weight) / sums[r]), shift = largest[r];
             const uint32_t target = targets[r];
-            for (uint32_t i = t; i < columns; i += block.threads()) {
-                float value = 0.0f;
+            const auto run = [&](uint32_t i, auto width) {
+                float v[width.value] = {};
                 if (weight != 0.0f) {
-                    value = exp_f32(logits[r * columns + i] - shift) * scale;
-                    value = target == first + i ? value - weight : value;
+                    load_run(logits + r * columns + i, v);
+                    UNROLL for (uint32_t j = 0; j < width.value; j++) {
+                        v[j] = exp_f32(v[j] - shift) * scale;
+                        v[j] = target == first + i + j ? v[j] - weight : v[j];
+                    }
                 }
-                store(slope[r * columns + i], value);
+                store_run(slope + r * columns + i, v);
+            };
+            if (whole) {
+                for (uint32_t i = t * RUN<T>; i < columns; i += block.threads() * RUN<T>) {
+                    run(i, Width<RUN<T>>{});
+                }
+            } else {
+                for (uint32_t i = t; i < columns; i += block.threads()) {
+                    run(i, Width<1>{});
+                }
             }
         });
     }
@@ -178,9 +206,17 @@ DEVICE void cross_entropy_slope(const Block& block, const float* logits, const u
 template <class T>
 DEVICE void cross_entropy_backward(const Block& block, const T* kept, const float* upstream, T* out,
                                    uint64_t count, uint32_t accumulate) {
-    each_element(block, count, [&](uint64_t i) {
-        const float value = load(kept[i]) * upstream[0];
-        store(out[i], accumulate != 0 ? load(out[i]) + value : value);
+    each_run_of<T>(block, count, at_runs(kept, out), [&](uint64_t i, auto width) {
+        float v[width.value], before[width.value] = {};
+        load_run(kept + i, v);
+        if (accumulate != 0) {
+            load_run(out + i, before);
+        }
+        UNROLL for (uint32_t j = 0; j < width.value; j++) {
+            const float value = v[j] * upstream[0];
+            v[j] = accumulate != 0 ? before[j] + value : value;
+        }
+        store_run(out + i, v);
     });
 }
 

@@ -6,7 +6,7 @@
 // sorted list is cut into tiles of TILE places. An id whose places lie in one tile is summed in the order of
 // i, as on the CPU. One that reaches over several (a frequent token) is the sum of its tiles' parts in
 // order, so that no thread adds more than TILE rows and then one row a tile.
-#include "number.cuh"
+#include "column_sums.cuh"
 
 constexpr uint32_t TILE = 64;
 
@@ -17,9 +17,18 @@ DEVICE uint64_t place_of(uint64_t key) { return key & 0xffffffffu; }
 template <class F, class T>
 DEVICE void embedding(const Block& block, const uint32_t* ids, const F* table, T* out, uint64_t count,
                       uint32_t d, uint32_t v_count) {
-    each_cell(block, count, d, [&](uint64_t i, uint32_t c) {
+    const bool whole = d % RUN<T> == 0 && at_runs(table, out);
+    each_run<T>(block, count, d, whole, [&](uint64_t i, uint32_t c, auto width) {
         const uint32_t id = ids[i];
-        store(out[i * d + c], id < v_count ? load(table[uint64_t(id) * d + c]) : of_bits(0x7fc00000u));
+        float v[width.value];
+        if (id < v_count) {
+            load_run(table + uint64_t(id) * d + c, v);
+        } else {
+            UNROLL for (float& e : v) {
+                e = of_bits(0x7fc00000u);
+            }
+        }
+        store_run(out + i * d + c, v);
     });
 }
 
@@ -40,15 +49,22 @@ DEVICE void embedding_first(const Block& block, const uint64_t* keys, uint32_t* 
     });
 }
 
-// Sum of the rows of dout at the sorted places from .. to, column c.
-template <class T>
-DEVICE float sum_places(const uint64_t* keys, const T* dout, uint32_t from, uint32_t to, uint32_t d,
-                        uint32_t c) {
-    float sum = 0.0f;
-    for (uint32_t i = from; i < to; i++) {
-        sum += load(dout[place_of(keys[i]) * d + c]);
+// Sums of the rows of dout at the sorted places from .. to, columns c .. c + N - 1.
+template <uint32_t N, class T>
+DEVICE void sum_places(const uint64_t* keys, const T* dout, uint32_t from, uint32_t to, uint32_t d,
+                       uint32_t c, float (&sum)[N]) {
+    Run<T, N> of[ROWS_AHEAD];
+    UNROLL for (float& e : sum) {
+        e = 0.0f;
     }
-    return sum;
+    each_row_of<ROWS_AHEAD>(
+        Part{0, from, to},
+        [&](uint64_t i, uint32_t a) { of[a] = read_run<N>(dout + place_of(keys[i]) * d + c); },
+        [&](uint64_t, uint32_t a) {
+            UNROLL for (uint32_t j = 0; j < N; j++) {
+                sum[j] += of[a][j];
+            }
+        });
 }
 
 // parts [tiles, 2, D]: of each tile the part of the id that reaches in from the tile before (entry 0), and
@@ -57,7 +73,8 @@ template <class T>
 DEVICE void embedding_parts(const Block& block, const uint64_t* keys, const uint32_t* first, const T* dout,
                             float* parts, uint32_t count, uint32_t d, uint32_t v_count) {
     const uint32_t tiles = (count + TILE - 1) / TILE;
-    each_cell(block, 2 * uint64_t(tiles), d, [&](uint64_t part, uint32_t c) {
+    const bool whole = d % RUN<T> == 0 && at_runs(dout, parts);
+    each_run<T>(block, 2 * uint64_t(tiles), d, whole, [&](uint64_t part, uint32_t c, auto width) {
         const uint32_t begin = uint32_t(part / 2) * TILE;
         const uint32_t end = count - begin < TILE ? count : begin + TILE;
         const uint32_t id = id_of(keys[part % 2 == 0 ? begin : end - 1]);
@@ -67,9 +84,9 @@ DEVICE void embedding_parts(const Block& block, const uint64_t* keys, const uint
         const uint32_t from = first[id], to = first[id + 1];
         const bool wanted = part % 2 == 0 ? from < begin : from >= begin && to > end;
         if (wanted) {
-            const float sum =
-                sum_places(keys, dout, from > begin ? from : begin, to < end ? to : end, d, c);
-            parts[part * d + c] = sum;
+            float sum[width.value];
+            sum_places(keys, dout, from > begin ? from : begin, to < end ? to : end, d, c, sum);
+            store_run(parts + part * d + c, sum);
         }
     });
 }
@@ -80,25 +97,33 @@ template <class T>
 DEVICE void embedding_backward(const Block& block, const uint64_t* keys, const uint32_t* first,
                                const T* dout, const float* parts, float* dtable, uint32_t v_count,
                                uint32_t d, uint32_t frozen, uint32_t accumulate) {
-    each_cell(block, v_count, d, [&](uint64_t v, uint32_t c) {
+    const bool whole = d % RUN<T> == 0 && at_runs(dout, parts, dtable);
+    each_run<T>(block, v_count, d, whole, [&](uint64_t v, uint32_t c, auto width) {
         const uint32_t from = first[v], to = first[v + 1];
         const bool any = v != frozen && from < to;
-        float sum = 0.0f;
+        float sum[width.value] = {}, more[width.value];
         if (any) {
             const uint64_t tile = from / TILE, last = (to - 1) / TILE;
             if (tile == last) {
-                sum = sum_places(keys, dout, from, to, d, c);
+                sum_places(keys, dout, from, to, d, c, sum);
             } else {
-                sum = parts[(2 * tile + 1) * d + c];
+                load_run(parts + (2 * tile + 1) * d + c, sum);
                 for (uint64_t next = tile + 1; next <= last; next++) {
-                    sum += parts[2 * next * d + c];
+                    load_run(parts + 2 * next * d + c, more);
+                    UNROLL for (uint32_t j = 0; j < width.value; j++) {
+                        sum[j] += more[j];
+                    }
                 }
             }
         }
         if (accumulate == 0) {
-            dtable[v * d + c] = sum;
+            store_run(dtable + v * d + c, sum);
         } else if (any) {
-            dtable[v * d + c] += sum;
+            load_run(dtable + v * d + c, more);
+            UNROLL for (uint32_t j = 0; j < width.value; j++) {
+                more[j] += sum[j];
+            }
+            store_run(dtable + v * d + c, more);
         }
     });
 }

@@ -4,53 +4,99 @@
 //   g = dy w             dx = s (g - sum_i g_i / D - h sum_i g_i h_i / D)
 //   dw = sum over rows of dy h         db = sum over rows of dy
 //
-// Sixteen threads a row. The backward pass leaves m and s [rows, 2] for the sums over rows.
+// A warp a row (rows.cuh). The backward pass leaves m and s [rows, 2] for the sums over rows.
 #include "column_sums.cuh"
+#include "rows.cuh"
 
-// Adds to sum[t] the values value(i) of the elements of thread t's lane, then sums the lanes.
-template <class F>
-DEVICE void row_sum(const Block& block, uint64_t first, uint64_t rows, uint32_t d, Local<float>& sum, F value) {
+// Loads that a thread keeps of its row, and of each of two rows, so that 24 and 16 warps fit: rows of 2560 and of
+// 1536 elements in bf16.
+constexpr uint32_t KEEP = 10;
+constexpr uint32_t KEEP_TWO = 6;
+
+// mean[t] and scale[t] (m and s) of thread t's row, which has `width(t)` elements: d, or 0 if there is none.
+template <class R, class W>
+DEVICE void row_statistics(const Block& block, Local<R>& x, W width, uint32_t d, float eps,
+                           Local<float>& mean, Local<float>& scale) {
     block.each([&](uint32_t t) {
-        const uint64_t row = lane_row(first, t);
-        float total = 0.0f;
-        for (uint32_t i = t % LANES; row < rows && i < d; i += LANES) {
-            total += value(t, row * d + i, i);
-        }
-        sum[t] = total;
+        mean[t] = sum_eights(
+            t, width(t),
+            [](uint32_t, const auto& v, float(&of)[EIGHT]) {
+                UNROLL for (uint32_t j = 0; j < EIGHT; j++) {
+                    of[j] = v[0][j];
+                }
+            },
+            x[t]);
     });
-    lane_sum<LANES>(block, sum);
+    lane_sum<ROW_WARP>(block, mean);
+    block.each([&](uint32_t t) {
+        const float m = mean[t] = mean[t] / float(d);
+        scale[t] = sum_eights(
+            t, width(t),
+            [m](uint32_t, const auto& v, float(&of)[EIGHT]) {
+                UNROLL for (uint32_t j = 0; j < EIGHT; j++) {
+                    const float difference = v[0][j] - m;
+                    of[j] = difference * difference;
+                }
+            },
+            x[t]);
+    });
+    lane_sum<ROW_WARP>(block, scale);
+    block.each([&](uint32_t t) { scale[t] = 1.0f / sqrtf(scale[t] / float(d) + eps); });
 }
 
-// mean[t] and scale[t] (m and s) of thread t's row.
-template <class T>
-DEVICE void row_statistics(const Block& block, const T* x, uint64_t first, uint64_t rows, uint32_t d,
-                           float eps, Local<float>& mean, Local<float>& scale) {
-    row_sum(block, first, rows, d, mean, [&](uint32_t, uint64_t at, uint32_t) { return load(x[at]); });
-    block.each([&](uint32_t t) { mean[t] = mean[t] / float(d); });
-    row_sum(block, first, rows, d, scale, [&](uint32_t t, uint64_t at, uint32_t) {
-        const float difference = load(x[at]) - mean[t];
-        return difference * difference;
+// v w + b of the 8 elements from i on; w and b may be null.
+template <bool WHOLE, class T>
+DEVICE void affine(const T* w, const T* b, uint32_t i, uint32_t d, float (&v)[EIGHT]) {
+    float p[EIGHT];
+    if (w != nullptr) {
+        read_eight<WHOLE>(w + i, d - i, p);
+        UNROLL for (uint32_t j = 0; j < EIGHT; j++) {
+            v[j] *= p[j];
+        }
+    }
+    if (b != nullptr) {
+        read_eight<WHOLE>(b + i, d - i, p);
+        UNROLL for (uint32_t j = 0; j < EIGHT; j++) {
+            v[j] += p[j];
+        }
+    }
+}
+
+template <bool WHOLE, class T>
+DEVICE void normalise(const Block& block, const T* x, const T* w, const T* b, T* y, uint32_t rows, uint32_t d,
+                      float eps) {
+    each_row_batch<ROW_WARP>(block, rows, [&](uint64_t first) {
+        const auto width = [&](uint32_t t) { return lane_row<ROW_WARP>(first, t) < rows ? d : 0; };
+        Local<Row<T, WHOLE, KEEP>> row;
+        Local<float> mean, scale;
+        block.each([&](uint32_t t) { row[t].take(x + lane_row<ROW_WARP>(first, t) * d, t, width(t)); });
+        row_statistics(block, row, width, d, eps, mean, scale);
+        block.each([&](uint32_t t) {
+            const float m = mean[t], s = scale[t];
+            T* const out = y + lane_row<ROW_WARP>(first, t) * d;
+            each_eight(
+                t, width(t),
+                [&](uint32_t i, auto& v) {
+                    UNROLL for (uint32_t j = 0; j < EIGHT; j++) {
+                        v[0][j] = (v[0][j] - m) * s;
+                    }
+                    affine<WHOLE>(w, b, i, d, v[0]);
+                    write_eight<WHOLE>(out + i, d - i, v[0]);
+                },
+                row[t]);
+        });
     });
-    block.each([&](uint32_t t) { scale[t] = 1.0f / sqrtf(scale[t] / float(d) + eps); });
 }
 
 // x, y [rows, D]; w, b [D] or null.
 template <class T>
 DEVICE void layer_norm(const Block& block, const T* x, const T* w, const T* b, T* y, uint32_t rows,
                        uint32_t d, float eps) {
-    each_row_batch(block, rows, [&](uint64_t first) {
-        Local<float> mean, scale;
-        row_statistics(block, x, first, rows, d, eps, mean, scale);
-        block.each([&](uint32_t t) {
-            const uint64_t row = lane_row(first, t);
-            for (uint32_t i = t % LANES; row < rows && i < d; i += LANES) {
-                float value = (load(x[row * d + i]) - mean[t]) * scale[t];
-                value = w != nullptr ? value * load(w[i]) : value;
-                value = b != nullptr ? value + load(b[i]) : value;
-                store(y[row * d + i], value);
-            }
-        });
-    });
+    if (d % EIGHT == 0 && at_runs(x, w, b, y)) {
+        normalise<true>(block, x, w, b, y, rows, d, eps);
+    } else {
+        normalise<false>(block, x, w, b, y, rows, d, eps);
+    }
 }
 
 // What stands beside a LayerNorm in a residual block; each may be null.
@@ -62,54 +108,120 @@ template <class T> struct Beside {
     const T* residual;
 };
 
+template <bool WHOLE, class T>
+DEVICE void normalise_backward(const Block& block, const T* x, const T* w, const T* dy, T* dx,
+                               float* statistics, uint32_t rows, uint32_t d, float eps, Beside<T> beside) {
+    each_row_batch<ROW_WARP>(block, rows, [&](uint64_t first) {
+        const auto width = [&](uint32_t t) { return lane_row<ROW_WARP>(first, t) < rows ? d : 0; };
+        Local<Row<T, WHOLE, KEEP_TWO>> row, slope;
+        Local<float> mean, scale, sum_g, sum_gh;
+        block.each([&](uint32_t t) {
+            const uint64_t at = lane_row<ROW_WARP>(first, t) * d;
+            row[t].take(x + at, t, width(t));
+            slope[t].take(dy + at, t, width(t));
+        });
+        row_statistics(block, row, width, d, eps, mean, scale);
+        block.each([&](uint32_t t) {
+            sum_g[t] = sum_eights(
+                t, width(t),
+                [&](uint32_t i, const auto& v, float(&g)[EIGHT]) {
+                    UNROLL for (uint32_t j = 0; j < EIGHT; j++) {
+                        g[j] = v[0][j];
+                    }
+                    affine<WHOLE, T>(w, nullptr, i, d, g);
+                },
+                slope[t]);
+            const float m = mean[t], s = scale[t];
+            sum_gh[t] = sum_eights(
+                t, width(t),
+                [&](uint32_t i, const auto& v, float(&g)[EIGHT]) {
+                    UNROLL for (uint32_t j = 0; j < EIGHT; j++) {
+                        g[j] = v[0][j];
+                    }
+                    affine<WHOLE, T>(w, nullptr, i, d, g);
+                    UNROLL for (uint32_t j = 0; j < EIGHT; j++) {
+                        g[j] *= (v[1][j] - m) * s;
+                    }
+                },
+                slope[t], row[t]);
+        });
+        lane_sum<ROW_WARP>(block, sum_g);
+        lane_sum<ROW_WARP>(block, sum_gh);
+        block.each([&](uint32_t t) {
+            const uint64_t line = lane_row<ROW_WARP>(first, t);
+            const float m = mean[t], s = scale[t];
+            const float mean_g = sum_g[t] / float(d), mean_gh = sum_gh[t] / float(d);
+            each_eight(
+                t, width(t),
+                [&](uint32_t i, auto& v) {
+                    const uint64_t at = line * d + i;
+                    float g[EIGHT];
+                    UNROLL for (uint32_t j = 0; j < EIGHT; j++) {
+                        g[j] = v[1][j];
+                        v[0][j] = (v[0][j] - m) * s;
+                    }
+                    affine<WHOLE, T>(w, nullptr, i, d, g);
+                    UNROLL for (uint32_t j = 0; j < EIGHT; j++) {
+                        g[j] = s * (g[j] - mean_g - v[0][j] * mean_gh);
+                    }
+                    if (beside.residual != nullptr) {
+                        float residual[EIGHT];
+                        read_eight<WHOLE>(beside.residual + at, d - i, residual);
+                        UNROLL for (uint32_t j = 0; j < EIGHT; j++) {
+                            g[j] += residual[j];
+                        }
+                    }
+                    write_eight<WHOLE>(dx + at, d - i, g);
+                    if (beside.y != nullptr) {
+                        affine<WHOLE>(w, beside.b, i, d, v[0]);
+                        write_eight<WHOLE>(beside.y + at, d - i, v[0]);
+                    }
+                },
+                row[t], slope[t]);
+            if (line < rows && t % ROW_WARP == 0) {
+                statistics[2 * line] = m;
+                statistics[2 * line + 1] = s;
+            }
+        });
+    });
+}
+
 // dx [rows, D] and statistics [rows, 2] = (m, s) from x, w (or null) and dy.
 template <class T>
 DEVICE void layer_norm_backward(const Block& block, const T* x, const T* w, const T* dy, T* dx,
                                 float* statistics, uint32_t rows, uint32_t d, float eps, Beside<T> beside) {
-    each_row_batch(block, rows, [&](uint64_t first) {
-        Local<float> mean, scale, sum_g, sum_gh;
-        row_statistics(block, x, first, rows, d, eps, mean, scale);
-        auto g = [&](uint64_t at, uint32_t i) {
-            return w != nullptr ? load(dy[at]) * load(w[i]) : load(dy[at]);
-        };
-        auto h = [&](uint32_t t, uint64_t at) { return (load(x[at]) - mean[t]) * scale[t]; };
-        row_sum(block, first, rows, d, sum_g, [&](uint32_t, uint64_t at, uint32_t i) { return g(at, i); });
-        row_sum(block, first, rows, d, sum_gh,
-                [&](uint32_t t, uint64_t at, uint32_t i) { return g(at, i) * h(t, at); });
-        block.each([&](uint32_t t) {
-            const uint64_t row = lane_row(first, t);
-            const float mean_g = sum_g[t] / float(d), mean_gh = sum_gh[t] / float(d);
-            for (uint32_t i = t % LANES; row < rows && i < d; i += LANES) {
-                const uint64_t at = row * d + i;
-                const float normal = h(t, at);
-                const float slope = scale[t] * (g(at, i) - mean_g - normal * mean_gh);
-                store(dx[at], beside.residual != nullptr ? slope + load(beside.residual[at]) : slope);
-                if (beside.y != nullptr) {
-                    const float value = w != nullptr ? normal * load(w[i]) : normal;
-                    store(beside.y[at], beside.b != nullptr ? value + load(beside.b[i]) : value);
-                }
-            }
-            if (row < rows && t % LANES == 0) {
-                statistics[2 * row] = mean[t];
-                statistics[2 * row + 1] = scale[t];
-            }
-        });
-    });
+    if (d % EIGHT == 0 && at_runs(x, w, dy, dx, beside.b, beside.y, beside.residual)) {
+        normalise_backward<true>(block, x, w, dy, dx, statistics, rows, d, eps, beside);
+    } else {
+        normalise_backward<false>(block, x, w, dy, dx, statistics, rows, d, eps, beside);
+    }
 }
 
 // partial [parts, 2 D]: dw, then db.
 template <class T>
 DEVICE void layer_norm_weight_parts(const Block& block, const T* x, const T* dy, const float* statistics,
                                     float* partial, uint32_t rows, uint32_t d, uint32_t part_rows) {
-    each_part(block, rows, d, part_rows, [&](Part part, uint32_t i) {
-        float dw = 0.0f, db = 0.0f;
-        for (uint64_t row = part.first; row < part.last; row++) {
-            const float slope = load(dy[row * d + i]);
-            dw += slope * ((load(x[row * d + i]) - statistics[2 * row]) * statistics[2 * row + 1]);
-            db += slope;
-        }
-        partial[part.index * 2 * d + i] = dw;
-        partial[part.index * 2 * d + d + i] = db;
+    const bool whole = d % RUN<T> == 0 && at_runs(x, dy, partial);
+    each_part<T>(block, rows, d, part_rows, whole, [&](Part part, uint32_t i, auto width) {
+        constexpr uint32_t N = decltype(width)::value;
+        Run<T, N> xs[ROWS_AHEAD], dys[ROWS_AHEAD];
+        float means[ROWS_AHEAD], scales[ROWS_AHEAD], dw[N] = {}, db[N] = {};
+        each_row_of<ROWS_AHEAD>(
+            part,
+            [&](uint64_t row, uint32_t a) {
+                xs[a] = read_run<N>(x + row * d + i);
+                dys[a] = read_run<N>(dy + row * d + i);
+                means[a] = statistics[2 * row];
+                scales[a] = statistics[2 * row + 1];
+            },
+            [&](uint64_t, uint32_t a) {
+                UNROLL for (uint32_t j = 0; j < N; j++) {
+                    dw[j] += dys[a][j] * ((xs[a][j] - means[a]) * scales[a]);
+                    db[j] += dys[a][j];
+                }
+            });
+        store_run(partial + part.index * 2 * d + i, dw);
+        store_run(partial + part.index * 2 * d + d + i, db);
     });
 }
 

@@ -5,7 +5,12 @@
 // out [rows, columns], each row a copy of `row` [columns].
 template <class T>
 DEVICE void repeat_row(const Block& block, const T* row, T* out, uint64_t rows, uint32_t columns) {
-    each_cell(block, rows, columns, [&](uint64_t r, uint32_t c) { out[r * columns + c] = row[c]; });
+    const bool whole = columns % RUN<T> == 0 && at_runs(row, out);
+    each_run<T>(block, rows, columns, whole, [&](uint64_t r, uint32_t c, auto width) {
+        float v[width.value];
+        load_run(row + c, v);
+        store_run(out + r * columns + c, v);
+    });
 }
 
 #define REPEAT_ROW(T, suffix)                                                                           \

@@ -67,13 +67,6 @@ template <uint32_t LEFT> DEVICE void copies_wait(const Block&) {
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
 
-// Two floats, each rounded to the nearest, as neighbours: `low` first in memory.
-DEVICE uint32_t pack(float low, float high) {
-    uint32_t pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
-}
-
 // t, of which the compiler does not know where it comes from: what is computed from it stays where it is
 // written, and does not wait in registers from before a loop.
 DEVICE uint32_t anew(uint32_t t) {
@@ -160,13 +153,6 @@ template <uint32_t SIZE> DEVICE void copy_async(const Block& block, void* to, co
 DEVICE void copies_close(const Block& block) { block.copies().close_group(); }
 
 template <uint32_t LEFT> DEVICE void copies_wait(const Block& block) { block.copies().wait(LEFT); }
-
-DEVICE uint32_t pack(float low, float high) {
-    bf16 pair[2];
-    store(pair[0], low);
-    store(pair[1], high);
-    return pair[0].bits | uint32_t(pair[1].bits) << 16;
-}
 
 DEVICE uint32_t anew(uint32_t t) { return t; }
 

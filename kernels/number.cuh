@@ -35,10 +35,14 @@ DEVICE void store(float& out, float x) { out = x; }
 
 // To the nearest, ties to even; a NaN stays one.
 DEVICE void store(bf16& out, float x) {
+#if defined(__CUDACC__)
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(x));
+#else
     const uint32_t bits = bits_of(x);
     const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
     const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     out.bits = uint16_t(nan ? (bits >> 16) | 0x40u : rounded);
+#endif
 }
 
 // Elements of 16 bytes, which one load or store moves.
@@ -47,34 +51,104 @@ template <uint32_t N> struct Width {
     static constexpr uint32_t value = N;
 };
 
-// N elements from x or to it: RUN, at a multiple of 16 bytes, or one.
-template <uint32_t N, class T> DEVICE void load_run(const T* x, float (&values)[N]) {
-    static_assert(N == 1 || N == RUN<T>, "one element or 16 bytes");
-    struct alignas(N * sizeof(T)) Run {
-        T of[N];
-    };
-    const Run run = *reinterpret_cast<const Run*>(x);
-    UNROLL for (uint32_t i = 0; i < N; i++) {
-        values[i] = load(run.of[i]);
+// N neighbouring elements as they lie in memory, in registers; N == 1 or a multiple of 8 bytes.
+template <class T, uint32_t N> struct Run {
+    static constexpr uint32_t WORDS = N * sizeof(T) / 4;
+    uint32_t words[WORDS];
+
+    DEVICE float operator[](uint32_t i) const {
+        if constexpr (sizeof(T) == 2) {
+            return of_bits(i % 2 == 0 ? words[i / 2] << 16 : words[i / 2] & 0xffff0000u);
+        } else {
+            return of_bits(words[i]);
+        }
+    }
+};
+template <class T> struct Run<T, 1> {
+    T element;
+    DEVICE float operator[](uint32_t) const { return load(element); }
+};
+
+// Whether a run of N begins at a multiple of its loads, which the host checks.
+template <uint32_t N, class T> DEVICE bool run_at(const T* x) {
+    constexpr uint32_t BYTES = N * sizeof(T) < 16 ? N * sizeof(T) : 16;
+    return N == 1 || reinterpret_cast<uintptr_t>(x) % BYTES == 0;
+}
+
+// N elements from x or to it: one, or 8 bytes or a multiple of 16 at a multiple of that (at most 16).
+template <uint32_t N, class T> DEVICE Run<T, N> read_run(const T* x) {
+    if constexpr (N == 1) {
+        return {*x};
+    } else {
+        static_assert(N * sizeof(T) == 8 || N * sizeof(T) % 16 == 0, "a run is loads of 8 or 16 bytes");
+        Run<T, N> run;
+#if defined(__CUDACC__)
+        if constexpr (run.WORDS == 2) {
+            const uint2 two = *reinterpret_cast<const uint2*>(x);
+            run.words[0] = two.x, run.words[1] = two.y;
+        } else {
+            UNROLL for (uint32_t i = 0; i < run.WORDS / 4; i++) {
+                const uint4 four = reinterpret_cast<const uint4*>(x)[i];
+                run.words[4 * i] = four.x, run.words[4 * i + 1] = four.y;
+                run.words[4 * i + 2] = four.z, run.words[4 * i + 3] = four.w;
+            }
+        }
+#else
+        assert(run_at<N>(x));
+        std::memcpy(run.words, x, sizeof(run.words));
+#endif
+        return run;
     }
 }
 
-template <uint32_t N, class T> DEVICE void store_run(T* x, const float (&values)[N]) {
-    static_assert(N == 1 || N == RUN<T>, "one element or 16 bytes");
-    struct alignas(N * sizeof(T)) Run {
-        T of[N];
-    } run;
+template <uint32_t N, class T> DEVICE void load_run(const T* x, float (&values)[N]) {
+    const Run<T, N> run = read_run<N>(x);
     UNROLL for (uint32_t i = 0; i < N; i++) {
-        store(run.of[i], values[i]);
+        values[i] = run[i];
     }
+}
+
+// Two floats, each rounded to the nearest bf16, as neighbours: `low` first in memory.
+DEVICE uint32_t pack(float low, float high) {
 #if defined(__CUDACC__)
-    // An assignment may be taken apart into elements again.
-    if constexpr (N > 1) {
-        __stcg(reinterpret_cast<uint4*>(x), *reinterpret_cast<const uint4*>(&run));
-        return;
-    }
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+#else
+    bf16 pair[2];
+    store(pair[0], low), store(pair[1], high);
+    return uint32_t(pair[0].bits) | uint32_t(pair[1].bits) << 16;
 #endif
-    *reinterpret_cast<Run*>(x) = run;
+}
+
+template <uint32_t N, class T> DEVICE void store_run(T* x, const float (&values)[N]) {
+    if constexpr (N == 1) {
+        store(*x, values[0]);
+    } else {
+        static_assert(N * sizeof(T) == 8 || N * sizeof(T) % 16 == 0, "a run is stores of 8 or 16 bytes");
+        Run<T, N> run;
+        UNROLL for (uint32_t i = 0; i < run.WORDS; i++) {
+            if constexpr (sizeof(T) == 2) {
+                run.words[i] = pack(values[2 * i], values[2 * i + 1]);
+            } else {
+                run.words[i] = bits_of(values[i]);
+            }
+        }
+#if defined(__CUDACC__)
+        // Past the first-level cache: what is written is not read again soon.
+        if constexpr (run.WORDS == 2) {
+            __stcg(reinterpret_cast<uint2*>(x), make_uint2(run.words[0], run.words[1]));
+        } else {
+            UNROLL for (uint32_t i = 0; i < run.WORDS; i += 4) {
+                __stcg(reinterpret_cast<uint4*>(x) + i / 4, make_uint4(run.words[i], run.words[i + 1],
+                                                                       run.words[i + 2], run.words[i + 3]));
+            }
+        }
+#else
+        assert(run_at<N>(x));
+        std::memcpy(x, run.words, sizeof(run.words));
+#endif
+    }
 }
 
 // Whether all of these are at multiples of 16 bytes.
@@ -82,8 +156,8 @@ template <class... P> DEVICE bool at_runs(const P*... pointers) {
     return ((reinterpret_cast<uintptr_t>(pointers) | ...) % 16) == 0;
 }
 
-// f(row, column, width) for a matrix of T: RUN<T> columns at once where `whole`, which asks for columns,
-// strides and pointers at multiples of a run, otherwise one.
+// f(row, column, width) for a matrix of T (the narrowest type of its elements): RUN<T> columns at once where
+// `whole`, which asks for columns, strides and pointers at multiples of a run, otherwise one.
 template <class T, class F>
 DEVICE void each_run(const Block& block, uint64_t rows, uint32_t columns, bool whole, F f) {
     if (whole) {
@@ -178,8 +252,31 @@ DEVICE SinCos sin_cos_turns_f32(float u) {
     return {of_bits(bits_of(sin) ^ ((q & 2u) << 30)), of_bits(bits_of(cos) ^ (((q + 1u) & 2u) << 30))};
 }
 
-// 1 / (1 + e^-x)
-DEVICE float sigmoid(float x) { return 1.0f / (1.0f + exp_f32(-x)); }
+// s = 1 / (1 + e^-x) of N numbers.
+template <uint32_t N> DEVICE void sigmoids(const float (&x)[N], float (&s)[N]) {
+    UNROLL for (uint32_t j = 0; j < N; j++) {
+        s[j] = 1.0f + exp_f32(-x[j]);
+    }
+#if defined(__CUDACC__)
+    // For each division the compiler asks whether the result is a normal number, and if it is, takes an
+    // approximation and corrects it once. This is the same, with one question for all N.
+    float top = s[0];
+    UNROLL for (uint32_t j = 1; j < N; j++) {
+        top = fmaxf(top, s[j]);
+    }
+    if (top < 0x1p126f) {
+        UNROLL for (uint32_t j = 0; j < N; j++) {
+            float near;
+            asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(near) : "f"(s[j]));
+            s[j] = fmaf(near, -fmaf(s[j], near, -1.0f), near);
+        }
+        return;
+    }
+#endif
+    UNROLL for (uint32_t j = 0; j < N; j++) {
+        s[j] = 1.0f / s[j];
+    }
+}
 
 // a b + c rounded once, for long products. The host goes through double precision (many times faster than
 // its fmaf without the instruction), which rounds a rare sum differently.
@@ -191,13 +288,19 @@ DEVICE float fused(float a, float b, float c) {
 #endif
 }
 
-struct SiluSlope {
-    float value;
-    float slope;
+template <uint32_t N> struct SiluSlopes {
+    float value[N];
+    float slope[N];
 };
 
 // x s and its derivative s (1 + x (1 - s)), s the sigmoid of x.
-DEVICE SiluSlope silu_and_slope(float x) {
-    const float s = sigmoid(x);
-    return {x * s, s * (1.0f + x * (1.0f - s))};
+template <uint32_t N> DEVICE SiluSlopes<N> silu_and_slopes(const float (&x)[N]) {
+    float s[N];
+    SiluSlopes<N> silu;
+    sigmoids(x, s);
+    UNROLL for (uint32_t j = 0; j < N; j++) {
+        silu.value[j] = x[j] * s[j];
+        silu.slope[j] = s[j] * (1.0f + x[j] * (1.0f - s[j]));
+    }
+    return silu;
 }

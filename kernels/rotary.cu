@@ -23,14 +23,23 @@ template <class T>
 DEVICE void rotary(const Block& block, const T* x, const uint32_t* index, const float* table, T* y,
                    uint64_t rows, uint32_t heads, uint32_t dh, float sign) {
     const uint32_t half = dh / 2;
-    each_cell(block, rows, heads * half, [&](uint64_t row, uint32_t cell) {
+    const bool whole = half % RUN<T> == 0 && at_runs(x, table, y);
+    each_run<T>(block, rows, heads * half, whole, [&](uint64_t row, uint32_t cell, auto width) {
         const uint32_t head = cell / half, i = cell % half;
         const float* const turn = table + (index != nullptr ? uint64_t(index[row]) : row) * dh;
-        const float c = turn[i], s = sign * turn[half + i];
         const uint64_t at = (row * heads + head) * dh + i;
-        const float x1 = load(x[at]), x2 = load(x[at + half]);
-        store(y[at], x1 * c - x2 * s);
-        store(y[at + half], x2 * c + x1 * s);
+        float x1[width.value], x2[width.value], c[width.value], s[width.value];
+        load_run(x + at, x1);
+        load_run(x + at + half, x2);
+        load_run(turn + i, c);
+        load_run(turn + half + i, s);
+        UNROLL for (uint32_t j = 0; j < width.value; j++) {
+            const float sine = sign * s[j], first = x1[j] * c[j] - x2[j] * sine;
+            x2[j] = x2[j] * c[j] + x1[j] * sine;
+            x1[j] = first;
+        }
+        store_run(y + at, x1);
+        store_run(y + at + half, x2);
     });
 }
 

@@ -12,11 +12,12 @@ DEVICE void swiglu(const Block& block, const T* gate, const T* up, T* y, uint64_
                    uint32_t stride) {
     const bool whole = h % RUN<T> == 0 && stride % RUN<T> == 0 && at_runs(gate, up, y);
     each_run<T>(block, rows, h, whole, [&](uint64_t row, uint32_t i, auto width) {
-        float g[width.value], u[width.value];
+        float g[width.value], u[width.value], s[width.value];
         load_run(gate + row * stride + i, g);
         load_run(up + row * stride + i, u);
+        sigmoids(g, s);
         UNROLL for (uint32_t j = 0; j < width.value; j++) {
-            g[j] = g[j] * sigmoid(g[j]) * u[j];
+            g[j] = g[j] * s[j] * u[j];
         }
         store_run(y + row * h + i, g);
     });
@@ -33,10 +34,10 @@ DEVICE void swiglu_backward(const Block& block, const T* gate, const T* up, cons
         load_run(gate + at, g);
         load_run(up + at, u);
         load_run(dy + row * h + i, slope);
+        const auto silu = silu_and_slopes(g);
         UNROLL for (uint32_t j = 0; j < width.value; j++) {
-            const SiluSlope silu = silu_and_slope(g[j]);
-            g[j] = slope[j] * u[j] * silu.slope;
-            u[j] = slope[j] * silu.value;
+            g[j] = slope[j] * u[j] * silu.slope[j];
+            u[j] = slope[j] * silu.value[j];
         }
         store_run(dgate + at, g);
         store_run(dup + at, u);

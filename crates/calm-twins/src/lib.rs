@@ -460,10 +460,10 @@ pub fn energy_shared_bytes(l: u32) -> u32 {
     34 * l.next_multiple_of(16) * 4
 }
 
-/// Rows of one part of a sum over rows: at most 256 parts, of at least 16 rows. A function of the shape
+/// Rows of one part of a sum over rows: at most 512 parts, of at least 32 rows. A function of the shape
 /// alone, so that sums do not depend on the launch.
 pub fn part_rows(rows: u32) -> u32 {
-    rows.div_ceil(256).max(16)
+    rows.div_ceil(512).max(32)
 }
 
 /// The launch of an attention kernel over tiles. The best grid has a block for every `rows` queries of every

@@ -1,4 +1,4 @@
-//! The kernels between the products of an energy block against the CPU operators, to the bit.
+//! The kernels between the products of an energy block against the CPU operators: to the bit, but for the norm.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic")]
 
@@ -11,6 +11,8 @@ use half::bf16;
 use std::fmt::Debug;
 
 const EPS: f64 = 1e-6;
+/// Of the norm, whose sums over a row have another order than the CPU's: relative to the largest value.
+const OF_NORMS: f32 = 2e-6;
 /// R, N, D.
 const SHAPES: [(usize, usize, usize); 5] = [(1, 1, 1), (4, 3, 5), (30, 8, 64), (2, 50, 90), (9, 70, 300)];
 
@@ -168,10 +170,10 @@ fn the_norm_with_a_residual_is_the_cpus<T: Element + PartialEq + Debug>() {
         let x = var(&x, (rows, d));
         let (w, bias) = (tensor(&w, d), tensor(&b, d));
         let want = calm_kernels::layer_norm(&x, Some(&w), Some(&bias), EPS).unwrap();
-        assert_bits(&y, &flat(&want), "h");
+        assert_close(&y, &flat(&want), OF_NORMS, "h");
         let grads = gradients(&want, &dy, &[&x]);
         let want: Vec<f32> = grads[0].iter().zip(&residual).map(|(g, r)| g + r.as_f32()).collect();
-        assert_bits(&dx, &want, "dx");
+        assert_close(&dx, &want, OF_NORMS, "dx");
         assert_bits(&sum, &flat(&plus(&x, &b)), "x + b");
     }
 }

@@ -11,8 +11,12 @@ use half::bf16;
 use std::fmt::Debug;
 
 const EPS: f64 = 1e-6;
-/// (rows, D): one row, one element, sizes that are no multiple of anything, several parts.
-const SHAPES: [(usize, usize); 6] = [(1, 1), (1, 17), (3, 7), (50, 64), (37, 1000), (5000, 3)];
+/// (rows, D): one row, one element, sizes that are no multiple of anything, several parts, rows wider than what a
+/// warp keeps, in runs of 16 bytes and without.
+const SHAPES: [(usize, usize); 9] =
+    [(1, 1), (1, 17), (3, 7), (50, 64), (37, 1000), (5000, 3), (2000, 8), (5, 2824), (5, 2827)];
+/// Of norms, whose sums over a row have another order than the CPU's: relative to the largest value.
+const OF_NORMS: f32 = 2e-6;
 
 /// The sums of `parts(launch, partial, part_rows)` `[parts, columns]` over the parts.
 fn over_parts(rows: usize, columns: usize, parts: impl Fn(Launch, *mut f32, u32)) -> Vec<f32> {
@@ -70,9 +74,9 @@ fn rms_norm_is_the_cpus<T: Element + PartialEq + Debug>() {
         });
         let (x, w) = (var(&x, (rows, d)), var(&w, d));
         let want = calm_kernels::rms_norm(&x, &w, EPS).unwrap();
-        assert_bits(&y, &flat(&want), &what);
+        assert_close(&y, &flat(&want), OF_NORMS, &what);
         let grads = gradients(&want, &dy, &[&x, &w]);
-        assert_bits(&dx, &grads[0], &format!("dx of {what}"));
+        assert_close(&dx, &grads[0], OF_NORMS, &format!("dx of {what}"));
         assert_close(&dw, &grads[1], 3e-6, &format!("dw of {what}"));
     }
 }
@@ -116,8 +120,8 @@ fn layer_norm_is_the_cpus<T: Element + PartialEq + Debug>() {
             let b: Option<Var> = with_b.then(|| var(&b, d));
             let tensors = (w.as_ref().map(Var::as_tensor), b.as_ref().map(Var::as_tensor));
             let want = calm_kernels::layer_norm(&x, tensors.0, tensors.1, EPS).unwrap();
-            assert_bits(&y, &flat(&want), &what);
-            assert_bits(&dx, &gradients(&want, &dy, &[&x])[0], &format!("dx of {what}"));
+            assert_close(&y, &flat(&want), OF_NORMS, &what);
+            assert_close(&dx, &gradients(&want, &dy, &[&x])[0], OF_NORMS, &format!("dx of {what}"));
             for (parameter, got) in [(w, &dwb[..d]), (b, &dwb[d..])] {
                 if let Some(p) = parameter {
                     let want = gradients(&want, &dy, &[&p]).remove(0);

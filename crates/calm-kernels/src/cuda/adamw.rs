@@ -16,7 +16,9 @@ use std::sync::Arc;
 const CHUNK: usize = 16_384;
 /// Threads of clip_scale's one block.
 const ROW_THREADS: u32 = 256;
-const LANES: usize = 16;
+/// Threads of a block of squared_norms, and those that share a chunk: small blocks, so that they spread.
+const NORM_BLOCK: u32 = 64;
+const NORM_THREADS: u32 = 4;
 
 /// Norm, factor and number of norms that were not finite, on the GPU.
 #[derive(Clone, Debug)]
@@ -86,7 +88,7 @@ pub(crate) fn clip(gradients: &mut FlatGradients, max_norm: f64) -> Result<Devic
     let table = gpu.shared(&[whole])?;
     let mut norms = gpu.raw::<f64>(chunks)?;
     let chunks_ = chunks as u32;
-    let launch = Launch::of(chunks, ROW_THREADS as usize / LANES, ROW_THREADS);
+    let launch = Launch::of(chunks, (NORM_BLOCK / NORM_THREADS) as usize, NORM_BLOCK);
     launch!(gpu, ADAMW, "squared_norms", launch, &*table, &1u32, &chunks_, &mut norms);
     let one = Launch::of(1, 1, ROW_THREADS);
     launch!(gpu, ADAMW, "clip_scale", one, &norms, &chunks_, &max_norm, &*factor.values);

@@ -2,7 +2,7 @@
 
 use super::kept::Kept;
 use super::operator::{Operator, apply};
-use super::{Element, Gpu, Launch, rows, view};
+use super::{Element, Gpu, Launch, view};
 use crate::attention::Sizes;
 use crate::storage::{Saved, error};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
@@ -212,7 +212,8 @@ pub(super) fn backward<T: Element>(
     let entries = sizes.batch * sizes.queries * sizes.heads;
     let mut delta = gpu.empty::<f32>(entries)?;
     let kernel = format!("attention_delta_{}", T::SUFFIX);
-    let launch = rows::launch(entries);
+    // Four threads a row.
+    let launch = Launch::of(entries, 64, 256);
     let (count, head) = (entries as u64, sizes.head as u32);
     launch!(gpu, ATTENTION_BACKWARD, kernel, launch, grad, out, &mut delta, &count, &head);
 

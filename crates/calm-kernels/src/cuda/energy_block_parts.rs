@@ -20,7 +20,7 @@ pub(super) fn norm<T: Element>(
 ) -> Result<CudaSlice<T>> {
     let mut y = gpu.empty::<T>(x.len())?;
     if rows > 0 {
-        let (kernel, launch) = (format!("layer_norm_{}", T::SUFFIX), rows::launch(rows));
+        let (kernel, launch) = (format!("layer_norm_{}", T::SUFFIX), rows::warps(rows));
         let (r, d, eps) = (rows as u32, w.len() as u32, eps as f32);
         launch!(gpu, LAYER_NORM, kernel, launch, x, w, b, &mut y, &r, &d, &eps);
     }
@@ -60,7 +60,7 @@ pub(super) fn norm_backward<T: Element>(
             gpu,
             LAYER_NORM,
             format!("layer_norm_residual_backward_{}", T::SUFFIX),
-            rows::launch(rows),
+            rows::warps(rows),
             x,
             w,
             b,

@@ -83,9 +83,9 @@ impl Launch {
         Self::of(count, 256, 256)
     }
 
-    /// For `each_cell`: a block takes a row, a thread a column.
+    /// For `each_cell` and `each_run`: a thread has a run of up to eight cells, or as many single ones.
     pub(crate) fn cells(rows: usize, columns: usize) -> Self {
-        Self::of(rows, 1, columns.next_multiple_of(32).clamp(32, 256) as u32)
+        Self::of(rows * columns, 4 * 256, 256)
     }
 
     /// With dynamic shared memory.

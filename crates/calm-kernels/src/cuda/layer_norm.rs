@@ -45,7 +45,7 @@ pub(super) fn forward<T: Element>(
     if rows > 0 {
         let (w, b, r, width, eps) = (address(gpu, w), address(gpu, b), rows as u32, d as u32, eps as f32);
         let kernel = format!("layer_norm_{}", T::SUFFIX);
-        launch!(gpu, LAYER_NORM, kernel, rows::launch(rows), x, &w, &b, &mut y, &r, &width, &eps);
+        launch!(gpu, LAYER_NORM, kernel, rows::warps(rows), x, &w, &b, &mut y, &r, &width, &eps);
     }
     Ok(y)
 }
@@ -66,7 +66,7 @@ pub(super) fn backward<T: Element>(
     let (w, r, width, eps) = (address(gpu, w), rows as u32, d as u32, eps as f32);
     if rows > 0 {
         let kernel = format!("layer_norm_backward_{}", T::SUFFIX);
-        let launch = rows::launch(rows);
+        let launch = rows::warps(rows);
         launch!(gpu, LAYER_NORM, kernel, launch, x, &w, dy, &mut dx, &mut statistics, &r, &width, &eps);
     }
     if !affine {

@@ -29,7 +29,7 @@ pub(super) fn forward<T: Element>(
     let mut y = gpu.empty::<T>(x.len())?;
     if rows > 0 {
         let kernel = format!("rms_norm_{}", T::SUFFIX);
-        let launch = rows::launch(rows);
+        let launch = rows::warps(rows);
         launch!(gpu, RMS_NORM, kernel, launch, x, w, &mut y, &(rows as u32), &(d as u32), &(eps as f32));
     }
     Ok(y)
@@ -51,7 +51,7 @@ pub(super) fn backward<T: Element>(
     let (r, width, eps) = (rows as u32, d as u32, eps as f32);
     if rows > 0 {
         let kernel = format!("rms_norm_backward_{}", T::SUFFIX);
-        launch!(gpu, RMS_NORM, kernel, rows::launch(rows), x, w, dy, &mut dx, &mut scale, &r, &width, &eps);
+        launch!(gpu, RMS_NORM, kernel, rows::warps(rows), x, w, dy, &mut dx, &mut scale, &r, &width, &eps);
     }
     if !with_weight {
         return Ok((dx, None));

@@ -1,5 +1,5 @@
-//! What operators over rows share: launches of the kernels that take sixteen threads a row, and sums over rows
-//! in a fixed order (`kernels/column_sums.cu`).
+//! What operators over rows share: launches of kernels that take several threads a row, and sums over rows in
+//! a fixed order (`kernels/column_sums.cu`).
 
 use super::gpu::failed;
 use super::{Element, Gpu, Launch};
@@ -10,9 +10,14 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 const THREADS: u32 = 256;
 const LANES: u32 = 16;
 
-/// A launch of a kernel over rows.
+/// A launch of a kernel that takes [`LANES`] threads a row.
 pub(super) fn launch(rows: usize) -> Launch {
     Launch::of(rows, (THREADS / LANES) as usize, THREADS)
+}
+
+/// A launch of a kernel that takes a warp a row (`kernels/rows.cuh`).
+pub(super) fn warps(rows: usize) -> Launch {
+    Launch::of(rows, (THREADS / 32) as usize, THREADS)
 }
 
 /// How a sum over rows is cut.
@@ -24,7 +29,7 @@ pub(super) struct Parts {
     pub(super) launch: Launch,
 }
 
-/// Sums `[columns]` over rows: `parts(partial, cut)` leaves `[parts, columns]`, which are added in order. The cut
+/// Sums `[columns]` over rows: `parts(partial, cut)` leaves `[parts, columns]`, which are added in a fixed order. The cut
 /// depends on the shape alone, so sums do not depend on the card.
 pub(super) fn sum(
     gpu: &Gpu,
@@ -35,13 +40,14 @@ pub(super) fn sum(
     if rows * columns == 0 {
         return gpu.zeros::<f32>(columns);
     }
-    // At most 256 parts, of at least 16 rows.
-    let rows_each = rows.div_ceil(256).max(16);
+    // At most 512 parts, of at least 32 rows: enough threads to keep memory busy, and few bytes beside the rows'.
+    let rows_each = rows.div_ceil(512).max(32);
     let count = rows.div_ceil(rows_each);
     let mut partial = gpu.empty::<f32>(count * columns)?;
-    parts(&mut partial, Parts { rows_each: rows_each as u32, launch: Launch::of(count, 1, THREADS) })?;
+    parts(&mut partial, Parts { rows_each: rows_each as u32, launch: Launch::cells(count, columns) })?;
     let mut out = gpu.empty::<f32>(columns)?;
-    let launch = Launch::elements(columns);
+    // Four columns take LANES threads; small blocks, so that more multiprocessors have one.
+    let launch = Launch::of(columns.div_ceil(4), 4, 4 * LANES);
     launch!(gpu, COLUMN_SUMS, "sum_parts", launch, &partial, &mut out, &(count as u32), &(columns as u32));
     Ok(out)
 }
