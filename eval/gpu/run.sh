@@ -139,7 +139,8 @@ else
         "calm-l lm tuned" "calm-m generate all" "calm-m brier_k4 all")
 fi
 
-# PyTorch compiles while the tests run, where nothing is timed: two chains, the longest work first.
+# PyTorch compiles while the tests run, where nothing is timed: in two chains, one with what takes most memory, so that
+# the tests have enough.
 warm() {
     local piece
     for piece in "$@"; do
@@ -151,10 +152,11 @@ warm() {
 }
 export -f warm
 if [ -n "$has_torch" ] && wanted speed && wanted tests; then
-    for chain in 0 1; do
+    for chain in large small; do
         mine=()
-        for i in "${!pieces[@]}"; do
-            ((i % 2 != chain)) || mine+=("${pieces[$i]}")
+        for piece in "${pieces[@]}"; do
+            case $piece in *" lm "* | *" ae "*) kind=large ;; *) kind=small ;; esac
+            [ "$kind" != "$chain" ] || mine+=("$piece")
         done
         peers=$peers setsid bash -c 'warm "$@"' warm "${mine[@]}" > "$logs/speed/warm-$chain.log" 2>&1 &
         background+=($!)

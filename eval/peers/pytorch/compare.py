@@ -79,6 +79,8 @@ class Runner:
 
     def fail(self, why=""):
         status = self.process.wait()
+        if self.end is not None and time.monotonic() >= self.end:
+            why = "error: the time was over\n"
         self.errors.seek(0)
         text = self.errors.read()[-2000:].strip()
         self.stop()
