@@ -148,7 +148,7 @@ impl Backbone {
         self.recompute = recompute;
     }
 
-    /// Runs all layers and the final norm; `attend(layer, q, k, v)`.
+    /// Runs all layers and the final norm, without gradient; `attend(layer, q, k, v)`.
     fn run(
         &self,
         x: &Tensor,
@@ -157,7 +157,8 @@ impl Backbone {
     ) -> Result<Tensor> {
         let mut x = x.clone();
         for (i, layer) in self.layers.iter().enumerate() {
-            x = self.layer(layer, &x, positions, |q, k, v| attend(i, q, k, v))?;
+            // Without gradient: what a backward pass would need goes at once.
+            x = self.layer(layer, &x, positions, |q, k, v| attend(i, q, k, v))?.detach();
         }
         self.norm.forward(&x)
     }

@@ -34,11 +34,12 @@ impl Target {
     /// # Errors
     /// What a GPU answers.
     pub fn of(device: &Device, precision: Precision) -> Result<Self> {
-        let rate = matrix_rate(device, precision)?;
+        // Before the measurement, whose memory the process keeps.
         let free = match device::free_memory(device)? {
             Some(bytes) => Some(bytes as f64),
             None => available_memory().map(|bytes| bytes as f64),
         };
+        let rate = matrix_rate(device, precision)?;
         Ok(Self { device: describe(device), gpu: device.is_cuda(), free, matrix_rate: Some(rate) })
     }
 

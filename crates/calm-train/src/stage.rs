@@ -136,6 +136,13 @@ impl Stage<'_> {
                     save = true;
                 }
             }
+            if save && report.values.is_none() {
+                // A stop that came in the middle of a step on a GPU: nobody has looked at it yet.
+                let found = bucket.clip(c.clip_norm)?.read()?;
+                if !found.norm.is_finite() || found.skipped > 0 {
+                    return Err(self.not_finite(objective, "the gradient norm", f64::NAN, state.step));
+                }
+            }
             if save {
                 state.finished = last;
                 self.checkpoints.save(&state, objective.store(), &optimizer, self.metadata)?;

@@ -62,7 +62,8 @@ fn of_blocks(
 pub(crate) fn rows(hidden: &Tensor, embedding: &Tensor, targets: &Tensor) -> Result<(Tensor, Tensor)> {
     const OP: &str = "tied_cross_entropy_rows";
     let gpu = Gpu::of(OP, hidden)?;
-    let (hidden, embedding) = (hidden.detach().contiguous()?, embedding.detach().contiguous()?);
+    // The embedding as it is: by its id its bf16 copy is found.
+    let (hidden, embedding) = (hidden.detach().contiguous()?, embedding.contiguous()?);
     let targets = targets.contiguous()?;
     with_element!(OP, hidden.dtype(), T => {
         let (h, e) = (view::<T>(OP, &hidden)?, weight::<T>(&gpu, OP, &embedding)?);
@@ -80,7 +81,7 @@ pub(crate) fn rows(hidden: &Tensor, embedding: &Tensor, targets: &Tensor) -> Res
 pub(crate) fn argmax(hidden: &Tensor, embedding: &Tensor) -> Result<Tensor> {
     const OP: &str = "tied_argmax";
     let gpu = Gpu::of(OP, hidden)?;
-    let (hidden, embedding) = (hidden.detach().contiguous()?, embedding.detach().contiguous()?);
+    let (hidden, embedding) = (hidden.detach().contiguous()?, embedding.contiguous()?);
     with_element!(OP, hidden.dtype(), T => {
         let (h, e) = (view::<T>(OP, &hidden)?, weight::<T>(&gpu, OP, &embedding)?);
         let product = Product::of(h.get(), e.get(), &hidden, &embedding)?;

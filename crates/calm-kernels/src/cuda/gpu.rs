@@ -96,7 +96,13 @@ impl Launch {
     pub(crate) fn config(self, function: &CudaFunction) -> Result<LaunchConfig> {
         if self.shared_bytes > SHARED_BYTES {
             let most = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            function.set_attribute(most, self.shared_bytes as i32).map_err(failed)?;
+            function.set_attribute(most, self.shared_bytes as i32).map_err(|e| {
+                let bytes = self.shared_bytes;
+                failed(format_args!(
+                    "a block needs {bytes} bytes of shared memory, more than this GPU has ({e}); choose a head size of \
+                     64 or less (energy score: a smaller latent), or a card with 164 KiB such as A100 or H100"
+                ))
+            })?;
         }
         Ok(LaunchConfig {
             grid_dim: (self.blocks, 1, 1),
@@ -159,7 +165,14 @@ impl Gpu {
 
     /// A kernel by its name; its module is loaded at the first call.
     pub(crate) fn function(&self, module: &str, ptx: &str, name: &str) -> Result<CudaFunction> {
-        Ok(self.device.get_or_load_custom_func(name, module, ptx)?.into_cuda_function())
+        let found = self.device.get_or_load_custom_func(name, module, ptx).map_err(|e| {
+            if e.to_string().contains("UNSUPPORTED_PTX_VERSION") {
+                failed("the driver is older than the CUDA that compiled calm; update it, or build with an older CUDA")
+            } else {
+                e
+            }
+        })?;
+        Ok(found.into_cuda_function())
     }
 
     /// The stream that carries all work.

@@ -51,7 +51,8 @@ impl<'a, T> Mat<'a, T> {
     }
 }
 
-/// `dst = a·b`, or `dst += a·b`; dst has `stride` elements from a row to the next. Sums are in f32.
+/// `dst = a·b`, or `dst += a·b`; dst has `stride` elements from a row to the next. Sums are in f32; where cuBLAS cuts
+/// a long sum in parts, those may meet in the type of dst.
 pub(crate) fn matmul<T: Element, D: Element>(
     gpu: &Gpu,
     dst: &mut CudaViewMut<'_, D>,
@@ -72,6 +73,8 @@ pub(crate) fn matmul<T: Element, D: Element>(
         return Ok(());
     }
     let stream = gpu.stream();
+    // cuBLAS works in the context of the calling thread.
+    stream.context().bind_to_thread().map_err(failed)?;
     if k == 0 {
         // cuBLAS refuses matrices without columns.
         if !accumulate && stride == n {

@@ -90,6 +90,14 @@ impl<O: Operator> Node<O> {
     /// Gradients of the linked inputs.
     fn backward(&self, output: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let mut all = self.operator.backward(&self.gpu, &self.inputs, output, &grad.contiguous()?)?;
+        if let Some(i) = (0..all.len()).find(|i| all[*i].is_some() && !self.linked.contains(i)) {
+            return Err(error(
+                O::NAME,
+                format_args!(
+                    "the buffer that collected the gradient of input {i} is gone; keep it for the backward pass"
+                ),
+            ));
+        }
         Ok(self.linked.iter().map(|&i| all.get_mut(i).and_then(Option::take)).collect())
     }
 }
