@@ -174,9 +174,10 @@ bool provide(uint64_t first_page, size_t bytes) {
         at->second.pop_back();
         m.kept_bytes -= bytes;
         m.kept_blocks--;
-        if (remap_to(old, bytes, first_page) != 0) {
-            drop_pages(old, bytes);
-        }
+        remap_to(old, bytes, first_page);
+        // Fresh pages in any case: those that were used once do not join their neighbours, and the system
+        // limits the number of separate ranges.
+        drop_pages(old, bytes);
     }
     return mprotect(reinterpret_cast<void*>(first_page), bytes, PROT_READ | PROT_WRITE) == 0;
 }

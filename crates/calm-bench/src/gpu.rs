@@ -132,23 +132,6 @@ impl Used {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::place::gpu_places;
-
-    #[test]
-    fn a_gpu_has_rates_and_its_tensors_are_counted() {
-        assert_eq!(Used::of(&Device::Cpu), None);
-        assert_eq!(transfers(&Device::Cpu, 0.0).unwrap(), [None, None]);
-        for place in gpu_places() {
-            let rates = gpu_rates(&place.device, 0.1).unwrap();
-            assert!(rates.matrix.iter().all(|r| r.flops_per_second > 0.0) && rates.matrix.len() >= 2);
-            assert!(rates.copy_bytes_per_second > 0.0 && rates.upload_bytes_per_second > Some(0.0));
-        }
-    }
-}
-
 /// Something done with a GPU's pool of memory.
 #[cfg(feature = "cuda")]
 fn with_pool<T>(
@@ -167,4 +150,21 @@ fn with_pool<T>(
     // SAFETY: writes one pointer, of the pool of an open device.
     unsafe { cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device()) }.result().ok()?;
     Some(work(pool))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::place::gpu_places;
+
+    #[test]
+    fn a_gpu_has_rates_and_its_tensors_are_counted() {
+        assert_eq!(Used::of(&Device::Cpu), None);
+        assert_eq!(transfers(&Device::Cpu, 0.0).unwrap(), [None, None]);
+        for place in gpu_places() {
+            let rates = gpu_rates(&place.device, 0.1).unwrap();
+            assert!(rates.matrix.iter().all(|r| r.flops_per_second > 0.0) && rates.matrix.len() >= 2);
+            assert!(rates.copy_bytes_per_second > 0.0 && rates.upload_bytes_per_second > Some(0.0));
+        }
+    }
 }

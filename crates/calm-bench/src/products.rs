@@ -72,7 +72,7 @@ impl Products {
                 p.backbone(s, rows * k);
                 p.linear(rows * k, s.hidden, s.vocab, 1.0);
             }
-            What::Energy => {}
+            What::Energy | What::Attention => {}
             What::Generate => {
                 let draws = s.generate_rows * s.candidates;
                 p.head(s, s.generate_rows, s.candidates, s.latent);

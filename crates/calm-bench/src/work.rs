@@ -12,7 +12,7 @@ use calm_eval::temperature::Temperature;
 use calm_kernels as ops;
 use calm_lm::{Baseline, Calm, HeadConfig, SpecialIds};
 use calm_nn::{AdamW, AdamWConfig, GradientBucket, Noise, NoiseKey, ParamStore, RowId, philox};
-use candle_core::{Device, Result, Tensor, Var, bail};
+use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use serde::Serialize;
 
 use crate::place::Place;
@@ -30,6 +30,8 @@ pub enum What {
     Baseline,
     /// The energy loss alone on as many positions, forward and backward.
     Energy,
+    /// Causal attention alone on as many positions, forward and backward.
+    Attention,
     /// Reading a prompt and generating chunks at T = 1/2 from a batch of candidates each.
     Generate,
     /// Brier-1 to 4 with chunks of one token.
@@ -42,11 +44,12 @@ pub enum What {
 
 impl What {
     /// All of it.
-    pub const ALL: [What; 8] = [
+    pub const ALL: [What; 9] = [
         What::Ae,
         What::Lm,
         What::Baseline,
         What::Energy,
+        What::Attention,
         What::Generate,
         What::BrierK1,
         What::BrierK2,
@@ -60,6 +63,7 @@ impl What {
             What::Lm => "lm",
             What::Baseline => "baseline",
             What::Energy => "energy",
+            What::Attention => "attention",
             What::Generate => "generate",
             What::BrierK1 => "brier_k1",
             What::BrierK2 => "brier_k2",
@@ -83,7 +87,7 @@ impl What {
     }
 
     /// FLOPs of a step by formula: the conventions of [`calm_eval::costs`]; of the energy loss 6·L for each pair
-    /// of points (difference, square, sum, and the gradient).
+    /// of points (difference, square, sum, and the gradient); of attention alone the keys up to each position.
     pub fn flops(self, s: &Size) -> f64 {
         let k = self.chunk_size(s);
         let chunks = (s.batch_rows * s.context_chunks) as f64;
@@ -114,6 +118,11 @@ impl What {
             What::Energy => {
                 let (n, m) = (s.samples, s.targets);
                 chunks * (6 * s.latent * (n * m + n * (n - 1) / 2)) as f64
+            }
+            What::Attention => {
+                // Two products forward, five backward.
+                let t = s.context_chunks;
+                14.0 * (s.batch_rows * s.hidden * t * (t + 1) / 2) as f64
             }
             What::Generate => {
                 let context = s.prompt_chunks + s.new_chunks;
@@ -300,6 +309,7 @@ pub fn build(what: What, size: &Size, place: &Place) -> Result<Step> {
             Ok(Step { run: Box::new(run), tokens: rows * k })
         }
         What::Energy => energy(&s, rows, place),
+        What::Attention => attention(&s, place),
         What::Generate => {
             let context = s.prompt_chunks + s.new_chunks;
             let model = calm(&store, place, &s, k, s.latent, context)?;
@@ -366,6 +376,31 @@ fn energy(s: &Size, rows: usize, place: &Place) -> Result<Step> {
     Ok(Step { run: Box::new(run), tokens: rows * s.chunk_size })
 }
 
+fn attention(s: &Size, place: &Place) -> Result<Step> {
+    let (b, t, width) = (s.batch_rows, s.context_chunks, s.hidden / s.heads);
+    let ids: Vec<RowId> = (0..(b * t) as u32).map(|position| RowId { example: 0, position }).collect();
+    let normal = |stream: &str, heads: usize| {
+        let values = philox::normal(NoiseKey::new(SEED, stream, 0), &ids, heads, width);
+        Var::from_tensor(&place.tensor(&Tensor::from_vec(values, (b, t, heads, width), &Device::Cpu)?)?)
+    };
+    let q = normal("bench/queries", s.heads)?;
+    let (k, v) = (normal("bench/keys", s.kv_heads)?, normal("bench/values", s.kv_heads)?);
+    let segments = Tensor::zeros((b, t), DType::U32, &place.device)?;
+    let run = move |read: bool| {
+        let y = ops::causal_attention(&q, &k, &v, &segments)?;
+        let gradients = y.backward()?;
+        match gradients.get(q.as_tensor()) {
+            Some(_) if !read => Ok(f64::NAN),
+            Some(_) => {
+                let first = y.flatten_all()?.narrow(0, 0, 1)?.to_dtype(DType::F32)?;
+                Ok(f64::from(first.squeeze(0)?.to_scalar::<f32>()?))
+            }
+            None => bail!("no gradient reaches the queries"),
+        }
+    };
+    Ok(Step { run: Box::new(run), tokens: b * t * s.chunk_size })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -384,6 +419,7 @@ mod tests {
                 // All draws agree: 2·P(hit) − 1.
                 What::BrierK1 | What::BrierK2 | What::BrierK4 => assert!((-1.0..-0.5).contains(&first)),
                 What::Lm | What::Energy => assert!(first > 0.0),
+                What::Attention => assert!(first.is_finite()),
             }
             assert!((step.run)(true).unwrap().is_finite() && step.tokens > 0 && what.flops(size) > 0.0);
             assert_eq!(what.name().parse(), Ok(what));

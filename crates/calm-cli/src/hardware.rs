@@ -18,7 +18,7 @@ pub fn open(choice: Choice, printer: &Printer) -> Result<Device> {
         Choice::Auto if device::gpus().is_ok() => {
             let gpu = open_number(0);
             if let Err(e) = &gpu {
-                printer.warn(&format!("computing on the CPU: {e}"));
+                printer.warn(format!("computing on the CPU: {e}"));
             }
             Ok(gpu.unwrap_or(Device::Cpu))
         }

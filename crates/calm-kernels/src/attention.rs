@@ -22,6 +22,8 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 const OP: &str = "causal_attention";
+/// Numbers a head may have in attention on a GPU.
+pub const GPU_HEAD_SIZES: [usize; 6] = [32, 48, 64, 96, 128, 160];
 /// Queries whose scores are computed together.
 const BLOCK: usize = 64;
 

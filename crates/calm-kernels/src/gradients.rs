@@ -105,6 +105,7 @@ impl FlatGradients {
     /// # Errors
     /// Parameters that are not on the CPU.
     pub fn host_values(&mut self) -> Result<&[f32]> {
+        #[allow(clippy::infallible_destructuring_match, reason = "with the feature `cuda` it can fail")]
         let values = match &mut self.values {
             Values::Host(values) => values,
             #[cfg(feature = "cuda")]

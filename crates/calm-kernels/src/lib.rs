@@ -61,7 +61,7 @@ pub use silu::{add_silu, silu};
 pub use swiglu::{swiglu, swiglu_packed};
 mod attention;
 mod attention_inference;
-pub use attention::causal_attention;
+pub use attention::{GPU_HEAD_SIZES, causal_attention};
 pub use attention_inference::{branch_attention, cached_attention};
 
 // Parts of layers as one operator each.

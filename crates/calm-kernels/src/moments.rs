@@ -117,6 +117,10 @@ impl Moments {
     pub fn update(&mut self, gradients: &mut FlatGradients, settings: &AdamWStep, clip: &Clip) -> Result<()> {
         match &mut self.values {
             Values::Host([first, second]) => {
+                #[allow(
+                    clippy::infallible_destructuring_match,
+                    reason = "with the feature `cuda` it can fail"
+                )]
                 let factor = match clip.0 {
                     Factor::Host { factor, .. } => factor,
                     #[cfg(feature = "cuda")]

@@ -85,6 +85,14 @@ fn attention_inputs(b: usize, s: usize, d: usize, kv: usize) -> Vec<Tensor> {
     inputs(&[&[b, s, d], &[d], &[d, d], &[kv, d], &[kv, d], &[d, d]])
 }
 
+/// The same with matrices that keep the size of numbers, as a model's do: with larger ones the scores are so far
+/// apart that a query rounded to bf16 sees another key.
+fn scaled_attention_inputs(b: usize, s: usize, d: usize, kv: usize) -> Vec<Tensor> {
+    let scale = (3.0 / d as f64).sqrt();
+    let matrix = |t: Tensor| if t.rank() == 2 { (t * scale).unwrap() } else { t };
+    attention_inputs(b, s, d, kv).into_iter().map(matrix).collect()
+}
+
 #[test]
 fn attention_equals_its_operators_with_segments_and_shared_keys() {
     for (b, s, heads, kv, size) in [(1, 1, 1, 1, 2), (2, 7, 4, 2, 6), (3, 70, 4, 1, 16), (1, 130, 2, 2, 24)] {
@@ -100,7 +108,7 @@ fn attention_equals_its_operators_with_segments_and_shared_keys() {
     for (b, s, heads, kv, size) in [(1, 1, 1, 1, 32), (2, 7, 4, 2, 32), (2, 70, 2, 1, 48)] {
         let p = places(b, s);
         compare(
-            &attention_inputs(b, s, heads * size, kv * size),
+            &scaled_attention_inputs(b, s, heads * size, kv * size),
             |v| attention(v, heads, kv, &p),
             |v| attention_plain(v, heads, kv, &p),
             2e-5,
@@ -116,7 +124,7 @@ fn attention_on_a_gpu_takes_f32_parameters_with_bf16_activations() {
     let Some(gpu) = gpu() else { return };
     let (b, s, heads, kv, size) = (2, 20, 4, 2, 32);
     let p = places(b, s);
-    let given = attention_inputs(b, s, heads * size, kv * size);
+    let given = scaled_attention_inputs(b, s, heads * size, kv * size);
     let round = |t: &Tensor, dtype| t.to_dtype(dtype).unwrap();
     let there = |t: &Tensor| Var::from_tensor(&t.to_device(&gpu).unwrap()).unwrap();
     let here = |t: &Tensor| t.to_device(&Device::Cpu).unwrap();
@@ -192,9 +200,15 @@ fn energy(v: &[Var]) -> Result<Tensor> {
     ops::energy_block(&v[0], &v[1], weights, EPS)
 }
 
+/// Activations stay of about size 1 from product to product, as with the initial weights of a model.
 fn energy_inputs(r: usize, n: usize, d: usize) -> Vec<Tensor> {
     let (m, two) = ([d, d], 2 * d);
-    inputs(&[&[r, n, d], &[r, d], &[d], &[d], &[d, two], &[d], &m, &[d], &[two, d], &[two], &m, &[d]])
+    let mut all =
+        inputs(&[&[r, n, d], &[r, d], &[d], &[d], &[d, two], &[d], &m, &[d], &[two, d], &[two], &m, &[d]]);
+    for matrix in [4, 6, 8, 10] {
+        all[matrix] = (&all[matrix] * (3.0 / d as f64).sqrt()).unwrap();
+    }
+    all
 }
 
 #[test]

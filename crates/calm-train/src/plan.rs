@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use calm_data::Corpus;
 use calm_eval::costs::{AutoencoderShape, BackboneShape, BaselineShape, CalmShape, HeadShape};
-use calm_kernels::device;
+use calm_kernels::{GPU_HEAD_SIZES, device};
 use calm_lm::HeadConfig;
 use calm_nn::Precision;
 use candle_core::{DType, Device, Tensor};
@@ -78,6 +78,8 @@ pub struct Plan {
     pub target: Target,
     /// Number format of the matrix products.
     pub precision: Precision,
+    /// Numbers of an attention head.
+    pub head_size: usize,
     /// The stages.
     pub stages: Vec<StagePlan>,
 }
@@ -237,6 +239,7 @@ impl Plan {
             training_tokens: tokens,
             target: target.clone(),
             precision: config.precision,
+            head_size: config.backbone().head_size(),
             stages: [Part::Autoencoder, Part::Lm].into_iter().filter_map(of).collect(),
         }
     }
@@ -245,8 +248,17 @@ impl Plan {
     /// way, and as a warning on the CPU.
     ///
     /// # Errors
-    /// On a GPU, with what to change.
+    /// On a GPU, with what to change; there, too, heads that no kernel has.
     pub fn check(&self, stages: &[&str]) -> Result<Option<String>> {
+        if self.target.gpu && stages.contains(&"lm") && !GPU_HEAD_SIZES.contains(&self.head_size) {
+            return Err(Error::user(
+                format!(
+                    "attention on a GPU has no heads of {} numbers, only of {GPU_HEAD_SIZES:?}",
+                    self.head_size
+                ),
+                "choose backbone.heads so that hidden_size / heads is one of them, or --device cpu",
+            ));
+        }
         let Some(free) = self.target.free else { return Ok(None) };
         let too_large = |s: &&StagePlan| stages.contains(&s.stage) && s.memory.total() > free;
         let Some(stage) = self.stages.iter().find(too_large) else { return Ok(None) };

@@ -288,8 +288,9 @@ impl Run {
         let special = special_ids(tokenizer.special());
         let context = self.config.train.lm.context;
         let bos_chunk = self.config.bos_chunk;
-        let model =
+        let mut model =
             Calm::new(&store.builder(), &c.backbone, &c.head, autoencoder, special, context, bos_chunk)?;
+        model.set_recompute(self.config.train.lm.recompute);
         store.prepare()?;
         Ok(CalmObjective { model, store })
     }
@@ -336,7 +337,8 @@ impl Run {
         let special = special_ids(tokenizer.special());
         let context = self.config.train.lm.context;
         let (vocab, bos) = (tokenizer.vocab_size(), self.config.bos_chunk);
-        let model = Baseline::new(&store.builder(), &c.backbone, vocab, special, context, bos)?;
+        let mut model = Baseline::new(&store.builder(), &c.backbone, vocab, special, context, bos)?;
+        model.set_recompute(self.config.train.lm.recompute);
         store.prepare()?;
         Ok(BaselineObjective { model, store })
     }

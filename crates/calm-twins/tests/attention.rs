@@ -282,7 +282,7 @@ fn branches_are_the_cpus<T: Element + PartialEq + Debug>(tolerance: f32) {
 
         let (head, sizes, spans) = (c.dh as u32, c.sizes(), c.spans());
         let entries = b * c.s * c.h;
-        let out = same_for(&grids(128, 0), |launch| {
+        let out = same_for(&grids(256, 0), |launch| {
             let mut out = vec![T::of(f32::NAN); n_q];
             let mut log_sums = vec![f32::NAN; entries];
             let TileLaunch { threads, shared_bytes, .. } = T::attention_launches(head)[0];

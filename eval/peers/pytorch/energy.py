@@ -2,7 +2,7 @@
 
     loss = 2/(NM) ΣΣ ‖x_n − z_m‖^α − 1/(N(N−1)) Σ_{n≠k} ‖x_n − x_k‖^α,   z_m = mean + ε_m·exp(log_std)
 
-x [N, R, L], mean and log_std [R, L], eps [M, R, L]. N samples, M targets.
+x [N, R, L], mean and log_std [R, L], eps [M, R, L]. N samples, M targets. Distances are in float32 when x is bfloat16.
 """
 
 import torch
@@ -13,7 +13,7 @@ def energy_eager(x, mean, log_std, eps, alpha):
 
     The n = k pairs are among them: at α < 1 their gradient is NaN (the reference's, too).
     """
-    n = x.shape[0]
+    n, x = x.shape[0], x.float()
     z = mean + eps * torch.exp(log_std)
     between = torch.norm(x.unsqueeze(1) - x.unsqueeze(0), p=2, dim=-1).pow(alpha)
     to_targets = torch.norm(x.unsqueeze(1) - z.unsqueeze(0), p=2, dim=-1).pow(alpha)
@@ -34,7 +34,7 @@ def energy_tuned(x, mean, log_std, eps, alpha):
     ‖x‖² + ‖z‖² − 2xz does not cancel, as it would at coincident points. Samples may coincide (they do at step 0), so
     their distances come from differences.
     """
-    n = x.shape[0]
+    n, x = x.shape[0], x.float()
     centred = (x - mean).transpose(0, 1)  # [R, N, L]
     offset = (eps * torch.exp(log_std)).transpose(0, 1)  # [R, M, L]
     square = (
@@ -43,8 +43,11 @@ def energy_tuned(x, mean, log_std, eps, alpha):
         - 2 * torch.bmm(centred, offset.transpose(1, 2))
     )
     to_targets = power(square, alpha / 2)  # [R, N, M]; a square that rounds below 0 counts as 0
-    # Not x[i] - x[j] over pairs: inductor of 2.5.1 on the CPU gets the gradient of that gather wrong.
     rows = x.transpose(0, 1).contiguous()
-    between = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").flatten(1)  # [R, N·N]
-    between = between if alpha == 1.0 else power(between, alpha)
+    if x.is_cuda:  # one fused kernel; the gradient of cdist has a buffer of N·N·R·L numbers there
+        between = power((rows.unsqueeze(1) - rows.unsqueeze(2)).square().sum(-1).flatten(1), alpha / 2)  # [R, N·N]
+    else:
+        # Not x[i] - x[j] over pairs: inductor of 2.5.1 on the CPU gets the gradient of that gather wrong.
+        between = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").flatten(1)
+        between = between if alpha == 1.0 else power(between, alpha)
     return 2 * to_targets.mean(dim=(1, 2)) - between.sum(1) / (n * (n - 1))

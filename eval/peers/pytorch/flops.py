@@ -54,6 +54,9 @@ def flops_per_step(what, s):
         return 3 * chunks * k * (backbone(s, s["context_chunks"] * k) + 2 * s["hidden"] * s["vocab"])
     if what == "energy":
         return chunks * energy(s)
+    if what == "attention":
+        t = s["context_chunks"]  # two products forward and five backward, over the keys up to each position
+        return 14 * s["batch_rows"] * s["hidden"] * t * (t + 1) // 2
     if what == "generate":
         new, context = s["new_chunks"], s["prompt_chunks"] + s["new_chunks"]
         read = (context - 1) * (inputs(s, k) + backbone(s, context))

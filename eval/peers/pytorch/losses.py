@@ -11,7 +11,7 @@ def autoencoder_loss(model, ids_BT, eps, token_mask=None, latent_mask=None, kl_w
     mean, log_std = model.encoder(ids_BT if token_mask is None else ids_BT * token_mask)
     z = mean + eps * torch.exp(log_std)
     logits = model.decoder(z if latent_mask is None else z * latent_mask).flatten(1, 2)
-    ce = F.cross_entropy(logits.flatten(0, 1), ids_BT.flatten())
+    ce = F.cross_entropy(logits.flatten(0, 1).float(), ids_BT.flatten())
     kl_elements = 0.5 * (mean.square() + torch.exp(log_std).square() - 1 - 2 * log_std)
     kl = torch.clamp(kl_elements, min=kl_clamp).sum(-1).mean()
     total = ce * model.encoder.chunk + kl_weight * kl
@@ -48,7 +48,7 @@ def baseline_loss(model, ids_BT):
     """Mean cross-entropy of the next token."""
     hidden = model.model(model.model.embed_tokens(ids_BT[:, :-1]))[0]
     logits = model.lm_head(hidden)
-    return F.cross_entropy(logits.flatten(0, 1), ids_BT[:, 1:].flatten()), dict(logits=logits)
+    return F.cross_entropy(logits.flatten(0, 1).float(), ids_BT[:, 1:].flatten()), dict(logits=logits)
 
 
 def draw_tokens(model, hidden, noise, shared):

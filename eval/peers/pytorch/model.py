@@ -18,7 +18,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x):
-        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPS))
+        wide = x.float()  # the mean of squares in float32, whatever x is
+        return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + EPS)).to(x.dtype)
 
 
 class SwiGLU(nn.Module):
@@ -65,7 +66,7 @@ class Encoder(nn.Module):
         x = self.squeeze_layer(x.reshape(x.shape[0], -1, self.chunk * x.shape[-1]))
         for layer in self.encoder_layers[half:]:
             x = layer(x)
-        return self.hidden_to_latent(self.norm(x)).chunk(2, dim=-1)
+        return self.hidden_to_latent(self.norm(x)).float().chunk(2, dim=-1)
 
 
 class Decoder(nn.Module):
@@ -81,7 +82,7 @@ class Decoder(nn.Module):
 
     def forward(self, z):
         """[..., L] latents -> logits [..., K, V]."""
-        x = self.latent_to_hidden(z)
+        x = self.latent_to_hidden(z.to(self.lm_head_weight.dtype))
         half = len(self.decoder_layers) // 2
         for layer in self.decoder_layers[:half]:
             x = layer(x)
@@ -172,7 +173,7 @@ class Backbone(nn.Module):
         """[B, T, D] inputs -> hidden states [B, T, D] and the cache, a (keys, values) a layer."""
         start = 0 if cache is None else cache[0][0].shape[2]
         cos, sin = rope_tables(self.head_size, start + x.shape[1], device=x.device)
-        cos, sin = cos[start:], sin[start:]
+        cos, sin = cos[start:].to(x.dtype), sin[start:].to(x.dtype)
         new = []
         for i, layer in enumerate(self.layers):
             x, present = layer(x, cos, sin, None if cache is None else cache[i])
@@ -226,7 +227,7 @@ class EnergyHead(nn.Module):
         if not shared:
             hidden = hidden.unsqueeze(0).repeat(noise.shape[0], *[1] * hidden.dim())
         condition = self.norm_hidden(self.hidden_embd(hidden))
-        x = self.norm_noise(self.noise_embd(noise))
+        x = self.norm_noise(self.noise_embd(noise.to(self.noise_embd.weight.dtype)))
         for block in self.mlp_blocks:
             x = block(x, condition, shared)
         return self.final_layer(x)

@@ -126,7 +126,8 @@ def roll_batched(model, cache, first, second, draw, noise):
         x = model.embed(chunk.flatten(1))
         for layer, (keys, values), mine in zip(t.layers, cache, own):
             a = layer.self_attn
-            q, key, value = a.qkv(layer.input_layernorm(x), cos[j : j + starts], sin[j : j + starts])
+            angles = (table[j : j + starts].to(x.dtype) for table in (cos, sin))
+            q, key, value = a.qkv(layer.input_layernorm(x), *angles)
             mine.append((key, value))
             scores = q @ keys[:, :, :starts].transpose(2, 3)
             scores = scores.masked_fill_(hidden_from, float("-inf"))

@@ -14,11 +14,12 @@ pub struct BenchArgs {
     /// Measure a run's training and generation instead (one without weights with random ones).
     #[arg(short, long, value_name = "FOLDER", conflicts_with_all = ["size", "what"])]
     pub run: Option<PathBuf>,
-    /// Which size is measured: small, small-v1024, medium, tiny, calm-m (the paper's, for a GPU).
+    /// Which size is measured: small, small-v1024, medium, tiny; calm-m, calm-l, baseline-s (the paper's,
+    /// for a GPU).
     #[arg(long, value_name = "NAME", default_value = "small")]
     pub size: String,
-    /// What of it (default: all): matrix, operators, and the steps ae, lm, baseline, energy, generate, brier_k1,
-    /// brier_k2, brier_k4.
+    /// What of it (default: all): matrix, operators, and the steps ae, lm, baseline, energy, attention, generate,
+    /// brier_k1, brier_k2, brier_k4.
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     pub what: Vec<BenchItem>,
     /// Number format of activations and products; bf16 needs a GPU. A run has its own.

@@ -305,9 +305,9 @@ mod tests {
             memory: 16_000_000_000,
             free,
         };
-        let (gpu, problem) = super::gpu(info((7, 0), 15_000_000_000), true, 0.1);
-        assert!(gpu.rates.is_none() && problem.unwrap().what.starts_with("cuda:3: compute capability 7.0"));
-        let (gpu, problem) = super::gpu(info((9, 0), 2_000_000_000), false, 0.1);
+        let (old, problem) = gpu(info((7, 0), 15_000_000_000), true, 0.1);
+        assert!(old.rates.is_none() && problem.unwrap().what.starts_with("cuda:3: compute capability 7.0"));
+        let (gpu, problem) = gpu(info((9, 0), 2_000_000_000), false, 0.1);
         assert!(problem.unwrap().what.contains("14.0 GB of its memory are taken"));
         assert!(gpu_table(&gpu).lines().all(|l| l.chars().count() <= 80));
         assert!(super::gpu(info((9, 0), 15_000_000_000), false, 0.1).1.is_none());

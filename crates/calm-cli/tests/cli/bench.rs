@@ -2,7 +2,8 @@
 
 use crate::house::House;
 
-const WORK: [&str; 8] = ["ae", "lm", "baseline", "energy", "generate", "brier_k1", "brier_k2", "brier_k4"];
+const WORK: [&str; 9] =
+    ["ae", "lm", "baseline", "energy", "attention", "generate", "brier_k1", "brier_k2", "brier_k4"];
 
 #[test]
 fn everything_is_measured_and_fits_80_columns() {

@@ -7,11 +7,10 @@ use crate::attention::Sizes;
 use crate::storage::{Saved, error};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
 use candle_core::{CudaStorage, DType, Result, Shape, Tensor};
-use half::bf16;
 use std::sync::Arc;
 
 /// Head sizes that have kernels over tiles.
-pub(super) const HEAD_SIZES: [usize; 6] = [32, 48, 64, 96, 128, 160];
+pub(super) const HEAD_SIZES: [usize; 6] = crate::attention::GPU_HEAD_SIZES;
 
 /// The keys `start..end` that a query sees, as the kernels have it.
 #[derive(Clone, Copy, Debug)]
@@ -52,29 +51,29 @@ impl DeviceSizes {
     }
 }
 
-/// The launch of a kernel over tiles, of `kernels/attention.cuh`: threads of a block, its rows (queries, or keys for
-/// the key gradients), bytes of shared memory.
-struct Tiles {
+/// How a kernel over tiles is launched: threads of a block, the queries (or, for key gradients, the keys) of
+/// one head that it has, and bytes of shared memory.
+struct Tile {
     threads: u32,
     rows: usize,
-    bytes: usize,
+    shared_bytes: usize,
 }
 
-impl Tiles {
-    /// Of the f32 kernels, whose tiles lie in so many rows of Dh + 1 floats beside one of weights.
-    fn plain(head: usize, shared_rows: usize) -> Self {
-        Self { threads: 128, rows: 64, bytes: size_of::<f32>() * (shared_rows * (head + 1) + 64 * (32 + 1)) }
-    }
-
-    /// Of the bf16 kernels, which use the tensor cores: as many rows of Dh + 8 elements, and some bytes more.
-    fn tensor_cores(threads: u32, head: usize, shared_rows: usize, more: usize) -> Self {
-        Self { threads, rows: 128, bytes: size_of::<bf16>() * (head + 8) * shared_rows + more }
-    }
-
-    /// For `positions` queries or keys of `heads` heads in each row of the batch.
+impl Tile {
+    /// A block for every `rows` of `positions` of `heads` heads a row.
     fn launch(self, s: Sizes, heads: usize, positions: usize) -> Launch {
         let blocks = s.batch * heads * positions.div_ceil(self.rows);
-        Launch::of(blocks, 1, self.threads).shared(self.bytes as u32)
+        Launch::of(blocks, 1, self.threads).shared(self.shared_bytes as u32)
+    }
+
+    /// In f32, with so many rows of Dh + 1 floats and 64 of 33 weights.
+    fn of_f32(head: usize, shared_rows: usize) -> Self {
+        Self { threads: 128, rows: 64, shared_bytes: 4 * (shared_rows * (head + 1) + 64 * 33) }
+    }
+
+    /// In bf16, with so many rows of Dh + 8 numbers.
+    fn of_bf16(head: usize, threads: u32, shared_rows: usize) -> Self {
+        Self { threads, rows: 128, shared_bytes: 2 * shared_rows * (head + 8) }
     }
 }
 
@@ -85,31 +84,37 @@ fn forward_launch<T: Element>(s: Sizes) -> Launch {
         128 => 32,
         _ => 16,
     };
-    let tiles = match T::DTYPE {
-        DType::BF16 => Tiles::tensor_cores(128, s.head, 128 + 2 * keys, 0),
-        _ => Tiles::plain(s.head, 64 + 2 * 32),
+    let tile = match T::DTYPE {
+        DType::BF16 => Tile::of_bf16(s.head, 128, 128 + 2 * keys),
+        _ => Tile::of_f32(s.head, 64 + 2 * 32),
     };
-    tiles.launch(s, s.heads, s.queries)
+    tile.launch(s, s.heads, s.queries)
 }
 
 /// Of `attention_queries_DH_T`.
 fn queries_launch<T: Element>(s: Sizes) -> Launch {
-    let (threads, columns) = (if s.head < 128 { 128 } else { 256 }, if s.head == 128 { 64 } else { 32 });
-    let tiles = match T::DTYPE {
-        DType::BF16 => Tiles::tensor_cores(threads, s.head, 2 * 128 + 4 * columns, 0),
-        _ => Tiles::plain(s.head, 2 * 64 + 2 * 32),
+    let threads = if s.head < 128 { 128 } else { 256 };
+    let columns = if s.head == 128 { 64 } else { 32 };
+    let tile = match T::DTYPE {
+        DType::BF16 => Tile::of_bf16(s.head, threads, 2 * 128 + 4 * columns),
+        _ => Tile::of_f32(s.head, 2 * 64 + 2 * 32),
     };
-    tiles.launch(s, s.heads, s.queries)
+    tile.launch(s, s.heads, s.queries)
 }
 
 /// Of `attention_keys_DH_T`.
 fn keys_launch<T: Element>(s: Sizes) -> Launch {
-    let (threads, columns) = (if s.head <= 64 { 128 } else { 256 }, if s.head == 96 { 64 } else { 32 });
-    let tiles = match T::DTYPE {
-        DType::BF16 => Tiles::tensor_cores(threads, s.head, 2 * 128 + 4 * columns, 16 * columns),
-        _ => Tiles::plain(s.head, 2 * 64 + 2 * 32),
+    let threads = if s.head <= 64 { 128 } else { 256 };
+    let columns = if s.head == 96 { 64 } else { 32 };
+    let mut tile = match T::DTYPE {
+        DType::BF16 => Tile::of_bf16(s.head, threads, 2 * 128 + 4 * columns),
+        _ => Tile::of_f32(s.head, 2 * 64 + 2 * 32),
     };
-    tiles.launch(s, s.kv_heads, s.keys)
+    if T::DTYPE == DType::BF16 {
+        // Log sums and deltas of two tiles of queries.
+        tile.shared_bytes += 16 * columns;
+    }
+    tile.launch(s, s.kv_heads, s.keys)
 }
 
 /// Spans `[B, S]` of positions that see their segment (U32 `[B, S]`) up to themselves; once for all layers of a

@@ -10,7 +10,7 @@ use candle_core::cuda_backend::cudarc::driver::sys::{
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, result};
 use candle_core::{Device, Result};
 use std::ffi::{CStr, c_char};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 unsafe extern "C" {
     /// `lazy/libraries.c`.
@@ -84,8 +84,20 @@ fn info(number: usize) -> Result<GpuInfo> {
     })
 }
 
-/// Opens a GPU: one stream of its own for all work, and memory that the process keeps when it is freed.
+/// Opens a GPU: one stream of its own for all work, and memory that the process keeps when it is freed. A GPU
+/// that is open already is the same device.
 pub(crate) fn open(number: usize) -> Result<Device> {
+    static OPEN: Mutex<Vec<(usize, Device)>> = Mutex::new(Vec::new());
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, device)) = open.iter().find(|(n, _)| *n == number) {
+        return Ok(device.clone());
+    }
+    let device = open_new(number)?;
+    open.push((number, device.clone()));
+    Ok(device)
+}
+
+fn open_new(number: usize) -> Result<Device> {
     libraries().map_err(|e| candle_core::Error::Msg(e.to_string()))?;
     // The stream of the thread, candle's default, would be another one in each thread of a pool.
     let device = Device::new_cuda_with_stream(number)?;

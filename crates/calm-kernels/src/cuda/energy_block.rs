@@ -267,3 +267,42 @@ impl Operator for EnergyBlock {
         Ok(with_element!(OP, grad.dtype(), T => self.gradients::<T>(gpu, &each, grad))?.list())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{self, Choice};
+    use candle_core::{Device, Var};
+
+    #[test]
+    fn empty_batches_give_gradients_of_zero() {
+        if let Err(reason) = device::gpus() {
+            assert!(std::env::var_os("CALM_TEST_GPU").is_none(), "{reason}");
+            println!("skipped: {reason} (needs a GPU)");
+            return;
+        }
+        let device = device::open(Choice::Cuda(0)).unwrap();
+        let ones = |shape: &[usize]| {
+            let count = shape.iter().product();
+            Var::from_tensor(&device::upload(&vec![1f32; count], shape, &device).unwrap()).unwrap()
+        };
+        let d = 4;
+        for (r, n) in [(0, 3), (2, 0)] {
+            let layers: [&[usize]; 10] =
+                [&[d], &[d], &[d, 2 * d], &[d], &[d, d], &[d], &[2 * d, d], &[2 * d], &[d, d], &[d]];
+            let shapes: [&[usize]; 2] = [&[r, n, d], &[r, d]];
+            let inputs: Vec<Tensor> =
+                shapes.into_iter().chain(layers).map(|shape| ones(shape).as_tensor().clone()).collect();
+            let op = EnergyBlock { eps: 1e-5, keep: true, kept: Saved::new() };
+            let gpu = Gpu::of(OP, &inputs[0]).unwrap();
+            let (output, shape) = op.forward(&gpu, &inputs).unwrap();
+            let output = gpu.wrap(output, shape).unwrap();
+            let gradients = op.backward(&gpu, &inputs, &output, &inputs[0]).unwrap();
+            for (gradient, input) in gradients.into_iter().zip(&inputs) {
+                let gradient = gradient.unwrap().to_device(&Device::Cpu).unwrap();
+                assert_eq!(gradient.dims(), input.dims());
+                assert!(gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|&g| g == 0.0));
+            }
+        }
+    }
+}

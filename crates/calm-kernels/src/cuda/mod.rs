@@ -55,6 +55,7 @@ pub use copies::ComputeCopies;
 pub(crate) use gpu::{Element, Gpu, Launch, View, view};
 
 /// PTX of `kernels/*.cu`, a constant a file.
+#[allow(dead_code, reason = "the tensor cores' own test launches nothing here")]
 mod ptx {
     include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
 }

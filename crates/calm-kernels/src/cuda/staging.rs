@@ -53,13 +53,13 @@ struct Slot {
     done: CudaEvent,
 }
 
-#[derive(Default)]
 struct Ring {
-    device: Option<DeviceId>,
+    device: DeviceId,
     slots: VecDeque<Slot>,
 }
 
-static RING: Mutex<Ring> = Mutex::new(Ring { device: None, slots: VecDeque::new() });
+/// One for every device that was opened.
+static RINGS: Mutex<Vec<Ring>> = Mutex::new(Vec::new());
 
 /// The bytes of plain numbers.
 fn bytes_of<T: DeviceRepr + Copy>(host: &[T]) -> &[u8] {
@@ -76,15 +76,20 @@ pub(super) fn upload<T: DeviceRepr + Copy + 'static>(gpu: &Gpu, host: &[T]) -> R
         return Ok(out);
     }
     let stream = gpu.stream();
-    let mut ring = RING.lock().unwrap_or_else(PoisonError::into_inner);
-    if ring.device != Some(gpu.cuda().id()) {
-        *ring = Ring { device: Some(gpu.cuda().id()), slots: VecDeque::new() };
-    }
+    let device = gpu.cuda().id();
+    let mut rings = RINGS.lock().unwrap_or_else(PoisonError::into_inner);
+    let at = rings.iter().position(|ring| ring.device == device).unwrap_or_else(|| {
+        rings.push(Ring { device, slots: VecDeque::new() });
+        rings.len() - 1
+    });
+    let ring = &mut rings[at];
     stream.context().bind_to_thread().map_err(failed)?;
     let oldest = if ring.slots.len() < SLOTS { None } else { ring.slots.pop_front() };
     let mut memory = match oldest {
         Some(slot) => {
-            slot.done.synchronize().map_err(failed)?;
+            if !slot.done.try_is_complete().map_err(failed)? {
+                slot.done.synchronize().map_err(failed)?;
+            }
             slot.memory
         }
         None => Pinned::new(bytes.len().next_power_of_two().max(BYTES))?,

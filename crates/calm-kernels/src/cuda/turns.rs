@@ -2,6 +2,7 @@
 
 use super::kept::Kept;
 use super::{Element, Gpu, Launch, view};
+use crate::rotary::frequencies;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{Result, Tensor};
 use std::sync::Arc;
@@ -23,11 +24,10 @@ impl Turns {
             let half = head / 2;
             let contiguous = positions.contiguous()?;
             let positions = view::<u32>(op, &contiguous)?;
-            let frequency: Vec<f64> = (0..half).map(|i| theta.powf(-(i as f64) / half as f64)).collect();
-            let frequency = gpu.shared(&frequency)?;
+            let frequency = gpu.shared(&frequencies(half, theta))?;
             let mut table = gpu.empty::<f32>(rows * head)?;
             if rows * half > 0 {
-                let launch = Launch::of(rows, 1, threads(half));
+                let launch = Launch::cells(rows, half);
                 let (rows, half) = (rows as u64, half as u32);
                 launch!(
                     gpu,
@@ -58,7 +58,7 @@ impl Turns {
         let pairs = heads * self.head / 2;
         if self.rows * pairs > 0 {
             let kernel = format!("rotary_{}", T::SUFFIX);
-            let launch = Launch::of(self.rows, 1, threads(pairs));
+            let launch = Launch::cells(self.rows, pairs);
             let (rows, heads, head) = (self.rows as u64, heads as u32, self.head as u32);
             let (no_index, sign) = (0u64, if back { -1.0f32 } else { 1.0 });
             launch!(
@@ -78,9 +78,4 @@ impl Turns {
         }
         Ok(y)
     }
-}
-
-/// Threads of a block that takes a row of `cells` at a time.
-fn threads(cells: usize) -> u32 {
-    cells.next_multiple_of(32).min(256) as u32
 }

@@ -41,7 +41,7 @@ fn the_state_of_calm_m_is_counted_to_the_byte() {
 fn a_layer_keeps_what_its_operators_keep_and_recomputed_ones_their_input() {
     let config = |layers: usize, recompute: bool| {
         let set = [format!("model.calm.backbone.layers={layers}"), format!("train.lm.recompute={recompute}")];
-        shipped("paper/calm-m", &[&set[0], &set[1], "model.calm.head.energy.blocks=4"])
+        shipped("paper/calm-m", &[&set[0], &set[1], "train.lm.accumulation=64"])
     };
     let backbone = |layers, recompute| {
         step(&config(layers, recompute), Part::Lm, V, true).unwrap().of("kept in the backbone")
@@ -97,6 +97,18 @@ fn what_does_not_fit_is_an_error_that_says_what_does() {
     assert!(plan.check(&[]).unwrap().is_none());
     let hopeless = planned(&config, &Target::gpu_with(4e9)).check(&["lm"]).unwrap_err();
     assert!(hopeless.hint().unwrap().contains("smaller model"));
+}
+
+#[test]
+fn heads_that_no_kernel_has_are_refused_before_anything_is_trained() {
+    let config =
+        shipped("paper/calm-m", &["model.calm.backbone.heads=32", "model.calm.backbone.hidden_size=768"]);
+    let plan = planned(&config, &Target::gpu_with(80e9));
+    let e = plan.check(&["lm"]).unwrap_err();
+    assert!(e.to_string().contains("heads of 24") && e.hint().unwrap().contains("--device cpu"), "{e}");
+    assert!(plan.check(&["autoencoder"]).is_ok());
+    let cpu = Target { device: "cpu".into(), gpu: false, free: None, matrix_rate: None };
+    assert!(planned(&config, &cpu).check(&["lm"]).is_ok());
 }
 
 #[test]
