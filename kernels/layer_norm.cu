@@ -9,9 +9,9 @@
 #include "rows.cuh"
 
 // Loads that a thread keeps of its row, and of each of two rows, so that 24 and 16 warps fit: rows of 2560 and of
-// 1536 elements in bf16.
+// 2048 elements in bf16.
 constexpr uint32_t KEEP = 10;
-constexpr uint32_t KEEP_TWO = 6;
+constexpr uint32_t KEEP_TWO = 8;
 
 // mean[t] and scale[t] (m and s) of thread t's row, which has `width(t)` elements: d, or 0 if there is none.
 template <class R, class W>
@@ -122,28 +122,22 @@ DEVICE void normalise_backward(const Block& block, const T* x, const T* w, const
         });
         row_statistics(block, row, width, d, eps, mean, scale);
         block.each([&](uint32_t t) {
-            sum_g[t] = sum_eights(
-                t, width(t),
-                [&](uint32_t i, const auto& v, float(&g)[EIGHT]) {
-                    UNROLL for (uint32_t j = 0; j < EIGHT; j++) {
-                        g[j] = v[0][j];
-                    }
-                    affine<WHOLE, T>(w, nullptr, i, d, g);
-                },
-                slope[t]);
             const float m = mean[t], s = scale[t];
-            sum_gh[t] = sum_eights(
+            float total_g = 0.0f, total_gh = 0.0f;
+            // Beyond the row g is 0, and so is what it adds.
+            each_eight(
                 t, width(t),
-                [&](uint32_t i, const auto& v, float(&g)[EIGHT]) {
+                [&](uint32_t i, auto& v) {
+                    affine<WHOLE, T>(w, nullptr, i, d, v[1]);
+                    total_g += sum_of_eight(v[1]);
                     UNROLL for (uint32_t j = 0; j < EIGHT; j++) {
-                        g[j] = v[0][j];
+                        v[1][j] *= (v[0][j] - m) * s;
                     }
-                    affine<WHOLE, T>(w, nullptr, i, d, g);
-                    UNROLL for (uint32_t j = 0; j < EIGHT; j++) {
-                        g[j] *= (v[1][j] - m) * s;
-                    }
+                    total_gh += sum_of_eight(v[1]);
                 },
-                slope[t], row[t]);
+                row[t], slope[t]);
+            sum_g[t] = total_g;
+            sum_gh[t] = total_gh;
         });
         lane_sum<ROW_WARP>(block, sum_g);
         lane_sum<ROW_WARP>(block, sum_gh);

@@ -7,25 +7,13 @@
 #include "column_sums.cuh"
 #include "rows.cuh"
 
-// Loads that a thread keeps of its row, and of each of two rows: rows of 2560 and of 1536 elements in bf16.
+// Loads that a thread keeps of its row, and of each of two rows: rows of 2560 and of 2048 elements in bf16.
 constexpr uint32_t KEEP = 10;
-constexpr uint32_t KEEP_TWO = 6;
+constexpr uint32_t KEEP_TWO = 8;
 
 // s from the sum of squares.
 DEVICE float inverse_rms(float squares, uint32_t d, float eps) {
     return 1.0f / sqrtf(squares / float(d) + eps);
-}
-
-// Thread t's part of a row's sum of squares.
-template <class R> DEVICE float sum_squares(uint32_t t, uint32_t d, const R& x) {
-    return sum_eights(
-        t, d,
-        [](uint32_t, const auto& v, float(&of)[EIGHT]) {
-            UNROLL for (uint32_t j = 0; j < EIGHT; j++) {
-                of[j] = v[0][j] * v[0][j];
-            }
-        },
-        x);
 }
 
 template <bool WHOLE, class T>
@@ -37,7 +25,14 @@ DEVICE void scale_rows(const Block& block, const T* x, const T* w, T* y, uint32_
         Local<float> squares;
         block.each([&](uint32_t t) {
             row[t].take(x + lane_row<ROW_WARP>(first, t) * d, t, width(t));
-            squares[t] = sum_squares(t, width(t), row[t]);
+            squares[t] = sum_eights(
+                t, width(t),
+                [](uint32_t, const auto& v, float(&of)[EIGHT]) {
+                    UNROLL for (uint32_t j = 0; j < EIGHT; j++) {
+                        of[j] = v[0][j] * v[0][j];
+                    }
+                },
+                row[t]);
         });
         lane_sum<ROW_WARP>(block, squares);
         block.each([&](uint32_t t) {
@@ -80,16 +75,23 @@ DEVICE void scale_rows_backward(const Block& block, const T* x, const T* w, cons
             const uint64_t at = lane_row<ROW_WARP>(first, t) * d;
             row[t].take(x + at, t, width(t));
             slope[t].take(dy + at, t, width(t));
-            squares[t] = sum_squares(t, width(t), row[t]);
-            product[t] = sum_eights(
+            float total = 0.0f, total_g = 0.0f;
+            // Beyond the row all are 0.
+            each_eight(
                 t, width(t),
-                [&](uint32_t i, const auto& v, float(&of)[EIGHT]) {
-                    read_eight<WHOLE>(w + i, d - i, of);
+                [&](uint32_t i, auto& v) {
+                    float square[EIGHT], g[EIGHT];
+                    read_eight<WHOLE>(w + i, d - i, g);
                     UNROLL for (uint32_t j = 0; j < EIGHT; j++) {
-                        of[j] = v[1][j] * of[j] * v[0][j];
+                        square[j] = v[0][j] * v[0][j];
+                        g[j] = v[1][j] * g[j] * v[0][j];
                     }
+                    total += sum_of_eight(square);
+                    total_g += sum_of_eight(g);
                 },
                 row[t], slope[t]);
+            squares[t] = total;
+            product[t] = total_g;
         });
         lane_sum<ROW_WARP>(block, squares);
         lane_sum<ROW_WARP>(block, product);
