@@ -17,7 +17,7 @@ use super::gradients::{gradient_of, put, put_part};
 use super::matrix::{Mat, matmul, product};
 use super::operator::{Operator, apply};
 use super::rows::column_sums;
-use super::{Element, Gpu, view};
+use super::{Element, Gpu, layer_norm, view};
 use crate::EnergyBlockWeights;
 use crate::storage::{Saved, error};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
@@ -124,7 +124,7 @@ impl EnergyBlock {
         let [left, right] = halves(&w1, d);
 
         let row = product(gpu, &Mat::new(c.get(), r, d), &right.t())?;
-        let h = parts::norm(gpu, &x.get(), [&nw.get(), &nb.get()], rn, self.eps)?;
+        let h = layer_norm::forward(gpu, &x.get(), d, Some(&nw.get()), Some(&nb.get()), self.eps)?;
         let first = product(gpu, &matrix(&h, rn, d), &left.t())?;
         drop(h);
         let u1 = parts::bias_silu(gpu, &first.as_view(), Some(&row.as_view()), &b1.get(), [r, n, d])?;

@@ -1,31 +1,10 @@
 //! Launches of `kernels/energy_block.cu` and `kernels/layer_norm.cu` for [`super::energy_block`].
 
+use super::gpu::address;
 use super::rows::{self, Parts};
 use super::{Element, Gpu, Launch};
 use candle_core::Result;
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DevicePtr};
-
-/// The address of what may be absent: 0.
-fn address<T>(gpu: &Gpu, slice: Option<&impl DevicePtr<T>>) -> u64 {
-    slice.map_or(0, |slice| slice.device_ptr(&gpu.stream()).0)
-}
-
-/// LayerNorm of x `[rows, D]`.
-pub(super) fn norm<T: Element>(
-    gpu: &Gpu,
-    x: &CudaView<'_, T>,
-    [w, b]: [&CudaView<'_, T>; 2],
-    rows: usize,
-    eps: f64,
-) -> Result<CudaSlice<T>> {
-    let mut y = gpu.empty::<T>(x.len())?;
-    if rows > 0 {
-        let (kernel, launch) = (format!("layer_norm_{}", T::SUFFIX), rows::warps(rows));
-        let (r, d, eps) = (rows as u32, w.len() as u32, eps as f32);
-        launch!(gpu, LAYER_NORM, kernel, launch, x, w, b, &mut y, &r, &d, &eps);
-    }
-    Ok(y)
-}
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 
 /// What the backward pass of the norm leaves.
 pub(super) struct NormGradients<T> {

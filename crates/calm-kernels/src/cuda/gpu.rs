@@ -6,7 +6,7 @@ use candle_core::cuda_backend::CudaDType;
 use candle_core::cuda_backend::cudarc::cublas::sys::cudaDataType_t;
 use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute_enum as FunctionAttribute;
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaFunction, CudaSlice, CudaStream, CudaView, DeviceRepr, LaunchConfig, ValidAsZeroBits,
+    CudaFunction, CudaSlice, CudaStream, CudaView, DevicePtr, DeviceRepr, LaunchConfig, ValidAsZeroBits,
 };
 use candle_core::{
     CpuStorage, CudaDevice, CudaStorage, CustomOp1, DType, Device, Layout, Result, Shape, Storage,
@@ -132,6 +132,11 @@ macro_rules! launch {
 /// An error of the CUDA driver as candle's.
 pub(crate) fn failed(e: impl Display) -> candle_core::Error {
     error("cuda", e)
+}
+
+/// The address of what may be absent: 0.
+pub(super) fn address<T>(gpu: &Gpu, slice: Option<&impl DevicePtr<T>>) -> u64 {
+    slice.map_or(0, |slice| slice.device_ptr(&gpu.stream()).0)
 }
 
 /// A GPU: a handle, cheap to clone.

@@ -159,14 +159,5 @@ pub(super) fn put_part(
 fn put_tensor(gpu: &Gpu, dst: &mut CudaViewMut<'_, f32>, gradient: &Tensor, accumulate: bool) -> Result<()> {
     let gradient = gradient.to_dtype(DType::F32)?.contiguous()?;
     let source = view::<f32>("backward", &gradient)?;
-    let count = dst.len() as u64;
-    if source.get().len() < dst.len() {
-        return Err(error("backward", "a gradient of the wrong length"));
-    }
-    if accumulate {
-        let launch = Launch::elements(dst.len());
-        launch!(gpu, CAST, "add_f32", launch, &source.get(), dst, &count);
-        return Ok(());
-    }
-    gpu.stream().memcpy_dtod(&source.get(), dst).map_err(failed)
+    put_part(gpu, dst, &source.get(), accumulate)
 }

@@ -1,11 +1,12 @@
 //! Twin of `../layer_norm.rs` on `kernels/layer_norm.cu`.
 
 use super::copies::weight;
+use super::gpu::address;
 use super::gradients::{gradient_of, put_part};
 use super::operator::{Operator, apply};
 use super::rows::{self, Parts};
 use super::{Element, Gpu, view};
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DevicePtr};
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CudaStorage, Result, Shape, Tensor};
 
 /// x `[.., D]`, weight and bias `[D]`, checked by the caller.
@@ -24,11 +25,6 @@ struct LayerNorm {
     eps: f64,
     /// Whether the second input is the weight; what follows is the bias.
     weight: bool,
-}
-
-/// The address of what may be absent: 0.
-fn address<T>(gpu: &Gpu, slice: Option<&CudaView<'_, T>>) -> u64 {
-    slice.map_or(0, |slice| slice.device_ptr(&gpu.stream()).0)
 }
 
 /// y of x `[rows, D]`.
