@@ -160,6 +160,11 @@ impl House {
         text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
     }
 
+    /// A copy of a folder, inside of this house.
+    pub fn copy_folder(&self, from: &Path, name: &str) {
+        copy(from, &self.path(name));
+    }
+
     /// A copy of a run of this house, to be spoilt.
     pub fn copy_run(&self, from: &str, to: &House, name: &str) {
         copy(&self.path(from), &to.path(name));

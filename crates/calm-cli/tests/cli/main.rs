@@ -11,5 +11,7 @@ mod errors;
 mod eval;
 mod generate;
 mod house;
+mod loss_trace;
+mod old_run;
 mod stopping;
 mod train;
