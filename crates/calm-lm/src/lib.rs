@@ -26,7 +26,7 @@ pub use context::Context;
 pub use family::baseline::{Baseline, BaselineConfig};
 pub use family::calm::{Calm, CalmConfig};
 pub use family::{
-    DrawRequest, Draws, ExactDraws, FamilyConfig, LanguageModel, Loss, LossPart, ModelConfig, SampledDraws,
+    DrawKind, DrawRequest, Draws, ExactDraws, FamilyConfig, LanguageModel, Loss, LossPart, ModelConfig, SampledDraws,
     TextFormat, TokenDecoding,
 };
 pub use head::{

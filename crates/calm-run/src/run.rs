@@ -290,17 +290,21 @@ pub enum Begin {
     Restart(Stages),
 }
 
-/// Whether a difference `key: old -> new` belongs to stages that are begun anew.
+/// Whether a difference `key: old -> new` belongs to stages that are begun anew. Of a family's settings the chunk size
+/// and the autoencoder decide stage 1, the others the language model only, which is nothing without its autoencoder.
 fn restarted_setting(difference: &str, begin: Begin) -> bool {
-    let of = |keys: &[&str]| keys.iter().any(|key| difference.starts_with(key));
-    let lm = ["model.calm.backbone.", "model.calm.head.", "model.baseline.backbone.", "train.lm."];
-    match begin {
-        Begin::New | Begin::Resume => false,
-        Begin::Restart(Stages::All) => true,
-        Begin::Restart(Stages::Lm) => of(&lm),
-        Begin::Restart(Stages::Autoencoder) => {
-            of(&lm) || of(&["model.calm.chunk_size", "model.calm.autoencoder.", "train.autoencoder."])
-        }
+    let Begin::Restart(stages) = begin else { return false };
+    let of = |settings: &str, keys: &[&str]| keys.iter().any(|key| settings.starts_with(key));
+    let family = difference.strip_prefix("model.").and_then(|rest| rest.split_once('.'));
+    let first = match family {
+        Some((_, settings)) => of(settings, &["chunk_size:", "autoencoder."]),
+        None => of(difference, &["train.autoencoder."]),
+    };
+    let lm = !first && (family.is_some() || of(difference, &["train.lm."]));
+    match stages {
+        Stages::All => true,
+        Stages::Lm => lm,
+        Stages::Autoencoder => first || lm,
     }
 }
 

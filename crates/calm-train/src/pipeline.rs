@@ -6,8 +6,9 @@ use calm_data::batch::spread;
 use calm_data::{Corpus, EvaluationOptions, EvaluationRows, Layout, RowPlan, TokenFile};
 use calm_eval::generate::{Decoding, GenerateOptions, generate};
 use calm_eval::reconstruction::reconstruct;
-use calm_eval::score::{Scores, score_baseline, score_calm};
-use calm_lm::Sampler;
+use calm_eval::protocol::Rule;
+use calm_eval::score::{ScoreOptions, Scores, score};
+use calm_lm::LanguageModel;
 use calm_stats::bootstrap::{Bootstrap, report};
 use candle_core::Device;
 
@@ -21,7 +22,7 @@ pub use crate::scoring::{reconstruct_run, score_run};
 use crate::stage::{Observer, Stage, Validation};
 pub use calm_run::Stages;
 use calm_run::checkpoint::{Which, write_json};
-use calm_run::config::{ModelConfig, StageConfig};
+use calm_run::config::StageConfig;
 pub use calm_run::results::{BrierResults, ConditionCheck, Results};
 use calm_run::{Error, Result};
 use calm_run::{Provenance, Run, RunRecord};
@@ -102,26 +103,23 @@ pub fn train(
         tokenizer_hash: corpus.tokenizer_hash.clone(),
         ..Results::default()
     };
-    match &run.config.model {
-        ModelConfig::Calm(_) => {
-            if let Some(other) = &options.autoencoder_from {
-                record.imported_autoencoder = Some(import_autoencoder(run, &corpus, other, reporter)?);
-                run.write_record(&record)?;
-            }
-            if options.stages != Stages::Lm {
-                train_autoencoder(run, &corpus, &record, options, device, reporter)?;
-            }
-            if options.stages != Stages::Autoencoder {
-                train_lm(run, &corpus, &record, options, device, reporter)?;
-            }
-            if !options.skip_scores {
-                let (tokenizer, held_out) = (&corpus.tokenizer, &corpus.validation);
-                let eval = &run.config.eval;
-                results.autoencoder =
-                    Some(reconstruct_run(run, tokenizer, held_out, Which::Best, eval, device, reporter)?);
-            }
+    if run.config.model.autoencoder().is_some() {
+        if let Some(other) = &options.autoencoder_from {
+            record.imported_autoencoder = Some(import_autoencoder(run, &corpus, other, reporter)?);
+            run.write_record(&record)?;
         }
-        ModelConfig::Baseline(_) => train_lm(run, &corpus, &record, options, device, reporter)?,
+        if options.stages != Stages::Lm {
+            train_autoencoder(run, &corpus, &record, options, device, reporter)?;
+        }
+    }
+    if options.stages != Stages::Autoencoder {
+        train_lm(run, &corpus, &record, options, device, reporter)?;
+    }
+    if run.config.model.autoencoder().is_some() && !options.skip_scores {
+        let (tokenizer, held_out) = (&corpus.tokenizer, &corpus.validation);
+        let eval = &run.config.eval;
+        let report = reconstruct_run(run, tokenizer, held_out, Which::Best, eval, device, reporter)?;
+        results.autoencoder = Some(report);
     }
     if options.skip_scores {
         return Ok(results);
@@ -133,7 +131,8 @@ pub fn train(
             score_run(run, &corpus, held_out, Which::Best, &run.config.eval, device, reporter)?;
         results.brier = Some(brier);
         results.condition = condition;
-        results.sample = Some(final_sample(run, &corpus, device)?);
+        let model = models::load_lm(run, Which::Best, &corpus.tokenizer, device)?;
+        results.sample = Some(sample_text(run, &*model, &corpus)?);
     }
     write_json(&run.folder.join("results.json"), &results)?;
     Ok(results)
@@ -146,21 +145,20 @@ fn has_language_model(run: &Run) -> Result<bool> {
 
 /// Options that a run cannot have.
 fn check(run: &Run, options: &TrainOptions) -> Result<()> {
-    if matches!(run.config.model, ModelConfig::Baseline(_)) {
+    let model = &run.config.model;
+    if model.autoencoder().is_none() {
+        let title = model.title();
         if options.stages == Stages::Autoencoder {
             return Err(Error::user(
-                "a baseline has no stage autoencoder",
-                "leave --stage away, or train a CALM",
+                format!("{title} has no stage autoencoder"),
+                "leave --stage away, or train a model that has one",
             ));
         }
         if options.autoencoder_from.is_some() {
-            return Err(Error::user("a baseline has no autoencoder", "leave --autoencoder away"));
+            return Err(Error::user(format!("{title} has no autoencoder"), "leave --autoencoder away"));
         }
     }
-    if options.stages == Stages::Lm
-        && options.autoencoder_from.is_none()
-        && matches!(run.config.model, ModelConfig::Calm(_))
-    {
+    if options.stages == Stages::Lm && options.autoencoder_from.is_none() && model.autoencoder().is_some() {
         let steps = run.config.train.autoencoder.as_ref().map_or(0, |c| c.steps);
         match run.checkpoints("autoencoder").latest()? {
             None => {
@@ -370,7 +368,7 @@ fn train_lm(
     reporter: &mut dyn Reporter,
 ) -> Result<()> {
     let config = &run.config.train.lm;
-    if matches!(run.config.model, ModelConfig::Calm(_)) && !run.fits_autoencoder()? {
+    if run.config.model.autoencoder().is_some() && !run.fits_autoencoder()? {
         return Err(Error::user(
             format!("the language model in {} was trained on another autoencoder", run.folder.display()),
             "train it anew (--stage lm --restart), or put its autoencoder back",
@@ -394,7 +392,7 @@ fn train_lm(
     let mut metadata = run.metadata("lm", record);
     let checkpoints = run.checkpoints("lm");
     let mut autoencoder = None;
-    if matches!(run.config.model, ModelConfig::Calm(_)) {
+    if run.config.model.autoencoder().is_some() {
         let (frozen, hash) = models::load_autoencoder(run, Which::Best, &corpus.tokenizer, device)?;
         metadata.insert("autoencoder".into(), hash);
         autoencoder = Some(frozen.model);
@@ -407,58 +405,32 @@ fn train_lm(
         seed,
         resume: options.resume,
     };
-    let mut recorder;
-    match autoencoder {
-        Some(autoencoder) => {
-            let objective = models::new_calm(run, autoencoder, &corpus.tokenizer, device)?;
-            init_from(run, corpus, options, "lm", &objective.store, reporter)?;
-            recorder = Recorder::new(&run.folder, reporter);
-            stage.run(
-                &objective,
-                &mut |_, _| {
-                    let loss = validation_loss(&objective, rows.batches(validation_rows(config)), seed)?;
-                    let scores = score_calm(
-                        &objective.model,
-                        rows.batches(validation_rows(config)),
-                        eval.samples,
-                        seed,
-                        device,
-                        |_| {},
-                    )?;
-                    lm_validation(loss, &scores, run, &objective.model, corpus)
-                },
-                &mut recorder,
-            )?;
-        }
-        None => {
-            let objective = models::new_baseline(run, &corpus.tokenizer, device)?;
-            init_from(run, corpus, options, "lm", &objective.store, reporter)?;
-            recorder = Recorder::new(&run.folder, reporter);
-            stage.run(
-                &objective,
-                &mut |_, _| {
-                    let scores = score_baseline(
-                        &objective.model,
-                        rows.batches(validation_rows(config)),
-                        seed,
-                        device,
-                        |_| {},
-                    )?;
-                    let loss = scores.cross_entropy.map_or(f64::NAN, |(nats, n)| nats / n.max(1) as f64);
-                    lm_validation(loss, &scores, run, &objective.model, corpus)
-                },
-                &mut recorder,
-            )?;
-        }
-    }
+    let model = models::new_lm(run, autoencoder, &corpus.tokenizer, device)?;
+    init_from(run, corpus, options, "lm", model.store(), reporter)?;
+    let mut recorder = Recorder::new(&run.folder, reporter);
+    stage.run(
+        &*model,
+        &mut |_, _| {
+            let batches = || rows.batches(validation_rows(config));
+            let scoring = ScoreOptions { rule: Rule::All, samples: eval.samples, seed };
+            let scores = score(&*model, batches(), scoring, device, |_| {})?;
+            // With probabilities the loss is known from the scores.
+            let loss = match scores.cross_entropy {
+                Some((nats, tokens)) => nats / tokens.max(1) as f64,
+                None => validation_loss(&*model, batches(), seed)?,
+            };
+            lm_validation(loss, &scores, run, &*model, corpus)
+        },
+        &mut recorder,
+    )?;
     Ok(())
 }
 
-fn lm_validation<S: Sampler>(
+fn lm_validation(
     loss: f64,
     scores: &Scores,
     run: &Run,
-    model: &S,
+    model: &dyn LanguageModel,
     corpus: &Corpus,
 ) -> Result<Validation> {
     let (eval, seed) = (&run.config.eval, run.config.seed);
@@ -471,23 +443,9 @@ fn lm_validation<S: Sampler>(
     Ok(Validation { loss, numbers, sample: Some(sample_text(run, model, corpus)?) })
 }
 
-/// A short text of the finished model.
-fn final_sample(run: &Run, corpus: &Corpus, device: &Device) -> Result<String> {
-    match &run.config.model {
-        ModelConfig::Calm(_) => {
-            sample_text(run, &models::load_calm(run, Which::Best, &corpus.tokenizer, device)?.model, corpus)
-        }
-        ModelConfig::Baseline(_) => sample_text(
-            run,
-            &models::load_baseline(run, Which::Best, &corpus.tokenizer, device)?.model,
-            corpus,
-        ),
-    }
-}
-
 /// A short text from the start of a document. A model that knows no start continues the first chunk of a
 /// held-out document.
-pub fn sample_text<S: Sampler>(run: &Run, model: &S, corpus: &Corpus) -> Result<String> {
+pub fn sample_text(run: &Run, model: &dyn LanguageModel, corpus: &Corpus) -> Result<String> {
     let (seed, k) = (run.config.seed, model.chunk_size());
     let held_out = &corpus.validation;
     let mut tokens = Vec::new();
@@ -499,7 +457,7 @@ pub fn sample_text<S: Sampler>(run: &Run, model: &S, corpus: &Corpus) -> Result<
     }
     let options = GenerateOptions { max_tokens: 96, decoding: Decoding::Plain, seed, remainder_budget: 1 };
     let opening = tokens.clone();
-    generate(model, &opening, &options, |t| {
+    generate(&*model.sampler(), &opening, &options, |t| {
         tokens.extend_from_slice(t);
         true
     })

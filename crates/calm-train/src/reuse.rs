@@ -7,7 +7,6 @@ use calm_data::Corpus;
 use crate::pipeline::{Reporter, TrainOptions};
 use calm_run::Run;
 use calm_run::checkpoint::{Which, file_hash};
-use calm_run::config::ModelConfig;
 use calm_run::{Error, Result};
 
 /// Copies the finished autoencoder of another run, after checking that it fits; returns the hash of its
@@ -19,12 +18,8 @@ pub(crate) fn import_autoencoder(
     reporter: &mut dyn Reporter,
 ) -> Result<String> {
     let other = Run::open(other)?;
-    let fits = match (&run.config.model, &other.config.model) {
-        (ModelConfig::Calm(a), ModelConfig::Calm(b)) => {
-            a.chunk_size == b.chunk_size && a.autoencoder == b.autoencoder
-        }
-        _ => false,
-    };
+    let shape = |run: &Run| run.config.model.autoencoder().map(|a| (run.config.chunk_size(), a.clone()));
+    let fits = shape(run).is_some() && shape(run) == shape(&other);
     if !fits {
         return Err(Error::user(
             format!("the autoencoder of {} has another shape", other.folder.display()),

@@ -3,6 +3,15 @@
 /// Longest n-gram that is scored.
 pub const GRAM: usize = 4;
 
+/// What a family draws.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DrawKind {
+    /// Samples of a black box.
+    Sampled,
+    /// Exact probabilities: cross-entropy, and temperature by logits.
+    Exact,
+}
+
 /// Which draws. The noise of a draw is that of its row, never of its batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DrawRequest<'a> {

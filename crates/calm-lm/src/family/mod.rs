@@ -25,7 +25,7 @@ use serde::de::DeserializeOwned;
 use crate::registry::{Choice, Entry, Plain, Registered};
 use crate::sampler::{Sampler, SpecialIds};
 use crate::{ChunkBatch, HeadConfig};
-pub use draws::{DrawRequest, Draws, ExactDraws, GRAM, SampledDraws};
+pub use draws::{DrawKind, DrawRequest, Draws, ExactDraws, GRAM, SampledDraws};
 
 /// The text as a model meets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,8 +46,14 @@ pub trait FamilyConfig: Plain {
     /// Its key under `model` in a configuration.
     fn name(&self) -> &'static str;
 
+    /// What people call a model of it, with its article.
+    fn title(&self) -> &'static str;
+
     /// K, tokens a position.
     fn chunk_size(&self) -> usize;
+
+    /// What its models draw.
+    fn draws(&self) -> DrawKind;
 
     /// The autoencoder that a first stage trains, for families that work on its latents.
     fn autoencoder(&self) -> Option<&AutoencoderConfig> {
@@ -189,6 +195,9 @@ pub trait LanguageModel: Send + Sync {
 
     /// Ids with a meaning.
     fn special(&self) -> SpecialIds;
+
+    /// What [`Self::draw`] gives.
+    fn draws(&self) -> DrawKind;
 
     /// See [`crate::Backbone::set_recompute`].
     fn set_recompute(&mut self, recompute: bool);

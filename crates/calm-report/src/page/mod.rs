@@ -171,7 +171,10 @@ fn cell(text: Option<String>) -> Markup {
 
 /// `4`, or `tokens` for a baseline.
 fn chunk_size(variant: &Variant) -> String {
-    variant.chunk_size.map_or_else(|| "tokens".into(), |k| k.to_string())
+    match (variant.chunk_size, variant.probabilities) {
+        (1, true) => "tokens".into(),
+        (k, _) => k.to_string(),
+    }
 }
 
 /// Mean of what was measured; None without any.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::memory::{PARTS, fit, step};
+use crate::memory::{fit, step};
 use calm_config::{ConfigText, load};
 use std::path::Path;
 
@@ -33,7 +33,7 @@ fn the_state_of_calm_m_is_counted_to_the_byte() {
     let cpu = step(&config, Part::Lm, V, false).unwrap();
     assert_eq!((cpu.of("weights, bf16"), cpu.of("frozen autoencoder")), (0.0, 4.0 * autoencoder));
     assert!(cpu.of("kept in the backbone") > 1.9 * gpu.of("kept in the backbone"));
-    let sum: f64 = PARTS.iter().map(|part| gpu.of(part)).sum();
+    let sum: f64 = gpu.parts().iter().map(|part| part.1).sum();
     assert_eq!(gpu.total(), sum);
 }
 

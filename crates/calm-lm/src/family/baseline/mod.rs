@@ -11,7 +11,7 @@ use candle_core::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{FamilyConfig, LanguageModel, TextFormat};
+use super::{DrawKind, FamilyConfig, LanguageModel, TextFormat};
 use crate::BackboneConfig;
 pub use model::Baseline;
 
@@ -31,8 +31,16 @@ impl FamilyConfig for BaselineConfig {
         NAME
     }
 
+    fn title(&self) -> &'static str {
+        "a baseline"
+    }
+
     fn chunk_size(&self) -> usize {
         1
+    }
+
+    fn draws(&self) -> DrawKind {
+        DrawKind::Exact
     }
 
     fn head_sizes(&self) -> Vec<usize> {

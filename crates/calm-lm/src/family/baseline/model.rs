@@ -10,7 +10,7 @@ use super::BaselineConfig;
 use super::softmax::{invert, nucleus, probabilities};
 use crate::backbone::Branch;
 use crate::context::Context;
-use crate::family::{DrawRequest, Draws, ExactDraws, GRAM, LanguageModel, Loss, TextFormat, TokenDecoding};
+use crate::family::{DrawKind, DrawRequest, Draws, ExactDraws, GRAM, LanguageModel, Loss, TextFormat, TokenDecoding};
 use crate::sampler::{Continuation, DrawKey, Sampler, SpecialIds};
 use crate::{Backbone, Cache, ChunkBatch};
 
@@ -166,6 +166,10 @@ impl LanguageModel for Baseline {
 
     fn special(&self) -> SpecialIds {
         self.text.special
+    }
+
+    fn draws(&self) -> DrawKind {
+        DrawKind::Exact
     }
 
     fn set_recompute(&mut self, recompute: bool) {

@@ -18,7 +18,7 @@ use candle_core::{Result, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{FamilyConfig, LanguageModel, TextFormat};
+use super::{DrawKind, FamilyConfig, LanguageModel, TextFormat};
 use crate::registry::Registered;
 use crate::{BackboneConfig, HeadConfig};
 pub use model::Calm;
@@ -60,8 +60,16 @@ impl FamilyConfig for CalmConfig {
         NAME
     }
 
+    fn title(&self) -> &'static str {
+        "a CALM"
+    }
+
     fn chunk_size(&self) -> usize {
         self.chunk_size
+    }
+
+    fn draws(&self) -> DrawKind {
+        DrawKind::Sampled
     }
 
     fn autoencoder(&self) -> Option<&AutoencoderConfig> {

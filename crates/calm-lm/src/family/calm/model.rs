@@ -9,7 +9,7 @@ use super::CalmConfig;
 use super::input::ChunkInput;
 use crate::backbone::Branch;
 use crate::context::Context;
-use crate::family::{DrawRequest, Draws, LanguageModel, Loss, SampledDraws, TextFormat};
+use crate::family::{DrawKind, DrawRequest, Draws, LanguageModel, Loss, SampledDraws, TextFormat};
 use crate::head::Head;
 use crate::sampler::{Continuation, DrawKey, Sampler, SpecialIds};
 use crate::{Backbone, Cache, ChunkBatch};
@@ -189,6 +189,10 @@ impl LanguageModel for Calm {
 
     fn special(&self) -> SpecialIds {
         self.text.special
+    }
+
+    fn draws(&self) -> DrawKind {
+        DrawKind::Sampled
     }
 
     fn set_recompute(&mut self, recompute: bool) {
