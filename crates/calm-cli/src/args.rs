@@ -2,6 +2,7 @@
 
 mod exchange;
 mod measure;
+mod shared;
 
 use std::path::PathBuf;
 
@@ -10,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use exchange::{DtypeName, ExportArgs, ExportFormat, ImportArgs};
 pub use measure::{BenchArgs, BenchItem, DoctorArgs, PrecisionName};
+pub use shared::{CheckpointName, ConfigSource, Format, RunSource};
 
 /// Train, measure and compare Continuous Autoregressive Language Models.
 #[derive(Debug, Parser)]
@@ -65,17 +67,6 @@ pub enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
-}
-
-/// Which configuration.
-#[derive(Debug, Args)]
-pub struct ConfigSource {
-    /// A YAML file, or the name of a shipped configuration (see `calm config --list`).
-    #[arg(short, long, value_name = "FILE|NAME")]
-    pub config: String,
-    /// Change one setting, e.g. `--set train.lm.steps=100` (may be repeated).
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub overrides: Vec<String>,
 }
 
 /// `calm train`
@@ -194,39 +185,6 @@ pub enum StageName {
     Autoencoder,
     /// Stage 2.
     Lm,
-}
-
-/// How results are printed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// For people.
-    #[default]
-    Table,
-    /// For programs.
-    Json,
-}
-
-/// Which run, and which of its checkpoints.
-#[derive(Debug, Args)]
-pub struct RunSource {
-    /// A run's folder (default: the latest in runs/).
-    #[arg(short, long, value_name = "FOLDER")]
-    pub run: Option<PathBuf>,
-    /// Which checkpoint.
-    #[arg(long, default_value = "best")]
-    pub checkpoint: CheckpointName,
-    /// Where tokenizers and token files are kept.
-    #[arg(long, value_name = "FOLDER", default_value = "runs/.cache", env = "CALM_CACHE")]
-    pub cache: PathBuf,
-}
-
-/// Checkpoints.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum CheckpointName {
-    /// Lowest validation loss.
-    Best,
-    /// The last.
-    Latest,
 }
 
 /// `calm eval`

@@ -100,7 +100,7 @@ fn same_autoencoder(autoencoder: &SharedAutoencoder) -> Result<()> {
         return Run::create(&autoencoder.folder, &autoencoder.config, Begin::New).map(|_| ());
     }
     let old: Resolved<RunConfig> = load(ConfigText::read(&path)?, &[])?;
-    if autoencoder_key(&old.tree) == autoencoder_key(&autoencoder.config.tree) {
+    if autoencoder_key(&old.value) == autoencoder_key(&autoencoder.config.value) {
         return Ok(());
     }
     let root = autoencoder.folder.parent().and_then(Path::parent).unwrap_or(&autoencoder.folder);

@@ -2,7 +2,7 @@
 
 use maud::html;
 
-use super::{Section, all_variants, figure, legend, plural};
+use super::parts::{Section, all_variants, figure, legend, plural};
 use crate::ReportError;
 use crate::axis::{Axis, Unit};
 use crate::chart::{Chart, Mark, Point};
