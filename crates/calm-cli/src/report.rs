@@ -5,7 +5,7 @@ use calm_eval::reconstruction::ReconstructionReport;
 use calm_nn::Precision;
 use calm_run::results::{BrierResults, ConditionCheck};
 use calm_stats::bootstrap::BrierReport;
-use calm_train::memory::PARTS;
+use calm_train::memory::names;
 use calm_train::plan::{Plan, StagePlan};
 use calm_train::stage::Validation;
 
@@ -74,8 +74,8 @@ fn memory(p: &Plan) -> String {
         table.row(std::iter::once(name).chain(p.stages.iter().map(cell)));
     };
     row("rows at a time".into(), &|s| s.micro_rows.to_string());
-    for part in PARTS.iter().filter(|part| p.stages.iter().any(|s| s.memory.of(part) > 0.0)) {
-        row((*part).to_owned(), &|s| match s.memory.of(part) {
+    for part in names(p.stages.iter().map(|s| &s.memory)) {
+        row(part.to_owned(), &|s| match s.memory.of(part) {
             0.0 => "-".to_owned(),
             bytes => format::bytes(bytes),
         });

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use calm_cli::shipped;
 use calm_config::{ConfigText, Resolved, load};
 use calm_run::checkpoint::StageState;
-use calm_run::config::{ModelConfig, RunConfig};
+use calm_run::config::RunConfig;
 use calm_run::{Begin, Run};
 use calm_train::pipeline::{Reporter, TrainOptions, train};
 use calm_train::plan::{Plan, Target};
@@ -103,9 +103,9 @@ fn every_configuration_is_planned_and_has_the_parameters_it_promises() {
         };
         let plan = Plan::of_sizes(&config, vocab, Some(10_000_000), name.clone(), &target);
         let stages: Vec<&str> = plan.stages.iter().map(|s| s.stage).collect();
-        match &config.model {
-            ModelConfig::Calm(_) => assert_eq!(stages, ["autoencoder", "lm"], "{name}"),
-            ModelConfig::Baseline(_) => assert_eq!(stages, ["lm"], "{name}"),
+        match config.model.autoencoder() {
+            Some(_) => assert_eq!(stages, ["autoencoder", "lm"], "{name}"),
+            None => assert_eq!(stages, ["lm"], "{name}"),
         }
         for stage in &plan.stages {
             assert!(stage.parameter_count() > 0 && stage.flops > 0.0, "{name}");
@@ -137,15 +137,12 @@ fn every_configuration_trains_a_step_at_reduced_width() {
             "precision=f32".to_owned(),
             "eval={training_documents: 1, documents: 2, chunks_per_document: 6, bootstrap: 10}".to_owned(),
         ];
-        let model = match &full.model {
-            ModelConfig::Calm(_) => {
-                for (key, value) in [("hidden_size", 16), ("intermediate_size", 24), ("latent_size", 16)] {
-                    set.push(format!("model.calm.autoencoder.{key}={value}"));
-                }
-                "calm"
+        let model = full.model.name();
+        if full.model.autoencoder().is_some() {
+            for (key, value) in [("hidden_size", 16), ("intermediate_size", 24), ("latent_size", 16)] {
+                set.push(format!("model.{model}.autoencoder.{key}={value}"));
             }
-            ModelConfig::Baseline(_) => "baseline",
-        };
+        }
         for (key, value) in [
             ("layers", "2"),
             ("hidden_size", "16"),

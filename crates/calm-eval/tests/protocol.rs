@@ -30,6 +30,11 @@ fn reader(chunk_size: usize, tokens: usize, bos_chunk: bool) -> Reader {
     Reader { chunk_size, context: tokens / chunk_size, bos_chunk, draws: DrawKind::Sampled }
 }
 
+/// Probabilities, or samples.
+fn kind(exact: bool) -> DrawKind {
+    if exact { DrawKind::Exact } else { DrawKind::Sampled }
+}
+
 /// Document and token of every scored position with its target and the tokens of text to its left in the window.
 type Scored = BTreeMap<(u32, u32), ([u32; 4], usize)>;
 
@@ -75,7 +80,7 @@ proptest! {
         for chunk_size in [1, 2, 4, 8].into_iter().filter(|k| every % k == 0) {
             // A model with a longer context reads no more than the protocol says.
             for longer in [context, context + 8 * chunk_size] {
-                let own = Reader { baseline: chunk_size == 1, ..reader(chunk_size, longer, bos_chunk) };
+                let own = Reader { draws: kind(chunk_size == 1), ..reader(chunk_size, longer, bos_chunk) };
                 prop_assert_eq!(&scored(&protocol, &file, &own), &largest, "K = {}", chunk_size);
             }
         }
@@ -94,7 +99,7 @@ proptest! {
     ) {
         let file = token_file(&lengths);
         for (chunk_size, baseline) in [(1, true), (1, false), (2, false), (3, false), (4, false), (8, false)] {
-            let reader = Reader { chunk_size, context: chunks, bos_chunk: true, baseline };
+            let reader = Reader { chunk_size, context: chunks, bos_chunk: true, draws: kind(baseline) };
             let protocol = Protocol::reference(&reader, 8192, 2048, document_bos);
             let block = chunks * chunk_size;
             prop_assert_eq!(protocol, Protocol::Reference { block, document_bos });

@@ -26,10 +26,11 @@ pub use context::Context;
 pub use family::baseline::{Baseline, BaselineConfig};
 pub use family::calm::{Calm, CalmConfig};
 pub use family::{
-    DrawKind, DrawRequest, Draws, ExactDraws, FamilyConfig, LanguageModel, Loss, LossPart, ModelConfig, SampledDraws,
-    TextFormat, TokenDecoding,
+    DrawKind, DrawRequest, Draws, ExactDraws, FamilyConfig, LanguageModel, Loss, LossPart, ModelConfig,
+    SampledDraws, TextFormat, TokenDecoding,
 };
 pub use head::{
-    DiffusionConfig, EnergyConfig, FlowConfig, FlowTime, Head, HeadConfig, HeadSettings, Solver, VariationalTerm,
+    DiffusionConfig, EnergyConfig, FlowConfig, FlowTime, Head, HeadConfig, HeadSettings, Solver,
+    VariationalTerm,
 };
 pub use sampler::{Continuation, DrawKey, Sampler, SpecialIds};

@@ -46,9 +46,7 @@ impl<T: Any + Debug + Send + Sync + Clone + PartialEq + Serialize> Plain for T {
 }
 
 /// Reads settings of one name.
-type Read<C> = for<'de> fn(
-    &mut dyn erased_serde::Deserializer<'de>,
-) -> Result<Box<C>, erased_serde::Error>;
+type Read<C> = for<'de> fn(&mut dyn erased_serde::Deserializer<'de>) -> Result<Box<C>, erased_serde::Error>;
 
 /// One name that a configuration may choose.
 #[derive(Debug)]

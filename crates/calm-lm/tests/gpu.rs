@@ -238,11 +238,7 @@ fn draws_on_a_gpu_are_those_of_the_cpu() {
         assert_eq!(a.len(), b.len());
         a.iter().zip(b).filter(|(a, b)| a == b).count() as f64 / a.len() as f64
     };
-    let heads: [HeadConfig; 3] = [
-        energy(),
-        FlowConfig::default().into(),
-        DiffusionConfig::default().into(),
-    ];
+    let heads: [HeadConfig; 3] = [energy(), FlowConfig::default().into(), DiffusionConfig::default().into()];
     for head in heads {
         // The same draws, but for a tie here and there that rounding decides.
         for (precision, least) in [(Precision::F32, 0.97), (Precision::Bf16, 0.6)] {

@@ -65,6 +65,9 @@ fn names_that_do_not_exist_are_answered_with_those_that_do() {
     let error = |text: &str| serde_json::from_str::<ModelConfig>(text).unwrap_err().to_string();
     assert!(error(r#"{ "clam": {} }"#).contains("unknown variant `clam`, expected `calm` or `baseline`"));
     let head = error(r#"{ "calm": { "chunk_size": 4, "head": { "enrgy": {} } } }"#);
-    assert!(head.contains("unknown variant `enrgy`, expected one of `energy`, `flow`, `diffusion`"), "{head}");
+    assert!(
+        head.contains("unknown variant `enrgy`, expected one of `energy`, `flow`, `diffusion`"),
+        "{head}"
+    );
     assert!(error(r#"{ "calm": { "chunk_sise": 4 } }"#).contains("unknown field `chunk_sise`"));
 }

@@ -11,9 +11,7 @@ mod common;
 use calm_autoencoder::Posterior;
 use calm_config::Problems;
 use calm_lm::registry::{self, Entry};
-use calm_lm::{
-    BackboneConfig, Calm, CalmConfig, FamilyConfig, Head, HeadConfig, HeadSettings, LanguageModel, ModelConfig,
-};
+use calm_lm::{BackboneConfig, Calm, CalmConfig, Head, HeadConfig, HeadSettings, LanguageModel, ModelConfig};
 use calm_nn::costs::{biased, flops, weights};
 use calm_nn::{
     AdamW, AdamWConfig, Builder, Clip, Footing, GradientBucket, Held, Init, Linear, Noise, ParamStore,
@@ -43,8 +41,7 @@ impl HeadSettings for NormalConfig {
 
     fn build(&self, b: &Builder, backbone: &BackboneConfig, latent_size: usize) -> Result<Box<dyn Head>> {
         let init = Init::Normal(backbone.init_std);
-        let mean =
-            Linear::new(&b.under("normal_head"), "mean", backbone.hidden_size, latent_size, init)?;
+        let mean = Linear::new(&b.under("normal_head"), "mean", backbone.hidden_size, latent_size, init)?;
         Ok(Box::new(NormalHead { mean, spread: self.spread, latent_size }))
     }
 

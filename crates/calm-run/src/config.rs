@@ -276,9 +276,9 @@ impl Validate for RunConfig {
                 }
             }
             (None, Some(_)) => {
-                problems.add("train.autoencoder", format!("{} needs its first stage", self.model.title())).hint(
-                    "add `autoencoder: { steps, batch_rows, context, learning_rate }` under `train`",
-                );
+                problems
+                    .add("train.autoencoder", format!("{} needs its first stage", self.model.title()))
+                    .hint("add `autoencoder: { steps, batch_rows, context, learning_rate }` under `train`");
             }
             (Some(_), None) => {
                 let message = format!("{} has no autoencoder: remove this stage", self.model.title());

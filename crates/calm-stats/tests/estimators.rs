@@ -7,7 +7,7 @@ mod support;
 
 use calm_stats::bootstrap::{Bootstrap, paired_difference, report};
 use calm_stats::brier::{
-    BrierSums, EndOfText, RolloutDocument, SampledPath, Terms, exact_terms, brierlm, chunks_per_gram,
+    BrierSums, EndOfText, RolloutDocument, SampledPath, Terms, brierlm, chunks_per_gram, exact_terms,
     sample_terms,
 };
 use calm_stats::rng::Stream;

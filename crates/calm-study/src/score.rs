@@ -272,7 +272,12 @@ fn score_run(
 }
 
 /// The opening of a held-out document, continued at T = 1 and T = 1/2.
-fn samples(run: &Run, model: &dyn LanguageModel, corpus: &Corpus, score: &ScoreConfig) -> Result<Vec<Sample>> {
+fn samples(
+    run: &Run,
+    model: &dyn LanguageModel,
+    corpus: &Corpus,
+    score: &ScoreConfig,
+) -> Result<Vec<Sample>> {
     let held_out = &corpus.validation;
     let room = run.config.train.lm.context * run.config.chunk_size();
     let prompt = score.prompt_tokens.min(room / 2);

@@ -92,7 +92,8 @@ pub fn measure(
     let load = || match trained {
         true => models::load_lm(run, Which::Best, tokenizer, device),
         false => {
-            let first = run.config.model.autoencoder().map(|_| models::new_autoencoder(run, tokenizer, device));
+            let first =
+                run.config.model.autoencoder().map(|_| models::new_autoencoder(run, tokenizer, device));
             let autoencoder = first.transpose()?.map(|stage_one| stage_one.model);
             models::new_lm(run, autoencoder, tokenizer, device)
         }
@@ -127,13 +128,7 @@ fn train(stage: &Stage<'_>, model: &dyn LanguageModel, seconds: f64) -> Result<M
 }
 
 /// Tokens a second of texts as long as the context, one after the other.
-fn rate(
-    run: &Run,
-    sampler: &dyn Sampler,
-    opening: &[u32],
-    decoding: Decoding,
-    seconds: f64,
-) -> Result<f64> {
+fn rate(run: &Run, sampler: &dyn Sampler, opening: &[u32], decoding: Decoding, seconds: f64) -> Result<f64> {
     let k = sampler.chunk_size();
     let room = (run.config.train.lm.context - 1) * k;
     let (mut tokens, mut seed) = (0, 0);

@@ -84,6 +84,23 @@ impl Memory {
     }
 }
 
+/// What several stages hold memory for, in the order of a [`Memory`].
+pub fn names<'a>(stages: impl IntoIterator<Item = &'a Memory>) -> Vec<&'static str> {
+    let mut names: Vec<&'static str> = Vec::new();
+    for (name, _) in stages.into_iter().flat_map(Memory::parts) {
+        if !names.contains(name) {
+            names.push(name);
+        }
+    }
+    let state = [WEIGHTS, GRADIENTS, MOMENTS, COPIES, FROZEN];
+    let passing = [TEMPORARY, WORKSPACE];
+    names.sort_by_key(|name| {
+        let of = |list: &[&str]| list.iter().position(|n| n == name);
+        of(&state).or_else(|| Some(state.len() + 1 + of(&passing)?)).unwrap_or(state.len())
+    });
+    names
+}
+
 /// Workspace of cuBLAS on a stream.
 const CUBLAS: f64 = (32 << 20) as f64;
 /// Of activations and temporaries again, for what lies unused between them: in the pool of a GPU (assumed), and on

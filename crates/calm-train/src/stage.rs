@@ -128,7 +128,12 @@ impl Stage<'_> {
             if last || (c.eval_every > 0 && state.step % c.eval_every == 0 && !stop) {
                 let validation = validate(state.step, last)?;
                 if !validation.loss.is_finite() {
-                    return Err(self.not_finite(objective.stage(), "validation loss", validation.loss, state.step));
+                    return Err(self.not_finite(
+                        objective.stage(),
+                        "validation loss",
+                        validation.loss,
+                        state.step,
+                    ));
                 }
                 observer.validation(objective.stage(), state.step, &validation);
                 if state.best.is_none_or(|b| validation.loss < b.loss) {
@@ -140,7 +145,12 @@ impl Stage<'_> {
                 // A stop that came in the middle of a step on a GPU: nobody has looked at it yet.
                 let found = bucket.clip(c.clip_norm)?.read()?;
                 if !found.norm.is_finite() || found.skipped > 0 {
-                    return Err(self.not_finite(objective.stage(), "the gradient norm", f64::NAN, state.step));
+                    return Err(self.not_finite(
+                        objective.stage(),
+                        "the gradient norm",
+                        f64::NAN,
+                        state.step,
+                    ));
                 }
             }
             if save {
@@ -264,7 +274,9 @@ impl Sums {
 
     /// The means, in the order in which the sums came; waits for a GPU.
     fn means(&self) -> candle_core::Result<Vec<(&'static str, f64)>> {
-        let mean = |sum: &Tensor, count: usize| Ok(scalar(sum)? * (1.0 / count.max(1) as f64));
-        self.0.iter().map(|(name, sum, count)| Ok((*name, mean(sum, *count)?))).collect()
+        let mean = |(name, sum, count): &(&'static str, Tensor, usize)| {
+            Ok((*name, scalar(sum)? * (1.0 / (*count).max(1) as f64)))
+        };
+        self.0.iter().map(mean).collect()
     }
 }

@@ -296,7 +296,7 @@ fn a_loss_that_is_no_number_stops_the_run_and_what_was_saved_stays_whole() {
         if name == "calm" {
             models::load_autoencoder(&run, Which::Latest, &tokenizer, &Device::Cpu).unwrap();
         } else {
-            models::load_baseline(&run, Which::Latest, &tokenizer, &Device::Cpu).unwrap();
+            models::load_lm(&run, Which::Latest, &tokenizer, &Device::Cpu).unwrap();
         }
     }
 }

@@ -7,7 +7,7 @@ use calm_config::load;
 use calm_data::TokenizerConfig;
 use calm_kernels::device::Choice;
 use calm_run::Stages;
-use calm_run::config::{ModelConfig, RunConfig};
+use calm_run::config::RunConfig;
 use calm_run::results::Results;
 use calm_run::{Begin, Provenance, Run};
 use calm_train::pipeline::{TrainOptions, train};
@@ -170,7 +170,7 @@ fn next_commands(run: &Run, folder: &PathBuf, results: &Results, printer: &Print
         lines.push(format!("  calm generate{run_option} --prompt \"fn main() {{\" --temperature 0.5"));
         lines.push(format!("  calm eval brierlm{run_option} --format json"));
     }
-    if matches!(run.config.model, ModelConfig::Calm(_)) {
+    if run.config.model.autoencoder().is_some() {
         lines.push(format!("  calm eval autoencoder{run_option}"));
     }
     lines.push(format!("  tensorboard --logdir {}", folder.join("tensorboard").display()));

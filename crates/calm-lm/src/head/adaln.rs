@@ -14,8 +14,8 @@
 //! identity and the net's output at 0 (parameters and formulas of the reference implementation).
 
 use calm_kernels as ops;
-use calm_nn::device::upload;
 use calm_nn::costs::{flops, layer_norm, weights};
+use calm_nn::device::upload;
 use calm_nn::{Builder, Footing, Held, Init, LayerNorm, Linear};
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 

@@ -96,8 +96,7 @@ impl HeadSettings for DiffusionConfig {
             problems.add("steps", format!("is {}: a process has at least 2 steps", self.steps));
         } else if self.sampling_steps < 2 || self.sampling_steps > self.steps {
             let (sampling, steps) = (self.sampling_steps, self.steps);
-            problems
-                .add("sampling_steps", format!("is {sampling}: must be between 2 and steps = {steps}"));
+            problems.add("sampling_steps", format!("is {sampling}: must be between 2 and steps = {steps}"));
         }
     }
 

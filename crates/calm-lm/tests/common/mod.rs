@@ -4,8 +4,8 @@
 
 use calm_autoencoder::{Autoencoder, AutoencoderConfig};
 use calm_lm::{
-    BackboneConfig, Baseline, BaselineConfig, Calm, CalmConfig, ChunkBatch, EnergyConfig, HeadConfig, SpecialIds,
-    TextFormat,
+    BackboneConfig, Baseline, BaselineConfig, Calm, CalmConfig, ChunkBatch, EnergyConfig, HeadConfig,
+    SpecialIds, TextFormat,
 };
 use calm_nn::{NoiseKey, ParamStore, RowId, philox};
 use candle_core::{DType, Device, Tensor};

@@ -137,7 +137,8 @@ pub fn against_cross_entropy(study: &Study) -> Result<Option<Section>, ReportErr
             })
             .map(Mark::Point)
             .collect();
-        let description = format!("{name} against cross-entropy over the checkpoints of models with probabilities");
+        let description =
+            format!("{name} against cross-entropy over the checkpoints of models with probabilities");
         panels.push(Chart { description, x, y, marks });
     }
     if panels.is_empty() {

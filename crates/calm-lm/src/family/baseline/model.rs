@@ -10,7 +10,9 @@ use super::BaselineConfig;
 use super::softmax::{invert, nucleus, probabilities};
 use crate::backbone::Branch;
 use crate::context::Context;
-use crate::family::{DrawKind, DrawRequest, Draws, ExactDraws, GRAM, LanguageModel, Loss, TextFormat, TokenDecoding};
+use crate::family::{
+    DrawKind, DrawRequest, Draws, ExactDraws, GRAM, LanguageModel, Loss, TextFormat, TokenDecoding,
+};
 use crate::sampler::{Continuation, DrawKey, Sampler, SpecialIds};
 use crate::{Backbone, Cache, ChunkBatch};
 

@@ -170,6 +170,28 @@ impl Calm {
 }
 
 impl Calm {
+    /// A text with nothing in it yet: the hidden state after BOS, where documents begin so.
+    ///
+    /// # Errors
+    /// What a GPU answers.
+    pub fn begin(&self) -> Result<Context> {
+        let mut context = Context::default();
+        if self.text.bos_chunk {
+            let bos = vec![self.text.special.bos; self.autoencoder.chunk_size()];
+            context.extend(&bos, |t, c| self.forward_cached(t, c))?;
+        }
+        Ok(context)
+    }
+
+    /// Appends whole chunks to a text.
+    ///
+    /// # Errors
+    /// Another number of tokens; what a GPU answers.
+    pub fn read(&self, context: &mut Context, tokens: &[u32]) -> Result<()> {
+        let (k, text) = (self.autoencoder.chunk_size(), &self.text);
+        context.push(tokens, k, text.context, text.special, |t, c| self.forward_cached(t, c))
+    }
+
     fn forward_cached(&self, tokens: &[u32], cache: &mut Cache) -> Result<Tensor> {
         let k = self.autoencoder.chunk_size();
         let device = self.autoencoder.embedding_table().device();
@@ -244,12 +266,7 @@ impl Sampler for &Calm {
     }
 
     fn start(&self) -> Result<Box<dyn Continuation + '_>> {
-        let mut context = Context::default();
-        if self.text.bos_chunk {
-            let bos = vec![self.text.special.bos; self.autoencoder.chunk_size()];
-            context.extend(&bos, |t, c| self.forward_cached(t, c))?;
-        }
-        Ok(Box::new(Text { model: self, context }))
+        Ok(Box::new(Text { model: self, context: self.begin()? }))
     }
 }
 
@@ -261,9 +278,7 @@ struct Text<'a> {
 
 impl Continuation for Text<'_> {
     fn push(&mut self, tokens: &[u32]) -> Result<()> {
-        let (model, text) = (self.model, &self.model.text);
-        let k = model.autoencoder.chunk_size();
-        self.context.push(tokens, k, text.context, text.special, |t, c| model.forward_cached(t, c))
+        self.model.read(&mut self.context, tokens)
     }
 
     fn draw(&self, samples: usize, key: DrawKey) -> Result<Vec<Vec<u32>>> {
