@@ -5,7 +5,7 @@ use calm_data::{SpecialTokens, Tokenizer};
 use calm_lm::{LanguageModel, SpecialIds, TextFormat};
 use calm_nn::{ParamStore, read_weights};
 use calm_run::checkpoint::{Which, file_hash, load_weights};
-use calm_run::{Error, Result, Run};
+use calm_run::{Error, Result, Run, Stage};
 use candle_core::Device;
 
 /// An autoencoder with its parameters.
@@ -72,7 +72,7 @@ pub fn load_autoencoder(
     device: &Device,
 ) -> Result<(StageOne, String)> {
     let stage_one = new_autoencoder(run, tokenizer, device)?;
-    let checkpoints = run.checkpoints("autoencoder");
+    let checkpoints = run.checkpoints(Stage::Autoencoder);
     let path = checkpoints.model_path(checkpoints.step(which)?);
     load_weights(&path, &stage_one.store)?;
     Ok((stage_one, file_hash(&path)?))
@@ -105,7 +105,7 @@ pub fn load_lm(
     tokenizer: &Tokenizer,
     device: &Device,
 ) -> Result<Box<dyn LanguageModel>> {
-    let checkpoints = run.checkpoints("lm");
+    let checkpoints = run.checkpoints(Stage::Lm);
     let first = match run.config.model.autoencoder() {
         Some(_) => Some(load_autoencoder(run, Which::Best, tokenizer, device)?),
         None => None,

@@ -6,14 +6,15 @@ use calm_eval::score::to_tensors;
 use calm_lm::{LanguageModel, Loss, LossPart};
 use calm_nn::device::upload;
 use calm_nn::{Noise, ParamStore};
+use calm_run::Stage;
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::models::StageOne;
 
 /// Something a stage can optimise.
 pub trait Objective {
-    /// `autoencoder` or `lm`.
-    fn stage(&self) -> &'static str;
+    /// Whose objective it is.
+    fn stage(&self) -> Stage;
 
     /// The trainable parameters.
     fn store(&self) -> &ParamStore;
@@ -33,8 +34,8 @@ pub trait Objective {
 }
 
 impl Objective for StageOne {
-    fn stage(&self) -> &'static str {
-        "autoencoder"
+    fn stage(&self) -> Stage {
+        Stage::Autoencoder
     }
 
     fn store(&self) -> &ParamStore {
@@ -63,8 +64,8 @@ impl Objective for StageOne {
 }
 
 impl Objective for dyn LanguageModel + '_ {
-    fn stage(&self) -> &'static str {
-        "lm"
+    fn stage(&self) -> Stage {
+        Stage::Lm
     }
 
     fn store(&self) -> &ParamStore {

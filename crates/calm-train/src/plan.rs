@@ -9,7 +9,8 @@ use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
 use crate::measure::available_memory;
-use crate::memory::{self, Memory, Part, Remedy};
+use crate::memory::{self, Memory, Remedy};
+use calm_run::Stage;
 use calm_run::config::RunConfig;
 use calm_run::{Error, Result};
 
@@ -86,8 +87,8 @@ pub struct Plan {
 /// The plan of one stage.
 #[derive(Clone, Debug, Serialize)]
 pub struct StagePlan {
-    /// `autoencoder` or `lm`.
-    pub stage: &'static str,
+    /// Which.
+    pub stage: Stage,
     /// Trainable parameters by part.
     pub parameters: Vec<(&'static str, u64)>,
     /// Optimiser steps.
@@ -138,15 +139,15 @@ impl Plan {
         corpus: String,
         target: &Target,
     ) -> Self {
-        let of = |part: Part| {
+        let of = |stage: Stage| {
             let (model, k) = (&config.model, config.chunk_size());
-            let (c, parameters, flops) = match part {
-                Part::Autoencoder => {
+            let (c, parameters, flops) = match stage {
+                Stage::Autoencoder => {
                     let a = model.autoencoder()?;
                     let flops = a.training_flops(k, vocab).total();
                     (config.train.autoencoder.as_ref()?, a.parameters(k, vocab), flops)
                 }
-                Part::Lm => {
+                Stage::Lm => {
                     let c = &config.train.lm;
                     let flops = model.training_flops(vocab, c.context).total();
                     (c, model.parameters(vocab), flops)
@@ -154,14 +155,14 @@ impl Plan {
             };
             let tokens_per_step = (c.batch_rows * c.context * k) as u64;
             let seen = (tokens_per_step * c.steps) as f64;
-            let memory = memory::step(config, part, vocab, target.gpu)?;
+            let memory = memory::step(config, stage, vocab, target.gpu)?;
             let lacks = |free: &f64| memory.total() > *free;
             let remedies = target
                 .free
                 .filter(lacks)
-                .map_or_else(Vec::new, |free| memory::remedies(config, part, vocab, target.gpu, free));
+                .map_or_else(Vec::new, |free| memory::remedies(config, stage, vocab, target.gpu, free));
             Some(StagePlan {
-                stage: part.name(),
+                stage,
                 parameters: parameters.parts.iter().map(|(name, c)| (*name, c.0)).collect(),
                 steps: c.steps,
                 tokens_per_step,
@@ -181,7 +182,7 @@ impl Plan {
             target: target.clone(),
             precision: config.precision,
             head_sizes: config.model.head_sizes(),
-            stages: [Part::Autoencoder, Part::Lm].into_iter().filter_map(of).collect(),
+            stages: Stage::ALL.into_iter().filter_map(of).collect(),
         }
     }
 
@@ -190,10 +191,10 @@ impl Plan {
     ///
     /// # Errors
     /// On a GPU, with what to change; there, too, heads that no kernel has.
-    pub fn check(&self, stages: &[&str]) -> Result<Option<String>> {
+    pub fn check(&self, stages: &[Stage]) -> Result<Option<String>> {
         let unknown = self.head_sizes.iter().find(|size| !GPU_HEAD_SIZES.contains(size));
         if self.target.gpu
-            && stages.contains(&"lm")
+            && stages.contains(&Stage::Lm)
             && let Some(size) = unknown
         {
             return Err(Error::user(

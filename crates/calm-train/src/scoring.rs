@@ -16,10 +16,9 @@ use candle_core::Device;
 use crate::models;
 use crate::pipeline::{Reporter, SCORE_ROWS, evaluation_rows};
 use calm_eval::EvalConfig;
-use calm_run::Run;
 use calm_run::checkpoint::Which;
 use calm_run::results::{BrierResults, ConditionCheck};
-use calm_run::{Error, Result};
+use calm_run::{Error, Result, Run, Stage};
 
 /// Rows of a batch, as long as they are short.
 const ROWS: usize = 4;
@@ -54,7 +53,7 @@ impl<'a> Scorer<'a> {
     /// Weights that are missing, damaged or of another shape.
     pub fn load(run: &'a Run, which: Which, tokenizer: &Tokenizer, device: &'a Device) -> Result<Self> {
         let model = models::load_lm(run, which, tokenizer, device)?;
-        let step = run.checkpoints("lm").step(which)?;
+        let step = run.checkpoints(Stage::Lm).step(which)?;
         Ok(Self { run, tokenizer: tokenizer.clone(), step, device, model })
     }
 
