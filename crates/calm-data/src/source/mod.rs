@@ -14,6 +14,8 @@ pub mod path;
 
 use std::path::Path;
 
+use calm_config::Problems;
+
 use crate::config::{DataConfig, Source, Validation};
 use crate::document::Document;
 use crate::error::{Error, Result};
@@ -47,8 +49,10 @@ pub struct Skipped {
 /// # Errors
 /// When the source is missing, damaged or without text, or cannot be divided.
 pub fn load(config: &DataConfig, reading: &mut dyn FnMut(u64, u64)) -> Result<Loaded> {
-    if let Some(problem) = config.problems().first() {
-        return Err(Error::Config(format!("data.{}: {}; {}", problem.key, problem.message, problem.hint)));
+    let mut problems = Problems::new();
+    config.validate(&mut problems);
+    if let Some(error) = Error::first_of("data", &problems) {
+        return Err(error);
     }
     let mut loaded = match &config.source {
         Source::Crates(manifest) => crates::load(manifest, reading)?,
@@ -152,7 +156,7 @@ mod tests {
 
     #[test]
     fn one_document_or_copies_of_one_cannot_be_divided() {
-        let error = divide(read(1), 0.5, Path::new("small.txt")).unwrap_err().to_string();
+        let error = divide(read(1), 0.5, Path::new("small.txt")).unwrap_err().told();
         assert!(error.contains("small.txt") && error.contains("validation: { path"), "{error}");
         let mut copies = read(3);
         copies.documents.iter_mut().for_each(|d| d.text = "same".into());
