@@ -292,8 +292,9 @@ fn samples(
     let sharper = match model.tempered_sampler(half) {
         Some(sampler) => sample(run, &*sampler, prompt, Decoding::Plain, "T = 0.5", corpus)?,
         None => {
-            let half = Temperature::new::<candle_core::Error>(0.5)
-                .map_err(|e| Error::user(format!("the batch sampler: {e}"), ""))?;
+            let half = Temperature::new::<candle_core::Error>(0.5).map_err(|e| {
+                Error::user(format!("the batch sampler: {e}"), e.remedy().unwrap_or_default())
+            })?;
             let batch = Decoding::Batch { temperature: half, samples: score.draws };
             let name = format!("T = 0.5, batch of {}", score.draws);
             sample(run, &*model.sampler(), prompt, batch, &name, corpus)?
@@ -321,7 +322,7 @@ fn sample(
         tokens.extend_from_slice(new);
         true
     })
-    .map_err(|e| Error::user(format!("cannot draw a sample: {e}"), ""))?;
+    .map_err(|e| Error::user(format!("cannot draw a sample: {e}"), e.remedy().unwrap_or_default()))?;
     Ok(Sample {
         decoding: name.to_owned(),
         prompt: corpus.tokenizer.decode(prompt),

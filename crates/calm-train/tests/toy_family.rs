@@ -14,8 +14,8 @@ use calm_kernels as ops;
 use calm_lm::family::GRAM;
 use calm_lm::registry::{self, Entry};
 use calm_lm::{
-    ChunkBatch, Continuation, DrawKey, DrawKind, DrawRequest, Draws, ExactDraws, FamilyConfig, LanguageModel, Loss,
-    Sampler, SpecialIds, TextFormat, TokenDecoding,
+    ChunkBatch, Continuation, DrawKey, DrawKind, DrawRequest, Draws, ExactDraws, FamilyConfig, LanguageModel,
+    Loss, Sampler, SpecialIds, TextFormat, TokenDecoding,
 };
 use calm_nn::costs::{Breakdown, Count, Flops, Parameters, flops, weights};
 use calm_nn::device::upload;
@@ -28,7 +28,7 @@ use calm_train::models::load_lm;
 use calm_train::pipeline::{Reporter, TrainOptions, train};
 use calm_train::plan::{Plan, Target};
 use calm_train::training::{Observer, StepReport, Validation};
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Result};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -64,7 +64,12 @@ impl FamilyConfig for BigramConfig {
         problems.at_least("width", self.width, 1);
     }
 
-    fn build(&self, store: &ParamStore, text: &TextFormat, _: Option<Autoencoder>) -> Result<Box<dyn LanguageModel>> {
+    fn build(
+        &self,
+        store: &ParamStore,
+        text: &TextFormat,
+        _: Option<Autoencoder>,
+    ) -> Result<Box<dyn LanguageModel>> {
         let (b, v, init) = (store.builder().under("bigram"), text.vocab_size, Init::Normal(0.1));
         Ok(Box::new(Bigram {
             store: store.clone(),
@@ -289,7 +294,8 @@ fn configuration(dir: &Path, steps: u64) -> calm_config::Resolved<RunConfig> {
 fn a_family_from_elsewhere_goes_through_the_whole_pipeline() {
     register();
     let dir = tempfile::tempdir().unwrap();
-    let options = |resume| TrainOptions { cache: dir.path().join("cache"), resume, ..TrainOptions::default() };
+    let options =
+        |resume| TrainOptions { cache: dir.path().join("cache"), resume, ..TrainOptions::default() };
     let folder = dir.path().join("run");
     let (cpu, mut watch) = (Device::Cpu, Watch::default());
     let run = Run::create(&folder, &configuration(dir.path(), 40), Begin::New).unwrap();

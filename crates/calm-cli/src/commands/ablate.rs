@@ -26,7 +26,7 @@ use super::RUNS;
 use super::report::{publish, table};
 use crate::args::{AblateArgs, Format};
 use crate::children::Children;
-use crate::error::{Hinted, hint};
+use crate::error::{Hinted, remedy};
 use crate::hardware;
 use crate::screen::Screen;
 use crate::ui::{Printer, Table, format};
@@ -278,7 +278,7 @@ impl Sizes for Measured<'_, '_> {
                     None => {
                         let target = self
                             .target(config)
-                            .map_err(|e| Error::user(e.to_string(), hint(&e).unwrap_or_default()))?;
+                            .map_err(|e| Error::user(e.to_string(), remedy(&e).unwrap_or_default()))?;
                         let plan = Plan::new(config, self.corpus(config)?, &target);
                         let lm = plan.stages.last().and_then(|lm| Some((lm, lm.seconds?)));
                         lm.map_or(1.0, |(lm, seconds)| (lm.tokens_per_step * lm.steps) as f64 / seconds)
