@@ -7,6 +7,8 @@ mod shared;
 use std::path::PathBuf;
 
 use calm_kernels::device::Choice;
+use calm_run::Stage;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use exchange::{DtypeName, ExportArgs, ExportFormat, ImportArgs};
@@ -79,8 +81,8 @@ pub struct TrainArgs {
     #[arg(short, long, value_name = "FOLDER")]
     pub out: Option<PathBuf>,
     /// Train one stage alone.
-    #[arg(long)]
-    pub stage: Option<StageName>,
+    #[arg(long, value_parser = stage())]
+    pub stage: Option<Stage>,
     /// Continue an unfinished run.
     #[arg(long, conflicts_with = "restart")]
     pub resume: bool,
@@ -178,13 +180,15 @@ pub struct InitArgs {
     pub cache: PathBuf,
 }
 
-/// Stages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum StageName {
-    /// Stage 1.
-    Autoencoder,
-    /// Stage 2.
-    Lm,
+/// A stage by its name; the help names each.
+fn stage() -> impl TypedValueParser<Value = Stage> {
+    let described = |stage: Stage| {
+        PossibleValue::new(stage.name()).help(match stage {
+            Stage::Autoencoder => "Stage 1",
+            Stage::Lm => "Stage 2",
+        })
+    };
+    PossibleValuesParser::new(Stage::ALL.map(described)).try_map(|name| name.parse())
 }
 
 /// `calm eval`

@@ -14,7 +14,7 @@ use super::config::{REFERENCE_TARGETS, write_autoencoder, write_calm, write_llam
 use super::{AE_PREFIX, Kind, Origin, OriginPart, dtype_of, require_empty};
 use calm_run::checkpoint::{Which, write_json};
 use calm_run::config::{CalmConfig, ModelConfig};
-use calm_run::{Error, Result, Run};
+use calm_run::{Error, Result, Run, Stage};
 
 /// Folder of a CALM's autoencoder inside the exported one (`ae_path`).
 pub const AE_FOLDER: &str = "ae";
@@ -78,7 +78,7 @@ pub fn export(run: &Run, options: &ExportOptions) -> Result<ExportReport> {
             let own = export.origin.autoencoder.clone().unwrap_or_default();
             let config = write_autoencoder(&own.config, &c.autoencoder, c.chunk_size, vocab, ids);
             export.check_autoencoder(c, ids.bos);
-            if run.checkpoints("lm").latest()?.is_none() {
+            if run.checkpoints(Stage::Lm).latest()?.is_none() {
                 let tensors = export.named(&ae.store, "", &[&own])?;
                 export.write(&options.out, config, tensors)?;
                 Kind::Autoencoder

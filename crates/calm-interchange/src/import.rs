@@ -20,7 +20,7 @@ use calm_run::checkpoint::file_hash;
 use calm_run::config::{
     BaselineConfig, CalmConfig, ModelConfig, RunConfig, Schedule, StageConfig, TrainConfig,
 };
-use calm_run::{Begin, Error, Provenance, Result, Run, RunRecord};
+use calm_run::{Begin, Error, Provenance, Result, Run, RunRecord, Stage};
 use calm_train::models::special_ids;
 
 /// Where an imported model's tokenizer comes from.
@@ -55,7 +55,7 @@ pub struct ImportReport {
     /// What the folder held.
     pub kind: Kind,
     /// Stages with their numbers of parameters.
-    pub stages: Vec<(&'static str, usize)>,
+    pub stages: Vec<(Stage, usize)>,
     /// Files the weights came from.
     pub files: Vec<PathBuf>,
     /// What a user should know.
@@ -348,7 +348,7 @@ impl Plan {
         config: &RunConfig,
         vocabulary: Vocabulary,
         findings: &mut Findings,
-    ) -> Result<Vec<(&'static str, ParamStore)>> {
+    ) -> Result<Vec<(Stage, ParamStore)>> {
         let new_store = || ParamStore::new(&Device::Cpu, DType::F32, config.seed);
         // Impossible ids are reported already; sizes can still be compared.
         let valid = |id: u32| if (id as usize) < vocabulary.size { id } else { 0 };
@@ -364,7 +364,7 @@ impl Plan {
                 let store = new_store();
                 Baseline::new(&store.builder(), &c.backbone, lm.vocab_size, ids, lm.context, false)?;
                 fill(&store, &[place(part, "")], findings)?;
-                built.push(("lm", store));
+                built.push((Stage::Lm, store));
             }
             (ModelConfig::Calm(c), model) => {
                 let Some(a) = &self.autoencoder else { return Ok(built) };
@@ -381,14 +381,14 @@ impl Plan {
                     .extend(model.iter().map(|(part, _)| place(part, AE_PREFIX)).filter(|p| !p.1.is_empty()));
                 places.extend(a.part.iter().map(|part| place(part, "")));
                 fill(&store, &places, findings)?;
-                built.push(("autoencoder", store));
+                built.push((Stage::Autoencoder, store));
                 if let Some((part, lm)) = model {
                     let store = new_store();
                     Calm::new(&store.builder(), &c.backbone, &c.head, ae, ids, lm.context, false)?;
                     let (label, mut tensors) = place(part, "");
                     tensors.retain(|name, _| !name.starts_with(AE_PREFIX));
                     fill(&store, &[(label, tensors)], findings)?;
-                    built.push(("lm", store));
+                    built.push((Stage::Lm, store));
                 }
             }
             (ModelConfig::Baseline(_), None) => {}
@@ -497,7 +497,7 @@ fn resolve(config: &RunConfig, findings: &mut Findings) -> Result<Option<Resolve
 fn write(
     plan: &Plan,
     resolved: &Resolved<RunConfig>,
-    built: &[(&'static str, ParamStore)],
+    built: &[(Stage, ParamStore)],
     tokenizer: &(Tokenizer, String),
     options: &ImportOptions,
 ) -> Result<()> {
@@ -515,11 +515,11 @@ fn write(
         };
         let mut autoencoder = None;
         for (stage, store) in built {
-            let mut metadata = run.metadata(stage, &record);
+            let mut metadata = run.metadata(*stage, &record);
             if let Some(hash) = autoencoder.take() {
                 metadata.insert("autoencoder".into(), hash);
             }
-            let checkpoints = run.checkpoints(stage);
+            let checkpoints = run.checkpoints(*stage);
             checkpoints.save_imported(store, &metadata)?;
             autoencoder = Some(file_hash(&checkpoints.model_path(0))?);
         }

@@ -18,12 +18,12 @@ use calm_lm::{BackboneConfig, Calm, DiffusionConfig, FlowConfig, HeadConfig, Spe
 use calm_nn::{ParamStore, read_weights, write_weights};
 use calm_run::checkpoint::Which;
 use calm_run::config::{ModelConfig, RunConfig};
-use calm_run::{Begin, Error, Run};
+use calm_run::{Begin, Error, Run, Stage};
 use calm_train::models;
 use calm_train::pipeline::{Reporter, TrainOptions, prepare_data, train};
 use calm_train::plan::Plan;
 use calm_train::scoring::score_run;
-use calm_train::stage::{Observer, StepReport, Validation};
+use calm_train::training::{Observer, StepReport, Validation};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -187,11 +187,11 @@ fn assert_round_trip(s: &Scratch) -> ImportReport {
 #[test]
 fn every_model_comes_back_bit_by_bit() {
     for (case, kind, stages) in [
-        ("autoencoder_k4", Kind::Autoencoder, vec!["autoencoder"]),
-        ("autoencoder_k2", Kind::Autoencoder, vec!["autoencoder"]),
-        ("calm_energy_k4", Kind::Energy, vec!["autoencoder", "lm"]),
-        ("calm_energy_k2", Kind::Energy, vec!["autoencoder", "lm"]),
-        ("ar_baseline", Kind::Llama, vec!["lm"]),
+        ("autoencoder_k4", Kind::Autoencoder, vec![Stage::Autoencoder]),
+        ("autoencoder_k2", Kind::Autoencoder, vec![Stage::Autoencoder]),
+        ("calm_energy_k4", Kind::Energy, Stage::ALL.to_vec()),
+        ("calm_energy_k2", Kind::Energy, Stage::ALL.to_vec()),
+        ("ar_baseline", Kind::Llama, vec![Stage::Lm]),
     ] {
         let s = Scratch::new(case);
         let _ = fs::remove_file(s.folder().join("pytorch_model.bin"));
@@ -596,10 +596,10 @@ fn folders_that_hold_something_are_not_written_over() {
 struct Silent;
 
 impl Observer for Silent {
-    fn begin(&mut self, _: &str, _: u64, _: u64) {}
+    fn begin(&mut self, _: Stage, _: u64, _: u64) {}
     fn step(&mut self, _: &StepReport) {}
-    fn validation(&mut self, _: &str, _: u64, _: &Validation) {}
-    fn end(&mut self, _: &str, _: &calm_run::checkpoint::StageState) {}
+    fn validation(&mut self, _: Stage, _: u64, _: &Validation) {}
+    fn end(&mut self, _: Stage, _: &calm_run::checkpoint::StageState) {}
     fn should_stop(&self) -> bool {
         false
     }
@@ -673,9 +673,9 @@ fn an_imported_run_generates_evaluates_and_trains_further() {
         let run = Run::create(&s.path("run"), &resolved, Begin::Resume).unwrap();
         let options = TrainOptions { resume: true, cache, ..TrainOptions::default() };
         train(&run, &options, &cpu, &mut Silent).unwrap();
-        assert_eq!(run.checkpoints("lm").latest().unwrap().unwrap().step, 2);
+        assert_eq!(run.checkpoints(Stage::Lm).latest().unwrap().unwrap().step, 2);
         if case != "ar_baseline" {
-            assert_eq!(run.checkpoints("autoencoder").steps(), [0], "the autoencoder stays as it is");
+            assert_eq!(run.checkpoints(Stage::Autoencoder).steps(), [0], "the autoencoder stays as it is");
         }
         let rounded = export(&run, &ExportOptions { out: s.path("trained"), ..Default::default() }).unwrap();
         assert!(rounded.notes.iter().any(|n| n.contains("rounded")), "{:?}", rounded.notes);

@@ -9,6 +9,8 @@ use calm_nn::{AdamWConfig, Precision};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::stage::Stage;
+
 /// The only schema version so far.
 pub const SCHEMA_VERSION: u64 = 1;
 
@@ -176,6 +178,24 @@ pub enum Schedule {
         /// Last rate as a share of the highest.
         floor: f64,
     },
+}
+
+impl TrainConfig {
+    /// Settings of a stage; none of one that the model does not have.
+    pub fn stage(&self, stage: Stage) -> Option<&StageConfig> {
+        match stage {
+            Stage::Autoencoder => self.autoencoder.as_ref(),
+            Stage::Lm => Some(&self.lm),
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn stage_mut(&mut self, stage: Stage) -> Option<&mut StageConfig> {
+        match stage {
+            Stage::Autoencoder => self.autoencoder.as_mut(),
+            Stage::Lm => Some(&mut self.lm),
+        }
+    }
 }
 
 impl RunConfig {

@@ -7,8 +7,7 @@ use calm_report::study::{
     Variant,
 };
 use calm_run::config::ModelConfig;
-use calm_run::{Error, Result};
-use calm_run::{Run, RunRecord};
+use calm_run::{Error, Result, Run, RunRecord, Stage};
 use calm_stats::bootstrap::Bootstrap;
 use calm_stats::brier::BrierSums;
 use calm_stats::seeds::{self, Contrast, SeededDifference, SeededReport};
@@ -41,7 +40,7 @@ pub fn gather(ablation: &Ablation, failures: &Failures, machine: Machine) -> Res
         let mut found = Vec::new();
         for planned in ablation.runs_of(i) {
             let run = Run { folder: planned.folder.clone(), config: planned.config.value.clone() };
-            if finished(&run.folder, &run.config, "lm")?
+            if finished(&run.folder, &run.config, Stage::Lm)?
                 && let Some(scores) = kept(ablation, &run)?
             {
                 found.push(Finished { planned, run, scores });
@@ -57,7 +56,7 @@ pub fn gather(ablation: &Ablation, failures: &Failures, machine: Machine) -> Res
     same_text(all.iter().flatten(), &record)?;
     if let Budget::Seconds(seconds) = config.budget {
         for f in all.iter().flatten() {
-            let spent = f.run.checkpoints("lm").latest()?.map_or(0.0, |s| s.seconds);
+            let spent = f.run.checkpoints(Stage::Lm).latest()?.map_or(0.0, |s| s.seconds);
             if (spent / seconds - 1.0).abs() > OFF_BUDGET {
                 notes.push(format!("{} trained for {spent:.1} s instead of {seconds} s", f.planned.name));
             }
@@ -130,7 +129,7 @@ pub fn gather(ablation: &Ablation, failures: &Failures, machine: Machine) -> Res
     study.notes = notes;
     for autoencoder in &ablation.autoencoders {
         let run = Run { folder: autoencoder.folder.clone(), config: autoencoder.config.value.clone() };
-        if !finished(&run.folder, &run.config, "autoencoder")? {
+        if !finished(&run.folder, &run.config, Stage::Autoencoder)? {
             continue;
         }
         let (Some(r), Some(shape)) =
@@ -138,7 +137,7 @@ pub fn gather(ablation: &Ablation, failures: &Failures, machine: Machine) -> Res
         else {
             continue;
         };
-        let state = run.checkpoints("autoencoder").latest()?.unwrap_or_default();
+        let state = run.checkpoints(Stage::Autoencoder).latest()?.unwrap_or_default();
         study.autoencoders.push(Autoencoder {
             name: autoencoder.name.clone(),
             variants: autoencoder.variants.clone(),
@@ -165,7 +164,7 @@ const OFF_BUDGET: f64 = 0.1;
 /// Why a run is not in the study.
 fn unfinished(run: &Run, name: &str) -> Result<String> {
     let steps = run.config.train.lm.steps;
-    Ok(match run.checkpoints("lm").latest()? {
+    Ok(match run.checkpoints(Stage::Lm).latest()? {
         Some(s) if s.step < steps => format!("{name} is at step {} of {steps}", s.step),
         Some(_) => format!("{name} is trained, but not scored yet"),
         None => format!("{name} is not trained yet"),
@@ -275,7 +274,7 @@ fn over_seeds(
 }
 
 fn seed_run(f: &Finished<'_>, flops_per_token: f64) -> Result<SeedRun> {
-    let state = f.run.checkpoints("lm").latest()?.unwrap_or_default();
+    let state = f.run.checkpoints(Stage::Lm).latest()?.unwrap_or_default();
     let brier = f.scores.aligned.sums.brier();
     Ok(SeedRun {
         seed: f.run.config.seed,

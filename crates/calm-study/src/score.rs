@@ -11,8 +11,7 @@ use calm_eval::reconstruction::ReconstructionReport;
 use calm_lm::{Sampler, baseline};
 use calm_report::study::{Reference, Sample};
 use calm_run::checkpoint::{Which, file_hash, write_json};
-use calm_run::{Error, Result};
-use calm_run::{Run, metrics};
+use calm_run::{Error, Result, Run, Stage, metrics};
 use calm_stats::bootstrap::BrierReport;
 use calm_stats::brier::BrierSums;
 use calm_stats::ngram::NgramModels;
@@ -140,7 +139,9 @@ pub fn score(
     let protocol = aligned(ablation)?;
     let mut corpus: Option<Corpus> = None;
     for planned in &ablation.runs {
-        if !finished(&planned.folder, &planned.config.value, "lm")? || failures.contains_key(&planned.name) {
+        if !finished(&planned.folder, &planned.config.value, Stage::Lm)?
+            || failures.contains_key(&planned.name)
+        {
             continue;
         }
         let run = Run { folder: planned.folder.clone(), config: planned.config.value.clone() };
@@ -165,7 +166,7 @@ pub fn score(
         }
     }
     for autoencoder in &ablation.autoencoders {
-        if !finished(&autoencoder.folder, &autoencoder.config.value, "autoencoder")? {
+        if !finished(&autoencoder.folder, &autoencoder.config.value, Stage::Autoencoder)? {
             continue;
         }
         let run = Run { folder: autoencoder.folder.clone(), config: autoencoder.config.value.clone() };
@@ -207,7 +208,7 @@ pub fn kept_reconstruction(ablation: &Ablation, run: &Run) -> Result<Option<Reco
 }
 
 fn run_key(run: &Run, protocol: &Protocol, score: &ScoreConfig) -> Result<String> {
-    let lm = run.checkpoints("lm");
+    let lm = run.checkpoints(Stage::Lm);
     let weights = file_hash(&lm.model_path(lm.step(Which::Best)?))?;
     let ScoreConfig { documents, samples, reference_documents, draws, prompt_tokens, .. } = score;
     let how = json!([documents, samples, reference_documents, draws, prompt_tokens, SAMPLE_TOKENS]);
@@ -332,7 +333,7 @@ pub fn curve(run: &Run) -> Vec<calm_report::study::CurvePoint> {
     let lm = &run.config.train.lm;
     let per_step = (lm.batch_rows * lm.context * run.config.chunk_size()) as u64;
     let mut points = Vec::new();
-    for line in lines.iter().filter(|l| l.stage == "lm") {
+    for line in lines.iter().filter(|l| l.stage == Stage::Lm) {
         let value = |name: &str| line.values.get(name).copied().flatten();
         if let Some(loss) = value("validation/loss") {
             points.push(calm_report::study::CurvePoint {

@@ -13,11 +13,10 @@ use serde::{Deserialize, Serialize};
 use crate::models;
 use crate::objective::Objective;
 use crate::pipeline::{Reporter, prepare_data};
-use crate::stage::Stage;
-use calm_run::Run;
+use crate::training::Training;
 use calm_run::checkpoint::Which;
 use calm_run::config::ModelConfig;
-use calm_run::{Error, Result};
+use calm_run::{Error, Result, Run, Stage};
 
 /// How long and what.
 #[derive(Clone, Copy, Debug)]
@@ -80,12 +79,12 @@ pub fn measure(
             .find(|d| d.len() >= k)
             .map_or_else(Vec::new, |d| d[..k].to_vec()),
     };
-    let trained = run.checkpoints("lm").latest()?.is_some();
+    let trained = run.checkpoints(Stage::Lm).latest()?.is_some();
     let plan = RowPlan::new(&corpus.train, run.lm_layout(), tokenizer.special(), run.config.seed)?;
-    let stage = Stage {
+    let training = Training {
         config: &run.config.train.lm,
         plan: &plan,
-        checkpoints: &run.checkpoints("lm"),
+        checkpoints: &run.checkpoints(Stage::Lm),
         metadata: &Default::default(),
         seed: run.config.seed,
         resume: false,
@@ -101,7 +100,7 @@ pub fn measure(
                     device,
                 ),
             };
-            let mut costs = train(&stage, &load()?, options.seconds)?;
+            let mut costs = train(&training, &load()?, options.seconds)?;
             if options.draws > 0 {
                 let model = load()?.model;
                 let half = Temperature::new::<candle_core::Error>(0.5)
@@ -117,7 +116,7 @@ pub fn measure(
                 true => models::load_baseline(run, Which::Best, tokenizer, device),
                 false => models::new_baseline(run, tokenizer, device),
             };
-            let mut costs = train(&stage, &load()?, options.seconds)?;
+            let mut costs = train(&training, &load()?, options.seconds)?;
             if options.draws > 0 {
                 costs.generation =
                     Some(rate(run, &load()?.model, &opening, Decoding::Plain, options.seconds)?);
@@ -127,8 +126,8 @@ pub fn measure(
     }
 }
 
-fn train(stage: &Stage<'_>, objective: &dyn Objective, seconds: f64) -> Result<MeasuredCosts> {
-    let reports = stage.time(objective, seconds)?;
+fn train(training: &Training<'_>, objective: &dyn Objective, seconds: f64) -> Result<MeasuredCosts> {
+    let reports = training.time(objective, seconds)?;
     let mut rates: Vec<f64> = reports.iter().map(|r| r.tokens as f64 / r.seconds.max(1e-9)).collect();
     rates.sort_by(f64::total_cmp);
     Ok(MeasuredCosts {

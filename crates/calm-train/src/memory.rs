@@ -13,40 +13,8 @@ use calm_nn::Precision;
 use serde::Serialize;
 
 use crate::plan::{baseline_shape, calm_shape};
+use calm_run::Stage;
 use calm_run::config::{RunConfig, StageConfig};
-
-/// A stage of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// Stage 1.
-    Autoencoder,
-    /// The language model.
-    Lm,
-}
-
-impl Part {
-    /// Its name in configurations.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Autoencoder => "autoencoder",
-            Self::Lm => "lm",
-        }
-    }
-
-    fn config(self, config: &RunConfig) -> Option<&StageConfig> {
-        match self {
-            Self::Autoencoder => config.train.autoencoder.as_ref(),
-            Self::Lm => Some(&config.train.lm),
-        }
-    }
-
-    fn config_mut(self, config: &mut RunConfig) -> Option<&mut StageConfig> {
-        match self {
-            Self::Autoencoder => config.train.autoencoder.as_mut(),
-            Self::Lm => Some(&mut config.train.lm),
-        }
-    }
-}
 
 /// Bytes by what they are for, in the order of [`PARTS`]; what is 0 is left out.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -103,18 +71,18 @@ pub fn micro_rows(c: &StageConfig) -> usize {
 }
 
 /// What a step of a stage holds with a vocabulary of `vocab`; None of a stage that the model does not have.
-pub fn step(config: &RunConfig, part: Part, vocab: usize, gpu: bool) -> Option<Memory> {
-    let c = part.config(config)?;
+pub fn step(config: &RunConfig, stage: Stage, vocab: usize, gpu: bool) -> Option<Memory> {
+    let c = config.train.stage(stage)?;
     let bf16 = gpu && config.precision == Precision::Bf16;
     let numbers = Numbers { activation: if bf16 { 2.0 } else { 4.0 }, vocab, gpu };
     let positions = (micro_rows(c) * c.context) as f64;
     let mut memory = Memory::default();
-    let (parameters, frozen, kept) = match part {
-        Part::Autoencoder => {
+    let (parameters, frozen, kept) = match stage {
+        Stage::Autoencoder => {
             let shape = calm_shape(config, vocab)?.autoencoder;
             (shape.parameters().total().0, 0, numbers.autoencoder(&shape, positions))
         }
-        Part::Lm => match (calm_shape(config, vocab), baseline_shape(config, vocab)) {
+        Stage::Lm => match (calm_shape(config, vocab), baseline_shape(config, vocab)) {
             (Some(shape), _) => {
                 let mut kept = numbers.backbone(&shape.backbone, positions, c.recompute);
                 numbers.calm(&mut kept, &shape, positions);
@@ -289,27 +257,27 @@ pub struct Remedy {
 
 /// Each change of settings that alone brings a stage below `free` bytes; where it takes one, with the least
 /// accumulation that it needs. What changes nothing but the speed comes first.
-pub fn remedies(config: &RunConfig, part: Part, vocab: usize, gpu: bool, free: f64) -> Vec<Remedy> {
-    let Some(stage) = part.config(config) else { return Vec::new() };
-    let key = |name: &str| format!("train.{}.{name}", part.name());
+pub fn remedies(config: &RunConfig, stage: Stage, vocab: usize, gpu: bool, free: f64) -> Vec<Remedy> {
+    let Some(settings) = config.train.stage(stage) else { return Vec::new() };
+    let key = |name: &str| format!("train.{}.{name}", stage.name());
     let mut found = Vec::new();
     let mut offer = |changed: &RunConfig, set: Vec<String>, means: &'static str| {
-        let fit = fit(changed, part, vocab, gpu, free);
+        let fit = fit(changed, stage, vocab, gpu, free);
         let offered = fit.is_some();
         if let Some((accumulation, bytes)) = fit {
             let mut set = set;
-            let cut = accumulation != stage.accumulation;
+            let cut = accumulation != settings.accumulation;
             if cut {
                 set.push(format!("{}={accumulation}", key("accumulation")));
             }
-            let rows = (part.config(changed).map_or(1, |c| c.batch_rows) / accumulation).max(1);
+            let rows = (changed.train.stage(stage).map_or(1, |c| c.batch_rows) / accumulation).max(1);
             found.push(Remedy { set, rows, bytes, means });
         }
         offered
     };
     offer(config, Vec::new(), "the same model, smaller micro-batches");
     let mut again = config.clone();
-    if part == Part::Lm && !stage.recompute {
+    if stage == Stage::Lm && !settings.recompute {
         again.train.lm.recompute = true;
         offer(
             &again,
@@ -324,25 +292,25 @@ pub fn remedies(config: &RunConfig, part: Part, vocab: usize, gpu: bool, free: f
     let smaller = |change: &dyn Fn(&mut StageConfig, usize)| {
         [2, 4, 8, 16].map(|by| {
             let mut changed = config.clone();
-            if let Some(c) = part.config_mut(&mut changed) {
+            if let Some(c) = changed.train.stage_mut(stage) {
                 change(c, by);
             }
             changed
         })
     };
     for changed in smaller(&|c, by| c.context = (c.context / by).max(2)) {
-        let context = part.config(&changed).map_or(0, |c| c.context);
+        let context = changed.train.stage(stage).map_or(0, |c| c.context);
         if offer(&changed, vec![format!("{}={context}", key("context"))], "a shorter memory") {
             break;
         }
     }
     for changed in smaller(&|c, by| c.batch_rows = (c.batch_rows / by).max(1)) {
-        let Some(c) = part.config(&changed) else { break };
+        let Some(c) = changed.train.stage(stage) else { break };
         // As many pieces as before, or it is no smaller micro-batch.
         if !c.batch_rows.is_multiple_of(c.accumulation) {
             break;
         }
-        let bytes = step(&changed, part, vocab, gpu).map_or(f64::INFINITY, |m| m.total());
+        let bytes = step(&changed, stage, vocab, gpu).map_or(f64::INFINITY, |m| m.total());
         if bytes <= free {
             let set = vec![format!("{}={}", key("batch_rows"), c.batch_rows)];
             found.push(Remedy { set, rows: micro_rows(c), bytes, means: "noisier steps" });
@@ -353,13 +321,14 @@ pub fn remedies(config: &RunConfig, part: Part, vocab: usize, gpu: bool, free: f
 }
 
 /// The least accumulation, at the least the configured one, with which a stage fits, and its bytes.
-pub fn fit(config: &RunConfig, part: Part, vocab: usize, gpu: bool, free: f64) -> Option<(usize, f64)> {
-    let stage = part.config(config)?;
-    let divisors = (stage.accumulation..=stage.batch_rows).filter(|n| stage.batch_rows.is_multiple_of(*n));
+pub fn fit(config: &RunConfig, stage: Stage, vocab: usize, gpu: bool, free: f64) -> Option<(usize, f64)> {
+    let settings = config.train.stage(stage)?;
+    let divisors =
+        (settings.accumulation..=settings.batch_rows).filter(|n| settings.batch_rows.is_multiple_of(*n));
     divisors.into_iter().find_map(|accumulation| {
         let mut changed = config.clone();
-        part.config_mut(&mut changed)?.accumulation = accumulation;
-        let bytes = step(&changed, part, vocab, gpu)?.total();
+        changed.train.stage_mut(stage)?.accumulation = accumulation;
+        let bytes = step(&changed, stage, vocab, gpu)?.total();
         (bytes <= free).then_some((accumulation, bytes))
     })
 }

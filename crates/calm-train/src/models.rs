@@ -6,7 +6,7 @@ use calm_lm::{Baseline, Calm, SpecialIds};
 use calm_nn::{ParamStore, read_weights};
 use calm_run::checkpoint::{Which, file_hash, load_weights};
 use calm_run::config::ModelConfig;
-use calm_run::{Error, Result, Run};
+use calm_run::{Error, Result, Run, Stage};
 use candle_core::Device;
 
 use crate::objective::{AutoencoderObjective, BaselineObjective, CalmObjective};
@@ -41,7 +41,7 @@ pub fn load_autoencoder(
     device: &Device,
 ) -> Result<(AutoencoderObjective, String)> {
     let objective = new_autoencoder(run, tokenizer, device)?;
-    let checkpoints = run.checkpoints("autoencoder");
+    let checkpoints = run.checkpoints(Stage::Autoencoder);
     let path = checkpoints.model_path(checkpoints.step(which)?);
     load_weights(&path, &objective.store)?;
     Ok((objective, file_hash(&path)?))
@@ -72,7 +72,7 @@ pub fn new_calm(
 pub fn load_calm(run: &Run, which: Which, tokenizer: &Tokenizer, device: &Device) -> Result<CalmObjective> {
     let (autoencoder, hash) = load_autoencoder(run, Which::Best, tokenizer, device)?;
     let objective = new_calm(run, autoencoder.model, tokenizer, device)?;
-    let checkpoints = run.checkpoints("lm");
+    let checkpoints = run.checkpoints(Stage::Lm);
     let path = checkpoints.model_path(checkpoints.step(which)?);
     let (_, metadata) = read_weights(&path, device)?;
     if metadata.get("autoencoder").is_some_and(|h| *h != hash) {
@@ -108,7 +108,7 @@ pub fn load_baseline(
     device: &Device,
 ) -> Result<BaselineObjective> {
     let objective = new_baseline(run, tokenizer, device)?;
-    let checkpoints = run.checkpoints("lm");
+    let checkpoints = run.checkpoints(Stage::Lm);
     load_weights(&checkpoints.model_path(checkpoints.step(which)?), &objective.store)?;
     Ok(objective)
 }

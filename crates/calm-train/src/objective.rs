@@ -7,6 +7,7 @@ use calm_eval::score::to_tensors;
 use calm_lm::{Baseline, Calm};
 use calm_nn::device::upload;
 use calm_nn::{Noise, ParamStore};
+use calm_run::Stage;
 use candle_core::{DType, Device, Result, Tensor};
 
 /// Loss of one micro-batch.
@@ -19,8 +20,8 @@ pub struct BatchLoss {
 
 /// Something a stage can optimise.
 pub trait Objective {
-    /// `autoencoder` or `lm`.
-    fn stage(&self) -> &'static str;
+    /// Whose objective it is.
+    fn stage(&self) -> Stage;
 
     /// The trainable parameters.
     fn store(&self) -> &ParamStore;
@@ -45,8 +46,8 @@ pub struct AutoencoderObjective {
 }
 
 impl Objective for AutoencoderObjective {
-    fn stage(&self) -> &'static str {
-        "autoencoder"
+    fn stage(&self) -> Stage {
+        Stage::Autoencoder
     }
 
     fn store(&self) -> &ParamStore {
@@ -91,8 +92,8 @@ impl CalmObjective {
 }
 
 impl Objective for CalmObjective {
-    fn stage(&self) -> &'static str {
-        "lm"
+    fn stage(&self) -> Stage {
+        Stage::Lm
     }
 
     fn store(&self) -> &ParamStore {
@@ -123,8 +124,8 @@ pub struct BaselineObjective {
 }
 
 impl Objective for BaselineObjective {
-    fn stage(&self) -> &'static str {
-        "lm"
+    fn stage(&self) -> Stage {
+        Stage::Lm
     }
 
     fn store(&self) -> &ParamStore {

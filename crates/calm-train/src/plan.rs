@@ -11,9 +11,9 @@ use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
 use crate::measure::available_memory;
-use crate::memory::{self, Memory, Part, Remedy};
+use crate::memory::{self, Memory, Remedy};
 use calm_run::config::{ModelConfig, RunConfig};
-use calm_run::{Error, Result};
+use calm_run::{Error, Result, Stage};
 
 /// What a plan is made for.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -88,8 +88,8 @@ pub struct Plan {
 /// The plan of one stage.
 #[derive(Clone, Debug, Serialize)]
 pub struct StagePlan {
-    /// `autoencoder` or `lm`.
-    pub stage: &'static str,
+    /// Which.
+    pub stage: Stage,
     /// Trainable parameters by part.
     pub parameters: Vec<(&'static str, u64)>,
     /// Optimiser steps.
@@ -197,13 +197,13 @@ impl Plan {
         corpus: String,
         target: &Target,
     ) -> Self {
-        let of = |part: Part| {
-            let (c, parameters, flops) = match part {
-                Part::Autoencoder => {
+        let of = |stage: Stage| {
+            let (c, parameters, flops) = match stage {
+                Stage::Autoencoder => {
                     let shape = calm_shape(config, vocab)?.autoencoder;
                     (config.train.autoencoder.as_ref()?, shape.parameters(), shape.training_flops().total())
                 }
-                Part::Lm => {
+                Stage::Lm => {
                     let (parameters, flops) = match (calm_shape(config, vocab), baseline_shape(config, vocab))
                     {
                         (Some(shape), _) => (shape.parameters(), shape.training_flops().total()),
@@ -214,14 +214,14 @@ impl Plan {
             };
             let tokens_per_step = (c.batch_rows * c.context * config.chunk_size()) as u64;
             let seen = (tokens_per_step * c.steps) as f64;
-            let memory = memory::step(config, part, vocab, target.gpu)?;
+            let memory = memory::step(config, stage, vocab, target.gpu)?;
             let lacks = |free: &f64| memory.total() > *free;
             let remedies = target
                 .free
                 .filter(lacks)
-                .map_or_else(Vec::new, |free| memory::remedies(config, part, vocab, target.gpu, free));
+                .map_or_else(Vec::new, |free| memory::remedies(config, stage, vocab, target.gpu, free));
             Some(StagePlan {
-                stage: part.name(),
+                stage,
                 parameters: parameters.parts.iter().map(|(name, c)| (*name, c.0)).collect(),
                 steps: c.steps,
                 tokens_per_step,
@@ -241,7 +241,7 @@ impl Plan {
             target: target.clone(),
             precision: config.precision,
             head_size: config.backbone().head_size(),
-            stages: [Part::Autoencoder, Part::Lm].into_iter().filter_map(of).collect(),
+            stages: Stage::ALL.into_iter().filter_map(of).collect(),
         }
     }
 
@@ -250,8 +250,8 @@ impl Plan {
     ///
     /// # Errors
     /// On a GPU, with what to change; there, too, heads that no kernel has.
-    pub fn check(&self, stages: &[&str]) -> Result<Option<String>> {
-        if self.target.gpu && stages.contains(&"lm") && !GPU_HEAD_SIZES.contains(&self.head_size) {
+    pub fn check(&self, stages: &[Stage]) -> Result<Option<String>> {
+        if self.target.gpu && stages.contains(&Stage::Lm) && !GPU_HEAD_SIZES.contains(&self.head_size) {
             return Err(Error::user(
                 format!(
                     "attention on a GPU has no heads of {} numbers, only of {GPU_HEAD_SIZES:?}",

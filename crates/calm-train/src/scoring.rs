@@ -15,11 +15,10 @@ use crate::models;
 use crate::objective::{BaselineObjective, CalmObjective, Objective};
 use crate::pipeline::{Reporter, SCORE_ROWS, evaluation_rows};
 use calm_eval::EvalConfig;
-use calm_run::Run;
 use calm_run::checkpoint::Which;
 use calm_run::config::ModelConfig;
 use calm_run::results::{BrierResults, ConditionCheck};
-use calm_run::{Error, Result};
+use calm_run::{Error, Result, Run, Stage};
 
 /// Rows of a batch, as long as they are short.
 const ROWS: usize = 4;
@@ -66,7 +65,7 @@ impl<'a> Scorer<'a> {
                 Weights::Baseline(Box::new(models::load_baseline(run, which, tokenizer, device)?))
             }
         };
-        let step = run.checkpoints("lm").step(which)?;
+        let step = run.checkpoints(Stage::Lm).step(which)?;
         Ok(Self { run, tokenizer: tokenizer.clone(), step, device, weights })
     }
 

@@ -11,21 +11,21 @@ use calm_eval::score::{Scores, score_calm};
 use calm_run::checkpoint::Which;
 use calm_run::config::RunConfig;
 use calm_run::results::BrierResults;
-use calm_run::{Begin, Provenance, Run};
+use calm_run::{Begin, Provenance, Run, Stage};
 use calm_train::init::initialise;
 use calm_train::pipeline::{Reporter, evaluation_rows, prepare_data};
 use calm_train::plan::Plan;
 use calm_train::scoring::{Scorer, Weights, ngram_models, reader};
-use calm_train::stage::{Observer, StepReport, Validation};
+use calm_train::training::{Observer, StepReport, Validation};
 use candle_core::Device;
 
 struct Silent;
 
 impl Observer for Silent {
-    fn begin(&mut self, _: &str, _: u64, _: u64) {}
+    fn begin(&mut self, _: Stage, _: u64, _: u64) {}
     fn step(&mut self, _: &StepReport) {}
-    fn validation(&mut self, _: &str, _: u64, _: &Validation) {}
-    fn end(&mut self, _: &str, _: &calm_run::checkpoint::StageState) {}
+    fn validation(&mut self, _: Stage, _: u64, _: &Validation) {}
+    fn end(&mut self, _: Stage, _: &calm_run::checkpoint::StageState) {}
     fn should_stop(&self) -> bool {
         false
     }

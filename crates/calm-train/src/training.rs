@@ -10,18 +10,18 @@ use candle_core::Tensor;
 use crate::objective::{Objective, scalar};
 use calm_run::checkpoint::{Best, Checkpoints, StageState};
 use calm_run::config::StageConfig;
-use calm_run::{Error, Result};
+use calm_run::{Error, Result, Stage};
 
 /// What happens while a stage runs. All methods may do nothing.
 pub trait Observer {
     /// Before the first step; `from` steps were done earlier.
-    fn begin(&mut self, stage: &str, from: u64, steps: u64);
+    fn begin(&mut self, stage: Stage, from: u64, steps: u64);
     /// After every step.
     fn step(&mut self, report: &StepReport);
     /// After a validation.
-    fn validation(&mut self, stage: &str, step: u64, validation: &Validation);
+    fn validation(&mut self, stage: Stage, step: u64, validation: &Validation);
     /// After the last step.
-    fn end(&mut self, stage: &str, state: &StageState);
+    fn end(&mut self, stage: Stage, state: &StageState);
     /// Whether to stop at the next step, with a checkpoint.
     fn should_stop(&self) -> bool;
 }
@@ -30,7 +30,7 @@ pub trait Observer {
 #[derive(Clone, Debug)]
 pub struct StepReport {
     /// Stage.
-    pub stage: &'static str,
+    pub stage: Stage,
     /// Steps done.
     pub step: u64,
     /// Steps of the stage.
@@ -69,8 +69,8 @@ pub struct Validation {
     pub sample: Option<String>,
 }
 
-/// Everything the loop needs besides the objective.
-pub struct Stage<'a> {
+/// The training of a stage: everything the loop needs besides the objective.
+pub struct Training<'a> {
     /// How long and how.
     pub config: &'a StageConfig,
     /// Training rows.
@@ -85,7 +85,7 @@ pub struct Stage<'a> {
     pub resume: bool,
 }
 
-impl Stage<'_> {
+impl Training<'_> {
     /// Trains `objective` to the last step. `validate(steps done, last)` is called at the configured interval
     /// and at the end.
     pub fn run(
