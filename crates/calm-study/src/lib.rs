@@ -5,7 +5,7 @@
 //! ```text
 //!   ablation.yaml ── expand ──> plan: autoencoders, runs      (config, plan)
 //!        folder  <── execute ── one process a run             (execute)
-//!   scores.json  <── score ──── the same positions for all    (score)
+//! scores-*.json  <── score ──── the same positions for all    (alignment, score)
 //!    costs.json  <── measure ── all variants in turn          (costs)
 //!    study.json  <── gather ─── means over seeds, differences (gather)
 //! ```
@@ -13,6 +13,7 @@
 //! Every step looks at what the folder holds already and does the rest: a stopped ablation is continued by
 //! running it again.
 
+pub mod alignment;
 pub mod config;
 pub mod costs;
 pub mod execute;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use calm_config::{ConfigErrors, ConfigText, Resolved, load};
+use calm_eval::protocol::Protocol;
 use calm_run::Run;
 use calm_run::checkpoint::write_json;
 use calm_run::config::{ModelConfig, RunConfig};
@@ -12,8 +13,8 @@ use calm_train::plan::{baseline_shape, calm_shape};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::alignment;
 use crate::config::{AblationConfig, Budget, Sharing};
-use crate::score;
 
 /// Warm-up takes at most a fifth of a run: a short budget must not end inside it.
 const WARMUP_SHARE: u64 = 5;
@@ -180,7 +181,7 @@ impl Ablation {
             .map(|((name, ..), settings)| Variant { name, settings })
             .collect();
         ablation.comparable()?;
-        score::check(&ablation)?;
+        alignment::check(&config.score, &ablation.configs())?;
         Ok(ablation)
     }
 
@@ -331,21 +332,17 @@ impl Ablation {
         self.runs.iter().filter(move |r| r.variant == variant)
     }
 
-    /// Shortest context of all runs, in tokens.
-    pub fn context_tokens(&self) -> usize {
-        let tokens = |r: &PlannedRun| r.config.value.train.lm.context * r.config.value.chunk_size();
-        self.runs.iter().map(tokens).min().unwrap_or(0)
+    /// Where all runs are scored alike.
+    ///
+    /// # Errors
+    /// The window holds no two positions.
+    pub fn protocol(&self) -> Result<Protocol> {
+        alignment::protocol(&self.config.score, &self.configs())
     }
 
-    /// Smallest number of tokens that is a whole number of chunks for every run.
-    pub fn common_chunk(&self) -> usize {
-        let sizes: BTreeSet<usize> = self.runs.iter().map(|r| r.config.value.chunk_size()).collect();
-        sizes.into_iter().fold(1, |a, b| a / gcd(a, b) * b)
+    fn configs(&self) -> Vec<&RunConfig> {
+        self.runs.iter().map(|r| &r.config.value).collect()
     }
-}
-
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// Name, configuration, overrides.
