@@ -92,13 +92,13 @@ pub fn machine(threads: Option<usize>) -> Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::hint;
+    use crate::error::remedy;
 
     #[test]
     fn a_gpu_that_is_not_there_is_an_error_with_a_remedy() {
         let e = check(Choice::Cuda(99)).unwrap_err();
         assert!(e.to_string().starts_with("--device cuda:99: "), "{e}");
-        assert!(hint(&e).is_some_and(|h| h.contains("cpu")), "{e}");
+        assert!(remedy(&e).is_some_and(|h| h.contains("cpu")), "{e}");
         assert_eq!([Choice::Auto, Choice::Cpu].map(|c| check(c).unwrap()), [Choice::Auto, Choice::Cpu]);
     }
 
@@ -108,7 +108,7 @@ mod tests {
         for choice in [Choice::Auto, Choice::Cpu] {
             let e = check_precision(Precision::Bf16, &Device::Cpu, choice).unwrap_err();
             assert!(e.to_string().contains("precision bf16 needs a GPU"), "{e}");
-            assert!(hint(&e).is_some_and(|h| h.contains("precision=f32")), "{e}");
+            assert!(remedy(&e).is_some_and(|h| h.contains("precision=f32")), "{e}");
         }
     }
 }

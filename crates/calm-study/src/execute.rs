@@ -86,7 +86,7 @@ pub fn prepare(ablation: &Ablation, corpus: &Corpus) -> Result<()> {
 
 fn create(folder: &Path, config: &Resolved<RunConfig>, ablation: &Path) -> Result<Run> {
     Run::create(folder, config, Begin::New).map_err(|e| match e {
-        Error::User { message, .. } => Error::user(message, other_folder(ablation)),
+        Error::User { what, .. } => Error::user(what, other_folder(ablation)),
         e => e,
     })
 }

@@ -76,7 +76,7 @@ mod tests {
         let held = lock(&folder).unwrap();
         let error = lock(&folder).unwrap_err();
         assert!(error.to_string().starts_with("another calm works on"), "{error}");
-        assert!(error.hint().is_some_and(|h| h.contains("--out")));
+        assert!(error.remedy().is_some_and(|h| h.contains("--out")));
         drop(held);
         lock(&folder).unwrap();
     }

@@ -259,7 +259,7 @@ fn samples(run: &Run, weights: &mut Weights, corpus: &Corpus, score: &ScoreConfi
     };
     let prompt = &document[..prompt];
     let half = Temperature::new::<candle_core::Error>(0.5)
-        .map_err(|e| Error::user(format!("the batch sampler: {e}"), ""))?;
+        .map_err(|e| Error::user(format!("the batch sampler: {e}"), e.remedy().unwrap_or_default()))?;
     let batch = Decoding::Batch { temperature: half, samples: score.draws };
     let mut out = Vec::new();
     match weights {
@@ -296,7 +296,7 @@ fn sample<S: Sampler>(
         tokens.extend_from_slice(new);
         true
     })
-    .map_err(|e| Error::user(format!("cannot draw a sample: {e}"), ""))?;
+    .map_err(|e| Error::user(format!("cannot draw a sample: {e}"), e.remedy().unwrap_or_default()))?;
     Ok(Sample {
         decoding: name.to_owned(),
         prompt: corpus.tokenizer.decode(prompt),

@@ -247,7 +247,7 @@ train:
         let mut meter = Given(vec![1.0, 10.0, 3.0], Vec::new());
         let error = rates(dir.path(), &mut meter, None, false).unwrap_err();
         assert_eq!(error.to_string(), "stopped");
-        assert!(error.hint().is_some_and(|h| h.contains("again")));
+        assert!(error.remedy().is_some_and(|h| h.contains("again")));
         meter.0 = vec![30.0, 2.0, 20.0];
         assert_eq!(rates(dir.path(), &mut meter, None, false).unwrap(), [2.0, 20.0]);
         let asked: Vec<String> =

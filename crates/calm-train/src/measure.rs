@@ -103,8 +103,9 @@ pub fn measure(
             let mut costs = train(&training, &load()?, options.seconds)?;
             if options.draws > 0 {
                 let model = load()?.model;
-                let half = Temperature::new::<candle_core::Error>(0.5)
-                    .map_err(|e| Error::user(format!("the batch sampler: {e}"), ""))?;
+                let half = Temperature::new::<candle_core::Error>(0.5).map_err(|e| {
+                    Error::user(format!("the batch sampler: {e}"), e.remedy().unwrap_or_default())
+                })?;
                 let batch = Decoding::Batch { temperature: half, samples: options.draws };
                 costs.generation = Some(rate(run, &model, &opening, Decoding::Plain, options.seconds)?);
                 costs.generation_batch = Some(rate(run, &model, &opening, batch, options.seconds)?);
@@ -154,7 +155,7 @@ fn rate<S: Sampler>(run: &Run, model: &S, opening: &[u32], decoding: Decoding, s
             tokens += new.len().max(1);
             started.elapsed().as_secs_f64() < seconds
         })
-        .map_err(|e| Error::user(format!("cannot generate: {e}"), ""))?;
+        .map_err(|e| Error::user(format!("cannot generate: {e}"), e.remedy().unwrap_or_default()))?;
         if tokens == before {
             break;
         }

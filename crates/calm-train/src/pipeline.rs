@@ -496,6 +496,6 @@ pub fn sample_text<S: Sampler>(run: &Run, model: &S, corpus: &Corpus) -> Result<
         tokens.extend_from_slice(t);
         true
     })
-    .map_err(|e| Error::user(format!("cannot draw a sample: {e}"), ""))?;
+    .map_err(|e| Error::user(format!("cannot draw a sample: {e}"), e.remedy().unwrap_or_default()))?;
     Ok(corpus.tokenizer.decode(&tokens))
 }

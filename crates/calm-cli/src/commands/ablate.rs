@@ -23,7 +23,7 @@ use super::RUNS;
 use crate::args::{AblateArgs, Format};
 use crate::children::Children;
 use crate::comparison::table;
-use crate::error::{Hinted, hint};
+use crate::error::{Hinted, remedy};
 use crate::hardware;
 use crate::screen::Screen;
 use crate::ui::{Printer, Table, format};
@@ -129,7 +129,7 @@ impl Here<'_> {
 
 impl Site for Here<'_> {
     fn target(&mut self, config: &RunConfig) -> calm_run::Result<Target> {
-        self.find(config.precision).map_err(|e| Error::user(e.to_string(), hint(&e).unwrap_or_default()))
+        self.find(config.precision).map_err(|e| Error::user(e.to_string(), remedy(&e).unwrap_or_default()))
     }
 
     fn gpu(&self) -> Option<String> {

@@ -228,7 +228,7 @@ fn runs_on_other_texts_or_documents_do_not_compare_and_the_remedy_names_files_th
     score(&ablation, &run, 10.0, 7..12);
     let error = refused();
     assert!(error.to_string().contains("do not pair"), "{error}");
-    let remedy = error.hint().unwrap();
+    let remedy = error.remedy().unwrap();
     assert!(remedy.contains("scores-*.json"), "{remedy}");
     let files = fs::read_dir(&run.folder).unwrap().flatten();
     let names: Vec<String> = files.map(|f| f.file_name().to_string_lossy().into_owned()).collect();
