@@ -92,7 +92,7 @@ pub struct PlannedRun {
 }
 
 /// What a budget has to know of a variant.
-pub trait Sizes {
+pub trait BudgetFacts {
     /// V of a configuration's tokenizer.
     fn vocab_size(&mut self, config: &RunConfig) -> Result<usize>;
     /// Training tokens a second that these variants reach on this machine.
@@ -108,7 +108,7 @@ impl Ablation {
         config: &AblationConfig,
         folder: &Path,
         find: Find<'_>,
-        sizes: &mut dyn Sizes,
+        facts: &mut dyn BudgetFacts,
     ) -> Result<Self> {
         let asked = named_apart(combinations(config))?;
         let mut drafts = Vec::new();
@@ -117,11 +117,11 @@ impl Ablation {
             bases.push((name.clone(), load::<RunConfig>(find(base)?, overrides)?.value));
         }
         let rates = match config.budget {
-            Budget::Seconds(_) => sizes.rates(&bases)?,
+            Budget::Seconds(_) => facts.rates(&bases)?,
             _ => vec![0.0; bases.len()],
         };
         for (i, (name, base, overrides)) in asked.iter().enumerate() {
-            let budget = budget_overrides(config, name, &bases[i].1, rates[i], sizes)?;
+            let budget = budget_overrides(config, name, &bases[i].1, rates[i], facts)?;
             let all: Vec<String> = overrides.iter().cloned().chain(budget).collect();
             drafts.push((name.clone(), base.clone(), all));
         }
@@ -428,7 +428,7 @@ fn budget_overrides(
     name: &str,
     config: &RunConfig,
     rate: f64,
-    sizes: &mut dyn Sizes,
+    facts: &mut dyn BudgetFacts,
 ) -> Result<Vec<String>> {
     let mut config = config.clone();
     let mut out = Vec::new();
@@ -454,7 +454,7 @@ fn budget_overrides(
     let tokens = match ablation.budget {
         Budget::Tokens(tokens) => tokens,
         Budget::Flops(flops) => {
-            let vocab = sizes.vocab_size(&config)?;
+            let vocab = facts.vocab_size(&config)?;
             let token = match (calm_shape(&config, vocab), baseline_shape(&config, vocab)) {
                 (Some(shape), _) => shape.training_flops().total(),
                 (_, Some(shape)) => shape.training_flops().total(),

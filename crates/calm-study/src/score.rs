@@ -41,7 +41,7 @@ const SAMPLE_TOKENS: usize = 64;
 
 /// What was scored, and what came of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Kept<T> {
+struct KeptScores<T> {
     /// Hash of all that the scores depend on.
     key: String,
     #[serde(flatten)]
@@ -172,7 +172,7 @@ fn run_key(run: &Run, protocol: &Protocol, score: &ScoreConfig) -> Result<String
 }
 
 fn keep<T: Serialize>(run: &Run, what: &str, key: String, scores: T) -> Result<()> {
-    write_json(&file(run, what, &key), &Kept { key, scores })
+    write_json(&file(run, what, &key), &KeptScores { key, scores })
 }
 
 /// Keeps scores of a run that nobody drew.
@@ -195,7 +195,7 @@ pub(crate) fn keep_made_up_reconstruction(
 /// What is kept under this key; anything else is made anew.
 fn read<T: DeserializeOwned>(path: &Path, key: &str) -> Option<T> {
     let text = std::fs::read_to_string(path).ok()?;
-    let kept: Kept<T> = serde_json::from_str(&text).ok()?;
+    let kept: KeptScores<T> = serde_json::from_str(&text).ok()?;
     (kept.key == key).then_some(kept.scores)
 }
 

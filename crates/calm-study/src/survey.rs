@@ -13,7 +13,7 @@ use calm_train::plan::{Plan, Target};
 use serde_json::{Value, json};
 
 use crate::costs::Meter;
-use crate::plan::{Ablation, Sizes};
+use crate::plan::{Ablation, BudgetFacts};
 
 /// File of an ablation's folder with the rates that turned a budget of seconds into steps.
 const RATES: &str = "rates.json";
@@ -140,7 +140,7 @@ impl<'a> Survey<'a> {
     }
 }
 
-impl Sizes for Survey<'_> {
+impl BudgetFacts for Survey<'_> {
     fn vocab_size(&mut self, config: &RunConfig) -> Result<usize> {
         Ok(self.corpus(config)?.tokenizer.vocab_size())
     }

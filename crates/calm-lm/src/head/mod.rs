@@ -20,7 +20,7 @@ pub use adaln::AdaLnNet;
 pub use diffusion::{DiffusionHead, DiffusionTerms};
 pub use energy::EnergyHead;
 pub use flow::{FlowHead, FlowTerms};
-pub use schedule::Schedule;
+pub use schedule::NoiseSchedule;
 
 /// A generative head is a loss and a sampler. All noise comes in through [`Noise`]: keyed streams in
 /// training, given tensors in tests.

@@ -11,7 +11,7 @@ use calm_run::config::RunConfig;
 
 use super::*;
 use crate::config::AblationConfig;
-use crate::plan::Sizes;
+use crate::plan::BudgetFacts;
 use crate::score::{keep_made_up, keep_made_up_reconstruction};
 
 const CALM: &str = "version: 1
@@ -31,7 +31,7 @@ const V: usize = 300;
 
 struct Fixed;
 
-impl Sizes for Fixed {
+impl BudgetFacts for Fixed {
     fn vocab_size(&mut self, _: &RunConfig) -> Result<usize> {
         Ok(V)
     }

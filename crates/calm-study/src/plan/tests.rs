@@ -14,7 +14,7 @@ train:
 
 struct Fixed;
 
-impl Sizes for Fixed {
+impl BudgetFacts for Fixed {
     fn vocab_size(&mut self, _: &RunConfig) -> Result<usize> {
         Ok(300)
     }
