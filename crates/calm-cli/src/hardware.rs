@@ -3,10 +3,12 @@
 use anyhow::Result;
 use calm_kernels::device::{self, Choice};
 use calm_nn::Precision;
+use calm_report::study::Machine;
 use candle_core::Device;
 
 use crate::error::Hinted;
 use crate::ui::Printer;
+use crate::version;
 
 /// Opens a device.
 ///
@@ -73,6 +75,18 @@ pub fn check_precision(precision: Precision, device: &Device, choice: Choice) ->
 /// A remedy without the other way out that it ends with, the CPU.
 fn first_part(remedy: &str) -> &str {
     remedy.split(", or use `--device cpu`").next().unwrap_or(remedy)
+}
+
+/// Who makes a study, here and today; `threads` as asked for.
+pub fn machine(threads: Option<usize>) -> Machine {
+    Machine {
+        platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
+        threads: threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+        device: String::new(),
+        version: version::VERSION.to_owned(),
+        commit: version::commit(),
+        date: jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 pub mod args;
 mod children;
 pub mod commands;
+mod comparison;
 mod error;
 mod hardware;
 mod memory;

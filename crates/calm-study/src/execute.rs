@@ -13,7 +13,7 @@ use calm_run::{Begin, Error, Result, Run, Stage};
 use crate::plan::{Ablation, SharedAutoencoder, autoencoder_key};
 
 /// File of an ablation's folder with the runs that failed and why; gone when all are well.
-pub const FAILURES: &str = "failures.json";
+const FAILURES: &str = "failures.json";
 
 /// A process to be started.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +47,12 @@ pub trait Worker {
 
 /// Why runs failed, by name.
 pub type Failures = BTreeMap<String, String>;
+
+/// The runs that failed when this ablation was last executed.
+pub fn failures(ablation: &Path) -> Failures {
+    let text = std::fs::read_to_string(ablation.join(FAILURES)).unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
+}
 
 /// Makes the folders of all runs, or checks that those which are there hold the same runs.
 ///
