@@ -1,6 +1,6 @@
 //! Where something is measured, and in which number format.
 
-use calm_kernels::ComputeCopies;
+use calm_kernels::{Context, Operand};
 use calm_nn::{ParamStore, Precision};
 use candle_core::{DType, Device, Result, Tensor, Var};
 
@@ -63,8 +63,10 @@ impl Place {
             Precision::F32 => master.clone(),
             Precision::Bf16 => Var::from_tensor(&self.tensor(values)?)?,
         };
-        let copies = ComputeCopies::new([master.as_tensor()], self.dtype())?;
-        Ok(Parameter { master, plain, _copies: copies.map(std::sync::Arc::new) })
+        // A context of its own: it is the store of one parameter.
+        let context = Context::new(&self.device);
+        context.keep_copies([master.as_tensor()], self.dtype())?;
+        Ok(Parameter { master: context.parameter(master.into_inner())?, plain })
     }
 }
 
@@ -87,19 +89,28 @@ pub(crate) fn gpu_places() -> Vec<Place> {
 }
 
 /// A parameter as operators and as compositions take it.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Parameter {
-    master: Var,
+    /// With a copy in bf16 where activations are.
+    master: calm_kernels::Parameter,
     /// In the format of activations.
     pub(crate) plain: Var,
-    /// What an operator reads where activations are bf16, as long as the parameter lives.
-    _copies: Option<std::sync::Arc<ComputeCopies>>,
 }
 
 impl std::ops::Deref for Parameter {
     type Target = Tensor;
 
     fn deref(&self) -> &Tensor {
-        self.master.as_tensor()
+        &self.master
+    }
+}
+
+impl Operand for Parameter {
+    fn tensor(&self) -> &Tensor {
+        &self.master
+    }
+
+    fn context(&self) -> Option<&Context> {
+        Some(self.master.context())
     }
 }

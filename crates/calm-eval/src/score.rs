@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 
 use calm_data::Batch;
 use calm_lm::{Baseline, Calm, ChunkBatch, Sampler};
+use calm_nn::Destination;
 use candle_core::{Device, Result};
 
 use crate::brier::{self, BrierSums, EndOfText, NGRAM, SampledPath, Terms, chunks_per_gram};
 use crate::protocol::Rule;
 
-/// A batch as tensors.
-pub fn to_tensors(batch: &Batch, device: &Device) -> Result<ChunkBatch> {
+/// A batch as tensors; best made in the context of the model's store.
+pub fn to_tensors(batch: &Batch, to: &dyn Destination) -> Result<ChunkBatch> {
     ChunkBatch::new(
         (batch.rows, batch.context, batch.chunk_size),
         &batch.ids,
@@ -22,7 +23,7 @@ pub fn to_tensors(batch: &Batch, device: &Device) -> Result<ChunkBatch> {
         &batch.segments,
         &batch.predicts,
         &batch.examples,
-        device,
+        to,
     )
 }
 

@@ -44,11 +44,12 @@ pub struct AttentionShape<'a> {
 /// differ or that the device does not take, positions or segments that are not U32.
 pub fn attention_block(
     x: &Tensor,
-    norm: &Tensor,
-    [query, key, value, output]: [&Tensor; 4],
+    norm: &dyn crate::Operand,
+    matrices: [&dyn crate::Operand; 4],
     shape: AttentionShape<'_>,
 ) -> Result<Tensor> {
     const OP: &str = AttentionBlock::NAME;
+    let (norm, [query, key, value, output]) = (norm.tensor(), matrices.map(|m| m.tensor()));
     let inputs = [x, norm, query, key, value, output];
     let (h, kv) = (shape.heads, shape.kv_heads);
     let fits = match *x.dims() {
@@ -82,7 +83,7 @@ pub fn attention_block(
     let operator = AttentionBlock {
         sizes,
         spans: segment_spans(&ids(OP, shape.segments)?, s),
-        rotary: Rotary::new(&ids(OP, shape.positions)?, sizes.head, shape.theta),
+        rotary: Rotary::new(None, &ids(OP, shape.positions)?, sizes.head, shape.theta),
         eps: shape.eps,
         keep: inputs.iter().any(|t| t.track_op()),
         kept: Saved::new(),
@@ -152,7 +153,7 @@ impl Operator for AttentionBlock {
             let [q, k, v, out, log_sums] = views::<T, 5>(Self::NAME, &kept)?;
             let dy_ = view::<T>(Self::NAME, grad)?;
             let dy = Mat::new(&dy_, r, d);
-            let d_output = gradient_of::<T>(&inputs[5], |into, accumulate| {
+            let d_output = gradient_of::<T>(None, &inputs[5], |into, accumulate| {
                 matmul(into, dy.t(), Mat::new(&out, r, d), accumulate, Rayon(0));
             })?;
             let d_out = rows::product(r * d, dy, Mat::new(&output, d, d));
@@ -165,7 +166,7 @@ impl Operator for AttentionBlock {
             let h = rms_norm::forward(&x, &norm, self.eps);
             let h = Mat::new(&h, r, d);
             let of = |input: &Tensor, slope: Mat<'_, T>| {
-                gradient_of::<T>(input, |into, accumulate| matmul(into, slope.t(), h, accumulate, Rayon(0)))
+                gradient_of::<T>(None, input, |into, accumulate| matmul(into, slope.t(), h, accumulate, Rayon(0)))
             };
             let (d_query, d_key, d_value) = (of(&inputs[2], dq)?, of(&inputs[3], dk)?, of(&inputs[4], dv)?);
             let mut dh = rows::product(r * d, dq, Mat::new(&query, d, d));
@@ -173,7 +174,7 @@ impl Operator for AttentionBlock {
             matmul(&mut dh, dv, Mat::new(&value, kv, d), true, Rayon(0));
             let (mut dx, d_norm) = rms_norm::backward(&x, &norm, &dh, self.eps);
             add_to(&mut dx, &dy_);
-            let d_norm = gradient_of(&inputs[1], |into, accumulate| put(into, &d_norm, accumulate))?;
+            let d_norm = gradient_of(None, &inputs[1], |into, accumulate| put(into, &d_norm, accumulate))?;
             let dx = inputs[0].track_op().then(|| tensor(dx, inputs[0].shape())).transpose()?;
             Ok(vec![dx, d_norm, d_query, d_key, d_value, d_output])
         })

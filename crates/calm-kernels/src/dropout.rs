@@ -4,6 +4,7 @@
 //! y = x·mask,   mask = [u ≥ p] / (1 − p),   u uniform in [0, 1)
 //! ```
 
+use crate::context::Operand;
 use crate::philox::{NoiseKey, RowId, uniform_into};
 use crate::simd::{Real, rows_per_block};
 use crate::storage::{error, slice, tensor, to_vec, view};
@@ -37,7 +38,8 @@ struct Dropout<T> {
 ///
 /// # Errors
 /// `p` outside [0, 1), a mask or a list of rows that does not fit `x`.
-pub fn dropout(x: &Tensor, p: f64, mask: DropoutMask<'_>) -> Result<Tensor> {
+pub fn dropout(x: &dyn Operand, p: f64, mask: DropoutMask<'_>) -> Result<Tensor> {
+    let (operand, x) = (x, x.tensor());
     if !(0.0..1.0).contains(&p) {
         return Err(error(OP, format_args!("the probability must lie in [0, 1), got {p}")));
     }
@@ -49,7 +51,7 @@ pub fn dropout(x: &Tensor, p: f64, mask: DropoutMask<'_>) -> Result<Tensor> {
         mask.check(x, d)?;
         return match mask {
             DropoutMask::Draw { .. } if p == 0.0 => x.contiguous(),
-            DropoutMask::Draw { key, rows } => crate::cuda::dropout::drawn(x, p, key, rows),
+            DropoutMask::Draw { key, rows } => crate::cuda::dropout::drawn(operand, p, key, rows),
             DropoutMask::Given(mask) => x * mask.detach(),
         };
     }

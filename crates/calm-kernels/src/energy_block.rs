@@ -22,15 +22,15 @@ use gemm::Parallelism::Rayon;
 #[derive(Clone, Copy, Debug)]
 pub struct EnergyBlockWeights<'a> {
     /// Weight and bias of the LayerNorm, `[D]` each.
-    pub norm: [&'a Tensor; 2],
+    pub norm: [&'a dyn crate::Operand; 2],
     /// W₁ `[D, 2D]` and b₁ `[D]`.
-    pub first: [&'a Tensor; 2],
+    pub first: [&'a dyn crate::Operand; 2],
     /// W₂ `[D, D]` and b₂ `[D]`.
-    pub second: [&'a Tensor; 2],
+    pub second: [&'a dyn crate::Operand; 2],
     /// W₃ `[2D, D]` and b₃ `[2D]`.
-    pub third: [&'a Tensor; 2],
+    pub third: [&'a dyn crate::Operand; 2],
     /// W₄ `[D, D]` and b₄ `[D]`.
-    pub down: [&'a Tensor; 2],
+    pub down: [&'a dyn crate::Operand; 2],
 }
 
 /// The block on x `[R, N, D]` under the condition c `[R, D]`: a tensor like x, differentiable in x, c and
@@ -43,10 +43,11 @@ pub struct EnergyBlockWeights<'a> {
 /// Shapes that do not fit, element types that differ or that the device does not take.
 pub fn energy_block(x: &Tensor, c: &Tensor, w: EnergyBlockWeights<'_>, eps: f64) -> Result<Tensor> {
     let [first, second, third, down] = [w.first, w.second, w.third, w.down];
-    let inputs = [
+    let inputs: [&dyn crate::Operand; 12] = [
         x, c, w.norm[0], w.norm[1], first[0], first[1], second[0], second[1], third[0], third[1], down[0],
         down[1],
     ];
+    let inputs = inputs.map(|i| i.tensor());
     let dims = inputs.map(Tensor::dims);
     let fits = match *x.dims() {
         [r, _, d] => {
@@ -127,10 +128,10 @@ impl Operator for EnergyBlock {
             let dy = view::<T>(Self::NAME, grad)?;
             // Gradients of the weight and the bias of a linear layer from x to a slope dy.
             let of = |at: usize, slope: Mat<'_, T>, x: Mat<'_, T>| {
-                gradient_of::<T>(&inputs[at], |into, acc| matmul(into, slope.t(), x, acc, Rayon(0)))
+                gradient_of::<T>(None, &inputs[at], |into, acc| matmul(into, slope.t(), x, acc, Rayon(0)))
             };
             let bias = |at: usize, slope: &[T], width: usize| {
-                gradient_of::<T>(&inputs[at], |into, acc| put(into, &rows::column_sums(slope, width), acc))
+                gradient_of::<T>(None, &inputs[at], |into, acc| put(into, &rows::column_sums(slope, width), acc))
             };
 
             let slope = Mat::new(&dy, rn, d);
@@ -162,7 +163,7 @@ impl Operator for EnergyBlock {
             let [left, right] = halves(&w1, d);
             let (slope, row_slope) = (Mat::new(&dp1, rn, d), Mat::new(&drow, r, d));
             let h = layer_norm::forward(&x, d, Some(&nw), Some(&nb), self.eps);
-            let dw1 = gradient_of::<T>(&inputs[4], |into, acc| {
+            let dw1 = gradient_of::<T>(None, &inputs[4], |into, acc| {
                 let h = Mat::new(&h, rn, d);
                 matmul_strided(into, 2 * d, slope.t(), h, acc, Rayon(0));
                 let c = Mat::new(&c, r, d);
@@ -175,7 +176,7 @@ impl Operator for EnergyBlock {
             let (mut dx, dp) = layer_norm::backward(&x, d, Some(&nw), &dh, self.eps, true);
             add_to(&mut dx, &dy);
             let norm = |at: usize, sums: &[T]| {
-                gradient_of(&inputs[at], |into, accumulate| put(into, sums, accumulate))
+                gradient_of(None, &inputs[at], |into, accumulate| put(into, sums, accumulate))
             };
             let (dnw, dnb) = (norm(2, &dp[..d])?, norm(3, &dp[d..])?);
             let dx = inputs[0].track_op().then(|| tensor(dx, inputs[0].shape())).transpose()?;

@@ -18,6 +18,7 @@ macro_rules! on_gpu {
 
 #[cfg(feature = "cuda")]
 mod cuda;
+pub mod context;
 pub mod device;
 pub mod gradcheck;
 pub mod gradients;
@@ -26,7 +27,7 @@ pub mod simd;
 pub mod storage;
 
 mod adamw;
-mod copies;
+mod collector;
 mod cross_entropy;
 mod dropout;
 mod embedding;
@@ -35,7 +36,7 @@ mod moments;
 mod nary;
 mod noise;
 pub use adamw::{AdamWStep, adamw, squared_norm};
-pub use copies::ComputeCopies;
+pub use context::{Context, Destination, InContext, Operand, Parameter};
 pub use cross_entropy::{tied_argmax, tied_cross_entropy, tied_cross_entropy_rows};
 pub use dropout::{DropoutMask, dropout};
 pub use embedding::{embedding, embedding_as};

@@ -20,7 +20,13 @@ use gemm::Parallelism::Rayon;
 ///
 /// # Errors
 /// Shapes that do not fit, element types that differ or that the device does not take.
-pub fn mlp_block(x: &Tensor, norm: &Tensor, [gate, up, down]: [&Tensor; 3], eps: f64) -> Result<Tensor> {
+pub fn mlp_block(
+    x: &Tensor,
+    norm: &dyn crate::Operand,
+    matrices: [&dyn crate::Operand; 3],
+    eps: f64,
+) -> Result<Tensor> {
+    let (norm, [gate, up, down]) = (norm.tensor(), matrices.map(|m| m.tensor()));
     let inputs = [x, norm, gate, up, down];
     let fits = match (x.dims(), gate.dims()) {
         ([.., d], [i, gd]) => {
@@ -86,7 +92,7 @@ impl Operator for MlpBlock {
             let dy_ = view::<T>(Self::NAME, grad)?;
             let dy = Mat::new(&dy_, r, d);
             let a = swiglu::forward(&g, &u);
-            let d_down = gradient_of::<T>(&inputs[4], |into, accumulate| {
+            let d_down = gradient_of::<T>(None, &inputs[4], |into, accumulate| {
                 matmul(into, dy.t(), Mat::new(&a, r, i), accumulate, Rayon(0));
             })?;
             let da = rows::product(r * i, dy, Mat::new(&down, d, i));
@@ -95,14 +101,14 @@ impl Operator for MlpBlock {
             let h = rms_norm::forward(&x, &norm, self.eps);
             let h = Mat::new(&h, r, d);
             let of = |input: &Tensor, slope: Mat<'_, T>| {
-                gradient_of::<T>(input, |into, accumulate| matmul(into, slope.t(), h, accumulate, Rayon(0)))
+                gradient_of::<T>(None, input, |into, accumulate| matmul(into, slope.t(), h, accumulate, Rayon(0)))
             };
             let (d_gate, d_up) = (of(&inputs[2], dg)?, of(&inputs[3], du)?);
             let mut dh = rows::product(r * d, dg, Mat::new(&gate, i, d));
             matmul(&mut dh, du, Mat::new(&up, i, d), true, Rayon(0));
             let (mut dx, d_norm) = rms_norm::backward(&x, &norm, &dh, self.eps);
             add_to(&mut dx, &dy_);
-            let d_norm = gradient_of(&inputs[1], |into, accumulate| put(into, &d_norm, accumulate))?;
+            let d_norm = gradient_of(None, &inputs[1], |into, accumulate| put(into, &d_norm, accumulate))?;
             let dx = inputs[0].track_op().then(|| tensor(dx, inputs[0].shape())).transpose()?;
             Ok(vec![dx, d_norm, d_gate, d_up, d_down])
         })

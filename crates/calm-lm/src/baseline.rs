@@ -2,7 +2,7 @@
 
 use calm_kernels as ops;
 use calm_nn::device::upload;
-use calm_nn::{Builder, Embedding, Init, NoiseKey, RowId, philox};
+use calm_nn::{Builder, Embedding, Init, NoiseKey, Parameter, RowId, philox};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -32,7 +32,7 @@ pub struct Baseline {
     embedding: Embedding,
     backbone: Backbone,
     /// `[V, D]`
-    output: Tensor,
+    output: Parameter,
     special: SpecialIds,
     context: usize,
     bos: bool,
@@ -158,7 +158,7 @@ impl Baseline {
                 }
             }
             if step + 1 < GRAM {
-                let ids = upload(&next, (b, s, 1), batch.ids.device())?;
+                let ids = upload(&next, (b, s, 1), batch.destination())?;
                 let x = self.backbone.forward_branch(&self.embed(&ids)?.detach(), &trunk, &mut branch)?;
                 hidden = batch.pick(&x)?.detach();
             }
@@ -239,7 +239,7 @@ fn nucleus(p: &mut [f64], top_p: f64) {
 
 impl Baseline {
     fn forward_cached(&self, tokens: &[u32], cache: &mut Cache) -> Result<Tensor> {
-        let ids = upload(tokens, (1, tokens.len(), 1), self.output.device())?;
+        let ids = upload(tokens, (1, tokens.len(), 1), &self.output)?;
         self.backbone.forward_cached(&self.embed(&ids)?.detach(), cache)
     }
 }

@@ -149,7 +149,7 @@ impl Calm {
         let rows = batch.sources.len();
         let shift = rows / 2;
         let index: Vec<u32> = (0..rows).map(|i| ((i + shift) % rows) as u32).collect();
-        let exchanged = hidden.index_select(&upload(&index, rows, hidden.device())?, 0)?;
+        let exchanged = hidden.index_select(&upload(&index, rows, batch.destination())?, 0)?;
         let mean = |h: &Tensor| -> Result<f64> {
             self.head.loss(h, &posterior, noise)?.to_dtype(DType::F64)?.mean_all()?.to_scalar()
         };
@@ -212,9 +212,9 @@ impl Calm {
             if step + 1 == steps || open.is_empty() {
                 break;
             }
-            let ids = upload(&first_of_row, (b, s, k), batch.ids.device())?;
+            let ids = upload(&first_of_row, (b, s, k), batch.destination())?;
             let x = self.backbone.forward_branch(&self.embed(&ids)?.detach(), &trunk, &mut branch)?;
-            let index = upload(&open, open.len(), batch.ids.device())?;
+            let index = upload(&open, open.len(), batch.destination())?;
             hidden = batch.pick(&x)?.detach().index_select(&index, 0)?;
         }
         Ok(out)
@@ -241,8 +241,7 @@ impl Calm {
 impl Calm {
     fn forward_cached(&self, tokens: &[u32], cache: &mut Cache) -> Result<Tensor> {
         let k = self.chunk_size();
-        let device = self.autoencoder.embedding_table().device();
-        let ids = upload(tokens, (1, tokens.len() / k, k), device)?;
+        let ids = upload(tokens, (1, tokens.len() / k, k), self.autoencoder.embedding_table())?;
         self.backbone.forward_cached(&self.embed(&ids)?.detach(), cache)
     }
 }

@@ -31,6 +31,9 @@ impl Default for AdamWConfig {
 
 /// Gradients of all parameters, concatenated in name order: accumulation, norm clipping, the optimiser and
 /// any all-reduce work on this one buffer.
+///
+/// While a bucket lives, backward passes that reach its parameters through our operators run through a bucket of
+/// theirs, on the CPU and on a GPU: a plain `loss.backward()` is an error then. Without one it gives all gradients.
 #[derive(Debug)]
 pub struct GradientBucket {
     params: Vec<(String, Param)>,
@@ -44,7 +47,7 @@ impl GradientBucket {
     /// No memory left on a GPU.
     pub fn new(store: &ParamStore) -> Result<Self> {
         let params = store.params();
-        let gradients = FlatGradients::new(params.iter().map(|(_, p)| p.var.as_tensor()))?;
+        let gradients = FlatGradients::new(store.context(), params.iter().map(|(_, p)| p.var.as_tensor()))?;
         Ok(Self { params, gradients })
     }
 
@@ -57,7 +60,7 @@ impl GradientBucket {
     ///
     /// # Errors
     /// A parameter that the pass gives no gradient: candle cuts the graph silently at operators that have no
-    /// backward.
+    /// backward. Another pass through a bucket of these parameters that is under way.
     pub fn backward(&mut self, loss: &Tensor) -> Result<()> {
         // Most gradients go straight into the bucket; those of candle's own operators come as tensors.
         let grads = self.gradients.collect(|| loss.backward())?;
@@ -117,7 +120,7 @@ impl AdamW {
     pub fn new(store: &ParamStore, config: AdamWConfig) -> Result<Self> {
         let parameters =
             store.params().into_iter().map(|(_, p)| (p.var.as_tensor().clone(), p.decay)).collect();
-        Ok(Self { config, moments: Moments::new(parameters)?, step: 0 })
+        Ok(Self { config, moments: Moments::new(store.context(), parameters)?, step: 0 })
     }
 
     /// Updates done.
@@ -179,9 +182,10 @@ impl AdamW {
 mod tests {
     use super::*;
     use crate::store::Init;
+    use calm_kernels::Parameter;
     use candle_core::DType;
 
-    fn quadratic() -> (ParamStore, Tensor) {
+    fn quadratic() -> (ParamStore, Parameter) {
         let store = ParamStore::new(&Device::Cpu, DType::F32, 3);
         let x = store.builder().weight("x", &[4, 3], Init::Normal(1.0)).unwrap();
         (store, x)

@@ -63,7 +63,7 @@ impl Objective for AutoencoderObjective {
 
     fn loss(&self, batch: &Batch, seed: u64, purpose: &str, step: u32) -> Result<BatchLoss> {
         let (ids, rows) = text_chunks(batch);
-        let ids = upload(&ids, (rows.len(), batch.chunk_size), self.store.device())?;
+        let ids = upload(&ids, (rows.len(), batch.chunk_size), self.store.context())?;
         let loss = self.model.loss(&ids, &Noise::Keyed { seed, purpose, step, rows: &rows })?;
         let per_token = 1.0 / batch.chunk_size as f64;
         Ok(BatchLoss {
@@ -84,7 +84,7 @@ pub struct CalmObjective {
 impl CalmObjective {
     /// Mean loss with true and with exchanged hidden states.
     pub fn condition_check(&self, batch: &Batch, seed: u64) -> Result<(f64, f64)> {
-        let b = to_tensors(batch, self.store.device())?;
+        let b = to_tensors(batch, self.store.context())?;
         let noise = Noise::Keyed { seed, purpose: "condition", step: 0, rows: &b.rows };
         self.model.condition_check(&b, &noise)
     }
@@ -108,7 +108,7 @@ impl Objective for CalmObjective {
     }
 
     fn loss(&self, batch: &Batch, seed: u64, purpose: &str, step: u32) -> Result<BatchLoss> {
-        let b = to_tensors(batch, self.store.device())?;
+        let b = to_tensors(batch, self.store.context())?;
         let noise = Noise::Keyed { seed, purpose, step, rows: &b.rows };
         Ok(BatchLoss { sum: self.model.loss(&b, &noise)?.sum, parts: Vec::new() })
     }
@@ -140,7 +140,7 @@ impl Objective for BaselineObjective {
     }
 
     fn loss(&self, batch: &Batch, _seed: u64, _purpose: &str, _step: u32) -> Result<BatchLoss> {
-        let b = to_tensors(batch, self.store.device())?;
+        let b = to_tensors(batch, self.store.context())?;
         Ok(BatchLoss { sum: self.model.loss(&b)?.sum, parts: Vec::new() })
     }
 }

@@ -30,7 +30,7 @@ pub(crate) fn attention_block(
         kept: Saved::new(),
         log_sums: Saved::new(),
     };
-    apply(operator, &inputs)
+    apply(operator, &inputs.map(|t| t as &dyn crate::Operand))
 }
 
 struct AttentionBlock {

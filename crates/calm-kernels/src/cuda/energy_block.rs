@@ -28,8 +28,8 @@ const OP: &str = "energy_block";
 /// x `[R, N, D]`, c `[R, D]`, checked by the caller.
 pub(crate) fn energy_block(x: &Tensor, c: &Tensor, w: EnergyBlockWeights<'_>, eps: f64) -> Result<Tensor> {
     let weights = [w.norm, w.first, w.second, w.third, w.down];
-    let inputs: Vec<&Tensor> = [x, c].into_iter().chain(weights.into_iter().flatten()).collect();
-    let keep = inputs.iter().any(|t| t.track_op());
+    let inputs: Vec<&dyn crate::Operand> = [x as &dyn crate::Operand, c].into_iter().chain(weights.into_iter().flatten()).collect();
+    let keep = inputs.iter().any(|t| t.tensor().track_op());
     apply(EnergyBlock { eps, keep, kept: Saved::new() }, &inputs)
 }
 

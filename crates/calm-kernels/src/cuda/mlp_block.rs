@@ -11,7 +11,7 @@ use candle_core::{CudaStorage, Result, Shape, Tensor};
 /// x `[.., D]`, norm `[D]`, gate and up `[I, D]`, down `[D, I]`, checked by the caller.
 pub(crate) fn mlp_block(inputs: [&Tensor; 5], eps: f64) -> Result<Tensor> {
     let keep = inputs.iter().any(|t| t.track_op());
-    apply(MlpBlock { eps, keep, gated: Saved::new() }, &inputs)
+    apply(MlpBlock { eps, keep, gated: Saved::new() }, &inputs.map(|t| t as &dyn crate::Operand))
 }
 
 struct MlpBlock {

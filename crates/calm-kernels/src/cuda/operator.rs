@@ -6,8 +6,8 @@
 //! [`crate::nary`].
 
 use super::Gpu;
-use super::gradients::is_collected;
 use crate::storage::error;
+use crate::{Context, Operand};
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor,
 };
@@ -44,24 +44,16 @@ struct Node<O> {
 
 /// The operator applied to `inputs`, differentiable in those that lead to a variable. Integer inputs may be
 /// among them.
-pub(crate) fn apply<O: Operator>(operator: O, inputs: &[&Tensor]) -> Result<Tensor> {
-    let Some(first) = inputs.first() else {
-        return Err(error(O::NAME, "has no inputs"));
-    };
-    let gpu = Gpu::of(O::NAME, first)?;
-    if let Some(other) = inputs.iter().find(|t| !t.device().same_device(first.device())) {
-        return Err(error(
-            O::NAME,
-            format_args!("inputs on {:?} and {:?}", first.device().location(), other.device().location()),
-        ));
-    }
-    let inputs = inputs.iter().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?;
+pub(crate) fn apply<O: Operator>(operator: O, inputs: &[&dyn Operand]) -> Result<Tensor> {
+    let gpu = Gpu::of_all(O::NAME, inputs)?;
+    let inputs = inputs.iter().map(|t| t.tensor().contiguous()).collect::<Result<Vec<_>>>()?;
     let tracked: Vec<usize> = (0..inputs.len()).filter(|&i| inputs[i].track_op()).collect();
     if tracked.is_empty() {
         let (storage, shape) = operator.forward(&gpu, &inputs)?;
         return gpu.wrap(storage, shape);
     }
-    let mut linked: Vec<usize> = tracked.iter().copied().filter(|&i| !is_collected(&inputs[i])).collect();
+    let collected = |t: &Tensor| gpu.context().map(Context::gradients).is_some_and(|g| g.collects(t));
+    let mut linked: Vec<usize> = tracked.iter().copied().filter(|&i| !collected(&inputs[i])).collect();
     if linked.is_empty() {
         linked.push(tracked[0]);
     }
@@ -90,13 +82,8 @@ impl<O: Operator> Node<O> {
     /// Gradients of the linked inputs.
     fn backward(&self, output: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let mut all = self.operator.backward(&self.gpu, &self.inputs, output, &grad.contiguous()?)?;
-        if let Some(i) = (0..all.len()).find(|i| all[*i].is_some() && !self.linked.contains(i)) {
-            return Err(error(
-                O::NAME,
-                format_args!(
-                    "the buffer that collected the gradient of input {i} is gone; keep it for the backward pass"
-                ),
-            ));
+        if (0..all.len()).any(|i| all[i].is_some() && !self.linked.contains(&i)) {
+            return Err(crate::gradients::bucket_gone());
         }
         Ok(self.linked.iter().map(|&i| all.get_mut(i).and_then(Option::take)).collect())
     }

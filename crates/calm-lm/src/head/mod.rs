@@ -12,7 +12,7 @@ mod schedule;
 mod testing;
 
 use calm_autoencoder::Posterior;
-use calm_nn::{Builder, Noise};
+use calm_nn::{Builder, Context, Noise};
 use candle_core::{DType, Result, Tensor};
 
 use crate::{BackboneConfig, HeadConfig};
@@ -47,9 +47,9 @@ pub fn build(
 }
 
 /// n samples of the posterior per row, `[R, n, L]`, constants; noise stream `target`.
-fn draw_targets(posterior: &Posterior, n: usize, noise: &Noise<'_>) -> Result<Tensor> {
+fn draw_targets(posterior: &Posterior, n: usize, noise: &Noise<'_>, context: &Context) -> Result<Tensor> {
     let (mean, log_std) = (posterior.mean.detach(), posterior.log_std.detach());
-    let eps = noise.normal("target", n, mean.dim(1)?, mean.device())?.to_dtype(mean.dtype())?;
+    let eps = noise.normal("target", n, mean.dim(1)?, context)?.to_dtype(mean.dtype())?;
     mean.unsqueeze(1)?.broadcast_add(&log_std.exp()?.unsqueeze(1)?.broadcast_mul(&eps)?)
 }
 
