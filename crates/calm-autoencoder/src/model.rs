@@ -260,7 +260,11 @@ impl Autoencoder {
         let eps = noise.normal("latent", 1, self.latent_size, context)?.squeeze(1)?.to_dtype(dtype)?;
         let mut z = posterior.sample(&eps)?;
         if self.config.latent_dropout > 0.0 {
-            z = ops::dropout(&context.with(&z), self.config.latent_dropout, noise.dropout("latent.dropout")?)?;
+            z = ops::dropout(
+                &context.with(&z),
+                self.config.latent_dropout,
+                noise.dropout("latent.dropout")?,
+            )?;
         }
         let hidden = self.decode_hidden(&z)?;
         // Σ over tokens = Σ over chunks of K · (mean over the chunk's tokens).

@@ -40,8 +40,8 @@ const BLOCK: usize = 64;
 /// # Errors
 /// Shapes that do not fit, H not a multiple of Hkv, element types that differ or that the device does not
 /// take, segments that are not U32.
-pub fn causal_attention(q: &dyn Operand, k: &Tensor, v: &Tensor, segments: &Tensor) -> Result<Tensor> {
-    let (operand, q) = (q, q.tensor());
+pub fn causal_attention(queries: &dyn Operand, k: &Tensor, v: &Tensor, segments: &Tensor) -> Result<Tensor> {
+    let q = queries.tensor();
     let sizes = Sizes::new(OP, q, k, v)?;
     if sizes.keys != sizes.queries || segments.dims() != [sizes.batch, sizes.queries] {
         return Err(error(
@@ -55,7 +55,7 @@ pub fn causal_attention(q: &dyn Operand, k: &Tensor, v: &Tensor, segments: &Tens
             ),
         ));
     }
-    on_gpu!(q, crate::cuda::attention::causal_attention(sizes, operand, k, v, segments));
+    on_gpu!(q, crate::cuda::attention::causal_attention(sizes, queries, k, v, segments));
     let spans = segment_spans(&storage::ids(OP, segments)?, sizes.queries);
     let keep = q.track_op() || k.track_op() || v.track_op();
     let op = CausalAttention { sizes, spans: Arc::new(spans), keep, log_sums: Saved::new() };

@@ -190,6 +190,18 @@ pub trait Operand: Debug {
     }
 }
 
+impl dyn Operand + '_ {
+    /// The tensor's shape.
+    pub(crate) fn dims(&self) -> &[usize] {
+        self.tensor().dims()
+    }
+
+    /// Whether the tensor leads to a variable.
+    pub(crate) fn track_op(&self) -> bool {
+        self.tensor().track_op()
+    }
+}
+
 impl Operand for Tensor {
     fn tensor(&self) -> &Tensor {
         self
@@ -223,8 +235,8 @@ impl Operand for InContext<'_> {
 }
 
 /// The context of the first operand that has one.
-pub(crate) fn of<'a>(operands: impl IntoIterator<Item = &'a dyn Operand>) -> Option<&'a Context> {
-    operands.into_iter().find_map(|operand| operand.context())
+pub(crate) fn of<'a>(operands: &[&'a dyn Operand]) -> Option<&'a Context> {
+    operands.iter().find_map(|operand| operand.context())
 }
 
 /// What an operator keeps of its context for the backward pass.
@@ -237,7 +249,7 @@ pub(crate) struct Home {
 impl Home {
     /// Of operands in the forward pass; None without a context.
     pub(crate) fn of(operands: &[&dyn Operand]) -> Option<Self> {
-        let context = of(operands.iter().copied())?.clone();
+        let context = of(operands)?.clone();
         let tensors = operands.iter().map(|operand| operand.tensor());
         let collected = tensors.filter(|t| context.gradients().collects(t)).map(Tensor::id).collect();
         Some(Self { context, collected })

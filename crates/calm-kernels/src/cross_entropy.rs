@@ -44,18 +44,18 @@ fn block_rows(vocabulary: usize) -> usize {
 /// waiting: such a target makes the loss NaN, unless its row has weight 0.
 pub fn tied_cross_entropy(
     hidden: &Tensor,
-    operand: &dyn Operand,
+    table: &dyn Operand,
     targets: &Tensor,
     weights: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let embedding = operand.tensor();
+    let embedding = table.tensor();
     let shape = Sizes::of(OP, hidden, embedding)?;
     on_gpu!(hidden, {
         target_shape(OP, targets, &shape)?;
         if let Some(w) = weights {
             weight_shape(w, hidden, &shape)?;
         }
-        crate::cuda::cross_entropy::tied_cross_entropy(hidden, operand, targets, weights)
+        crate::cuda::cross_entropy::tied_cross_entropy(hidden, table, targets, weights)
     });
     let targets = target_ids(OP, targets, &shape)?;
     let weights = match weights {
@@ -68,7 +68,7 @@ pub fn tied_cross_entropy(
         None => None,
     };
     let wanted = [hidden.track_op(), embedding.track_op()];
-    let home = Home::of(&[hidden, operand]);
+    let home = Home::of(&[hidden, table]);
     let op = TiedCrossEntropy { targets, weights, wanted, home, gradients: Saved::new() };
     hidden.contiguous()?.apply_op2(&embedding.contiguous()?, op)
 }
@@ -80,15 +80,15 @@ pub fn tied_cross_entropy(
 /// As [`tied_cross_entropy`].
 pub fn tied_cross_entropy_rows(
     hidden: &Tensor,
-    operand: &dyn Operand,
+    table: &dyn Operand,
     targets: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
     const OP: &str = "tied_cross_entropy_rows";
-    let embedding = operand.tensor();
+    let embedding = table.tensor();
     let shape = Sizes::of(OP, hidden, embedding)?;
     on_gpu!(hidden, {
         target_shape(OP, targets, &shape)?;
-        crate::cuda::cross_entropy::rows(hidden, operand, targets)
+        crate::cuda::cross_entropy::rows(hidden, table, targets)
     });
     let targets = target_ids(OP, targets, &shape)?;
     let (hidden, embedding) = (hidden.contiguous()?, embedding.contiguous()?);
@@ -117,11 +117,11 @@ pub fn tied_cross_entropy_rows(
 ///
 /// # Errors
 /// Shapes or types that do not fit.
-pub fn tied_argmax(hidden: &Tensor, operand: &dyn Operand) -> Result<Tensor> {
+pub fn tied_argmax(hidden: &Tensor, table: &dyn Operand) -> Result<Tensor> {
     const OP: &str = "tied_argmax";
-    let embedding = operand.tensor();
+    let embedding = table.tensor();
     let shape = Sizes::of(OP, hidden, embedding)?;
-    on_gpu!(hidden, crate::cuda::cross_entropy::argmax(hidden, operand));
+    on_gpu!(hidden, crate::cuda::cross_entropy::argmax(hidden, table));
     let (hidden, embedding) = (hidden.contiguous()?, embedding.contiguous()?);
     if hidden.dtype() == DType::F32 && screened_argmax::pays(shape.r) {
         let (h, e) = (view::<f32>(OP, &hidden)?, view::<f32>(OP, &embedding)?);

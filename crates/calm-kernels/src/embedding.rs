@@ -44,11 +44,11 @@ pub fn embedding(ids: &Tensor, table: &dyn Operand, frozen_row: Option<u32>) -> 
 /// As [`embedding`]; another type.
 pub fn embedding_as(
     ids_tensor: &Tensor,
-    operand: &dyn Operand,
+    weight: &dyn Operand,
     frozen_row: Option<u32>,
     dtype: DType,
 ) -> Result<Tensor> {
-    let table = operand.tensor();
+    let table = weight.tensor();
     let &[v, _] = table.dims() else {
         return Err(error(OP, format_args!("the table must be [V, D], got {:?}", table.dims())));
     };
@@ -56,7 +56,7 @@ pub fn embedding_as(
     if let Some(row) = frozen_row.filter(|&row| row as usize >= v) {
         return Err(error(OP, format_args!("frozen row {row} is outside the table {:?}", table.dims())));
     }
-    on_gpu!(table, crate::cuda::embedding::embedding(ids_tensor, operand, frozen_row, dtype));
+    on_gpu!(table, crate::cuda::embedding::embedding(ids_tensor, weight, frozen_row, dtype));
     if dtype != table.dtype() {
         return Err(error(
             OP,
@@ -76,7 +76,7 @@ pub fn embedding_as(
             ),
         ));
     }
-    let home = Home::of(&[operand]);
+    let home = Home::of(&[weight]);
     table.contiguous()?.apply_op1(Embedding { ids, dims: ids_tensor.dims().to_vec(), frozen_row, home })
 }
 

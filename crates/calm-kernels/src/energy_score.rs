@@ -80,17 +80,17 @@ struct EnergyScore<T> {
 /// # Errors
 /// N < 2, M < 1, L outside 1..=1024, `alpha` outside (0, 2), or shapes and types that do not fit.
 pub fn energy_score(
-    operand: &dyn Operand,
+    predictions: &dyn Operand,
     mean: &Tensor,
     log_std: &Tensor,
     noise: TargetNoise<'_>,
     alpha: f64,
 ) -> Result<Tensor> {
-    let pred = operand.tensor();
+    let pred = predictions.tensor();
     #[cfg(feature = "cuda")]
     if pred.device().is_cuda() {
         let sizes = Sizes::of(pred, mean, log_std, noise, alpha)?;
-        return crate::cuda::energy_score::energy_score(operand, mean, log_std, noise, alpha, sizes);
+        return crate::cuda::energy_score::energy_score(predictions, mean, log_std, noise, alpha, sizes);
     }
     let with_gradient = pred.track_op();
     let pred = pred.contiguous()?;

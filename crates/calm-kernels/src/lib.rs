@@ -16,9 +16,9 @@ macro_rules! on_gpu {
     };
 }
 
+pub mod context;
 #[cfg(feature = "cuda")]
 mod cuda;
-pub mod context;
 pub mod device;
 pub mod gradcheck;
 pub mod gradients;
@@ -27,7 +27,9 @@ pub mod simd;
 pub mod storage;
 
 mod adamw;
+mod backend;
 mod collector;
+mod cpu;
 mod cross_entropy;
 mod dropout;
 mod embedding;
@@ -65,7 +67,7 @@ mod attention_inference;
 pub use attention::{GPU_HEAD_SIZES, causal_attention};
 pub use attention_inference::{branch_attention, cached_attention};
 
-// Parts of layers as one operator each.
+// Parts of layers as one operator each, written over `backend` for both.
 mod attention_block;
 mod energy_block;
 mod mlp_block;

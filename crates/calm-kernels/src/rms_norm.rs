@@ -25,22 +25,22 @@ const OP: &str = "rms_norm";
 /// # Errors
 /// Shapes that do not fit, element types that differ or that the device does not take.
 pub fn rms_norm(x: &Tensor, weight: &dyn Operand, eps: f64) -> Result<Tensor> {
-    let (operand, weight) = (weight, weight.tensor());
+    let w = weight.tensor();
     match x.dims() {
-        [.., d] if weight.dims() == [*d] => {}
+        [.., d] if w.dims() == [*d] => {}
         _ => {
             return Err(error(
                 OP,
                 format_args!(
                     "x {:?} and weight {:?} do not fit: expected x [.., D], weight [D]",
                     x.dims(),
-                    weight.dims()
+                    w.dims()
                 ),
             ));
         }
     }
-    on_gpu!(x, crate::cuda::rms_norm::rms_norm(x, operand, eps));
-    x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps, home: Home::of(&[operand]) })
+    on_gpu!(x, crate::cuda::rms_norm::rms_norm(x, weight, eps));
+    x.contiguous()?.apply_op2(&w.contiguous()?, RmsNorm { eps, home: Home::of(&[weight]) })
 }
 
 struct RmsNorm {

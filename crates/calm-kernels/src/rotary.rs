@@ -23,7 +23,7 @@ const DENSE_ENTRIES: usize = 1 << 22;
 /// Tables (for different θ and head sizes) that a context has at the same time.
 const DENSE_TABLES: usize = 4;
 
-/// Rotates x `[B, S, H, Dh]` by the angles of positions (U32 `[B, S]`) with base θ: a tensor like x.
+/// Rotates an input x `[B, S, H, Dh]` by the angles of positions (U32 `[B, S]`) with base θ: a tensor like x.
 ///
 /// f32 and f64 on the CPU, f32 and bf16 on a GPU; the inputs may have any strides. The positions get no
 /// gradient. The table of angles stays in the context of x for the next call.
@@ -31,8 +31,8 @@ const DENSE_TABLES: usize = 4;
 /// # Errors
 /// Shapes that do not fit, an odd head size, positions that are not U32 or on another device, an element type
 /// that the device does not take.
-pub fn rotary(x: &dyn Operand, positions: &Tensor, theta: f64) -> Result<Tensor> {
-    let (operand, x) = (x, x.tensor());
+pub fn rotary(input: &dyn Operand, positions: &Tensor, theta: f64) -> Result<Tensor> {
+    let x = input.tensor();
     match (x.dims(), positions.dims()) {
         ([b, s, _, dh], [b2, s2]) if b == b2 && s == s2 && dh % 2 == 0 => {}
         (x, p) => {
@@ -46,8 +46,8 @@ pub fn rotary(x: &dyn Operand, positions: &Tensor, theta: f64) -> Result<Tensor>
         }
     }
     storage::expect_ids(OP, positions)?;
-    on_gpu!(x, crate::cuda::rotary::rotary(operand, positions, theta));
-    let op = Rotary::new(operand.context(), &storage::ids(OP, positions)?, x.dim(3)?, theta);
+    on_gpu!(x, crate::cuda::rotary::rotary(input, positions, theta));
+    let op = Rotary::new(input.context(), &storage::ids(OP, positions)?, x.dim(3)?, theta);
     x.contiguous()?.apply_op1(op)
 }
 

@@ -72,21 +72,17 @@ fn cases() -> Vec<Case> {
             };
             ops::attention_block(x, p[0], [p[1], p[2], p[3], p[4]], shape)
         }),
-        case(
-            "energy_block",
-            &[V, V, &[D, 2 * D], V, M, V, &[2 * D, D], &[2 * D], M, V],
-            |x, p| {
-                let weights = ops::EnergyBlockWeights {
-                    norm: [p[0], p[1]],
-                    first: [p[2], p[3]],
-                    second: [p[4], p[5]],
-                    third: [p[6], p[7]],
-                    down: [p[8], p[9]],
-                };
-                let c = x.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
-                ops::energy_block(x, &c, weights, EPS)
-            },
-        ),
+        case("energy_block", &[V, V, &[D, 2 * D], V, M, V, &[2 * D, D], &[2 * D], M, V], |x, p| {
+            let weights = ops::EnergyBlockWeights {
+                norm: [p[0], p[1]],
+                first: [p[2], p[3]],
+                second: [p[4], p[5]],
+                third: [p[6], p[7]],
+                down: [p[8], p[9]],
+            };
+            let c = x.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
+            ops::energy_block(x, &c, weights, EPS)
+        }),
     ]
 }
 
@@ -110,9 +106,8 @@ impl Set {
 
     fn new(case: Case, device: &Device) -> Self {
         let context = Context::new(device);
-        let of = |(i, shape): (usize, &Vec<usize>)| {
-            context.parameter(var(device, shape, i as u64 + 2)).unwrap()
-        };
+        let of =
+            |(i, shape): (usize, &Vec<usize>)| context.parameter(var(device, shape, i as u64 + 2)).unwrap();
         let parameters = case.shapes.iter().enumerate().map(of).collect();
         Self { case, x: var(device, &[2, 5, D], 1), parameters, context }
     }
@@ -247,7 +242,10 @@ fn a_lent_context_changes_no_number() {
         let heads = x.reshape((2, 5, 1, D)).unwrap();
         let places = ids(3, (2, 5), &device).unwrap();
         let segments = places.zeros_like().unwrap();
-        let run = |x: &dyn Operand, heads: &dyn Operand, to: &dyn ops::Destination| -> Result<Vec<Vec<f64>>> {
+        let run = |x: &dyn Operand,
+                   heads: &dyn Operand,
+                   to: &dyn ops::Destination|
+         -> Result<Vec<Vec<f64>>> {
             let plain = heads.tensor();
             let mask = ops::DropoutMask::Draw { key, rows: &rows };
             let samples = x.tensor().reshape((5, 2, D))?;

@@ -117,12 +117,7 @@ impl SwiGlu {
 
     /// `x + SwiGLU(norm(x))`, `[.., D] -> [.., D]`.
     pub fn residual(&self, x: &Tensor, norm: &RmsNorm) -> Result<Tensor> {
-        ops::mlp_block(
-            x,
-            &norm.weight,
-            [&self.gate.weight, &self.up.weight, &self.down.weight],
-            norm.eps,
-        )
+        ops::mlp_block(x, &norm.weight, [&self.gate.weight, &self.up.weight, &self.down.weight], norm.eps)
     }
 }
 

@@ -43,13 +43,7 @@ impl<'a> Noise<'a> {
 
     /// Uniform numbers in [0, 1), shape `[R, samples, dims]`, on a device; in a context (that of the store, or of a
     /// parameter) the addresses of the rows are copied to a GPU once.
-    pub fn uniform(
-        &self,
-        stream: &str,
-        samples: usize,
-        dims: usize,
-        to: &dyn Destination,
-    ) -> Result<Tensor> {
+    pub fn uniform(&self, stream: &str, samples: usize, dims: usize, to: &dyn Destination) -> Result<Tensor> {
         match *self {
             Self::Keyed { seed, purpose, step, rows } => {
                 noise_uniform(Self::key(seed, purpose, stream, step), rows, samples, dims, to)

@@ -75,7 +75,15 @@ impl CopiesMade {
             let source = view::<f32>(OP, parameter)?;
             let count = parameter.elem_count() as u64;
             let launch = Launch::elements(parameter.elem_count());
-            launch!(gpu, CAST, "narrow_f32_bf16", launch, &source.get(), &pointer(&self.values, range), &count);
+            launch!(
+                gpu,
+                CAST,
+                "narrow_f32_bf16",
+                launch,
+                &source.get(),
+                &pointer(&self.values, range),
+                &count
+            );
         }
         Ok(())
     }

@@ -11,9 +11,7 @@ use candle_core::cuda_backend::cudarc::driver::{
     CudaFunction, CudaSlice, CudaStream, CudaView, DevicePtr, DeviceRepr, LaunchConfig, ValidAsZeroBits,
 };
 use candle_core::op::BackpropOp;
-use candle_core::{
-    CudaDevice, CudaStorage, Device, Result, Shape, Storage, StorageRef, Tensor, WithDType,
-};
+use candle_core::{CudaDevice, CudaStorage, Device, Result, Shape, Storage, StorageRef, Tensor, WithDType};
 use half::bf16;
 use std::fmt::Display;
 use std::marker::PhantomData;
@@ -154,21 +152,12 @@ impl Gpu {
         Self::of_all(op, &[operand])
     }
 
-    /// The GPU that operands are on, in the context of the first that has one.
+    /// The GPU that the first operand is on, in the context of the first that has one.
     pub(crate) fn of_all(op: &str, operands: &[&dyn Operand]) -> Result<Self> {
-        let Some(first) = operands.first().map(|operand| operand.tensor()) else {
+        let Some(first) = operands.first() else {
             return Err(error(op, "has no inputs"));
         };
-        if let Some(other) =
-            operands.iter().map(|o| o.tensor()).find(|t| !t.device().same_device(first.device()))
-        {
-            return Err(error(
-                op,
-                format_args!("inputs on {:?} and {:?}", first.device().location(), other.device().location()),
-            ));
-        }
-        let context = crate::context::of(operands.iter().copied());
-        Self::new(op, first.device(), context)
+        Self::new(op, first.tensor().device(), crate::context::of(operands))
     }
 
     /// The GPU where something is made.
