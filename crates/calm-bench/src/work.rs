@@ -282,7 +282,7 @@ pub fn build(what: What, size: &Size, place: &Place) -> Result<Step> {
         }
         What::Lm => {
             let model = calm(&store, place, &s, k, s.latent, s.context_chunks)?;
-            let batch = to_tensors(&batch(s.batch_rows, s.context_chunks + 1, k, s.vocab), &device)?;
+            let batch = to_tensors(&batch(s.batch_rows, s.context_chunks + 1, k, s.vocab), store.context())?;
             let mut training = Training::new(&store)?;
             let run = move |read: bool| {
                 training.step(read, |step| {
@@ -298,7 +298,7 @@ pub fn build(what: What, size: &Size, place: &Place) -> Result<Step> {
             let model =
                 Baseline::new(&store.builder(), &s.backbone(), s.vocab, special(s.vocab), context, false)?;
             store.prepare()?;
-            let batch = to_tensors(&batch(s.batch_rows, context + 1, 1, s.vocab), &device)?;
+            let batch = to_tensors(&batch(s.batch_rows, context + 1, 1, s.vocab), store.context())?;
             let mut training = Training::new(&store)?;
             let run = move |read: bool| {
                 training.step(read, |_| {
@@ -360,12 +360,13 @@ fn energy(s: &Size, rows: usize, place: &Place) -> Result<Step> {
     let there = |t: Tensor| t.to_device(&place.device);
     let mean = there(normal("bench/mean", 1)?.squeeze(1)?)?;
     let log_std = there(((normal("bench/log_std", 1)?.squeeze(1)? * 0.1)? - 1.2)?)?;
+    let context = ops::Context::new(&place.device);
     let mut step = 0;
     let run = move |read: bool| {
         let key = NoiseKey::new(SEED, "bench/target", step);
         step += 1;
         let noise = ops::TargetNoise::Draw { key, rows: &ids, samples: m };
-        let loss = ops::energy_score(x.as_tensor(), &mean, &log_std, noise, alpha)?.mean_all()?;
+        let loss = ops::energy_score(&context.with(&x), &mean, &log_std, noise, alpha)?.mean_all()?;
         let gradients = loss.backward()?;
         match gradients.get(x.as_tensor()) {
             Some(_) if !read => Ok(f64::NAN),
@@ -386,8 +387,9 @@ fn attention(s: &Size, place: &Place) -> Result<Step> {
     let q = normal("bench/queries", s.heads)?;
     let (k, v) = (normal("bench/keys", s.kv_heads)?, normal("bench/values", s.kv_heads)?);
     let segments = Tensor::zeros((b, t), DType::U32, &place.device)?;
+    let context = ops::Context::new(&place.device);
     let run = move |read: bool| {
-        let y = ops::causal_attention(&q, &k, &v, &segments)?;
+        let y = ops::causal_attention(&context.with(&q), &k, &v, &segments)?;
         let gradients = y.backward()?;
         match gradients.get(q.as_tensor()) {
             Some(_) if !read => Ok(f64::NAN),

@@ -181,8 +181,9 @@ impl AdamW {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layers::{Embedding, LayerNorm, Linear, RmsNorm, SwiGlu};
     use crate::store::Init;
-    use calm_kernels::Parameter;
+    use calm_kernels::{Parameter, device};
     use candle_core::DType;
 
     fn quadratic() -> (ParamStore, Parameter) {
@@ -257,6 +258,54 @@ mod tests {
         let mut opt = AdamW::new(&store, AdamWConfig { weight_decay: 0.0, ..Default::default() }).unwrap();
         opt.update(&mut bucket, 0.1, &Clip::by(1.0)).unwrap();
         assert_eq!(x.flatten_all().unwrap().to_vec1::<f32>().unwrap(), before);
+    }
+
+    /// The CPU, and a GPU if this build can use one and there is one. CALM_TEST_GPU=1 makes its absence an error.
+    fn devices() -> Vec<Device> {
+        let gpu = match device::gpus() {
+            Ok(_) => Some(device::open(device::Choice::Cuda(0)).unwrap()),
+            Err(reason) => {
+                assert!(
+                    std::env::var_os("CALM_TEST_GPU").is_none() || !device::has_cuda(),
+                    "CALM_TEST_GPU: {reason}"
+                );
+                None
+            }
+        };
+        std::iter::once(Device::Cpu).chain(gpu).collect()
+    }
+
+    #[test]
+    fn beside_a_bucket_a_plain_pass_is_the_same_error_on_every_device() {
+        for device in devices() {
+            let store = ParamStore::new(&device, DType::F32, 5);
+            let (b, init) = (store.builder(), Init::Normal(0.5));
+            let norm = RmsNorm::new(&b, "norm", 8, 1e-6).unwrap();
+            let mlp = SwiGlu::new(&b, "mlp", 8, 12, init).unwrap();
+            let table = Embedding::new(&b, "table", 6, 8, init, Some(0)).unwrap();
+            let (after, last) =
+                (LayerNorm::new(&b, "after", 8, 1e-6).unwrap(), Linear::new(&b, "last", 8, 3, init).unwrap());
+            let ids = Tensor::new(&[[1u32, 2], [5, 0]], &device).unwrap();
+            let loss = || {
+                let x = mlp.residual(&table.forward(&ids).unwrap(), &norm).unwrap();
+                last.forward(&after.forward(&x).unwrap()).unwrap().sqr().unwrap().sum_all().unwrap()
+            };
+            let numbers = |t: &Tensor| -> Vec<f32> { t.flatten_all().unwrap().to_vec1().unwrap() };
+            let plain = || -> Vec<Vec<f32>> {
+                let grads = loss().backward().unwrap();
+                store.params().iter().map(|(_, p)| numbers(grads.get(&p.var).unwrap())).collect()
+            };
+            let want = plain();
+            let mut bucket = GradientBucket::new(&store).unwrap();
+            let e = loss().backward().unwrap_err().to_string();
+            assert!(e.contains("outside of the bucket"), "{e}");
+            bucket.backward(&loss()).unwrap();
+            let got: Vec<_> =
+                store.params().iter().map(|(name, _)| bucket.get(name).unwrap().unwrap()).collect();
+            assert_eq!(got, want, "{:?}", device.location());
+            drop(bucket);
+            assert_eq!(plain(), want);
+        }
     }
 
     #[test]
