@@ -119,7 +119,8 @@ impl Collector {
         }
         Err(error(
             "backward",
-            "a parameter's gradient came outside of the bucket that collects it; run the backward pass through the              bucket, or drop the bucket first",
+            "a parameter's gradient came outside of the bucket that collects it; run the backward pass through the \
+             bucket, or drop the bucket first",
         ))
     }
 
@@ -131,7 +132,8 @@ impl Collector {
         let Some(mut lent) = self.borrow() else {
             return Err(error(
                 "backward",
-                "a part that is computed again leaves its parameters' gradients in a bucket only; run the                  backward pass through one",
+                "a part that is computed again leaves its parameters' gradients in a bucket only; run the \
+                 backward pass through one",
             ));
         };
         for &id in gradients.get_ids() {

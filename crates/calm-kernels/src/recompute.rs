@@ -9,8 +9,8 @@ use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Sto
 const OP: &str = "recomputed";
 
 /// `f(x)`, differentiable in x and in the parameters that `f` uses, which are those of `context`: the backward pass
-/// must run through a [`crate::FlatGradients`] of theirs. `f` must give the same for the same x: noise from
-/// counters does.
+/// must run through a [`crate::FlatGradients`] of theirs; others are constants to it. `f` must give the same for
+/// the same x: noise from counters does.
 ///
 /// # Errors
 /// Those of `f`; a backward pass that does not run through a buffer of `context`.
