@@ -385,8 +385,8 @@ mod tests {
     #[test]
     fn one_pass_at_a_time_runs_through_the_buffers_of_a_context() {
         let context = Context::new(&Device::Cpu);
-        let w = parameter(&context, &[1.0], (1, 1));
-        let loss = || linear(&w, &w, None).unwrap().sum_all().unwrap();
+        let (x, w) = (var(&[2.0], (1, 1)), parameter(&context, &[1.0], (1, 1)));
+        let loss = || linear(&x, &w, None).unwrap().sum_all().unwrap();
         let [mut one, mut two] = [0, 1].map(|_| FlatGradients::new(&context, [&*w]).unwrap());
         let inner = one.collect(|| Ok(two.collect(|| loss().backward()).is_err()));
         assert!(inner.unwrap());
