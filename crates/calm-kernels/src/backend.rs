@@ -283,8 +283,8 @@ pub(crate) trait Backend: Sized + 'static {
     ) -> Result<(Option<Tensor>, [Slope<'static, Self>; 2])>;
 
     fn layer_norm(&self, x: &Array<'_, Self>, norm: &Affine<'_, '_, Self>) -> Result<Array<'static, Self>>;
-    /// (gradient of the weight after it, dx + residual, [dw, db]). The weight's further columns take another input:
-    /// `beside` is (slope, input) of those.
+    /// With the `residual`'s gradient added to dx. The columns of the weight after it that are not in `w` take another
+    /// input: `beside` is (slope, input) of those.
     fn layer_norm_backward(
         &self,
         x: &Array<'_, Self>,
@@ -293,7 +293,16 @@ pub(crate) trait Backend: Sized + 'static {
         w: Weight<'_, Self>,
         beside: (Self::Mat<'_>, Self::Mat<'_>),
         residual: &Array<'_, Self>,
-    ) -> Result<(Option<Tensor>, Array<'static, Self>, [Option<Tensor>; 2])>;
+    ) -> Result<NormGradients<Self>>;
+}
+
+/// What [`Backend::layer_norm_backward`] gives.
+pub(crate) struct NormGradients<B: Backend> {
+    /// Of the weight after the norm.
+    pub(crate) after: Option<Tensor>,
+    pub(crate) dx: Array<'static, B>,
+    /// Of scale and shift.
+    pub(crate) parameters: [Option<Tensor>; 2],
 }
 
 /// `named! { Inputs { x, norm, .. } }`: one thing for each input of an operator, by name, in the inputs' order.

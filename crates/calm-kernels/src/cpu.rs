@@ -2,7 +2,7 @@
 
 use crate::AttentionShape;
 use crate::attention::{self, Sizes, Span, segment_spans};
-use crate::backend::{Affine, Array, Backend, Block, Blocks, Heads, Slope, Weight};
+use crate::backend::{Affine, Array, Backend, Block, Blocks, Heads, NormGradients, Slope, Weight};
 use crate::gradients::{gradient_of, put};
 use crate::nary::Place;
 use crate::rotary::Rotary;
@@ -389,7 +389,7 @@ impl<T: Real> Backend for OnCpu<T> {
         w: Weight<'_, Self>,
         beside: (Mat<'_, T>, Mat<'_, T>),
         residual: &Array<'_, Self>,
-    ) -> Result<(Option<Tensor>, Array<'static, Self>, [Option<Tensor>; 2])> {
+    ) -> Result<NormGradients<Self>> {
         let h = self.layer_norm(x, norm)?;
         let dw = self.weight_gradient(w.parameter, [(slope.array.mat(), h.mat()), beside])?;
         let mut dh = h.data.own();
@@ -399,7 +399,8 @@ impl<T: Real> Backend for OnCpu<T> {
         rows::add_to(&mut dx, &residual.data);
         let (of_weight, of_bias) = sums.split_at(sums.len() / 2);
         let [weight, bias] = norm.parameters;
-        Ok((dw, alike(dx, x), [self.given(weight, of_weight)?, self.given(bias, of_bias)?]))
+        let parameters = [self.given(weight, of_weight)?, self.given(bias, of_bias)?];
+        Ok(NormGradients { after: dw, dx: alike(dx, x), parameters })
     }
 }
 

@@ -169,8 +169,9 @@ impl<P: Blocks> Block<P> for EnergyBlock {
         let c = dc.map(|dc| on.gradient(dc, inputs.c)).transpose()?;
         let to_first = Weight { mat: left, parameter: inputs.w1 };
         let of_c = (of_row.array.mat(), of.c.mat());
-        let (w1, dx, [norm, norm_bias]) = on.layer_norm_backward(&of.x, &norm, slope, to_first, of_c, &dy)?;
-        let x = inputs.x.track_op().then(|| on.gradient(dx, inputs.x)).transpose()?;
+        let of_norm = on.layer_norm_backward(&of.x, &norm, slope, to_first, of_c, &dy)?;
+        let (w1, [norm, norm_bias]) = (of_norm.after, of_norm.parameters);
+        let x = inputs.x.track_op().then(|| on.gradient(of_norm.dx, inputs.x)).transpose()?;
         Ok(Inputs { x, c, norm, norm_bias, w1, b1, w2, b2, w3, b3, w4, b4 }.list())
     }
 }

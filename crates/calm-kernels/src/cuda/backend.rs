@@ -21,7 +21,7 @@ use super::turns::Turns;
 use super::{Element, Gpu, View, layer_norm, rms_norm, swiglu, view};
 use crate::AttentionShape;
 use crate::attention::Sizes;
-use crate::backend::{Affine, Array, Backend, Block, Blocks, Heads, Slope, Weight};
+use crate::backend::{Affine, Array, Backend, Block, Blocks, Heads, NormGradients, Slope, Weight};
 use crate::nary::Place;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
 use candle_core::{CudaStorage, Result, Shape, Storage, Tensor};
@@ -410,7 +410,7 @@ impl<T: Element> Backend for OnGpu<T> {
         w: Weight<'_, Self>,
         beside: (Mat<'_, T>, Mat<'_, T>),
         residual: &Array<'_, Self>,
-    ) -> Result<(Option<Tensor>, Array<'static, Self>, [Option<Tensor>; 2])> {
+    ) -> Result<NormGradients<Self>> {
         let (gpu, d) = (&self.gpu, x.columns);
         let dh = product(gpu, &slope.array.mat(), &w.mat)?;
         let [weight, bias] = norm.arrays.map(Array::view);
@@ -435,8 +435,8 @@ impl<T: Element> Backend for OnGpu<T> {
         };
         let sums = |at: usize| to.sums.as_ref().map(|sums| sums.slice(at * d..(at + 1) * d));
         let [weight, bias] = norm.parameters;
-        let of_norm = [self.given(weight, sums(0))?, self.given(bias, sums(1))?];
-        Ok((dw, alike(to.dx, x), of_norm))
+        let parameters = [self.given(weight, sums(0))?, self.given(bias, sums(1))?];
+        Ok(NormGradients { after: dw, dx: alike(to.dx, x), parameters })
     }
 }
 
