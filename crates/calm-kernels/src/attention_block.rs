@@ -99,12 +99,12 @@ struct AttentionBlock<P: Blocks> {
     eps: f64,
     /// Whether a backward pass may follow.
     keep: bool,
-    kept: Saved<Kept>,
+    kept: Saved<KeptHeads>,
 }
 
 /// What the backward pass needs beside the inputs, as in [`Heads`].
 #[derive(Clone)]
-struct Kept {
+struct KeptHeads {
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -128,7 +128,7 @@ impl<P: Blocks> Block<P> for AttentionBlock<P> {
         let y = on.residual(&of.x, out.mat(), of.output.mat(), None)?;
         if let Some(log_sums) = log_sums {
             let (q, k, v, out) = (on.tensor(q)?, on.tensor(k)?, on.tensor(v)?, on.tensor(out)?);
-            self.kept.set(Kept { q, k, v, out, log_sums });
+            self.kept.set(KeptHeads { q, k, v, out, log_sums });
         }
         Ok(y)
     }
@@ -142,7 +142,7 @@ impl<P: Blocks> Block<P> for AttentionBlock<P> {
         let inputs = Inputs::of(OP, inputs)?;
         let of = inputs.try_map(|t| on.operand(t))?;
         let (heads, kv_heads) = (self.sizes.heads, self.sizes.kv_heads);
-        let Kept { q, k, v, out, log_sums } = &self.kept.get(OP)?;
+        let KeptHeads { q, k, v, out, log_sums } = &self.kept.get(OP)?;
         let kept = Heads { q: on.read(q)?, k: on.read(k)?, v: on.read(v)?, out: on.read(out)?, log_sums };
         let dy = on.read(grad)?;
 

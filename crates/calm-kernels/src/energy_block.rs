@@ -79,12 +79,12 @@ struct EnergyBlock {
     eps: f64,
     /// Whether a backward pass may follow.
     keep: bool,
-    kept: Saved<Kept>,
+    kept: Saved<BeforeActivations>,
 }
 
 /// What goes into the activations, as [`Backend::before_activation`] gives it.
 #[derive(Clone)]
-struct Kept {
+struct BeforeActivations {
     /// h W₁ₗᵀ `[R N, D]`.
     first: Tensor,
     /// c W₁ᵣᵀ + b₁ `[R, D]`.
@@ -122,7 +122,7 @@ impl<P: Blocks> Block<P> for EnergyBlock {
         let a = on.gate(&third, &of.b3)?;
         let y = on.residual(&of.x, a.mat(), of.w4.mat(), Some(&of.b4))?;
         if self.keep {
-            self.kept.set(Kept {
+            self.kept.set(BeforeActivations {
                 first: on.tensor(first)?,
                 row: on.tensor(row)?,
                 second: on.tensor(second)?,
