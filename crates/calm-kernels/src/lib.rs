@@ -16,6 +16,7 @@ macro_rules! on_gpu {
     };
 }
 
+pub mod context;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub mod device;
@@ -26,7 +27,9 @@ pub mod simd;
 pub mod storage;
 
 mod adamw;
-mod copies;
+mod backend;
+mod collector;
+mod cpu;
 mod cross_entropy;
 mod dropout;
 mod embedding;
@@ -35,7 +38,7 @@ mod moments;
 mod nary;
 mod noise;
 pub use adamw::{AdamWStep, adamw, squared_norm};
-pub use copies::ComputeCopies;
+pub use context::{Context, Destination, InContext, Operand, Parameter};
 pub use cross_entropy::{tied_argmax, tied_cross_entropy, tied_cross_entropy_rows};
 pub use dropout::{DropoutMask, dropout};
 pub use embedding::{embedding, embedding_as};
@@ -64,7 +67,7 @@ mod attention_inference;
 pub use attention::{GPU_HEAD_SIZES, causal_attention};
 pub use attention_inference::{branch_attention, cached_attention};
 
-// Parts of layers as one operator each.
+// Parts of layers as one operator each, written over `backend` for both.
 mod attention_block;
 mod energy_block;
 mod mlp_block;

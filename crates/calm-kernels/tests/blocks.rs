@@ -5,7 +5,7 @@
 mod common;
 
 use calm_kernels as ops;
-use calm_kernels::{AttentionShape, EnergyBlockWeights, gradcheck};
+use calm_kernels::{AttentionShape, EnergyBlockWeights, Operand, gradcheck};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use common::*;
 
@@ -64,12 +64,18 @@ fn attention_plain(v: &[Var], heads: usize, kv: usize, p: &Places) -> Result<Ten
 }
 
 fn attention(v: &[Var], heads: usize, kv_heads: usize, p: &Places) -> Result<Tensor> {
-    let all: Vec<Tensor> = v.iter().map(|v| v.as_tensor().clone()).collect();
-    attention_of(&all, heads, kv_heads, p)
+    attention_of(&v[0], &v[1], [&v[2], &v[3], &v[4], &v[5]], heads, kv_heads, p)
 }
 
-fn attention_of(v: &[Tensor], heads: usize, kv_heads: usize, p: &Places) -> Result<Tensor> {
-    let there = |t: &Tensor| t.to_device(v[0].device());
+fn attention_of(
+    x: &Tensor,
+    norm: &dyn Operand,
+    matrices: [&dyn Operand; 4],
+    heads: usize,
+    kv_heads: usize,
+    p: &Places,
+) -> Result<Tensor> {
+    let there = |t: &Tensor| t.to_device(x.device());
     let shape = AttentionShape {
         heads,
         kv_heads,
@@ -78,7 +84,7 @@ fn attention_of(v: &[Tensor], heads: usize, kv_heads: usize, p: &Places) -> Resu
         positions: &there(&p.positions)?,
         segments: &there(&p.segments)?,
     };
-    ops::attention_block(&v[0], &v[1], [&v[2], &v[3], &v[4], &v[5]], shape)
+    ops::attention_block(x, norm, matrices, shape)
 }
 
 fn attention_inputs(b: usize, s: usize, d: usize, kv: usize) -> Vec<Tensor> {
@@ -120,7 +126,7 @@ fn attention_equals_its_operators_with_segments_and_shared_keys() {
 #[cfg(feature = "cuda")]
 #[test]
 fn attention_on_a_gpu_takes_f32_parameters_with_bf16_activations() {
-    use calm_kernels::{ComputeCopies, FlatGradients};
+    use calm_kernels::{Context, FlatGradients, Parameter};
     let Some(gpu) = gpu() else { return };
     let (b, s, heads, kv, size) = (2, 20, 4, 2, 32);
     let p = places(b, s);
@@ -136,11 +142,14 @@ fn attention_on_a_gpu_takes_f32_parameters_with_bf16_activations() {
     let weights = round(&round(&random(y.dims(), 77), DType::BF16), DType::F64);
     let want = (&y * &weights).unwrap().sum_all().unwrap().backward().unwrap();
 
-    let mut vars = vec![there(&round(&given[0], DType::BF16))];
-    vars.extend(given[1..].iter().map(|t| there(&round(t, DType::F32))));
+    let context = Context::new(&gpu);
+    let x = there(&round(&given[0], DType::BF16));
+    let parameter = |t: &Tensor| context.parameter(there(&round(t, DType::F32)).into_inner()).unwrap();
+    let parameters: Vec<Parameter> = given[1..].iter().map(parameter).collect();
     let weights = round(&weights, DType::BF16).to_device(&gpu).unwrap();
     let loss = || {
-        let y = attention(&vars, heads, kv, &p).unwrap();
+        let w = &parameters;
+        let y = attention_of(&x, &w[0], [&w[1], &w[2], &w[3], &w[4]], heads, kv, &p).unwrap();
         assert_eq!(y.dtype(), DType::BF16);
         (&y * &weights).unwrap().sum_all().unwrap()
     };
@@ -149,22 +158,23 @@ fn attention_on_a_gpu_takes_f32_parameters_with_bf16_activations() {
         assert!(off <= 2e-2, "gradient of input {i} is off by {off:.1e}");
     };
     let grads = loss().backward().unwrap();
-    for (i, var) in vars.iter().enumerate() {
-        let gradient = grads.get(var).unwrap();
-        assert_eq!(gradient.dtype(), var.dtype());
+    let tensors = || parameters.iter().map(|p| &**p);
+    for (i, tensor) in std::iter::once(x.as_tensor()).chain(tensors()).enumerate() {
+        let gradient = grads.get(tensor).unwrap();
+        assert_eq!(gradient.dtype(), tensor.dtype());
         near(gradient, i);
     }
     // Into the buffer, with and without copies that stay: the same bits, and twice as much after two passes.
-    let mut flat = FlatGradients::new(vars[1..].iter().map(|v| v.as_tensor())).unwrap();
-    let copies = ComputeCopies::new(vars[1..].iter().map(|v| v.as_tensor()), DType::BF16).unwrap();
-    for kept in [copies, None] {
+    let mut flat = FlatGradients::new(&context, tensors()).unwrap();
+    for kept in [true, false] {
+        context.keep_copies(tensors().filter(|_| kept), DType::BF16).unwrap();
         flat.clear();
         for round in 1..3 {
             let loss = loss();
             let collected = flat.collect(|| loss.backward()).unwrap();
-            let of_x = [&collected, &grads].map(|g| common::flat(&here(g.get(&vars[0]).unwrap())));
+            let of_x = [&collected, &grads].map(|g| common::flat(&here(g.get(&x).unwrap())));
             assert_eq!(of_x[0], of_x[1]);
-            for (i, var) in vars[1..].iter().enumerate() {
+            for (i, var) in tensors().enumerate() {
                 assert!(collected.get(var).is_none() && flat.reached(i));
                 let want = common::flat(&here(grads.get(var).unwrap()));
                 let got = flat.get(i).unwrap().unwrap();
@@ -174,7 +184,6 @@ fn attention_on_a_gpu_takes_f32_parameters_with_bf16_activations() {
                 }
             }
         }
-        drop(kept);
     }
 }
 
@@ -249,6 +258,52 @@ fn inputs_without_a_gradient_get_none_and_results_stay() {
     assert!(of_one.get(&all[0]).is_none());
     // A second backward pass of one graph gives the same again.
     assert_eq!(flat(y.backward().unwrap().get(&all[4]).unwrap()), flat(of_all.get(&all[4]).unwrap()));
+}
+
+#[test]
+fn gradients_do_not_depend_on_how_many_inputs_ask_for_one() {
+    let here = |t: &Tensor| flat(&t.to_device(&Device::Cpu).unwrap());
+    for device in [Some(Device::Cpu), gpu()].into_iter().flatten() {
+        let there = |t: &Tensor| t.to_dtype(DType::F32).unwrap().to_device(&device).unwrap();
+        let all: Vec<Var> =
+            energy_inputs(4, 3, 8).iter().map(|t| Var::from_tensor(&there(t)).unwrap()).collect();
+        let y = energy(&all).unwrap();
+        let want = y.backward().unwrap();
+        // One to three are inputs of one operator of candle's, more are a chain.
+        for asking in 0..=all.len() {
+            let input = |(i, v): (usize, &Var)| {
+                if i < asking { v.as_tensor().clone() } else { v.as_detached_tensor() }
+            };
+            let t: Vec<Tensor> = all.iter().enumerate().map(input).collect();
+            let weights = EnergyBlockWeights {
+                norm: [&t[2], &t[3]],
+                first: [&t[4], &t[5]],
+                second: [&t[6], &t[7]],
+                third: [&t[8], &t[9]],
+                down: [&t[10], &t[11]],
+            };
+            let some = ops::energy_block(&t[0], &t[1], weights, EPS).unwrap();
+            assert_eq!(here(&some), here(&y));
+            assert_eq!(some.track_op(), asking > 0);
+            if asking == 0 {
+                continue;
+            }
+            let grads = some.backward().unwrap();
+            for (i, v) in all.iter().enumerate() {
+                let wanted = (i < asking).then(|| here(want.get(v).unwrap()));
+                assert_eq!(grads.get(v).map(here), wanted, "input {i} of {asking}");
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_of_two_types_are_refused() {
+    let v: Vec<Var> = energy_inputs(2, 2, 4).iter().map(|t| Var::from_tensor(t).unwrap()).collect();
+    let mut mixed = v.clone();
+    mixed[1] = Var::from_tensor(&v[1].to_dtype(DType::F32).unwrap()).unwrap();
+    let e = energy(&mixed).unwrap_err().to_string();
+    assert!(e.contains("energy_block") && e.contains("x and c"), "{e}");
 }
 
 #[test]

@@ -84,7 +84,7 @@ impl<'a> Scorer<'a> {
         };
         let options = ScoreOptions { rule: view.rule, samples, seed };
         let progress = |done| reporter.scoring(&label, done, total);
-        let scores = score(&*self.model, view.batches(rows), options, self.device, progress)?;
+        let scores = score(&*self.model, view.batches(rows), options, progress)?;
         let bootstrap = Bootstrap { replicates: eval.bootstrap, seed };
         let ngram = ngram.map(|models| ngram_scores(models, &scores.positions, &bootstrap)).transpose()?;
         let cross_entropy = scores.cross_entropy.map(|(nats, n)| nats / n.max(1) as f64);
@@ -115,7 +115,7 @@ impl<'a> Scorer<'a> {
         let rows = evaluation_rows(held_out, special, self.run.lm_layout(), documents, chunks)?;
         let (mut loss, mut exchanged, mut n) = (0.0, 0.0, 0usize);
         for batch in rows.batches(SCORE_ROWS).take(8).filter(|batch| batch.predict_count() >= 2) {
-            let batch = to_tensors(&batch, self.device)?;
+            let batch = to_tensors(&batch, self.model.store().context())?;
             let seed = self.run.config.seed;
             let noise = Noise::Keyed { seed, purpose: "condition", step: 0, rows: &batch.rows };
             let Some((a, b)) = self.model.condition_check(&batch, &noise)? else { return Ok(None) };

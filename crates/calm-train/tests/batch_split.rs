@@ -88,7 +88,7 @@ fn validation_loss_and_scores_do_not_depend_on_the_rows_at_a_time() {
         let at = |n: usize| -> (f64, Scores) {
             let loss = validation_loss(&*lm, rows.batches(n), 5).unwrap();
             let options = ScoreOptions { rule: Rule::All, samples: 3, seed: 5 };
-            (loss, score(&*lm, rows.batches(n), options, &cpu, |_| {}).unwrap())
+            (loss, score(&*lm, rows.batches(n), options, |_| {}).unwrap())
         };
         let (loss, scores) = at(4);
         assert!(scores.positions.len() > 50);

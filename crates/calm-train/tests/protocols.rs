@@ -108,7 +108,7 @@ fn a_models_own_aligned_protocol_gives_the_scores_of_all_its_chunks() {
         let rows = evaluation_rows(&file, tokenizer.special(), run.lm_layout(), None, None).unwrap();
         let options = ScoreOptions { rule: Rule::All, samples: 2, seed: run.config.seed };
         let batches = rows.batches(4);
-        let all = score::score(&*scorer.model, batches, options, &Device::Cpu, |_| {}).unwrap();
+        let all = score::score(&*scorer.model, batches, options, |_| {}).unwrap();
         assert_eq!(own.sums, all.sums);
         assert_eq!(own.positions.len(), all.positions.len());
     }

@@ -110,7 +110,7 @@ struct Bigram {
 impl Bigram {
     /// `[R]` tokens -> probabilities `[R, V]` of the next.
     fn next(&self, tokens: &[u32]) -> Result<Vec<Vec<f64>>> {
-        let ids = upload(tokens, tokens.len(), self.store.device())?;
+        let ids = upload(tokens, tokens.len(), self.store.context())?;
         let logits = ops::linear(&self.before.forward(&ids)?, &self.after.table, None)?.detach();
         let softmax = |row: Vec<f32>| {
             let p: Vec<f64> = row.iter().map(|l| f64::from(*l).exp()).collect();

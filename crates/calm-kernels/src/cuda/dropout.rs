@@ -1,15 +1,16 @@
 //! Twin of `../dropout.rs` on `kernels/dropout.cu`: the mask is drawn where it is used, again for the
 //! gradient.
 
-use super::operator::{Operator, apply};
 use super::{Element, Gpu, Launch, view};
+use crate::Operand;
+use crate::nary::{Operator, apply};
 use crate::philox::{NoiseKey, RowId};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CudaStorage, Result, Shape, Tensor};
 use std::sync::Arc;
 
 /// x `[.., D]` with a row address for each D, checked by the caller.
-pub(crate) fn drawn(x: &Tensor, p: f64, key: NoiseKey, rows: &[RowId]) -> Result<Tensor> {
+pub(crate) fn drawn(x: &dyn Operand, p: f64, key: NoiseKey, rows: &[RowId]) -> Result<Tensor> {
     let gpu = Gpu::of(Dropout::NAME, x)?;
     apply(Dropout { key, count: rows.len(), rows: gpu.shared(rows)?, p }, &[x])
 }
@@ -34,7 +35,7 @@ impl Dropout {
     }
 }
 
-impl Operator for Dropout {
+impl Operator<Gpu> for Dropout {
     const NAME: &'static str = "dropout";
 
     fn forward(&self, gpu: &Gpu, inputs: &[Tensor]) -> Result<(CudaStorage, Shape)> {

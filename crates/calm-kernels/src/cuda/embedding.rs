@@ -4,8 +4,9 @@
 
 use super::gpu::failed;
 use super::gradients::gradient_of;
-use super::operator::{Operator, apply};
 use super::{Element, Gpu, Launch, view};
+use crate::Operand;
+use crate::nary::{Operator, apply};
 use crate::storage::error;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
 use candle_core::{CudaStorage, DType, Result, Shape, Tensor};
@@ -20,7 +21,7 @@ const TILE: usize = 64;
 /// Rows of type `dtype` of table `[V, D]` for ids (U32, any shape), checked by the caller.
 pub(crate) fn embedding(
     ids: &Tensor,
-    table: &Tensor,
+    table: &dyn Operand,
     frozen_row: Option<u32>,
     dtype: DType,
 ) -> Result<Tensor> {
@@ -117,7 +118,7 @@ fn scatter<T: Element>(
     Ok(())
 }
 
-impl Operator for Embedding {
+impl Operator<Gpu> for Embedding {
     const NAME: &'static str = OP;
 
     fn forward(&self, gpu: &Gpu, inputs: &[Tensor]) -> Result<(CudaStorage, Shape)> {

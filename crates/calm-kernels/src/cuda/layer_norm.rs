@@ -3,21 +3,17 @@
 use super::copies::weight;
 use super::gpu::address;
 use super::gradients::{gradient_of, put_part};
-use super::operator::{Operator, apply};
 use super::rows::{self, Parts};
 use super::{Element, Gpu, view};
+use crate::Operand;
+use crate::nary::{Operator, apply};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CudaStorage, Result, Shape, Tensor};
 
 /// x `[.., D]`, weight and bias `[D]`, checked by the caller.
-pub(crate) fn layer_norm(
-    x: &Tensor,
-    weight: Option<&Tensor>,
-    bias: Option<&Tensor>,
-    eps: f64,
-) -> Result<Tensor> {
+pub(crate) fn layer_norm(x: &Tensor, [weight, bias]: [Option<&dyn Operand>; 2], eps: f64) -> Result<Tensor> {
     let operator = LayerNorm { eps, weight: weight.is_some() };
-    let inputs: Vec<&Tensor> = [Some(x), weight, bias].into_iter().flatten().collect();
+    let inputs: Vec<&dyn Operand> = [Some(x as _), weight, bias].into_iter().flatten().collect();
     apply(operator, &inputs)
 }
 
@@ -84,7 +80,7 @@ impl LayerNorm {
     }
 }
 
-impl Operator for LayerNorm {
+impl Operator<Gpu> for LayerNorm {
     const NAME: &'static str = "layer_norm";
 
     fn forward(&self, gpu: &Gpu, inputs: &[Tensor]) -> Result<(CudaStorage, Shape)> {

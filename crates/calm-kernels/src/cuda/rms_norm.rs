@@ -2,14 +2,15 @@
 
 use super::copies::weight;
 use super::gradients::{gradient_of, put};
-use super::operator::{Operator, apply};
 use super::rows::{self, Parts};
 use super::{Element, Gpu, view};
+use crate::Operand;
+use crate::nary::{Operator, apply};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CudaStorage, Result, Shape, Tensor};
 
 /// x `[.., D]`, weight `[D]`, checked by the caller.
-pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+pub(crate) fn rms_norm(x: &Tensor, weight: &dyn Operand, eps: f64) -> Result<Tensor> {
     apply(RmsNorm { eps }, &[x, weight])
 }
 
@@ -64,7 +65,7 @@ pub(super) fn backward<T: Element>(
     Ok((dx, Some(dw)))
 }
 
-impl Operator for RmsNorm {
+impl Operator<Gpu> for RmsNorm {
     const NAME: &'static str = "rms_norm";
 
     fn forward(&self, gpu: &Gpu, inputs: &[Tensor]) -> Result<(CudaStorage, Shape)> {
