@@ -254,7 +254,7 @@ fn calm(
 /// No memory left on a GPU.
 pub fn build(what: What, size: &Size, place: &Place) -> Result<Step> {
     let s = size.clone();
-    let (device, k) = (place.device.clone(), what.chunk_size(&s));
+    let k = what.chunk_size(&s);
     let store = place.store(SEED)?;
     let rows = s.batch_rows * s.context_chunks;
     match what {

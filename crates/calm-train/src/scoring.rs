@@ -30,7 +30,6 @@ pub struct Scorer<'a> {
     run: &'a Run,
     tokenizer: Tokenizer,
     step: u64,
-    device: &'a Device,
     /// With its weights.
     pub model: Box<dyn LanguageModel>,
 }
@@ -51,10 +50,10 @@ impl<'a> Scorer<'a> {
     ///
     /// # Errors
     /// Weights that are missing, damaged or of another shape.
-    pub fn load(run: &'a Run, which: Which, tokenizer: &Tokenizer, device: &'a Device) -> Result<Self> {
+    pub fn load(run: &'a Run, which: Which, tokenizer: &Tokenizer, device: &Device) -> Result<Self> {
         let model = models::load_lm(run, which, tokenizer, device)?;
         let step = run.checkpoints(Stage::Lm).step(which)?;
-        Ok(Self { run, tokenizer: tokenizer.clone(), step, device, model })
+        Ok(Self { run, tokenizer: tokenizer.clone(), step, model })
     }
 
     /// Scores these documents by a protocol, beside n-gram models on the same positions. The contributions by
