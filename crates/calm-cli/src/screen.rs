@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use calm_run::Stage;
 use calm_run::checkpoint::StageState;
-use calm_train::pipeline::Reporter;
 use calm_train::plan::Plan;
+use calm_train::reporter::Reporter;
 use calm_train::training::{Observer, StepReport, Validation};
 
 use crate::report;

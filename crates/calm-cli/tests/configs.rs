@@ -11,8 +11,10 @@ use calm_config::{ConfigText, Resolved, load};
 use calm_run::checkpoint::StageState;
 use calm_run::config::RunConfig;
 use calm_run::{Begin, Run, Stage};
-use calm_train::pipeline::{Reporter, TrainOptions, train};
+use calm_train::options::TrainOptions;
+use calm_train::pipeline::train;
 use calm_train::plan::{Plan, Target};
+use calm_train::reporter::Reporter;
 use calm_train::training::{Observer, StepReport, Validation};
 use candle_core::Device;
 

@@ -119,8 +119,9 @@ fn a_head_from_elsewhere_trains_and_draws() {
     let mut bucket = GradientBucket::new(&store).unwrap();
     let mut adamw = AdamW::new(&store, AdamWConfig::default()).unwrap();
     let mut losses = Vec::new();
-    for step in 0..40 {
-        let noise = Noise::Keyed { seed: 1, purpose: "train", step, rows: &batch.rows };
+    for _ in 0..40 {
+        // The same targets every time, or the posterior's spread hides what is learnt.
+        let noise = Noise::Keyed { seed: 1, purpose: "train", step: 0, rows: &batch.rows };
         let loss = model.loss(&batch, &noise).unwrap();
         losses.push(loss.sum.to_scalar::<f32>().unwrap() / loss.targets as f32);
         bucket.clear();

@@ -132,7 +132,7 @@ fn a_full_study_shows_everything() {
                 "frontier",
                 &["training FLOPs of a run", "inference FLOPs per token", "measured training time", "bigram"],
             ),
-            ("curves", &["training tokens", "energy loss", "cross-entropy"]),
+            ("curves", &["training tokens", "loss of latent heads", "cross-entropy"]),
             ("cross-entropy", &["Pearson −0.9", "Spearman −0.9", "36 checkpoints"]),
             ("autoencoders", &["noise σ", "tokens right", "chunks right", "K, tokens a chunk", "σ = 0.3"]),
             (

@@ -8,8 +8,8 @@ use calm_data::Corpus;
 use calm_run::checkpoint::write_json;
 use calm_run::config::RunConfig;
 use calm_run::{Begin, Error, Result, Run, Stage};
-use calm_train::pipeline::Reporter;
 use calm_train::plan::{Plan, Target};
+use calm_train::reporter::Reporter;
 use serde_json::{Value, json};
 
 use crate::costs::Meter;

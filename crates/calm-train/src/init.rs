@@ -6,7 +6,7 @@ use candle_core::Device;
 use std::path::Path;
 
 use crate::models::{new_autoencoder, new_lm};
-use crate::pipeline::Reporter;
+use crate::reporter::Reporter;
 use calm_run::Result;
 use calm_run::checkpoint::file_hash;
 use calm_run::{Provenance, Run, RunRecord, Stage};

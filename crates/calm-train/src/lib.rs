@@ -4,14 +4,18 @@
 //! What a run keeps lies in `calm-run`; the models come from `calm-lm` and `calm-autoencoder`. This room knows no
 //! command line and no study.
 
+pub mod held_out;
 pub mod init;
+pub mod machine;
 pub mod measure;
 pub mod memory;
 pub mod models;
 pub mod objective;
+pub mod options;
 pub mod pipeline;
 pub mod plan;
 pub mod recorder;
+pub mod reporter;
 mod reuse;
 pub mod scoring;
 pub mod step;

@@ -10,8 +10,10 @@ use calm_stats::temperature::Temperature;
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
+use crate::machine::peak_memory;
 use crate::models;
-use crate::pipeline::{Reporter, prepare_data};
+use crate::pipeline::prepare_data;
+use crate::reporter::Reporter;
 use crate::training::Training;
 use calm_run::checkpoint::Which;
 use calm_run::{Error, Result, Run, Stage};
@@ -38,23 +40,6 @@ pub struct MeasuredCosts {
     pub generation: Option<f64>,
     /// Tokens a second generated with the batch sampler at T = 1/2; null where temperature works on probabilities.
     pub generation_batch: Option<f64>,
-}
-
-/// Most memory that this process has held so far, bytes.
-pub fn peak_memory() -> Option<u64> {
-    size_in("/proc/self/status", "VmHWM:")
-}
-
-/// Memory of the system that programs can still have, bytes.
-pub fn available_memory() -> Option<u64> {
-    size_in("/proc/meminfo", "MemAvailable:")
-}
-
-fn size_in(file: &str, key: &str) -> Option<u64> {
-    let status = std::fs::read_to_string(file).ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix(key))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
 }
 
 /// Measures the language model of a run; of one that has no weights yet, with random ones.

@@ -1,9 +1,8 @@
 //! From a configuration to a scored model: data, stage 1, stage 2, scores.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use calm_data::batch::spread;
-use calm_data::{Corpus, EvaluationOptions, EvaluationRows, Layout, RowPlan, TokenFile};
+use calm_data::{Corpus, RowPlan};
 use calm_eval::generate::{Decoding, GenerateOptions, generate};
 use calm_eval::protocol::Rule;
 use calm_eval::reconstruction::reconstruct;
@@ -12,74 +11,20 @@ use calm_lm::LanguageModel;
 use calm_stats::bootstrap::{Bootstrap, report};
 use candle_core::Device;
 
-use crate::memory::micro_rows;
+use crate::held_out::{evaluation_rows, validation_rows};
 use crate::models;
 use crate::objective::validation_loss;
+use crate::options::TrainOptions;
 use crate::plan::{Plan, Target};
 use crate::recorder::Recorder;
+use crate::reporter::Reporter;
 use crate::reuse::{import_autoencoder, init_from};
 use crate::scoring::{reconstruct_run, score_run};
-use crate::training::{Observer, Training, Validation};
+use crate::training::{Training, Validation};
 use calm_run::checkpoint::{Which, write_json};
-use calm_run::config::StageConfig;
 pub use calm_run::results::{BrierResults, ConditionCheck, Results};
 use calm_run::{Error, Result};
-use calm_run::{Provenance, Run, RunRecord, Stage};
-
-/// What a run shows while it works.
-pub trait Reporter: Observer {
-    /// Reading, tokenising.
-    fn data(&mut self, progress: &calm_data::Progress);
-    /// The data are ready.
-    fn data_done(&mut self);
-    /// One line about what happens.
-    fn note(&mut self, text: &str);
-    /// Before the first step.
-    fn plan(&mut self, plan: &Plan);
-    /// Batches scored.
-    fn scoring(&mut self, what: &str, done: usize, total: usize);
-    /// Something that does not stop the run.
-    fn warn(&mut self, text: &str);
-}
-
-/// Options of a training run that are not part of its configuration.
-#[derive(Clone, Debug, Default)]
-pub struct TrainOptions {
-    /// Work on this stage alone; None: on all, in order.
-    pub only: Option<Stage>,
-    /// Continue unfinished stages.
-    pub resume: bool,
-    /// Start from the weights of another run (fine-tuning).
-    pub init_from: Option<PathBuf>,
-    /// Take stage 1 from another run with the same data, tokenizer and autoencoder.
-    pub autoencoder_from: Option<PathBuf>,
-    /// Train only; scores come later.
-    pub skip_scores: bool,
-    /// Where tokenizers and token files are kept.
-    pub cache: PathBuf,
-    /// Who runs this.
-    pub provenance: Provenance,
-}
-
-/// Rows of a batch in scoring and validation.
-pub(crate) const SCORE_ROWS: usize = 4;
-
-/// The same while a stage is trained, whose state lies in the memory beside it: no more than a micro-batch.
-fn validation_rows(c: &StageConfig) -> usize {
-    SCORE_ROWS.min(micro_rows(c))
-}
-
-/// Held-out rows of a corpus.
-pub fn evaluation_rows(
-    file: &TokenFile,
-    special: calm_data::SpecialTokens,
-    layout: Layout,
-    documents: Option<usize>,
-    chunks: Option<usize>,
-) -> Result<EvaluationRows> {
-    let options = EvaluationOptions { max_chunks: chunks, overlap: 1 };
-    Ok(RowPlan::evaluation(file, layout, special, &spread(file.len(), documents), options)?)
-}
+use calm_run::{Run, RunRecord, Stage};
 
 /// Trains what is missing and scores the result.
 pub fn train(

@@ -8,7 +8,7 @@ use calm_nn::Precision;
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
-use crate::measure::available_memory;
+use crate::machine::available_memory;
 use crate::memory::{self, Memory, Remedy};
 use calm_run::Stage;
 use calm_run::config::RunConfig;

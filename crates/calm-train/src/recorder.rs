@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::pipeline::Reporter;
+use crate::reporter::Reporter;
 use crate::training::{Observer, StepReport, Validation};
 use calm_run::Stage;
 use calm_run::checkpoint::StageState;

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use calm_data::Corpus;
 
-use crate::pipeline::{Reporter, TrainOptions};
+use crate::options::TrainOptions;
+use crate::reporter::Reporter;
 use calm_run::checkpoint::{Which, file_hash};
 use calm_run::{Error, Result, Run, Stage};
 

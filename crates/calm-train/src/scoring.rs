@@ -13,8 +13,9 @@ use calm_stats::ngram::{
 };
 use candle_core::Device;
 
+use crate::held_out::{SCORE_ROWS, evaluation_rows};
 use crate::models;
-use crate::pipeline::{Reporter, SCORE_ROWS, evaluation_rows};
+use crate::reporter::Reporter;
 use calm_eval::EvalConfig;
 use calm_run::checkpoint::Which;
 use calm_run::results::{BrierResults, ConditionCheck};

@@ -14,10 +14,12 @@ use calm_eval::reconstruction::reconstruct;
 use calm_eval::score::{ScoreOptions, Scores, score};
 use calm_run::config::RunConfig;
 use calm_run::{Begin, Provenance, Run, Stage};
+use calm_train::held_out::evaluation_rows;
 use calm_train::init::initialise;
 use calm_train::models::{load_autoencoder, load_lm};
 use calm_train::objective::validation_loss;
-use calm_train::pipeline::{TrainOptions, evaluation_rows, prepare_data, train};
+use calm_train::options::TrainOptions;
+use calm_train::pipeline::{prepare_data, train};
 use candle_core::Device;
 use common::Watch;
 

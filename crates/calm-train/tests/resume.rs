@@ -14,8 +14,10 @@ use calm_run::config::RunConfig;
 use calm_run::results::Results;
 use calm_run::{Begin, Error, Run, Stage};
 use calm_train::models;
-use calm_train::pipeline::{Reporter, TrainOptions, train};
+use calm_train::options::TrainOptions;
+use calm_train::pipeline::train;
 use calm_train::plan::Plan;
+use calm_train::reporter::Reporter;
 use calm_train::training::{Observer, StepReport, Validation};
 use candle_core::{Device, Tensor};
 

@@ -27,7 +27,8 @@ use calm_run::config::RunConfig;
 use calm_run::{Begin, Run, Stage};
 use calm_train::measure::{MeasureOptions, measure};
 use calm_train::models::load_lm;
-use calm_train::pipeline::{TrainOptions, train};
+use calm_train::options::TrainOptions;
+use calm_train::pipeline::train;
 use calm_train::plan::{Plan, Target};
 use candle_core::{Device, Result};
 use common::Watch;
@@ -296,7 +297,10 @@ fn a_family_from_elsewhere_goes_through_the_whole_pipeline() {
         true
     })
     .unwrap();
-    assert!(tokenizer.decode(&text).starts_with("ef"), "{}", tokenizer.decode(&text));
+    // Most letters are followed by the next one.
+    let text = tokenizer.decode(&[prompt, text].concat()).into_bytes();
+    let chained = text.windows(2).filter(|w| w[1] == w[0] + 1 || (w[0], w[1]) == (b'z', b'a')).count();
+    assert!(3 * chained > 2 * (text.len() - 1), "{}", String::from_utf8_lossy(&text));
     let costs = measure(
         &run,
         &dir.path().join("cache"),

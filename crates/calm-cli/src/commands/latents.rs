@@ -6,8 +6,8 @@ use std::io::{BufWriter, Write};
 use anyhow::Result;
 use calm_eval::reconstruction::text_chunks;
 use calm_kernels::device::Choice;
+use calm_train::held_out::evaluation_rows;
 use calm_train::models;
-use calm_train::pipeline::evaluation_rows;
 use candle_core::Tensor;
 
 use super::{open_run, text_of, which};

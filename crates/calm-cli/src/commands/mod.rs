@@ -20,7 +20,8 @@ use anyhow::Result;
 use calm_data::{TokenFile, Tokenizer};
 use calm_run::Run;
 use calm_run::checkpoint::Which;
-use calm_train::pipeline::{Reporter, prepare_data};
+use calm_train::pipeline::prepare_data;
+use calm_train::reporter::Reporter;
 
 use crate::args::{CheckpointName, RunSource};
 use crate::screen::Screen;

@@ -9,7 +9,8 @@ use calm_kernels::device::Choice;
 use calm_run::config::RunConfig;
 use calm_run::results::Results;
 use calm_run::{Begin, Provenance, Run, Stage};
-use calm_train::pipeline::{TrainOptions, train};
+use calm_train::options::TrainOptions;
+use calm_train::pipeline::train;
 use calm_train::plan::{Plan, Target, describe};
 
 use super::RUNS;
@@ -91,7 +92,7 @@ fn dry_run(config: &RunConfig, args: &TrainArgs, choice: Choice, printer: &Print
     };
     let mut screen = Screen::new(printer);
     let found = calm_data::prepare(&config.data, &config.tokenizer, &args.cache, &mut |p| {
-        calm_train::pipeline::Reporter::data(&mut screen, &p);
+        calm_train::reporter::Reporter::data(&mut screen, &p);
     });
     drop(screen);
     let plan = match (found, args.memory.and(vocabulary(config))) {

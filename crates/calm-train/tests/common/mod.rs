@@ -4,8 +4,8 @@
 
 use calm_run::Stage;
 use calm_run::checkpoint::StageState;
-use calm_train::pipeline::Reporter;
 use calm_train::plan::{Plan, StagePlan};
+use calm_train::reporter::Reporter;
 use calm_train::training::{Observer, StepReport, Validation};
 
 /// Notes what a run reports.
