@@ -62,17 +62,25 @@ fn the_pictures_show_every_room_and_arrows_go_down_only() {
 #[test]
 fn every_room_has_a_readme_that_says_what_it_may_use() {
     let mut problems = Vec::new();
-    for name in crates().keys() {
+    for (name, depends) in &crates() {
         let path = root().join("crates").join(name).join("README.md");
         match std::fs::read_to_string(&path) {
             Err(e) => problems.push(format!("crates/{name}/README.md: {e}")),
             Ok(text) if !text.starts_with(&format!("# {name}\n")) => {
                 problems.push(format!("crates/{name}/README.md does not begin with its name"));
             }
-            Ok(text) if !text.contains("**May use**") => {
-                problems.push(format!("crates/{name}/README.md does not say what the room may use"));
+            Ok(text) => {
+                let said = text.split_once("**May use**").map_or("", |(_, after)| after);
+                let said = said.split("\n\n").next().unwrap_or("");
+                for used in depends.iter().filter(|used| !said.contains(&format!("`{used}`"))) {
+                    if !said.contains("every room") {
+                        problems.push(format!("crates/{name}/README.md does not say that the room uses {used}"));
+                    }
+                }
+                if said.is_empty() {
+                    problems.push(format!("crates/{name}/README.md does not say what the room may use"));
+                }
             }
-            Ok(_) => {}
         }
     }
     none(&problems);
