@@ -5,13 +5,13 @@ use std::str::FromStr;
 
 use calm_autoencoder::Autoencoder;
 use calm_data::Batch;
-use calm_eval::brier::chunks_per_gram;
 use calm_eval::generate::{Decoding, GenerateOptions, generate};
 use calm_eval::score::{score_calm, to_tensors};
-use calm_eval::temperature::Temperature;
 use calm_kernels as ops;
 use calm_lm::{Baseline, Calm, HeadConfig, SpecialIds};
 use calm_nn::{AdamW, AdamWConfig, GradientBucket, Noise, NoiseKey, ParamStore, RowId, philox};
+use calm_stats::brier::chunks_per_gram;
+use calm_stats::temperature::Temperature;
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use serde::Serialize;
 

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use calm_kernels::device::Choice;
+use calm_run::{Error, Result};
+use calm_run::{Run, RunRecord};
 use calm_study::costs::Meter;
 use calm_study::execute::{Job, Outcome, Worker};
-use calm_train::error::{Error, Result};
 use calm_train::measure::MeasuredCosts;
-use calm_train::{Run, RunRecord};
 
 use crate::ui::{Printer, Verbosity};
 

@@ -26,7 +26,7 @@ impl std::error::Error for Hinted {}
 /// Takes the remedy out of a message that carries it (`what is wrong; what to do`), so that every remedy is
 /// shown in the same way.
 pub fn apart(error: anyhow::Error) -> anyhow::Error {
-    use calm_train::Error;
+    use calm_run::Error;
     let text = match error.chain().next().and_then(|e| e.downcast_ref::<Error>()) {
         // These two list several things that are wrong.
         Some(Error::Data(calm_data::Error::Tokenizer(_) | calm_data::Error::Layout(_))) => None,
@@ -49,7 +49,7 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         if let Some(h) = cause.downcast_ref::<Hinted>() {
             return Some(h.hint.clone()).filter(|h| !h.is_empty());
         }
-        if let Some(e) = cause.downcast_ref::<calm_train::Error>() {
+        if let Some(e) = cause.downcast_ref::<calm_run::Error>() {
             return e.hint();
         }
     }
@@ -63,7 +63,7 @@ mod tests {
     #[test]
     fn a_remedy_inside_a_message_is_shown_as_a_hint() {
         let missing = || calm_data::Error::Missing { path: "a.txt".into() };
-        for e in [missing().into(), calm_train::Error::from(missing()).into()] {
+        for e in [missing().into(), calm_run::Error::from(missing()).into()] {
             let e = apart(e);
             assert_eq!(e.to_string(), "a.txt: no such file or folder");
             assert!(hint(&e).is_some_and(|h| h.starts_with("check the path")));

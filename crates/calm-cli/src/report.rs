@@ -1,11 +1,11 @@
 //! Tables of plans and results.
 
-use calm_eval::bootstrap::BrierReport;
 use calm_eval::protocol::Protocol;
 use calm_eval::reconstruction::ReconstructionReport;
 use calm_nn::Precision;
+use calm_run::results::{BrierResults, ConditionCheck};
+use calm_stats::bootstrap::BrierReport;
 use calm_train::memory::PARTS;
-use calm_train::pipeline::{BrierResults, ConditionCheck};
 use calm_train::plan::{Plan, StagePlan};
 use calm_train::stage::Validation;
 

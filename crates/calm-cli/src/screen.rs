@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use calm_train::checkpoint::StageState;
+use calm_run::checkpoint::StageState;
 use calm_train::pipeline::Reporter;
 use calm_train::plan::Plan;
 use calm_train::stage::{Observer, StepReport, Validation};

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use calm_train::config::{ConfigErrors, ConfigText};
+use calm_config::{ConfigErrors, ConfigText};
 
 /// Name and text of every configuration in `configs/` (a test holds the list to the folder).
 pub const SHIPPED: &[(&str, &str)] = &[

@@ -7,12 +7,13 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use calm_cli::shipped;
-use calm_train::checkpoint::StageState;
-use calm_train::config::{ConfigText, ModelConfig, Resolved, RunConfig, load};
+use calm_config::{ConfigText, Resolved, load};
+use calm_run::checkpoint::StageState;
+use calm_run::config::{ModelConfig, RunConfig};
+use calm_run::{Begin, Run};
 use calm_train::pipeline::{Reporter, TrainOptions, train};
 use calm_train::plan::{Plan, Target};
 use calm_train::stage::{Observer, StepReport, Validation};
-use calm_train::{Begin, Run};
 use candle_core::Device;
 
 /// Counts steps.

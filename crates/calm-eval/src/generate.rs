@@ -8,8 +8,8 @@
 use calm_lm::{DrawKey, Sampler};
 use serde::Serialize;
 
-use crate::rng::{Stream, Uniforms};
-use crate::temperature::{self, ExactOptions, Temperature, TemperatureError};
+use calm_stats::rng::{Stream, Uniforms};
+use calm_stats::temperature::{self, ExactOptions, Temperature, TemperatureError};
 
 /// How a chunk is chosen from the sampler's draws.
 #[derive(Clone, Copy, Debug, PartialEq)]

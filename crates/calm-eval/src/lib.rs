@@ -1,17 +1,14 @@
-//! tokens -> scores: BrierLM and its standard errors, temperature sampling from a black box, n-gram
-//! references, scoring of sample files, and costs by formula.
+//! models -> tokens -> scores: the positions that a protocol scores, draws from a model at them, reconstruction
+//! by an autoencoder, generated text, and costs by formula.
 //!
-//! The modules below know no model: drawn tokens and targets go in, statistics come out.
+//! The arithmetic of the scores is `calm-stats`; this room brings models to it. It may use the models
+//! (`calm-lm`, `calm-autoencoder`) and all below them, and knows nothing of runs or folders.
 
-pub mod bootstrap;
-pub mod brier;
+pub mod config;
 pub mod costs;
 pub mod generate;
-pub mod ngram;
 pub mod protocol;
 pub mod reconstruction;
-pub mod rng;
-pub mod samples;
 pub mod score;
-pub mod seeds;
-pub mod temperature;
+
+pub use config::EvalConfig;

@@ -26,7 +26,7 @@ use calm_data::{
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::brier::{NGRAM, chunks_per_gram};
+use calm_stats::brier::{NGRAM, chunks_per_gram};
 
 /// Tokens in a block of the reference for CALM.
 pub const REFERENCE_CALM_BLOCK: usize = 8192;

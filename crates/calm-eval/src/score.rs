@@ -10,8 +10,8 @@ use calm_data::Batch;
 use calm_lm::{Baseline, Calm, ChunkBatch, Sampler};
 use candle_core::{Device, Result};
 
-use crate::brier::{self, BrierSums, EndOfText, NGRAM, SampledPath, Terms, chunks_per_gram};
 use crate::protocol::Rule;
+use calm_stats::brier::{self, BrierSums, EndOfText, NGRAM, SampledPath, Terms, chunks_per_gram};
 
 /// A batch as tensors.
 pub fn to_tensors(batch: &Batch, device: &Device) -> Result<ChunkBatch> {
@@ -263,7 +263,7 @@ pub fn score_baseline_at(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::Stream;
+    use calm_stats::rng::Stream;
 
     /// A token after `previous` in a world of two tokens.
     fn next(previous: usize, stream: &mut Stream) -> usize {

@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use calm_data::{SpecialTokens, TokenFile, spread};
-use calm_eval::brier::{EndOfText, RolloutDocument};
 use calm_eval::protocol::{Protocol, ProtocolError, Reader};
 use calm_eval::score::positions;
+use calm_stats::brier::{EndOfText, RolloutDocument};
 use proptest::prelude::*;
 
 const SPECIAL: SpecialTokens = SpecialTokens { bos: 1, eos: 2, pad: 3 };

@@ -11,7 +11,7 @@
 //! grid: { train.lm.learning_rate: [1e-3, 2e-3] }   # every combination, for each variant
 //! ```
 
-use calm_train::config::{Problems, Validate};
+use calm_config::{Problems, Validate};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use calm_report::study::Measured;
-use calm_train::checkpoint::write_json;
-use calm_train::error::Result;
+use calm_run::Result;
+use calm_run::checkpoint::write_json;
 use calm_train::measure::MeasuredCosts;
 use serde::{Deserialize, Serialize};
 use serde_json::json;

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use calm_config::{ConfigText, Resolved, load};
 use calm_data::Corpus;
-use calm_train::checkpoint::write_json;
-use calm_train::config::{ConfigText, Resolved, RunConfig, load};
-use calm_train::error::{Error, Result};
-use calm_train::{Begin, Run};
+use calm_run::checkpoint::write_json;
+use calm_run::config::RunConfig;
+use calm_run::{Begin, Error, Result, Run};
 
 use crate::plan::{Ablation, SharedAutoencoder, autoencoder_key};
 

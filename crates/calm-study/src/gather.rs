@@ -1,18 +1,18 @@
 //! Everything that an ablation's folder holds, as one [`Study`]: means over seeds with both parts of their
 //! standard errors, paired differences to the first variant, costs.
 
-use calm_eval::bootstrap::Bootstrap;
-use calm_eval::brier::BrierSums;
 use calm_eval::protocol::Protocol;
-use calm_eval::seeds::{self, Contrast, SeededDifference, SeededReport};
 use calm_report::study::{
     Autoencoder, Costs, Difference, DifferenceEstimate, Estimate, Failure, Machine, Score, SeedRun, Study,
     Variant,
 };
-use calm_train::config::ModelConfig;
-use calm_train::error::{Error, Result};
+use calm_run::config::ModelConfig;
+use calm_run::{Error, Result};
+use calm_run::{Run, RunRecord};
+use calm_stats::bootstrap::Bootstrap;
+use calm_stats::brier::BrierSums;
+use calm_stats::seeds::{self, Contrast, SeededDifference, SeededReport};
 use calm_train::plan::{baseline_shape, calm_shape};
-use calm_train::{Run, RunRecord};
 
 use crate::config::{Budget, Sharing};
 use crate::costs;
@@ -283,7 +283,7 @@ fn seed_run(f: &Finished<'_>, flops_per_token: f64) -> Result<SeedRun> {
         tokens: state.tokens,
         flops: state.tokens as f64 * flops_per_token,
         seconds: state.seconds,
-        brierlm: brier.as_ref().and_then(calm_eval::brier::brierlm),
+        brierlm: brier.as_ref().and_then(calm_stats::brier::brierlm),
         brier,
         cross_entropy: f.scores.aligned.cross_entropy,
         bits_per_byte: f.scores.aligned.bits_per_byte,

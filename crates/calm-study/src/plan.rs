@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use calm_train::Run;
-use calm_train::checkpoint::write_json;
-use calm_train::config::{ConfigErrors, ConfigText, ModelConfig, Resolved, RunConfig, load};
-use calm_train::error::{Error, Result};
+use calm_config::{ConfigErrors, ConfigText, Resolved, load};
+use calm_run::Run;
+use calm_run::checkpoint::write_json;
+use calm_run::config::{ModelConfig, RunConfig};
+use calm_run::{Error, Result};
 use calm_train::plan::{baseline_shape, calm_shape};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};

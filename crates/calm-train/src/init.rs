@@ -5,11 +5,12 @@ use calm_data::{Tokenizer, TokenizerConfig, llama3};
 use candle_core::Device;
 use std::path::Path;
 
-use crate::checkpoint::file_hash;
-use crate::config::ModelConfig;
-use crate::error::Result;
+use crate::models;
 use crate::pipeline::Reporter;
-use crate::run::{Provenance, Run, RunRecord};
+use calm_run::Result;
+use calm_run::checkpoint::file_hash;
+use calm_run::config::ModelConfig;
+use calm_run::{Provenance, Run, RunRecord};
 
 /// The tokenizer that a run's configuration asks for. One that is trained on the text needs the text.
 fn find_tokenizer(run: &Run, cache: &Path, reporter: &mut dyn Reporter) -> Result<Tokenizer> {
@@ -49,14 +50,14 @@ pub fn initialise(
     let mut stages = Vec::new();
     let lm = match &run.config.model {
         ModelConfig::Calm(_) => {
-            let autoencoder = run.new_autoencoder(&tokenizer, device)?;
+            let autoencoder = models::new_autoencoder(run, &tokenizer, device)?;
             let checkpoints = run.checkpoints("autoencoder");
             checkpoints.save_imported(&autoencoder.store, &run.metadata("autoencoder", &record))?;
             metadata.insert("autoencoder".into(), file_hash(&checkpoints.model_path(0))?);
             stages.push(("autoencoder", autoencoder.store.element_count()));
-            run.new_calm(autoencoder.model, &tokenizer, device)?.store
+            models::new_calm(run, autoencoder.model, &tokenizer, device)?.store
         }
-        ModelConfig::Baseline(_) => run.new_baseline(&tokenizer, device)?.store,
+        ModelConfig::Baseline(_) => models::new_baseline(run, &tokenizer, device)?.store,
     };
     run.checkpoints("lm").save_imported(&lm, &metadata)?;
     stages.push(("lm", lm.element_count()));

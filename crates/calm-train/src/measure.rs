@@ -5,18 +5,19 @@ use std::time::Instant;
 
 use calm_data::RowPlan;
 use calm_eval::generate::{Decoding, GenerateOptions, generate};
-use calm_eval::temperature::Temperature;
 use calm_lm::Sampler;
+use calm_stats::temperature::Temperature;
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::Which;
-use crate::config::ModelConfig;
-use crate::error::{Error, Result};
+use crate::models;
 use crate::objective::Objective;
 use crate::pipeline::{Reporter, prepare_data};
-use crate::run::Run;
 use crate::stage::Stage;
+use calm_run::Run;
+use calm_run::checkpoint::Which;
+use calm_run::config::ModelConfig;
+use calm_run::{Error, Result};
 
 /// How long and what.
 #[derive(Clone, Copy, Debug)]
@@ -92,8 +93,13 @@ pub fn measure(
     match &run.config.model {
         ModelConfig::Calm(_) => {
             let load = || match trained {
-                true => run.load_calm(Which::Best, tokenizer, device),
-                false => run.new_calm(run.new_autoencoder(tokenizer, device)?.model, tokenizer, device),
+                true => models::load_calm(run, Which::Best, tokenizer, device),
+                false => models::new_calm(
+                    run,
+                    models::new_autoencoder(run, tokenizer, device)?.model,
+                    tokenizer,
+                    device,
+                ),
             };
             let mut costs = train(&stage, &load()?, options.seconds)?;
             if options.draws > 0 {
@@ -108,8 +114,8 @@ pub fn measure(
         }
         ModelConfig::Baseline(_) => {
             let load = || match trained {
-                true => run.load_baseline(Which::Best, tokenizer, device),
-                false => run.new_baseline(tokenizer, device),
+                true => models::load_baseline(run, Which::Best, tokenizer, device),
+                false => models::new_baseline(run, tokenizer, device),
             };
             let mut costs = train(&stage, &load()?, options.seconds)?;
             if options.draws > 0 {

@@ -12,8 +12,8 @@ use calm_eval::costs::{AutoencoderShape, BackboneShape, HeadShape};
 use calm_nn::Precision;
 use serde::Serialize;
 
-use crate::config::{RunConfig, StageConfig};
 use crate::plan::{baseline_shape, calm_shape};
+use calm_run::config::{RunConfig, StageConfig};
 
 /// A stage of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,26 +4,27 @@ use std::path::{Path, PathBuf};
 
 use calm_data::batch::spread;
 use calm_data::{Corpus, EvaluationOptions, EvaluationRows, Layout, RowPlan, TokenFile};
-use calm_eval::bootstrap::{Bootstrap, report};
 use calm_eval::generate::{Decoding, GenerateOptions, generate};
 use calm_eval::reconstruction::reconstruct;
 use calm_eval::score::{Scores, score_baseline, score_calm};
 use calm_lm::Sampler;
+use calm_stats::bootstrap::{Bootstrap, report};
 use candle_core::Device;
 
-use crate::checkpoint::{Which, write_json};
-use crate::config::{ModelConfig, StageConfig};
-use crate::error::{Error, Result};
 use crate::memory::micro_rows;
+use crate::models;
 use crate::objective::validation_loss;
 use crate::plan::{Plan, Target};
 use crate::recorder::Recorder;
-pub use crate::results::{BrierResults, ConditionCheck, Results};
 use crate::reuse::{import_autoencoder, init_from};
-pub use crate::run::Stages;
-use crate::run::{Provenance, Run, RunRecord};
 pub use crate::scoring::{reconstruct_run, score_run};
 use crate::stage::{Observer, Stage, Validation};
+pub use calm_run::Stages;
+use calm_run::checkpoint::{Which, write_json};
+use calm_run::config::{ModelConfig, StageConfig};
+pub use calm_run::results::{BrierResults, ConditionCheck, Results};
+use calm_run::{Error, Result};
+use calm_run::{Provenance, Run, RunRecord};
 
 /// What a run shows while it works.
 pub trait Reporter: Observer {
@@ -309,7 +310,7 @@ fn train_autoencoder(
     if options.stages == Stages::All && imported(run, "autoencoder")? {
         reporter.note("autoencoder: imported, kept as it is (--stage autoencoder trains it further)");
     } else if needed(run, "autoencoder", config.steps, options.resume, reporter)? {
-        let objective = run.new_autoencoder(&corpus.tokenizer, device)?;
+        let objective = models::new_autoencoder(run, &corpus.tokenizer, device)?;
         init_from(run, corpus, options, "autoencoder", &objective.store, reporter)?;
         let layout = run.autoencoder_layout();
         let plan = RowPlan::new(&corpus.train, layout, corpus.tokenizer.special(), seed)?;
@@ -394,7 +395,7 @@ fn train_lm(
     let checkpoints = run.checkpoints("lm");
     let mut autoencoder = None;
     if matches!(run.config.model, ModelConfig::Calm(_)) {
-        let (frozen, hash) = run.load_autoencoder(Which::Best, &corpus.tokenizer, device)?;
+        let (frozen, hash) = models::load_autoencoder(run, Which::Best, &corpus.tokenizer, device)?;
         metadata.insert("autoencoder".into(), hash);
         autoencoder = Some(frozen.model);
     }
@@ -409,7 +410,7 @@ fn train_lm(
     let mut recorder;
     match autoencoder {
         Some(autoencoder) => {
-            let objective = run.new_calm(autoencoder, &corpus.tokenizer, device)?;
+            let objective = models::new_calm(run, autoencoder, &corpus.tokenizer, device)?;
             init_from(run, corpus, options, "lm", &objective.store, reporter)?;
             recorder = Recorder::new(&run.folder, reporter);
             stage.run(
@@ -430,7 +431,7 @@ fn train_lm(
             )?;
         }
         None => {
-            let objective = run.new_baseline(&corpus.tokenizer, device)?;
+            let objective = models::new_baseline(run, &corpus.tokenizer, device)?;
             init_from(run, corpus, options, "lm", &objective.store, reporter)?;
             recorder = Recorder::new(&run.folder, reporter);
             stage.run(
@@ -474,11 +475,13 @@ fn lm_validation<S: Sampler>(
 fn final_sample(run: &Run, corpus: &Corpus, device: &Device) -> Result<String> {
     match &run.config.model {
         ModelConfig::Calm(_) => {
-            sample_text(run, &run.load_calm(Which::Best, &corpus.tokenizer, device)?.model, corpus)
+            sample_text(run, &models::load_calm(run, Which::Best, &corpus.tokenizer, device)?.model, corpus)
         }
-        ModelConfig::Baseline(_) => {
-            sample_text(run, &run.load_baseline(Which::Best, &corpus.tokenizer, device)?.model, corpus)
-        }
+        ModelConfig::Baseline(_) => sample_text(
+            run,
+            &models::load_baseline(run, Which::Best, &corpus.tokenizer, device)?.model,
+            corpus,
+        ),
     }
 }
 

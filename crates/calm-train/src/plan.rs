@@ -10,10 +10,10 @@ use calm_nn::Precision;
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
-use crate::config::{ModelConfig, RunConfig};
-use crate::error::{Error, Result};
 use crate::measure::available_memory;
 use crate::memory::{self, Memory, Part, Remedy};
+use calm_run::config::{ModelConfig, RunConfig};
+use calm_run::{Error, Result};
 
 /// What a plan is made for.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::checkpoint::StageState;
-use crate::metrics::{MetricsWriter, Tracking};
 use crate::pipeline::Reporter;
 use crate::stage::{Observer, StepReport, Validation};
+use calm_run::checkpoint::StageState;
+use calm_run::metrics::{MetricsWriter, Tracking};
 
 /// An observer that records and passes on.
 pub struct Recorder<'a> {

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use calm_data::Corpus;
 
-use crate::checkpoint::{Which, file_hash};
-use crate::config::ModelConfig;
-use crate::error::{Error, Result};
 use crate::pipeline::{Reporter, TrainOptions};
-use crate::run::Run;
+use calm_run::Run;
+use calm_run::checkpoint::{Which, file_hash};
+use calm_run::config::ModelConfig;
+use calm_run::{Error, Result};
 
 /// Copies the finished autoencoder of another run, after checking that it fits; returns the hash of its
 /// weights file.

@@ -2,40 +2,29 @@
 
 use calm_data::batch::spread;
 use calm_data::{Batch, Corpus, TokenFile, Tokenizer};
-use calm_eval::bootstrap::{Bootstrap, report};
-use calm_eval::ngram::{
-    DEFAULT_LAMBDA, NgramError, NgramModels, NgramPosition, NgramReport, SpecialIds as NgramIds,
-};
-use calm_eval::protocol::{Protocol, ProtocolError, Reader};
+use calm_eval::protocol::{Protocol, Reader};
 use calm_eval::reconstruction::{ReconstructionReport, reconstruct};
 use calm_eval::score::{Position, Scores, score_baseline_at, score_calm_at};
+use calm_stats::bootstrap::{Bootstrap, report};
+use calm_stats::ngram::{
+    DEFAULT_LAMBDA, NgramError, NgramModels, NgramPosition, NgramReport, SpecialIds as NgramIds,
+};
 use candle_core::Device;
 
-use crate::checkpoint::Which;
-use crate::config::{EvalConfig, ModelConfig};
-use crate::error::{Error, Result};
+use crate::models;
 use crate::objective::{BaselineObjective, CalmObjective, Objective};
 use crate::pipeline::{Reporter, SCORE_ROWS, evaluation_rows};
-use crate::results::{BrierResults, ConditionCheck};
-use crate::run::Run;
+use calm_eval::EvalConfig;
+use calm_run::Run;
+use calm_run::checkpoint::Which;
+use calm_run::config::ModelConfig;
+use calm_run::results::{BrierResults, ConditionCheck};
+use calm_run::{Error, Result};
 
 /// Rows of a batch, as long as they are short.
 const ROWS: usize = 4;
 /// Tokens of a batch, from which on it has fewer rows: memory stays bounded with long contexts.
 const BATCH_TOKENS: usize = 8192;
-
-impl From<ProtocolError> for Error {
-    fn from(e: ProtocolError) -> Self {
-        match e {
-            ProtocolError::Data(e) => e.into(),
-            e => {
-                let text = e.to_string();
-                let (what, remedy) = text.split_once("; ").unwrap_or((&text, ""));
-                Self::user(what, remedy)
-            }
-        }
-    }
-}
 
 /// The weights of a run's language model.
 pub enum Weights {
@@ -70,9 +59,11 @@ impl<'a> Scorer<'a> {
     /// Loads a checkpoint.
     pub fn load(run: &'a Run, which: Which, tokenizer: &Tokenizer, device: &'a Device) -> Result<Self> {
         let weights = match &run.config.model {
-            ModelConfig::Calm(_) => Weights::Calm(Box::new(run.load_calm(which, tokenizer, device)?)),
+            ModelConfig::Calm(_) => {
+                Weights::Calm(Box::new(models::load_calm(run, which, tokenizer, device)?))
+            }
             ModelConfig::Baseline(_) => {
-                Weights::Baseline(Box::new(run.load_baseline(which, tokenizer, device)?))
+                Weights::Baseline(Box::new(models::load_baseline(run, which, tokenizer, device)?))
             }
         };
         let step = run.checkpoints("lm").step(which)?;
@@ -231,7 +222,7 @@ pub fn reconstruct_run(
     device: &Device,
     reporter: &mut dyn Reporter,
 ) -> Result<ReconstructionReport> {
-    let (objective, _) = run.load_autoencoder(which, tokenizer, device)?;
+    let (objective, _) = models::load_autoencoder(run, which, tokenizer, device)?;
     let special = tokenizer.special();
     let rows = evaluation_rows(
         held_out,

@@ -7,10 +7,10 @@ use calm_data::{Batch, RowPlan};
 use calm_nn::{AdamW, GradientBucket};
 use candle_core::Tensor;
 
-use crate::checkpoint::{Best, Checkpoints, StageState};
-use crate::config::StageConfig;
-use crate::error::{Error, Result};
 use crate::objective::{Objective, scalar};
+use calm_run::checkpoint::{Best, Checkpoints, StageState};
+use calm_run::config::StageConfig;
+use calm_run::{Error, Result};
 
 /// What happens while a stage runs. All methods may do nothing.
 pub trait Observer {

@@ -5,8 +5,8 @@ use std::path::Path;
 use calm_eval::protocol::{Protocol, REFERENCE_BASELINE_BLOCK, REFERENCE_CALM_BLOCK, Reader};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::file_hash;
-use crate::error::{Error, Result};
+use calm_run::checkpoint::file_hash;
+use calm_run::{Error, Result};
 
 /// Name and text of every manifest in `eval/tasks/` (a test holds the list to the folder).
 pub const TASKS: &[(&str, &str)] =

@@ -4,17 +4,19 @@
 use std::fs;
 use std::path::Path;
 
+use calm_config::{ConfigText, load};
 use calm_data::{TokenFile, Tokenizer, spread};
 use calm_eval::protocol::Protocol;
 use calm_eval::score::{Scores, score_calm};
-use calm_train::checkpoint::Which;
-use calm_train::config::{ConfigText, RunConfig, load};
+use calm_run::checkpoint::Which;
+use calm_run::config::RunConfig;
+use calm_run::results::BrierResults;
+use calm_run::{Begin, Provenance, Run};
 use calm_train::init::initialise;
-use calm_train::pipeline::{BrierResults, Reporter, evaluation_rows, prepare_data};
+use calm_train::pipeline::{Reporter, evaluation_rows, prepare_data};
 use calm_train::plan::Plan;
 use calm_train::scoring::{Scorer, Weights, ngram_models, reader};
 use calm_train::stage::{Observer, StepReport, Validation};
-use calm_train::{Begin, Provenance, Run};
 use candle_core::Device;
 
 struct Silent;
@@ -23,7 +25,7 @@ impl Observer for Silent {
     fn begin(&mut self, _: &str, _: u64, _: u64) {}
     fn step(&mut self, _: &StepReport) {}
     fn validation(&mut self, _: &str, _: u64, _: &Validation) {}
-    fn end(&mut self, _: &str, _: &calm_train::checkpoint::StageState) {}
+    fn end(&mut self, _: &str, _: &calm_run::checkpoint::StageState) {}
     fn should_stop(&self) -> bool {
         false
     }

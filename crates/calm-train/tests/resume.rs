@@ -8,12 +8,16 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use calm_train::checkpoint::{StageState, Which, file_hash};
-use calm_train::config::{ConfigText, Resolved, RunConfig, load};
-use calm_train::pipeline::{Reporter, Results, Stages, TrainOptions, train};
+use calm_config::{ConfigText, Resolved, load};
+use calm_run::Stages;
+use calm_run::checkpoint::{StageState, Which, file_hash};
+use calm_run::config::RunConfig;
+use calm_run::results::Results;
+use calm_run::{Begin, Error, Run};
+use calm_train::models;
+use calm_train::pipeline::{Reporter, TrainOptions, train};
 use calm_train::plan::Plan;
 use calm_train::stage::{Observer, StepReport, Validation};
-use calm_train::{Begin, Error, Run};
 use candle_core::{Device, Tensor};
 
 /// Remembers what happened, and asks to stop after a step of a stage.
@@ -137,7 +141,7 @@ impl House {
         config: &Resolved<RunConfig>,
         options: &TrainOptions,
         watch: &mut Watch,
-    ) -> calm_train::Result<(Run, Results)> {
+    ) -> calm_run::Result<(Run, Results)> {
         let run =
             Run::create(&self.path(name), config, if options.resume { Begin::Resume } else { Begin::New })?;
         let results = train(&run, options, &Device::Cpu, watch)?;
@@ -154,7 +158,7 @@ impl House {
 
 /// Model, optimiser and state (without its seconds) of a stage's checkpoints.
 fn checkpoints(run: &Path, stage: &str) -> Vec<(u64, Vec<u8>, Vec<u8>, StageState)> {
-    let c = calm_train::checkpoint::Checkpoints::new(&run.join(stage));
+    let c = calm_run::checkpoint::Checkpoints::new(&run.join(stage));
     let read = |step, name: &str| fs::read(c.path(step).join(name)).unwrap_or_default();
     c.steps()
         .into_iter()
@@ -165,7 +169,7 @@ fn checkpoints(run: &Path, stage: &str) -> Vec<(u64, Vec<u8>, Vec<u8>, StageStat
         .collect()
 }
 
-fn interrupted(result: calm_train::Result<(Run, Results)>, stage: &str, step: u64) {
+fn interrupted(result: calm_run::Result<(Run, Results)>, stage: &str, step: u64) {
     match result.map(|_| ()) {
         Err(e @ Error::Interrupted { .. }) => {
             assert!(e.to_string().contains(&format!("step {step} of stage {stage}")), "{e}");
@@ -175,7 +179,7 @@ fn interrupted(result: calm_train::Result<(Run, Results)>, stage: &str, step: u6
     }
 }
 
-fn hint(result: calm_train::Result<(Run, Results)>) -> (String, String) {
+fn hint(result: calm_run::Result<(Run, Results)>) -> (String, String) {
     let e = result.map(|_| ()).unwrap_err();
     (e.to_string(), e.hint().unwrap_or_else(|| panic!("no remedy: {e}")))
 }
@@ -197,7 +201,7 @@ fn a_run_stopped_and_resumed_has_bit_equal_parameters_and_losses() {
             losses.append(&mut watch.losses);
             let folder = house.path(&pieces).join(stage);
             assert_eq!(
-                calm_train::checkpoint::Checkpoints::new(&folder).latest().unwrap().unwrap().step,
+                calm_run::checkpoint::Checkpoints::new(&folder).latest().unwrap().unwrap().step,
                 4,
                 "the step at which it stopped was saved"
             );
@@ -290,9 +294,9 @@ fn a_loss_that_is_no_number_stops_the_run_and_what_was_saved_stays_whole() {
         let tokenizer = run.tokenizer().unwrap();
         assert_eq!(run.checkpoints(stage).steps(), [1]);
         if name == "calm" {
-            run.load_autoencoder(Which::Latest, &tokenizer, &Device::Cpu).unwrap();
+            models::load_autoencoder(&run, Which::Latest, &tokenizer, &Device::Cpu).unwrap();
         } else {
-            run.load_baseline(Which::Latest, &tokenizer, &Device::Cpu).unwrap();
+            models::load_baseline(&run, Which::Latest, &tokenizer, &Device::Cpu).unwrap();
         }
     }
 }

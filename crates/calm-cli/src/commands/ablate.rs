@@ -5,20 +5,22 @@ use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use calm_config::{Resolved, load};
 use calm_data::Corpus;
 use calm_kernels::device::{self, Choice};
 use calm_nn::Precision;
 use calm_report::study::Machine;
+use calm_run::Stages;
+use calm_run::checkpoint::{write_json, write_text};
+use calm_run::config::RunConfig;
+use calm_run::{Begin, Error, Run};
 use calm_study::config::{AblationConfig, Budget};
 use calm_study::costs::{self, Meter};
 use calm_study::execute::{Failures, execute, missing, prepare};
 use calm_study::plan::{ABLATION, Ablation, Sizes};
 use calm_study::{gather, score};
-use calm_train::checkpoint::{write_json, write_text};
-use calm_train::config::{Resolved, RunConfig, load};
-use calm_train::pipeline::{Reporter, Stages};
+use calm_train::pipeline::Reporter;
 use calm_train::plan::{Plan, Target, describe};
-use calm_train::{Begin, Error, Run};
 use serde_json::{Value, json};
 
 use super::RUNS;
@@ -201,7 +203,7 @@ impl<'a, 'p> Measured<'a, 'p> {
     }
 
     /// The text of a configuration, read once for all that share it.
-    fn corpus(&mut self, config: &RunConfig) -> calm_train::Result<&Corpus> {
+    fn corpus(&mut self, config: &RunConfig) -> calm_run::Result<&Corpus> {
         let key = json!([config.data, config.tokenizer, config.vocabulary]);
         let at = match self.corpora.iter().position(|(k, _)| *k == key) {
             Some(at) => at,
@@ -262,12 +264,12 @@ impl<'a, 'p> Measured<'a, 'p> {
 }
 
 impl Sizes for Measured<'_, '_> {
-    fn vocab_size(&mut self, config: &RunConfig) -> calm_train::Result<usize> {
+    fn vocab_size(&mut self, config: &RunConfig) -> calm_run::Result<usize> {
         Ok(self.corpus(config)?.tokenizer.vocab_size())
     }
 
     /// All variants in turn, several rounds: what else the machine does falls on all of them alike.
-    fn rates(&mut self, variants: &[(String, RunConfig)]) -> calm_train::Result<Vec<f64>> {
+    fn rates(&mut self, variants: &[(String, RunConfig)]) -> calm_run::Result<Vec<f64>> {
         if self.dry {
             let known: Vec<Option<f64>> = variants.iter().map(|(_, c)| self.median(c)).collect();
             let mut rates = Vec::new();

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use calm_bench::{Machine, MatrixRate, Measured, MeasuredOperator, Options, Place, Size, What, operators};
 use calm_kernels::device::Choice;
-use calm_train::Run;
+use calm_run::Run;
 use calm_train::measure::{MeasureOptions, measure};
 use serde::Serialize;
 

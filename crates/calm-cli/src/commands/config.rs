@@ -1,7 +1,8 @@
 //! `calm config`: check, print, list, schema.
 
 use anyhow::Result;
-use calm_train::config::{RunConfig, load};
+use calm_config::load;
+use calm_run::config::RunConfig;
 
 use crate::args::ConfigArgs;
 use crate::shipped;

@@ -5,11 +5,12 @@ use std::io::BufReader;
 use std::path::Path;
 
 use anyhow::Result;
-use calm_eval::bootstrap::{Bootstrap, report};
-use calm_eval::samples::{DocumentNames, SampleToken, SamplesOptions, score_samples};
+use calm_eval::EvalConfig;
 use calm_kernels::device::Choice;
-use calm_train::config::EvalConfig;
-use calm_train::pipeline::{prepare_data, reconstruct_run, score_run};
+use calm_stats::bootstrap::{Bootstrap, report};
+use calm_stats::samples::{DocumentNames, SampleToken, SamplesOptions, score_samples};
+use calm_train::pipeline::prepare_data;
+use calm_train::scoring::{reconstruct_run, score_run};
 
 use super::{open_run, text_of, which};
 use crate::args::{BrierArgs, Format, ReconstructArgs, TextSource};

@@ -1,7 +1,7 @@
 //! `calm export`: a run as a checkpoint of the reference implementation.
 
 use anyhow::Result;
-use calm_train::interchange::{ExportOptions, export};
+use calm_interchange::{ExportOptions, export};
 use candle_core::DType;
 
 use super::{open_run, which};

@@ -1,15 +1,16 @@
 //! `calm generate`: text as it is produced.
 
+use calm_train::models;
 use std::io::Read;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 use calm_data::Tokenizer;
 use calm_eval::generate::{Decoding, GenerateError, GenerateOptions, GenerateReport, generate};
-use calm_eval::temperature::{ExactOptions, Temperature};
 use calm_kernels::device::Choice;
 use calm_lm::{Sampler, baseline};
-use calm_train::config::ModelConfig;
+use calm_run::config::ModelConfig;
+use calm_stats::temperature::{ExactOptions, Temperature};
 
 use super::{open_run, which};
 use crate::args::{GenerateArgs, SamplerName};
@@ -48,7 +49,7 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
                 bail!(Hinted::new("a CALM has no probabilities to cut with --top-p", "use --temperature"));
             }
             let decoding = decoding(args)?;
-            let o = run.load_calm(which, &tokenizer, &device)?;
+            let o = models::load_calm(&run, which, &tokenizer, &device)?;
             stream(&o.model, &tokenizer, &prompt, decoding, args, printer)
         }
         ModelConfig::Baseline(_) => {
@@ -59,7 +60,7 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
                     "a baseline takes a temperature of 0 or more and a top-p above 0 and at most 1",
                 ));
             }
-            let mut o = run.load_baseline(which, &tokenizer, &device)?;
+            let mut o = models::load_baseline(&run, which, &tokenizer, &device)?;
             o.model.decoding = baseline::Decoding { temperature: args.temperature, top_p: args.top_p };
             stream(&o.model, &tokenizer, &prompt, Decoding::Plain, args, printer)
         }

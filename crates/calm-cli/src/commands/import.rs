@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use calm_data::Llama3Config;
-use calm_train::Provenance;
-use calm_train::interchange::{ImportOptions, Kind, TokenizerFrom, import};
+use calm_interchange::{ImportOptions, Kind, TokenizerFrom, import};
+use calm_run::Provenance;
 
 use crate::args::ImportArgs;
 use crate::ui::Printer;

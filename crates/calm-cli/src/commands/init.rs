@@ -1,9 +1,10 @@
 //! `calm init`: a run with random weights.
 
 use anyhow::Result;
-use calm_train::config::{RunConfig, load};
+use calm_config::load;
+use calm_run::config::RunConfig;
+use calm_run::{Begin, Provenance, Run};
 use calm_train::init::initialise;
-use calm_train::{Begin, Provenance, Run};
 use candle_core::Device;
 
 use crate::args::InitArgs;

@@ -6,6 +6,7 @@ use std::io::{BufWriter, Write};
 use anyhow::Result;
 use calm_eval::reconstruction::text_chunks;
 use calm_kernels::device::Choice;
+use calm_train::models;
 use calm_train::pipeline::evaluation_rows;
 use candle_core::Tensor;
 
@@ -41,7 +42,7 @@ pub fn run(args: &LatentsArgs, device: Choice, printer: &Printer) -> Result<()> 
     let run = run.on(&device);
     let mut screen = Screen::new(printer);
     let (file, tokenizer) = text_of(&run, args.data.as_deref(), &args.source.cache, &mut screen)?;
-    let (objective, _) = run.load_autoencoder(which(&args.source), &tokenizer, &device)?;
+    let (objective, _) = models::load_autoencoder(&run, which(&args.source), &tokenizer, &device)?;
     let rows = evaluation_rows(&file, tokenizer.special(), run.autoencoder_layout(), args.documents, None)?;
     let mut values: Vec<f32> = Vec::new();
     let mut chunks = 0;

@@ -18,8 +18,8 @@ use std::path::Path;
 
 use anyhow::Result;
 use calm_data::{TokenFile, Tokenizer};
-use calm_train::Run;
-use calm_train::checkpoint::Which;
+use calm_run::Run;
+use calm_run::checkpoint::Which;
 use calm_train::pipeline::{Reporter, prepare_data};
 
 use crate::args::{CheckpointName, RunSource};

@@ -2,10 +2,11 @@
 
 use anyhow::Result;
 use calm_data::spread;
+use calm_eval::EvalConfig;
 use calm_eval::protocol::{Protocol, Reader};
-use calm_train::Run;
-use calm_train::config::EvalConfig;
-use calm_train::pipeline::{BrierResults, Reporter, prepare_data};
+use calm_run::Run;
+use calm_run::results::BrierResults;
+use calm_train::pipeline::{Reporter, prepare_data};
 use calm_train::scoring::{Scorer, ngram_models, reader};
 use calm_train::task::{Task, TaskReference};
 use candle_core::Device;
@@ -167,9 +168,7 @@ pub fn brierlm(
     let documents = spread(held_out.len(), eval.documents);
     // All that can be wrong is found before anything is drawn.
     for protocol in &protocols {
-        protocol
-            .view(&held_out, tokenizer.special(), &reader, &documents)
-            .map_err(calm_train::Error::from)?;
+        protocol.view(&held_out, tokenizer.special(), &reader, &documents).map_err(calm_run::Error::from)?;
     }
     let scorer = Scorer::load(run, which(&args.source), &tokenizer, device)?;
     let mut results = Vec::new();

@@ -6,11 +6,11 @@ use anyhow::Result;
 use calm_kernels::device::Choice;
 use calm_report::Study;
 use calm_report::study::Estimate;
+use calm_run::Run;
+use calm_run::checkpoint::write_text;
 use calm_study::execute::{FAILURES, Failures};
 use calm_study::plan::{ABLATION, Ablation};
 use calm_study::{gather, score};
-use calm_train::Run;
-use calm_train::checkpoint::write_text;
 
 use super::RUNS;
 use super::ablate::machine_of;
@@ -36,7 +36,7 @@ pub fn run(args: &ReportArgs, device: Choice, printer: &Printer) -> Result<()> {
                 )
                 .into());
             }
-            let runs = folders.iter().map(|f| Run::open(f)).collect::<calm_train::Result<Vec<_>>>()?;
+            let runs = folders.iter().map(|f| Run::open(f)).collect::<calm_run::Result<Vec<_>>>()?;
             let out = args.out.clone().unwrap_or_else(|| Path::new(RUNS).join("report"));
             (Ablation::of_runs(&runs, &out)?, out)
         }

@@ -3,12 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use calm_config::load;
 use calm_data::TokenizerConfig;
 use calm_kernels::device::Choice;
-use calm_train::config::{ModelConfig, RunConfig, load};
-use calm_train::pipeline::{Results, Stages, TrainOptions, train};
+use calm_run::Stages;
+use calm_run::config::{ModelConfig, RunConfig};
+use calm_run::results::Results;
+use calm_run::{Begin, Provenance, Run};
+use calm_train::pipeline::{TrainOptions, train};
 use calm_train::plan::{Plan, Target, describe};
-use calm_train::{Begin, Provenance, Run};
 
 use super::RUNS;
 use crate::args::{Format, StageName, TrainArgs};
@@ -99,7 +102,7 @@ fn dry_run(config: &RunConfig, args: &TrainArgs, choice: Choice, printer: &Print
     drop(screen);
     let plan = match (found, args.memory.and(vocabulary(config))) {
         (Ok(mut corpus), _) => {
-            corpus.tokenizer = config.fit(corpus.tokenizer).map_err(calm_train::Error::from)?;
+            corpus.tokenizer = config.fit(corpus.tokenizer).map_err(calm_run::Error::from)?;
             Plan::new(config, &corpus, &target)
         }
         // A plan for another machine may be asked for where the text is not.

@@ -1,6 +1,6 @@
 use super::*;
-use crate::config::{ConfigText, load};
 use crate::memory::{PARTS, fit, step};
+use calm_config::{ConfigText, load};
 use std::path::Path;
 
 /// The Llama-3 tokenizer with a PAD of its own.

@@ -1,8 +1,8 @@
 //! Kind `ar_baseline`: logits, loss, gradients, and the terms of the baseline's Brier scores.
 
-use calm_eval::brier::{NGRAM, SampledPath, baseline_terms};
 use calm_lm::{Baseline, SpecialIds};
 use calm_nn::ParamStore;
+use calm_stats::brier::{NGRAM, SampledPath, baseline_terms};
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 
 use crate::brier::flat;

@@ -1,6 +1,6 @@
 //! Kind `brier`: the arithmetic of Brier-1..4 on given tokens; also used on the tokens of a model.
 
-use calm_eval::brier::{self, BrierSums, NGRAM, RolloutDocument, Terms};
+use calm_stats::brier::{self, BrierSums, NGRAM, RolloutDocument, Terms};
 use candle_core::{Device, Result, Tensor, bail};
 
 use crate::compare::Check;

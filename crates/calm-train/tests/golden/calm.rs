@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use calm_eval::brier::{self as arithmetic, NGRAM};
 use calm_lm::backbone::Branch;
 use calm_lm::{Cache, Calm, ChunkBatch, EnergyConfig, HeadConfig, Sampler, SpecialIds};
 use calm_nn::{Noise, ParamStore};
+use calm_stats::brier::{self as arithmetic, NGRAM};
 use candle_core::{DType, Device, IndexOp, Result, Tensor, bail};
 
 use crate::brier::{self, flat};

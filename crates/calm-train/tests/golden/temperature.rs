@@ -1,8 +1,8 @@
 //! Kind `temperature_sampling`: selection probabilities of the batch approximation for given pools, and the
 //! distribution that the exact sampler has to follow.
 
-use calm_eval::rng::Stream;
-use calm_eval::temperature::{self, Chunk, ExactOptions, Temperature, TemperatureError, batch_weights};
+use calm_stats::rng::Stream;
+use calm_stats::temperature::{self, Chunk, ExactOptions, Temperature, TemperatureError, batch_weights};
 use candle_core::{Result, bail};
 use serde_json::Value;
 

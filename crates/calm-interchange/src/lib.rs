@@ -1,0 +1,147 @@
+//! Checkpoints of the reference implementation: folders with `config.json` and weights, in and out.
+//!
+//! ```text
+//! folder ── read ──> tensors ──┐
+//!   config.json ── config ─────┼── import ──> run folder ── export ──> folder
+//!   tokenizer ─────────────────┘
+//! ```
+//!
+//! * Parameter names are the reference's, so a weight moves without renaming. A tensor that has two names there
+//!   (`decoder.lm_head_weight` = `encoder.embed_tokens.weight`, `generative_head.*` = `mlp_generator.*`) may
+//!   come under either; both names are written back.
+//! * A language model's file carries its autoencoder under `ae_model.*`; the folder that `ae_path` names holds
+//!   it once more.
+//! * Weights become 32-bit numbers, which hold every bf16 and f16 value exactly. The number format of every
+//!   tensor is recorded in the run (`reference.json`) and written back by default: import, then export, keeps
+//!   every bit.
+//!
+//! This room may use runs (`calm-run`) and the models they build (`calm-train`).
+
+mod config;
+mod export;
+mod import;
+mod merge;
+mod read;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::DType;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+pub use config::Kind;
+pub use export::{ExportOptions, ExportReport, export};
+pub use import::{ImportOptions, ImportReport, TokenizerFrom, import};
+pub use read::{Weights, read_config, read_weights_folder};
+
+use calm_run::checkpoint::write_json;
+use calm_run::{Error, ORIGIN, Result, Run};
+
+/// Prefix of the autoencoder's tensors in a language model's file.
+const AE_PREFIX: &str = "ae_model.";
+
+/// What an imported model was, as `reference.json` of its run records it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The language model (CALM or baseline).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<OriginPart>,
+    /// The autoencoder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoencoder: Option<OriginPart>,
+}
+
+/// One folder of a published model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OriginPart {
+    /// Its `config.json`.
+    pub config: Map<String, Value>,
+    /// Number format of every tensor, by its name in the file.
+    pub dtypes: BTreeMap<String, String>,
+}
+
+impl OriginPart {
+    fn new(config: Map<String, Value>, weights: Option<&Weights>) -> Self {
+        let dtypes = weights
+            .map(|w| w.tensors.iter().map(|(n, t)| (n.clone(), dtype_name(t.dtype()).to_owned())).collect())
+            .unwrap_or_default();
+        Self { config, dtypes }
+    }
+}
+
+impl Origin {
+    /// Reads the record of a run; empty for a run that was not imported.
+    pub fn read(run: &Run) -> Result<Self> {
+        let path = run.folder.join(ORIGIN);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => serde_json::from_str(&text).map_err(|e| {
+                let hint = "import the model again; or delete the file: number formats then are 32 bits";
+                Error::user(format!("{} is damaged: {e}", path.display()), hint)
+            }),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(e) => Err(Error::io("read", &path, e)),
+        }
+    }
+
+    fn write(&self, folder: &Path) -> Result<()> {
+        write_json(&folder.join(ORIGIN), self)
+    }
+}
+
+/// What was found while reading: what forbids the import, and what a user should know.
+#[derive(Debug, Default)]
+struct Findings {
+    problems: Vec<String>,
+    notes: Vec<String>,
+}
+
+impl Findings {
+    fn problem(&mut self, text: impl Into<String>) {
+        self.problems.push(text.into());
+    }
+
+    fn note(&mut self, text: impl Into<String>) {
+        self.notes.push(text.into());
+    }
+}
+
+/// Name of a number format in weight files.
+fn dtype_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 => "F32",
+        DType::BF16 => "BF16",
+        DType::F16 => "F16",
+        DType::F64 => "F64",
+        DType::I64 => "I64",
+        DType::U32 => "U32",
+        DType::U8 => "U8",
+        _ => "other",
+    }
+}
+
+/// The number format of a name that [`dtype_name`] gave, if weights may have it.
+fn dtype_of(name: &str) -> Option<DType> {
+    match name {
+        "F32" => Some(DType::F32),
+        "BF16" => Some(DType::BF16),
+        "F16" => Some(DType::F16),
+        _ => None,
+    }
+}
+
+/// Refuses an output folder that holds something.
+fn require_empty(folder: &Path) -> Result<()> {
+    let holds_something = match std::fs::read_dir(folder) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+        Err(e) => return Err(Error::io("read", folder, e)),
+    };
+    if holds_something {
+        return Err(Error::user(
+            format!("{} is not empty", folder.display()),
+            "choose another folder with --out, or delete it first",
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,384 @@
+//! The configuration of a run: what `calm train` reads and what a run folder records.
+
+use calm_autoencoder::AutoencoderConfig;
+use calm_config::{Problems, Validate};
+use calm_data::{DataConfig, Tokenizer, TokenizerConfig, Vocabulary};
+use calm_eval::EvalConfig;
+use calm_lm::{BackboneConfig, HeadConfig};
+use calm_nn::{AdamWConfig, Precision};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The only schema version so far.
+pub const SCHEMA_VERSION: u64 = 1;
+
+/// A complete run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// Version of this schema: 1.
+    pub version: u64,
+    /// What the run is for; shown in plans and reports.
+    #[serde(default)]
+    pub description: String,
+    /// Seed of everything random: initial weights, order of batches, noise, draws.
+    #[serde(default = "one")]
+    pub seed: u64,
+    /// Number format of the matrix products.
+    #[serde(default)]
+    pub precision: Precision,
+    /// The text.
+    #[serde(default)]
+    pub data: DataConfig,
+    /// How text becomes tokens.
+    #[serde(default)]
+    pub tokenizer: TokenizerConfig,
+    /// Vocabulary size and special ids of a model that was trained elsewhere; null: the tokenizer's own.
+    #[serde(default)]
+    pub vocabulary: Option<Vocabulary>,
+    /// Whether a document begins with an input-only chunk of K BOS ids, so that its first chunk is predicted
+    /// and an empty prompt works. The reference implementation's models have none.
+    #[serde(default = "yes")]
+    pub bos_chunk: bool,
+    /// What is trained.
+    pub model: ModelConfig,
+    /// How long and how.
+    pub train: TrainConfig,
+    /// Scores during and after training.
+    #[serde(default)]
+    pub eval: EvalConfig,
+}
+
+fn one() -> u64 {
+    1
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Which model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ModelConfig {
+    /// Autoencoder and continuous autoregressive language model.
+    Calm(CalmConfig),
+    /// The same backbone on tokens.
+    Baseline(BaselineConfig),
+}
+
+/// A continuous autoregressive language model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CalmConfig {
+    /// K, tokens per chunk: the semantic bandwidth of one step.
+    pub chunk_size: usize,
+    /// Stage 1.
+    #[serde(default)]
+    pub autoencoder: AutoencoderConfig,
+    /// Stage 2: the transformer.
+    #[serde(default)]
+    pub backbone: BackboneConfig,
+    /// Stage 2: the generative head.
+    #[serde(default)]
+    pub head: HeadConfig,
+}
+
+/// A discrete language model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct BaselineConfig {
+    /// The transformer.
+    pub backbone: BackboneConfig,
+}
+
+/// The stages.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Stage 1 of a CALM; absent for a baseline.
+    #[serde(default)]
+    pub autoencoder: Option<StageConfig>,
+    /// The language model (stage 2 of a CALM, the only one of a baseline).
+    pub lm: StageConfig,
+}
+
+/// One training stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StageConfig {
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Rows of a global batch.
+    pub batch_rows: usize,
+    /// Chunk positions in a row.
+    pub context: usize,
+    /// Micro-batches a global batch is cut into (gradient accumulation); must divide the rows.
+    #[serde(default = "one_piece")]
+    pub accumulation: usize,
+    /// Layers of the backbone keep only their input and compute the rest again in the backward pass: much less
+    /// memory for a third more time in them. The autoencoder has no such layers.
+    #[serde(default)]
+    pub recompute: bool,
+    /// Highest learning rate.
+    pub learning_rate: f64,
+    /// Steps of linear warm-up.
+    #[serde(default)]
+    pub warmup_steps: u64,
+    /// What follows the warm-up.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// The optimiser.
+    #[serde(default)]
+    pub adamw: AdamWConfig,
+    /// Gradients are scaled down to this norm.
+    #[serde(default = "unit")]
+    pub clip_norm: f64,
+    /// Steps between validations; 0: only at the end.
+    #[serde(default)]
+    pub eval_every: u64,
+    /// Steps between checkpoints; 0: only at the end.
+    #[serde(default)]
+    pub checkpoint_every: u64,
+    /// Steps between lines of the metrics.
+    #[serde(default = "ten")]
+    pub log_every: u64,
+}
+
+fn one_piece() -> usize {
+    1
+}
+
+fn unit() -> f64 {
+    1.0
+}
+
+fn ten() -> u64 {
+    10
+}
+
+/// Learning rate after the warm-up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Schedule {
+    /// Stays at the highest rate.
+    #[default]
+    Constant,
+    /// Half a cosine from the highest rate to `floor` times it.
+    Cosine {
+        /// Last rate as a share of the highest.
+        floor: f64,
+    },
+    /// Constant, then linear down to `floor` times the highest rate over the last `share` of the steps.
+    Decay {
+        /// Share of the steps spent decaying.
+        share: f64,
+        /// Last rate as a share of the highest.
+        floor: f64,
+    },
+}
+
+impl RunConfig {
+    /// K; 1 for a baseline.
+    pub fn chunk_size(&self) -> usize {
+        match &self.model {
+            ModelConfig::Calm(c) => c.chunk_size,
+            ModelConfig::Baseline(_) => 1,
+        }
+    }
+
+    /// The tokenizer with this run's vocabulary.
+    ///
+    /// # Errors
+    /// When the two do not fit.
+    pub fn fit(&self, tokenizer: Tokenizer) -> calm_data::Result<Tokenizer> {
+        match self.vocabulary {
+            Some(vocabulary) => tokenizer.with_vocabulary(vocabulary),
+            None => Ok(tokenizer),
+        }
+    }
+
+    /// The transformer.
+    pub fn backbone(&self) -> &BackboneConfig {
+        match &self.model {
+            ModelConfig::Calm(c) => &c.backbone,
+            ModelConfig::Baseline(c) => &c.backbone,
+        }
+    }
+}
+
+impl Schedule {
+    /// Share of the highest learning rate at `step` (0-based) of `steps`, after `warmup` steps.
+    pub fn factor(self, step: u64, steps: u64, warmup: u64) -> f64 {
+        if step < warmup {
+            return (step + 1) as f64 / warmup as f64;
+        }
+        let done = (step - warmup) as f64 / (steps.saturating_sub(warmup)).max(1) as f64;
+        match self {
+            Self::Constant => 1.0,
+            Self::Cosine { floor } => {
+                floor + (1.0 - floor) * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())
+            }
+            Self::Decay { share, floor } => {
+                let left = (1.0 - done) / share.max(f64::MIN_POSITIVE);
+                if left >= 1.0 { 1.0 } else { floor + (1.0 - floor) * left }
+            }
+        }
+    }
+}
+
+impl StageConfig {
+    fn validate(&self, at: &str, problems: &mut Problems) {
+        let mut add = |key: &str, message: String| {
+            problems.add(&format!("{at}.{key}"), message);
+        };
+        for (key, value) in [
+            ("steps", self.steps),
+            ("batch_rows", self.batch_rows as u64),
+            ("accumulation", self.accumulation as u64),
+            ("log_every", self.log_every),
+        ] {
+            if value == 0 {
+                add(key, "must be at least 1".into());
+            }
+        }
+        if self.steps > u64::from(u32::MAX) {
+            add("steps", format!("is {}: at most {}", self.steps, u32::MAX));
+        }
+        if self.context < 2 {
+            add("context", "must be at least 2: one chunk to predict and one to predict it from".into());
+        }
+        if self.accumulation > 0 && !self.batch_rows.is_multiple_of(self.accumulation) {
+            add(
+                "accumulation",
+                format!("{} micro-batches do not divide batch_rows {}", self.accumulation, self.batch_rows),
+            );
+        }
+        for (key, value) in [("learning_rate", self.learning_rate), ("clip_norm", self.clip_norm)] {
+            if !(value > 0.0 && value.is_finite()) {
+                add(key, format!("is {value}: must be above 0"));
+            }
+        }
+        if self.warmup_steps > self.steps {
+            add(
+                "warmup_steps",
+                format!("is {}: longer than the stage's {} steps", self.warmup_steps, self.steps),
+            );
+        }
+        let a = &self.adamw;
+        for (key, value) in [("adamw.beta1", a.beta1), ("adamw.beta2", a.beta2)] {
+            if !(0.0..1.0).contains(&value) {
+                add(key, format!("is {value}: must be at least 0 and below 1"));
+            }
+        }
+        if a.eps.is_nan() || a.eps <= 0.0 {
+            add("adamw.eps", format!("is {}: must be above 0", a.eps));
+        }
+        if !(a.weight_decay >= 0.0 && a.weight_decay.is_finite()) {
+            add("adamw.weight_decay", format!("is {}: must be 0 or more", a.weight_decay));
+        }
+        let (share, floor) = match self.schedule {
+            Schedule::Constant => (1.0, 0.0),
+            Schedule::Cosine { floor } => (1.0, floor),
+            Schedule::Decay { share, floor } => (share, floor),
+        };
+        if !(share > 0.0 && share <= 1.0) {
+            add("schedule.decay.share", format!("is {share}: must be above 0 and at most 1"));
+        }
+        if !(0.0..=1.0).contains(&floor) {
+            add("schedule", format!("floor is {floor}: must lie between 0 and 1"));
+        }
+    }
+}
+
+impl Validate for RunConfig {
+    const VERSION: u64 = SCHEMA_VERSION;
+
+    fn validate(&self, problems: &mut Problems) {
+        for p in self.data.problems() {
+            problems.add(&format!("data.{}", p.key), p.message).hint(p.hint);
+        }
+        for p in self.tokenizer.problems() {
+            problems.add(&format!("tokenizer.{}", p.key), p.message).hint(p.hint);
+        }
+        if let Some(v) = self.vocabulary {
+            for (key, id) in [("bos", v.bos), ("eos", v.eos), ("pad", v.pad)] {
+                if id as usize >= v.size {
+                    problems
+                        .add(&format!("vocabulary.{key}"), format!("is {id}: ids are below size {}", v.size));
+                }
+            }
+            if v.pad == v.eos {
+                problems.add("vocabulary.pad", format!("is {}: PAD must not be EOS", v.pad));
+            }
+        }
+        match &self.model {
+            ModelConfig::Calm(c) => {
+                if c.chunk_size == 0 || c.chunk_size > 64 {
+                    problems.add(
+                        "model.calm.chunk_size",
+                        format!("is {}: chunks have between 1 and 64 tokens", c.chunk_size),
+                    );
+                }
+                if c.autoencoder.latent_size.is_none() && c.autoencoder.latent_size(c.chunk_size) > 1024 {
+                    problems
+                        .add(
+                            "model.calm.chunk_size",
+                            format!("{} gives latents of 32 numbers a token, more than 1024", c.chunk_size),
+                        )
+                        .hint("set model.calm.autoencoder.latent_size to at most 1024");
+                }
+                c.autoencoder.validate(|k, m| {
+                    problems.add(&format!("model.calm.autoencoder.{k}"), m);
+                });
+                c.backbone.validate(|k, m| {
+                    problems.add(&format!("model.calm.backbone.{k}"), m);
+                });
+                c.head.validate(|k, m| {
+                    problems.add(&format!("model.calm.head.{k}"), m);
+                });
+                match &self.train.autoencoder {
+                    Some(stage) => {
+                        stage.validate("train.autoencoder", problems);
+                        if stage.recompute {
+                            let message = "only layers of a backbone are computed again: remove it here";
+                            problems.add("train.autoencoder.recompute", message);
+                        }
+                    }
+                    None => {
+                        problems.add("train.autoencoder", "a CALM needs its first stage").hint(
+                            "add `autoencoder: { steps, batch_rows, context, learning_rate }` under `train`",
+                        );
+                    }
+                }
+            }
+            ModelConfig::Baseline(c) => {
+                c.backbone.validate(|k, m| {
+                    problems.add(&format!("model.baseline.backbone.{k}"), m);
+                });
+                if self.train.autoencoder.is_some() {
+                    problems.add("train.autoencoder", "a baseline has no autoencoder: remove this stage");
+                }
+            }
+        }
+        self.train.lm.validate("train.lm", problems);
+        problems.within("eval", |p| self.eval.validate(p));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedules_warm_up_and_end_where_they_say() {
+        assert_eq!(Schedule::Constant.factor(0, 100, 10), 0.1);
+        assert_eq!(Schedule::Constant.factor(99, 100, 10), 1.0);
+        let c = Schedule::Cosine { floor: 0.1 };
+        assert!((c.factor(10, 100, 10) - 1.0).abs() < 1e-12);
+        assert!((c.factor(100, 100, 10) - 0.1).abs() < 1e-12);
+        let d = Schedule::Decay { share: 0.5, floor: 0.0 };
+        assert_eq!(d.factor(49, 100, 0), 1.0);
+        assert!((d.factor(75, 100, 0) - 0.5).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,123 @@
+//! What can stop a run, with a remedy.
+
+use std::path::{Path, PathBuf};
+
+use calm_eval::protocol::ProtocolError;
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can stop a run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file system said no.
+    #[error("cannot {verb} {path}: {source}")]
+    Io {
+        /// `read`, `write`, `create`.
+        verb: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// Text, tokenizer or batches.
+    #[error(transparent)]
+    Data(#[from] calm_data::Error),
+    /// A weight file.
+    #[error(transparent)]
+    Weights(#[from] calm_nn::WeightsError),
+    /// A tensor operation.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] calm_config::ConfigErrors),
+    /// Loss or gradient stopped being a number.
+    #[error(
+        "{stage}: {what} is {value} at step {step}; nothing of this step was saved, earlier checkpoints are whole"
+    )]
+    NotFinite {
+        /// Stage.
+        stage: &'static str,
+        /// `loss` or `gradient norm`.
+        what: &'static str,
+        /// NaN or infinite.
+        value: f64,
+        /// Step.
+        step: u64,
+    },
+    /// Asked to stop; a checkpoint was written.
+    #[error("stopped at step {step} of stage {stage}; a checkpoint was written")]
+    Interrupted {
+        /// Stage.
+        stage: &'static str,
+        /// Steps done.
+        step: u64,
+    },
+    /// Anything else a user can mend.
+    #[error("{message}")]
+    User {
+        /// What is wrong and where.
+        message: String,
+        /// What to do.
+        hint: String,
+    },
+}
+
+impl Error {
+    /// A mistake with its remedy.
+    pub fn user(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::User { message: message.into(), hint: hint.into() }
+    }
+
+    /// A failed file operation.
+    pub fn io(verb: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Self::Io { verb, path: path.to_owned(), source }
+    }
+
+    /// What the user can do about it, if we know.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::User { hint, .. } if !hint.is_empty() => Some(hint.clone()),
+            Self::NotFinite { stage, .. } => Some(format!(
+                "lower the learning rate or lengthen the warm-up (--set train.{stage}.learning_rate=...); \
+                 --resume goes on from the last checkpoint, --restart begins anew"
+            )),
+            Self::Interrupted { .. } => Some("run the same command with --resume to go on".into()),
+            Self::Io { verb, source, .. } => match source.kind() {
+                std::io::ErrorKind::PermissionDenied => {
+                    Some("check the permissions, or choose another folder with --out".into())
+                }
+                std::io::ErrorKind::StorageFull => Some(
+                    "free some disk space and run again with --resume; what was saved before is whole".into(),
+                ),
+                std::io::ErrorKind::NotFound => {
+                    Some("check the path; the file may have been moved or deleted".into())
+                }
+                _ if *verb != "read" => Some("check the path, or choose another folder with --out".into()),
+                _ => None,
+            },
+            Self::Weights(calm_nn::WeightsError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::StorageFull =>
+            {
+                Some(
+                    "free some disk space and run again with --resume; what was saved before is whole".into(),
+                )
+            }
+            _ => None,
+        }
+    }
+}
+
+impl From<ProtocolError> for Error {
+    fn from(e: ProtocolError) -> Self {
+        match e {
+            ProtocolError::Data(e) => e.into(),
+            e => {
+                let text = e.to_string();
+                let (what, remedy) = text.split_once("; ").unwrap_or((&text, ""));
+                Self::user(what, remedy)
+            }
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! The folder of a run: its configuration, record, checkpoints, metrics and results, and what can go wrong
+//! with them.
+//!
+//! This room reads and writes; it trains nothing and builds no model (`calm-train` does). It may use the owners of
+//! the settings that a run's configuration is made of, down from `calm-eval`.
+
+pub mod checkpoint;
+pub mod config;
+pub mod error;
+pub mod metrics;
+mod on_device;
+pub mod results;
+pub mod run;
+
+pub use config::RunConfig;
+pub use error::{Error, Result};
+pub use run::{Begin, ORIGIN, Provenance, Run, RunRecord, Stages};

@@ -1,0 +1,68 @@
+//! What `results.json` and `--format json` hold.
+
+use calm_eval::protocol::Protocol;
+use calm_eval::reconstruction::ReconstructionReport;
+use calm_stats::bootstrap::BrierReport;
+use calm_stats::ngram::NgramReport;
+use serde::Serialize;
+
+/// Scores on the held-out documents, as `results.json` and `--format json` hold them.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Results {
+    /// Stage 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub autoencoder: Option<ReconstructionReport>,
+    /// The language model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub brier: Option<BrierResults>,
+    /// Mean loss with true and with exchanged hidden states.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub condition: Option<ConditionCheck>,
+    /// A short text of the language model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sample: Option<String>,
+    /// Hash of the text.
+    pub corpus_hash: String,
+    /// Hash of the tokenizer.
+    pub tokenizer_hash: String,
+}
+
+/// Does the head use its condition?
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ConditionCheck {
+    /// Mean validation loss with the true hidden states.
+    pub loss: f64,
+    /// With each position given another position's hidden state.
+    pub loss_exchanged: f64,
+}
+
+/// Brier scores of a model and of n-gram models on the same positions.
+#[derive(Clone, Debug, Serialize)]
+pub struct BrierResults {
+    /// The model's scores, percent.
+    #[serde(flatten)]
+    pub report: BrierReport,
+    /// Where it was scored.
+    pub protocol: Protocol,
+    /// K.
+    pub chunk_size: usize,
+    /// Draws per position.
+    pub samples: usize,
+    /// Unigram and bigram models of the training split, closed form; null where there is no training split.
+    pub ngram: Option<NgramReport>,
+    /// Baselines: nats per token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cross_entropy: Option<f64>,
+    /// Baselines: exp of the cross-entropy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<f64>,
+    /// Baselines: bits per byte of text (EOS counted in).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bits_per_byte: Option<f64>,
+    /// Step of the checkpoint.
+    pub step: u64,
+    /// Hash of the text the model was trained on; empty for a model that was not trained here.
+    pub corpus_hash: String,
+    /// Hash of the text it was scored on.
+    pub text_hash: String,
+}

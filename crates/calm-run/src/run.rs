@@ -1,0 +1,354 @@
+//! A run is a record: one folder with everything that explains and reproduces it.
+//!
+//! ```text
+//! runs/NAME/
+//!   config.yaml        resolved configuration, written before the first step
+//!   run.json           command, version, commit, hashes of data and tokenizer
+//!   tokenizer.json
+//!   metrics.jsonl      one line a logged step or validation
+//!   tensorboard/       the same for TensorBoard
+//!   autoencoder/step-N/{model,optimizer}.safetensors, state.json     stage 1
+//!   lm/step-N/...                                                    stage 2, or the baseline
+//!   reference.json     an imported model's own config.json and number formats
+//!   results.json       scores on the held-out documents
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use calm_config::{ConfigText, Resolved, load};
+use calm_data::{Layout, Tokenizer};
+use calm_nn::read_weights;
+use candle_core::Device;
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{Checkpoints, Which, file_hash, write_json, write_text};
+use crate::config::RunConfig;
+use crate::error::{Error, Result};
+
+/// File of a run that says what an imported model was; `calm export` writes it back.
+pub const ORIGIN: &str = "reference.json";
+
+/// Who made a run, and with what.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// The command line.
+    pub command: Vec<String>,
+    /// Version of calm.
+    pub version: String,
+    /// Commit it was built from, if known.
+    pub commit: Option<String>,
+    /// Features compiled in.
+    pub features: Vec<String>,
+    /// What it computed with, `cpu` or `cuda:0 (NAME)`; null if nothing was computed.
+    #[serde(default)]
+    pub device: Option<String>,
+    /// Why it ended, if not by finishing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+}
+
+/// What `run.json` holds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// One entry per `calm train` that worked on this folder.
+    pub history: Vec<Provenance>,
+    /// Hash of the text (sources, split, sampling).
+    pub corpus_hash: String,
+    /// Hash of the tokenizer.
+    pub tokenizer_hash: String,
+    /// V.
+    pub vocab_size: usize,
+    /// What the text is, for people.
+    pub corpus: String,
+    /// Operating system and processor architecture.
+    pub platform: String,
+    /// Threads at work.
+    pub threads: usize,
+    /// Hash of another run's autoencoder, if stage 1 was taken from there.
+    #[serde(default)]
+    pub imported_autoencoder: Option<String>,
+}
+
+/// A run's folder with its configuration.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// Where it lies.
+    pub folder: PathBuf,
+    /// The resolved configuration.
+    pub config: RunConfig,
+}
+
+impl Run {
+    /// Opens an existing run.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join("config.yaml");
+        if !path.is_file() {
+            return Err(Error::user(
+                format!("{} is not a run: it has no config.yaml", folder.display()),
+                "name the folder of a run with --run (runs/NAME), or train one first",
+            ));
+        }
+        let resolved: Resolved<RunConfig> = load(ConfigText::read(&path)?, &[])?;
+        Ok(Self { folder: folder.to_owned(), config: resolved.value })
+    }
+
+    /// The run in `root` that was worked on last.
+    pub fn latest(root: &Path) -> Result<Self> {
+        let newest = fs::read_dir(root)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|e| {
+                let record = e.path().join("run.json");
+                Some((fs::metadata(record).ok()?.modified().ok()?, e.path()))
+            })
+            .max();
+        match newest {
+            Some((_, folder)) => Self::open(&folder),
+            None => Err(Error::user(
+                format!("there is no run in {}", root.display()),
+                "train one (calm train --config quickstart), or name a run's folder with --run",
+            )),
+        }
+    }
+
+    /// Creates the folder, or opens it if it holds the same run. A run that continues may change how it
+    /// trains and scores, never what is trained. An imported model has seen no text yet: it may choose its own.
+    pub fn create(folder: &Path, resolved: &Resolved<RunConfig>, begin: Begin) -> Result<Self> {
+        let resume = begin == Begin::Resume;
+        let whole = begin == Begin::Restart(Stages::All);
+        let config = &resolved.value;
+        let path = folder.join("config.yaml");
+        // Before the data were ready nothing has come of a run: a wrong path may be put right.
+        let begun = folder.join("run.json").is_file() || has_weights(folder);
+        if path.is_file() && begun && !whole {
+            let old: Resolved<RunConfig> = load(ConfigText::read(&path)?, &[])?;
+            let opened = Self { folder: folder.to_owned(), config: old.value };
+            let unseen = opened.record()?.is_some_and(|r| r.corpus_hash.is_empty());
+            let mut differences = differences(&old.tree, &resolved.tree, resume);
+            // A stage that is begun anew may be another one.
+            differences.retain(|d| !restarted_setting(d.trim_start(), begin));
+            differences.retain(|d| !(unseen && resume && d.trim_start().starts_with("data.")));
+            if !differences.is_empty() {
+                return Err(Error::user(
+                    format!(
+                        "{} holds a run with another configuration:\n{}",
+                        folder.display(),
+                        differences.join("\n")
+                    ),
+                    if resume {
+                        "data, tokenizer, model, seed and precision of a run cannot change; give this one its \
+                         own folder with --out"
+                    } else {
+                        "--out FOLDER keeps both; --resume goes on with changed `train` and `eval` settings; \
+                         --restart throws the old run away"
+                    },
+                ));
+            }
+        }
+        // Only of a run: another folder's contents are not ours to throw away.
+        if let Begin::Restart(stages) = begin
+            && path.is_file()
+        {
+            // A language model is nothing without its autoencoder.
+            let parts: &[&str] = match stages {
+                Stages::All => {
+                    &["autoencoder", "lm", "tensorboard", "metrics.jsonl", "results.json", "run.json", ORIGIN]
+                }
+                Stages::Autoencoder => {
+                    &["autoencoder", "lm", "tensorboard/autoencoder", "tensorboard/lm", "results.json"]
+                }
+                Stages::Lm => &["lm", "tensorboard/lm", "results.json"],
+            };
+            for part in parts {
+                remove(&folder.join(part))?;
+            }
+        }
+        fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+        write_text(&path, &resolved.to_yaml())?;
+        Ok(Self { folder: folder.to_owned(), config: config.clone() })
+    }
+
+    /// Checkpoints of a stage, `autoencoder` or `lm`.
+    pub fn checkpoints(&self, stage: &str) -> Checkpoints {
+        Checkpoints::new(&self.folder.join(stage))
+    }
+
+    /// The record, if one was written.
+    pub fn record(&self) -> Result<Option<RunRecord>> {
+        let path = self.folder.join("run.json");
+        match fs::read_to_string(&path) {
+            Ok(text) => serde_json::from_str(&text).map(Some).map_err(|e| {
+                Error::user(
+                    format!("{} is damaged: {e}", path.display()),
+                    "delete it; it is written anew by --resume",
+                )
+            }),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io("read", &path, e)),
+        }
+    }
+
+    /// Writes the record.
+    pub fn write_record(&self, record: &RunRecord) -> Result<()> {
+        write_json(&self.folder.join("run.json"), record)
+    }
+
+    /// Notes in the record why the run ended early. What cannot be noted is lost: the error itself matters more.
+    pub fn note_failure(&self, error: &Error) {
+        if let Ok(Some(mut record)) = self.record()
+            && let Some(last) = record.history.last_mut()
+        {
+            last.failure = Some(error.to_string());
+            let _ = self.write_record(&record);
+        }
+    }
+
+    /// The run's own tokenizer, with its vocabulary.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let path = self.folder.join("tokenizer.json");
+        let tokenizer = Tokenizer::load(&path)?;
+        let trained_with = self.record()?.map(|r| r.tokenizer_hash).filter(|h| !h.is_empty());
+        if trained_with.is_some_and(|h| h != tokenizer.hash()) {
+            return Err(Error::user(
+                format!("{} is not the tokenizer that this run was trained with", path.display()),
+                "restore the file; the run's own command with --resume writes it again",
+            ));
+        }
+        Ok(self.config.fit(tokenizer)?)
+    }
+
+    /// Layout of the language model's rows.
+    pub fn lm_layout(&self) -> Layout {
+        Layout {
+            chunk_size: self.config.chunk_size(),
+            context: self.config.train.lm.context,
+            bos_chunk: self.config.bos_chunk,
+        }
+    }
+
+    /// Layout of the autoencoder's rows.
+    pub fn autoencoder_layout(&self) -> Layout {
+        let context =
+            self.config.train.autoencoder.as_ref().map_or(self.config.train.lm.context, |s| s.context);
+        Layout { chunk_size: self.config.chunk_size(), context, bos_chunk: false }
+    }
+
+    /// Hash of the autoencoder's weights file.
+    pub fn autoencoder_hash(&self) -> Result<String> {
+        let autoencoder = self.checkpoints("autoencoder");
+        file_hash(&autoencoder.model_path(autoencoder.step(Which::Best)?))
+    }
+
+    /// Whether the latest language model was trained on the autoencoder that is there now (true without a
+    /// language model).
+    pub fn fits_autoencoder(&self) -> Result<bool> {
+        let lm = self.checkpoints("lm");
+        let Some(state) = lm.latest()? else { return Ok(true) };
+        let hash = self.autoencoder_hash()?;
+        let (_, metadata) = read_weights(&lm.model_path(state.step), &Device::Cpu)?;
+        Ok(metadata.get("autoencoder").is_none_or(|h| *h == hash))
+    }
+
+    /// What every weights file of this run says about itself.
+    pub fn metadata(&self, stage: &str, record: &RunRecord) -> BTreeMap<String, String> {
+        BTreeMap::from([
+            ("stage".to_owned(), stage.to_owned()),
+            ("corpus".to_owned(), record.corpus_hash.clone()),
+            ("tokenizer".to_owned(), record.tokenizer_hash.clone()),
+        ])
+    }
+}
+
+/// Whether there are weights of any stage.
+fn has_weights(folder: &Path) -> bool {
+    ["autoencoder", "lm"].iter().any(|stage| !Checkpoints::new(&folder.join(stage)).steps().is_empty())
+}
+
+/// Which stages `calm train` works on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stages {
+    /// All, in order.
+    #[default]
+    All,
+    /// Stage 1 alone.
+    Autoencoder,
+    /// The language model alone, on the autoencoder that is there.
+    Lm,
+}
+
+/// How `calm train` begins with a folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// A new run, or the same one again: what is finished is kept.
+    New,
+    /// Go on with what is unfinished.
+    Resume,
+    /// Throw these stages away and train them anew.
+    Restart(Stages),
+}
+
+/// Whether a difference `key: old -> new` belongs to stages that are begun anew.
+fn restarted_setting(difference: &str, begin: Begin) -> bool {
+    let of = |keys: &[&str]| keys.iter().any(|key| difference.starts_with(key));
+    let lm = ["model.calm.backbone.", "model.calm.head.", "model.baseline.backbone.", "train.lm."];
+    match begin {
+        Begin::New | Begin::Resume => false,
+        Begin::Restart(Stages::All) => true,
+        Begin::Restart(Stages::Lm) => of(&lm),
+        Begin::Restart(Stages::Autoencoder) => {
+            of(&lm) || of(&["model.calm.chunk_size", "model.calm.autoencoder.", "train.autoencoder."])
+        }
+    }
+}
+
+/// Removes a file or a folder with all it holds; nothing there is fine.
+fn remove(path: &Path) -> Result<()> {
+    let done = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match done {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Settings that differ, as `key: old -> new`. With `resume`, `train`, `eval` and `description` may.
+fn differences(old: &serde_json::Value, new: &serde_json::Value, resume: bool) -> Vec<String> {
+    fn walk(path: &str, old: &serde_json::Value, new: &serde_json::Value, out: &mut Vec<String>) {
+        if let (Some(a), Some(b)) = (old.as_object(), new.as_object()) {
+            let mut keys: Vec<&String> = a.keys().chain(b.keys()).collect();
+            keys.sort();
+            keys.dedup();
+            for key in keys {
+                let null = serde_json::Value::Null;
+                let at = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                walk(&at, a.get(key).unwrap_or(&null), b.get(key).unwrap_or(&null), out);
+            }
+        } else if old != new {
+            out.push(format!("  {path}: {old} -> {new}"));
+        }
+    }
+    let mut out = Vec::new();
+    walk("", old, new, &mut out);
+    out.retain(|d| {
+        let free = |section: &str| d.trim_start().starts_with(section);
+        !(free("description") || free("eval.") || (resume && free("train.")))
+    });
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resumed_run_may_change_how_it_trains_but_not_what() {
+        let old = serde_json::json!({"seed": 1, "train": {"lm": {"steps": 5}}, "eval": {"samples": 2}});
+        let new = serde_json::json!({"seed": 1, "train": {"lm": {"steps": 9}}, "eval": {"samples": 4}});
+        assert!(differences(&old, &new, true).is_empty());
+        assert_eq!(differences(&old, &new, false), ["  train.lm.steps: 5 -> 9"]);
+        let other = serde_json::json!({"seed": 2, "train": {"lm": {"steps": 5}}, "eval": {"samples": 2}});
+        assert_eq!(differences(&old, &other, true), ["  seed: 1 -> 2"]);
+    }
+}
