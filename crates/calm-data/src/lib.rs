@@ -39,3 +39,8 @@ pub use error::{Error, Result};
 pub use reference::ReferenceBlocks;
 pub use token_file::TokenFile;
 pub use tokenizer::{SpecialTokens, Tokenizer, Vocabulary};
+
+/// The README's example is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

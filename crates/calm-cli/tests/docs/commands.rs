@@ -3,6 +3,9 @@
 
 use calm_cli::args::Cli;
 use calm_cli::shipped;
+use calm_config::{ConfigText, load};
+use calm_run::RunConfig;
+use calm_study::config::AblationConfig;
 use clap::{Command, CommandFactory};
 
 use crate::markdown::Page;
@@ -50,7 +53,8 @@ fn of_calm(words: &[String]) -> Option<&[String]> {
     if first == "calm" || first.ends_with("/release/calm") {
         return Some(rest);
     }
-    let runs = first == "cargo" && rest.first().is_some_and(|word| word == "run") && !rest.contains(&"-p".into());
+    let runs =
+        first == "cargo" && rest.first().is_some_and(|word| word == "run") && !rest.contains(&"-p".into());
     let dashes = rest.iter().position(|word| word == "--").filter(|_| runs)?;
     Some(&rest[dashes + 1..])
 }
@@ -105,6 +109,49 @@ fn every_configuration_that_a_command_names_is_shipped() {
     none(&problems);
 }
 
+/// The values that follow an option.
+fn values(arguments: &[String], option: &str) -> Vec<String> {
+    arguments.windows(2).filter(|pair| pair[0] == option).map(|pair| pair[1].clone()).collect()
+}
+
+#[test]
+fn every_setting_that_a_command_changes_exists_and_takes_the_value() {
+    let (mut problems, mut loaded) = (Vec::new(), 0);
+    for (place, words) in living().iter().flat_map(typed) {
+        let Some(arguments) = of_calm(&words) else { continue };
+        let settings = values(arguments, "--set");
+        let Some(name) = values(arguments, "--config").pop().filter(|_| !settings.is_empty()) else {
+            continue;
+        };
+        let error = if arguments[0] == "ablate" {
+            shipped::find_ablation(&name).and_then(|text| load::<AblationConfig>(text, &settings)).err()
+        } else {
+            shipped::find(&name).and_then(|text| load::<RunConfig>(text, &settings)).err()
+        };
+        problems.extend(error.map(|e| format!("{place}: {e}")));
+        loaded += 1;
+    }
+    none(&problems);
+    assert!(loaded > 3, "only {loaded} commands change a setting");
+}
+
+#[test]
+fn every_ablation_that_a_page_shows_can_be_read() {
+    let (mut problems, mut read) = (Vec::new(), 0);
+    for page in living() {
+        for block in page.blocks.iter().filter(|block| block.language == "yaml") {
+            let text: Vec<&str> = block.lines.iter().map(|line| line.text.as_str()).collect();
+            if text.contains(&"variants:") {
+                let shown = ConfigText::new(page.place(block.lines[0].line), text.join("\n"));
+                problems.extend(load::<AblationConfig>(shown, &[]).err().map(|e| e.to_string()));
+                read += 1;
+            }
+        }
+    }
+    none(&problems);
+    assert!(read > 1, "only {read} ablations were found");
+}
+
 /// The command that words name, with the words that are left.
 fn command<'a, 'w>(calm: &'a Command, words: &'w [String]) -> (&'a Command, &'w [String]) {
     let Some((first, rest)) = words.split_first() else { return (calm, words) };
@@ -127,7 +174,7 @@ fn anywhere(command: &Command, option: &str) -> bool {
 }
 
 /// Options of other programs that our pages name.
-const FOREIGN: [&str; 4] = ["--release", "--fmad=false", "--features", "--no-compile"];
+const FOREIGN: [&str; 3] = ["--release", "--fmad=false", "--runners"];
 
 #[test]
 fn every_command_and_option_of_a_code_span_exists() {
@@ -153,7 +200,8 @@ fn every_command_and_option_of_a_code_span_exists() {
                         problems.push(format!("{place}: `{}`: there is no option {option}", span.text));
                     }
                 }
-            } else if let Some(option) = words.first().filter(|word| word.starts_with("--") && word.len() > 2) {
+            } else if let Some(option) = words.first().filter(|word| word.starts_with("--") && word.len() > 2)
+            {
                 checked += 1;
                 if !anywhere(&calm, option) && !FOREIGN.contains(&option.as_str()) {
                     problems.push(format!("{place}: no command has the option {option}"));
@@ -176,7 +224,9 @@ fn every_crate_test_example_and_script_of_a_command_is_there() {
     for (place, words) in living().iter().flat_map(typed) {
         let at = words.iter().position(|word| word == "cargo");
         for pair in words[at.unwrap_or(words.len())..].windows(2) {
-            let Some((option, folders)) = CARGO.iter().find(|(option, _)| *option == pair[0]) else { continue };
+            let Some((option, folders)) = CARGO.iter().find(|(option, _)| *option == pair[0]) else {
+                continue;
+            };
             let there = |of: &std::path::PathBuf| match folders.first() {
                 None => of.ends_with(&pair[1]),
                 Some(folder) => {
@@ -188,7 +238,9 @@ fn every_crate_test_example_and_script_of_a_command_is_there() {
                 problems.push(format!("{place}: there is no {option} {}", pair[1]));
             }
         }
-        for script in words.iter().filter(|word| [".ci/", "eval/", "kernels/"].iter().any(|f| word.starts_with(f))) {
+        for script in
+            words.iter().filter(|word| [".ci/", "eval/", "kernels/"].iter().any(|f| word.starts_with(f)))
+        {
             if !root().join(script).exists() {
                 problems.push(format!("{place}: {script} is not there"));
             }

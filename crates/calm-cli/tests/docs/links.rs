@@ -113,6 +113,25 @@ fn every_path_in_a_code_span_is_there() {
 }
 
 #[test]
+fn a_link_to_nowhere_is_noticed() {
+    let path = root().join("docs/src/randomness.md");
+    let wrong = |target: &str| {
+        let page = Page { path: path.clone(), ..Page::default() };
+        broken(&page, &Found { line: 1, text: target.into() })
+    };
+    for target in ["numerics.md", "numerics.md#tolerances", "https://example.org/nowhere"] {
+        assert_eq!(wrong(target), None);
+    }
+    for (target, what) in [
+        ("numeric.md", "not there"),
+        ("numerics.md#tolerance", "no heading"),
+        ("../../README.md", "outside the book"),
+    ] {
+        assert!(wrong(target).is_some_and(|problem| problem.contains(what)), "{target}");
+    }
+}
+
+#[test]
 fn a_placeholder_is_told_from_a_path() {
     for several in ["configs/NAME.yaml", "kernels/*.cu", "crates/calm-lm/src/head/NAME.rs"] {
         assert!(stands_for_several(several), "{several}");

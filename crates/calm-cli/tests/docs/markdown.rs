@@ -44,24 +44,28 @@ impl Page {
 
     pub fn parse(text: &str) -> Self {
         let mut page = Self::default();
-        let mut fence: Option<String> = None;
+        let mut fence: Option<(String, usize)> = None;
         for (line, content) in (1..).zip(text.lines()) {
             let trimmed = content.trim_start();
             let ticks: String = trimmed.chars().take_while(|c| *c == '`').collect();
             match &fence {
-                Some(open) if trimmed.trim_end() == open => fence = None,
-                Some(_) => {
+                Some((open, _)) if trimmed.trim_end() == open => fence = None,
+                Some((_, indent)) => {
                     let block = page.blocks.last_mut().unwrap();
-                    block.lines.push(Found { line, text: trimmed.to_owned() });
+                    // A block inside a list is as far to the right as its fence.
+                    let text = content.get(*indent..).unwrap_or("").to_owned();
+                    block.lines.push(Found { line, text });
                 }
                 None if ticks.len() >= 3 => {
                     let language = trimmed[ticks.len()..].trim().to_owned();
                     page.blocks.push(Block { language, ..Block::default() });
-                    fence = Some(ticks);
+                    fence = Some((ticks, content.len() - trimmed.len()));
                 }
                 None => {
-                    if let Some(heading) =
-                        trimmed.strip_prefix('#').map(|h| h.trim_start_matches('#')).filter(|h| h.starts_with(' '))
+                    if let Some(heading) = trimmed
+                        .strip_prefix('#')
+                        .map(|h| h.trim_start_matches('#'))
+                        .filter(|h| h.starts_with(' '))
                     {
                         page.anchors.push(anchor(heading));
                     }
@@ -110,12 +114,15 @@ pub fn anchor(heading: &str) -> String {
 #[test]
 fn a_page_is_taken_apart() {
     let page = Page::parse(
-        "# One `two`, three!\n\na [link](x.md#y), `code](no)` and [b](c)\n\n1. list\n   ```sh\n   $ a\n   ```\n",
+        "# One `two`, three!\n\na [link](x.md#y), `code](no)` and [b](c)\n\n1. list\n   ```sh\n   $ a\n     b\n   ```\n",
     );
     assert_eq!(page.anchors, ["one-two-three"]);
     let texts = |found: &[Found]| found.iter().map(|f| f.text.clone()).collect::<Vec<_>>();
     assert_eq!(texts(&page.links), ["x.md#y", "c"]);
     assert_eq!(texts(&page.spans), ["two", "code](no)"]);
     assert_eq!(page.blocks[0].language, "sh");
-    assert_eq!(page.blocks[0].lines, [Found { line: 7, text: "$ a".into() }]);
+    assert_eq!(
+        page.blocks[0].lines,
+        [Found { line: 7, text: "$ a".into() }, Found { line: 8, text: "  b".into() }]
+    );
 }

@@ -30,10 +30,10 @@ fn crates() -> BTreeMap<String, Vec<String>> {
 /// The rooms of a page's picture, from top to bottom: the block that begins with the binary.
 fn picture(page: &Page) -> Vec<String> {
     let first_word = |line: &str| line.split_whitespace().next().unwrap_or("").to_owned();
-    let room = |line: &str| first_word(line.trim_start_matches("crates/"));
+    let room = |line: &str| first_word(line.trim().trim_start_matches("crates/"));
     let block = page.blocks.iter().find(|b| b.lines.first().is_some_and(|l| room(&l.text) == "calm-cli"));
     let block = block.unwrap_or_else(|| panic!("{} has no picture of the rooms", page.path.display()));
-    block.lines.iter().map(|line| room(line.text.trim())).filter(|name| name.starts_with("calm-")).collect()
+    block.lines.iter().map(|line| room(&line.text)).filter(|name| name.starts_with("calm-")).collect()
 }
 
 #[test]
@@ -74,7 +74,8 @@ fn every_room_has_a_readme_that_says_what_it_may_use() {
                 let said = said.split("\n\n").next().unwrap_or("");
                 for used in depends.iter().filter(|used| !said.contains(&format!("`{used}`"))) {
                     if !said.contains("every room") {
-                        problems.push(format!("crates/{name}/README.md does not say that the room uses {used}"));
+                        problems
+                            .push(format!("crates/{name}/README.md does not say that the room uses {used}"));
                     }
                 }
                 if said.is_empty() {
