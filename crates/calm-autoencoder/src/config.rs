@@ -1,5 +1,6 @@
 //! Settings of the autoencoder.
 
+use calm_config::Problems;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -63,8 +64,8 @@ impl AutoencoderConfig {
         self.latent_size.unwrap_or(32 * chunk_size)
     }
 
-    /// Calls `problem(key, message)` for every impossible value.
-    pub fn validate(&self, mut problem: impl FnMut(&str, String)) {
+    /// Adds what is impossible, by key.
+    pub fn validate(&self, problems: &mut Problems) {
         let positive = [
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
@@ -72,16 +73,16 @@ impl AutoencoderConfig {
         ];
         for (key, value) in positive {
             if value == 0 {
-                problem(key, "must be at least 1".into());
+                problems.add(key, "must be at least 1");
             }
         }
         if self.latent_size.unwrap_or(1) > 1024 {
-            problem("latent_size", "must be at most 1024".into());
+            problems.add("latent_size", "must be at most 1024");
         }
         for (key, value) in [("encoder_layers", self.encoder_layers), ("decoder_layers", self.decoder_layers)]
         {
             if value % 2 != 0 || value == 0 {
-                problem(
+                problems.add(
                     key,
                     format!(
                         "is {value}: must be even and at least 2 (half the blocks work on tokens, half on the chunk)"
@@ -95,17 +96,17 @@ impl AutoencoderConfig {
             ("latent_dropout", self.latent_dropout),
         ] {
             if !(0.0..1.0).contains(&value) {
-                problem(key, format!("is {value}: must be at least 0 and below 1"));
+                problems.add(key, format!("is {value}: must be at least 0 and below 1"));
             }
         }
         for (key, value) in [("kl_weight", self.kl_weight), ("kl_clip", self.kl_clip)] {
             if !(value >= 0.0 && value.is_finite()) {
-                problem(key, format!("is {value}: must be 0 or more"));
+                problems.add(key, format!("is {value}: must be 0 or more"));
             }
         }
         for (key, value) in [("norm_eps", self.norm_eps), ("init_std", self.init_std)] {
             if !(value > 0.0 && value.is_finite()) {
-                problem(key, format!("is {value}: must be above 0"));
+                problems.add(key, format!("is {value}: must be above 0"));
             }
         }
     }
@@ -115,17 +116,21 @@ impl AutoencoderConfig {
 mod tests {
     use super::*;
 
+    fn problems(config: &AutoencoderConfig) -> Vec<String> {
+        let mut problems = Problems::new();
+        config.validate(&mut problems);
+        problems.paths()
+    }
+
     #[test]
     fn an_odd_number_of_layers_is_refused() {
-        let mut found = Vec::new();
-        AutoencoderConfig { encoder_layers: 3, ..Default::default() }
-            .validate(|k, _| found.push(k.to_owned()));
-        assert_eq!(found, ["encoder_layers"]);
+        let config = AutoencoderConfig { encoder_layers: 3, ..Default::default() };
+        assert_eq!(problems(&config), ["encoder_layers"]);
     }
 
     #[test]
     fn the_defaults_are_valid_and_have_32_numbers_per_token() {
-        AutoencoderConfig::default().validate(|k, m| panic!("{k} {m}"));
+        assert!(problems(&AutoencoderConfig::default()).is_empty());
         assert_eq!(AutoencoderConfig::default().latent_size(4), 128);
     }
 }

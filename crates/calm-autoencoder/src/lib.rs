@@ -12,6 +12,7 @@
 //! Source: the paper, section 2 (autoencoder, KL clipping, DropToken, latent dropout).
 
 mod config;
+mod costs;
 mod model;
 
 pub use config::AutoencoderConfig;

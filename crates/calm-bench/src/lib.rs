@@ -12,18 +12,19 @@
 //! `eval/peers/pytorch`, so that both can be measured in turn.
 
 mod clock;
-mod gpu;
 mod measure;
 pub mod memory;
 pub mod operators;
 mod place;
+mod pool;
 pub mod products;
+mod rates;
 mod size;
 pub mod work;
 
 pub use clock::Seconds;
-pub use gpu::{GpuRates, gpu_rates};
-pub use measure::{Machine, MatrixRate, Measured, MeasuredOperator, Options, matrix_peak, operator, work_at};
+pub use measure::{Machine, Measured, MeasuredOperator, Options, operator, work_at};
 pub use place::Place;
+pub use rates::{GpuRates, MatrixRate, gpu_rates, matrix_peak};
 pub use size::Size;
 pub use work::What;

@@ -1,13 +1,10 @@
 //! Measurements: medians over repetitions, against the matrix product measured in between.
 
-use std::time::Instant;
-
 use calm_kernels::device;
 use candle_core::Result;
 use serde::Serialize;
 
-use crate::clock::{Seconds, once, processor, repeat, repeat_on};
-use crate::gpu;
+use crate::clock::{Seconds, once, processor, repeat_on};
 use crate::memory::Memory;
 use crate::operators::{Amount, Operator, Pass};
 use crate::place::Place;
@@ -67,52 +64,6 @@ impl Machine {
             version: version.to_owned(),
         }
     }
-}
-
-/// Rate of the bare matrix product.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct MatrixRate {
-    /// Which products.
-    pub shape: String,
-    /// FLOP/s.
-    pub flops_per_second: f64,
-}
-
-/// Rates of square products and of copying memory (bytes/s, read and written): what shares of a peak refer to.
-///
-/// # Errors
-/// What a GPU answers.
-pub fn matrix_peak(seconds: f64, place: &Place) -> Result<(Vec<MatrixRate>, f64)> {
-    if place.device.is_cuda() {
-        let rates = gpu::matrix_rates(&place.device, place.dtype(), seconds)?;
-        return Ok((rates, gpu::copy_rate(&place.device, seconds / 4.0)?));
-    }
-    let rate = |side: usize| {
-        let mut prepared = Products::square(side).prepare();
-        let started = Instant::now();
-        loop {
-            prepared.round();
-            if started.elapsed().as_secs_f64() > seconds / 4.0 {
-                break;
-            }
-        }
-        MatrixRate { shape: format!("{side}³"), flops_per_second: prepared.rate().unwrap_or(0.0) }
-    };
-    Ok(([512, 1024, 2048].map(rate).to_vec(), copy_rate(seconds / 4.0)))
-}
-
-/// Bytes a second read and written by copying 64 MiB with all threads.
-fn copy_rate(seconds: f64) -> f64 {
-    use rayon::prelude::*;
-    const BLOCK: usize = 1 << 16;
-    let from = vec![1.0f32; 16 << 20];
-    let mut to = vec![0.0f32; from.len()];
-    let run = || {
-        to.par_chunks_mut(BLOCK).zip(from.par_chunks(BLOCK)).for_each(|(to, from)| to.copy_from_slice(from));
-        Ok::<_, std::convert::Infallible>(())
-    };
-    let Ok(times) = repeat(seconds, run);
-    2.0 * size_of_val(&from[..]) as f64 / times.median
 }
 
 /// A piece of work, measured. The fields are those of the PyTorch peers' `bench.py`.

@@ -4,7 +4,7 @@ use std::fs;
 
 use candle_core::Device;
 
-use crate::gpu::Used;
+use crate::pool::Used;
 
 /// Memory of a measurement in bytes; None where the system does not tell (Linux does).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use calm_autoencoder::AutoencoderConfig;
-use calm_eval::costs::{AutoencoderShape, BackboneShape, HeadShape};
-use calm_lm::{BackboneConfig, EnergyConfig};
+use calm_lm::{BackboneConfig, CalmConfig, EnergyConfig};
 use serde::Deserialize;
 
 /// A size of `eval/peers/sizes.json`.
@@ -93,32 +92,13 @@ impl Size {
         }
     }
 
-    /// The backbone as FLOPs are counted.
-    pub fn backbone_shape(&self) -> BackboneShape {
-        BackboneShape {
-            layers: self.layers,
-            hidden: self.hidden,
-            intermediate: self.intermediate,
-            heads: self.heads,
-            kv_heads: self.kv_heads,
-        }
-    }
-
-    /// The head as FLOPs are counted.
-    pub fn head_shape(&self) -> HeadShape {
-        HeadShape::Energy { hidden: self.hidden, blocks: self.head_blocks, noise: self.noise }
-    }
-
-    /// The autoencoder as FLOPs are counted.
-    pub fn autoencoder_shape(&self, chunk_size: usize, latent: usize) -> AutoencoderShape {
-        AutoencoderShape {
-            vocab: self.vocab,
+    /// The settings of a CALM of chunks of `chunk_size` tokens.
+    pub fn calm(&self, chunk_size: usize, latent: usize) -> CalmConfig {
+        CalmConfig {
             chunk_size,
-            hidden: self.ae_hidden,
-            intermediate: self.ae_intermediate,
-            encoder_layers: self.ae_encoder_layers,
-            decoder_layers: self.ae_decoder_layers,
-            latent,
+            autoencoder: self.autoencoder(latent),
+            backbone: self.backbone(),
+            head: self.head().into(),
         }
     }
 }
@@ -126,14 +106,17 @@ impl Size {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use calm_config::Problems;
+    use calm_lm::FamilyConfig;
 
     #[test]
     fn every_size_is_read_and_makes_valid_models() {
         let sizes = Size::all();
         assert!(["tiny", "small", "medium"].iter().all(|name| sizes.contains_key(*name)));
         for (name, size) in sizes {
-            size.backbone().validate(|key, problem| panic!("{name}: {key} {problem}"));
-            size.autoencoder(size.latent).validate(|key, problem| panic!("{name}: {key} {problem}"));
+            let mut problems = Problems::new();
+            size.calm(size.chunk_size, size.latent).validate(&mut problems);
+            assert!(problems.is_empty(), "{name}: {:?}", problems.paths());
         }
     }
 }

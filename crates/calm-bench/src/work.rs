@@ -6,9 +6,10 @@ use std::str::FromStr;
 use calm_autoencoder::Autoencoder;
 use calm_data::Batch;
 use calm_eval::generate::{Decoding, GenerateOptions, generate};
-use calm_eval::score::{score_calm, to_tensors};
+use calm_eval::protocol::Rule;
+use calm_eval::score::{ScoreOptions, score, to_tensors};
 use calm_kernels as ops;
-use calm_lm::{Baseline, Calm, HeadConfig, SpecialIds};
+use calm_lm::{Baseline, BaselineConfig, Calm, HeadSettings, LanguageModel, SpecialIds, TextFormat};
 use calm_nn::{AdamW, AdamWConfig, GradientBucket, Noise, NoiseKey, ParamStore, RowId, philox};
 use calm_stats::brier::chunks_per_gram;
 use calm_stats::temperature::Temperature;
@@ -86,30 +87,28 @@ impl What {
         }
     }
 
-    /// FLOPs of a step by formula: the conventions of [`calm_eval::costs`]; of the energy loss 6·L for each pair
+    /// FLOPs of a step by formula: the conventions of [`calm_nn::costs`]; of the energy loss 6·L for each pair
     /// of points (difference, square, sum, and the gradient); of attention alone the keys up to each position.
     pub fn flops(self, s: &Size) -> f64 {
         let k = self.chunk_size(s);
         let chunks = (s.batch_rows * s.context_chunks) as f64;
-        let backbone = |context: usize| {
-            let b = s.backbone_shape();
-            b.matrix_flops() + b.attention_flops(context)
-        };
+        let (b, head) = (s.backbone(), s.head());
+        let backbone = |context: usize| b.matrix_flops() + b.attention_flops(context);
         let input = |k: usize| (4 * k * s.hidden * s.hidden + 4 * s.hidden * s.hidden) as f64;
-        let head = |latent: usize| s.head_shape().pass_flops(s.hidden, latent);
+        let head = |latent: usize| head.pass_flops(&b, latent);
         let decode = |latent: usize| {
-            let a = s.autoencoder_shape(k, latent);
-            a.decode_flops() + a.vocabulary_flops()
+            let a = s.autoencoder(latent);
+            a.decode_flops(k) + a.vocabulary_flops(k, s.vocab)
         };
-        let autoencoder = s.autoencoder_shape(k, s.latent);
+        let encode = s.autoencoder(s.latent).encode_flops(k);
         match self {
             What::Ae => {
                 let rows = (s.ae_rows * s.ae_context) as f64;
-                3.0 * rows * (autoencoder.encode_flops() + decode(s.latent))
+                3.0 * rows * (encode + decode(s.latent))
             }
             What::Lm => {
                 let trained = input(k) + backbone(s.context_chunks) + s.samples as f64 * head(s.latent);
-                chunks * (autoencoder.encode_flops() + 3.0 * trained)
+                chunks * (encode + 3.0 * trained)
             }
             What::Baseline => {
                 let vocabulary = (2 * s.hidden * s.vocab) as f64;
@@ -245,9 +244,9 @@ fn calm(
     let special = special(s.vocab);
     let frozen = place.store(SEED)?;
     let ae = Autoencoder::with_store(&frozen, &s.autoencoder(latent), k, s.vocab, special.bos)?;
-    let head = HeadConfig::Energy(s.head());
     frozen.prepare()?;
-    let model = Calm::new(&store.builder(), &s.backbone(), &head, ae, special, context, false)?;
+    let text = TextFormat { vocab_size: s.vocab, special, context, bos_chunk: false };
+    let model = Calm::new(store, &s.calm(k, latent), ae, &text)?;
     store.prepare()?;
     Ok(model)
 }
@@ -288,22 +287,24 @@ pub fn build(what: What, size: &Size, place: &Place) -> Result<Step> {
                 training.step(read, |step| {
                     let noise = Noise::Keyed { seed: SEED, purpose: "bench", step, rows: &batch.rows };
                     let loss = model.loss(&batch, &noise)?;
-                    loss.sum / loss.rows as f64
+                    loss.sum / loss.targets as f64
                 })
             };
             Ok(Step { run: Box::new(run), tokens: rows * k })
         }
         What::Baseline => {
             let context = s.context_chunks * k;
-            let model =
-                Baseline::new(&store.builder(), &s.backbone(), s.vocab, special(s.vocab), context, false)?;
+            let special = special(s.vocab);
+            let text = TextFormat { vocab_size: s.vocab, special, context, bos_chunk: false };
+            let model = Baseline::new(&store, &BaselineConfig { backbone: s.backbone() }, &text)?;
             store.prepare()?;
             let batch = to_tensors(&batch(s.batch_rows, context + 1, 1, s.vocab), &device)?;
             let mut training = Training::new(&store)?;
             let run = move |read: bool| {
-                training.step(read, |_| {
-                    let loss = model.loss(&batch)?;
-                    loss.sum / loss.rows as f64
+                training.step(read, |step| {
+                    let noise = Noise::Keyed { seed: SEED, purpose: "bench", step, rows: &batch.rows };
+                    let loss = model.loss(&batch, &noise)?;
+                    loss.sum / loss.targets as f64
                 })
             };
             Ok(Step { run: Box::new(run), tokens: rows * k })
@@ -322,7 +323,7 @@ pub fn build(what: What, size: &Size, place: &Place) -> Result<Step> {
                 let mut first = 0.0;
                 for seed in 0..texts as u64 {
                     let options = GenerateOptions { max_tokens, decoding, seed, remainder_budget: 1 };
-                    let report = generate(&model, &prompt, &options, |new| {
+                    let report = generate(&*model.sampler(), &prompt, &options, |new| {
                         first = new.first().map_or(first, |t| f64::from(*t));
                         true
                     })
@@ -340,7 +341,8 @@ pub fn build(what: What, size: &Size, place: &Place) -> Result<Step> {
             let model = calm(&store, place, &s, k, k * s.brier_latent_per_token, positions)?;
             let batch = batch(s.brier_rows, positions + 1, k, s.vocab);
             let run = move |_| {
-                let scores = score_calm(&model, [batch.clone()].into_iter(), 2, SEED, &device, |_| ())?;
+                let options = ScoreOptions { rule: Rule::All, samples: 2, seed: SEED };
+                let scores = score(&model, [batch.clone()].into_iter(), options, &device, |_| ())?;
                 Ok(scores.sums.brier().map_or(f64::NAN, |b| b[0] / 100.0))
             };
             Ok(Step { run: Box::new(run), tokens: s.brier_rows * s.brier_tokens })

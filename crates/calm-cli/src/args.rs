@@ -2,14 +2,18 @@
 
 mod exchange;
 mod measure;
+mod shared;
 
 use std::path::PathBuf;
 
 use calm_kernels::device::Choice;
+use calm_run::Stage;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use exchange::{DtypeName, ExportArgs, ExportFormat, ImportArgs};
 pub use measure::{BenchArgs, BenchItem, DoctorArgs, PrecisionName};
+pub use shared::{CheckpointName, ConfigSource, Format, RunSource};
 
 /// Train, measure and compare Continuous Autoregressive Language Models.
 #[derive(Debug, Parser)]
@@ -67,17 +71,6 @@ pub enum Command {
     },
 }
 
-/// Which configuration.
-#[derive(Debug, Args)]
-pub struct ConfigSource {
-    /// A YAML file, or the name of a shipped configuration (see `calm config --list`).
-    #[arg(short, long, value_name = "FILE|NAME")]
-    pub config: String,
-    /// Change one setting, e.g. `--set train.lm.steps=100` (may be repeated).
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub overrides: Vec<String>,
-}
-
 /// `calm train`
 #[derive(Debug, Args)]
 pub struct TrainArgs {
@@ -88,8 +81,8 @@ pub struct TrainArgs {
     #[arg(short, long, value_name = "FOLDER")]
     pub out: Option<PathBuf>,
     /// Train one stage alone.
-    #[arg(long)]
-    pub stage: Option<StageName>,
+    #[arg(long, value_parser = stage())]
+    pub stage: Option<Stage>,
     /// Continue an unfinished run.
     #[arg(long, conflicts_with = "restart")]
     pub resume: bool,
@@ -187,46 +180,15 @@ pub struct InitArgs {
     pub cache: PathBuf,
 }
 
-/// Stages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum StageName {
-    /// Stage 1.
-    Autoencoder,
-    /// Stage 2.
-    Lm,
-}
-
-/// How results are printed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// For people.
-    #[default]
-    Table,
-    /// For programs.
-    Json,
-}
-
-/// Which run, and which of its checkpoints.
-#[derive(Debug, Args)]
-pub struct RunSource {
-    /// A run's folder (default: the latest in runs/).
-    #[arg(short, long, value_name = "FOLDER")]
-    pub run: Option<PathBuf>,
-    /// Which checkpoint.
-    #[arg(long, default_value = "best")]
-    pub checkpoint: CheckpointName,
-    /// Where tokenizers and token files are kept.
-    #[arg(long, value_name = "FOLDER", default_value = "runs/.cache", env = "CALM_CACHE")]
-    pub cache: PathBuf,
-}
-
-/// Checkpoints.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum CheckpointName {
-    /// Lowest validation loss.
-    Best,
-    /// The last.
-    Latest,
+/// A stage by its name; the help names each.
+fn stage() -> impl TypedValueParser<Value = Stage> {
+    let described = |stage: Stage| {
+        PossibleValue::new(stage.name()).help(match stage {
+            Stage::Autoencoder => "Stage 1",
+            Stage::Lm => "Stage 2",
+        })
+    };
+    PossibleValuesParser::new(Stage::ALL.map(described)).try_map(|name| name.parse())
 }
 
 /// `calm eval`

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use calm_kernels::device::Choice;
-use calm_run::{Error, Result};
-use calm_run::{Run, RunRecord};
+use calm_run::{Error, Result, Run, RunRecord, Stage};
 use calm_study::costs::Meter;
 use calm_study::execute::{Job, Outcome, Worker};
 use calm_train::measure::MeasuredCosts;
@@ -124,7 +123,7 @@ impl Worker for Children<'_> {
             command.arg("--autoencoder").arg(autoencoder);
         }
         if job.only_autoencoder {
-            command.args(["--stage", "autoencoder"]);
+            command.args(["--stage", Stage::Autoencoder.name()]);
         }
         let mut child = self.start(command.stdin(Stdio::null()))?;
         let status = self.ended(child.wait())?;

@@ -3,11 +3,12 @@
 use calm_eval::protocol::Protocol;
 use calm_eval::reconstruction::ReconstructionReport;
 use calm_nn::Precision;
+use calm_run::Stage;
 use calm_run::results::{BrierResults, ConditionCheck};
 use calm_stats::bootstrap::BrierReport;
-use calm_train::memory::PARTS;
+use calm_train::memory::names;
 use calm_train::plan::{Plan, StagePlan};
-use calm_train::stage::Validation;
+use calm_train::training::Validation;
 
 use crate::ui::{Table, format};
 
@@ -25,7 +26,7 @@ pub fn plan(p: &Plan) -> String {
             .title("plan (time and memory are estimates)");
     for s in &p.stages {
         table.row([
-            s.stage.to_owned(),
+            s.stage.to_string(),
             format::count(s.parameter_count() as f64),
             s.steps.to_string(),
             s.tokens_per_step.to_string(),
@@ -68,14 +69,14 @@ pub fn device(p: &Plan) -> String {
 /// What a step holds, by what it is for.
 fn memory(p: &Plan) -> String {
     let headers: Vec<&str> =
-        std::iter::once("memory of a step").chain(p.stages.iter().map(|s| s.stage)).collect();
+        std::iter::once("memory of a step").chain(p.stages.iter().map(|s| s.stage.name())).collect();
     let mut table = Table::new(&headers);
     let mut row = |name: String, cell: &dyn Fn(&StagePlan) -> String| {
         table.row(std::iter::once(name).chain(p.stages.iter().map(cell)));
     };
     row("rows at a time".into(), &|s| s.micro_rows.to_string());
-    for part in PARTS.iter().filter(|part| p.stages.iter().any(|s| s.memory.of(part) > 0.0)) {
-        row((*part).to_owned(), &|s| match s.memory.of(part) {
+    for part in names(p.stages.iter().map(|s| &s.memory)) {
+        row(part.to_owned(), &|s| match s.memory.of(part) {
             0.0 => "-".to_owned(),
             bytes => format::bytes(bytes),
         });
@@ -100,7 +101,7 @@ pub fn short(seconds: f64) -> String {
 }
 
 /// One line of a validation.
-pub fn validation(stage: &str, step: u64, v: &Validation) -> String {
+pub fn validation(stage: Stage, step: u64, v: &Validation) -> String {
     let get = |name: &str| v.numbers.iter().find(|(n, _)| n == name).and_then(|(_, x)| *x);
     let mut line = format!("  {stage} {step}: validation loss {:.4}", v.loss);
     if let Some(a) = get("token_accuracy") {

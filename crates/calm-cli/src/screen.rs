@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use calm_run::Stage;
 use calm_run::checkpoint::StageState;
 use calm_train::pipeline::Reporter;
 use calm_train::plan::Plan;
-use calm_train::stage::{Observer, StepReport, Validation};
+use calm_train::training::{Observer, StepReport, Validation};
 
 use crate::report;
 use crate::ui::{Printer, Progress, Unit};
@@ -69,14 +70,14 @@ impl Drop for Screen<'_> {
 }
 
 impl Observer for Screen<'_> {
-    fn begin(&mut self, stage: &str, from: u64, steps: u64) {
+    fn begin(&mut self, stage: Stage, from: u64, steps: u64) {
         if from > 0 {
             self.printer.note(format!("{stage}: goes on after step {from} of {steps}"));
         }
         self.training.store(true, Ordering::SeqCst);
         self.tokens = 0;
         self.values.clear();
-        self.bar(stage, steps, Unit::Steps).start_at(from);
+        self.bar(stage.name(), steps, Unit::Steps).start_at(from);
     }
 
     fn step(&mut self, r: &StepReport) {
@@ -91,16 +92,16 @@ impl Observer for Screen<'_> {
             }
         }
         let text = self.values.clone();
-        let bar = self.bar(r.stage, r.steps, Unit::Steps);
+        let bar = self.bar(r.stage.name(), r.steps, Unit::Steps);
         bar.tokens(tokens);
         bar.set(r.step, &text);
     }
 
-    fn validation(&mut self, stage: &str, step: u64, v: &Validation) {
+    fn validation(&mut self, stage: Stage, step: u64, v: &Validation) {
         self.printer.note(report::validation(stage, step, v));
     }
 
-    fn end(&mut self, _stage: &str, state: &StageState) {
+    fn end(&mut self, _stage: Stage, state: &StageState) {
         self.training.store(false, Ordering::SeqCst);
         let best =
             state.best.map_or(String::new(), |b| format!("best at step {} (loss {:.4})", b.step, b.loss));

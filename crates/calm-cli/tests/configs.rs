@@ -9,25 +9,25 @@ use std::path::{Path, PathBuf};
 use calm_cli::shipped;
 use calm_config::{ConfigText, Resolved, load};
 use calm_run::checkpoint::StageState;
-use calm_run::config::{ModelConfig, RunConfig};
-use calm_run::{Begin, Run};
+use calm_run::config::RunConfig;
+use calm_run::{Begin, Run, Stage};
 use calm_train::pipeline::{Reporter, TrainOptions, train};
 use calm_train::plan::{Plan, Target};
-use calm_train::stage::{Observer, StepReport, Validation};
+use calm_train::training::{Observer, StepReport, Validation};
 use candle_core::Device;
 
 /// Counts steps.
 #[derive(Default)]
-struct Steps(Vec<&'static str>);
+struct Steps(Vec<Stage>);
 
 impl Observer for Steps {
-    fn begin(&mut self, _: &str, _: u64, _: u64) {}
+    fn begin(&mut self, _: Stage, _: u64, _: u64) {}
     fn step(&mut self, r: &StepReport) {
         assert!(r.values.as_ref().is_some_and(|v| v.loss.is_finite()));
         self.0.push(r.stage);
     }
-    fn validation(&mut self, _: &str, _: u64, _: &Validation) {}
-    fn end(&mut self, _: &str, _: &StageState) {}
+    fn validation(&mut self, _: Stage, _: u64, _: &Validation) {}
+    fn end(&mut self, _: Stage, _: &StageState) {}
     fn should_stop(&self) -> bool {
         false
     }
@@ -102,10 +102,10 @@ fn every_configuration_is_planned_and_has_the_parameters_it_promises() {
             _ => 400,
         };
         let plan = Plan::of_sizes(&config, vocab, Some(10_000_000), name.clone(), &target);
-        let stages: Vec<&str> = plan.stages.iter().map(|s| s.stage).collect();
-        match &config.model {
-            ModelConfig::Calm(_) => assert_eq!(stages, ["autoencoder", "lm"], "{name}"),
-            ModelConfig::Baseline(_) => assert_eq!(stages, ["lm"], "{name}"),
+        let stages: Vec<Stage> = plan.stages.iter().map(|s| s.stage).collect();
+        match config.model.autoencoder() {
+            Some(_) => assert_eq!(stages, Stage::ALL, "{name}"),
+            None => assert_eq!(stages, [Stage::Lm], "{name}"),
         }
         for stage in &plan.stages {
             assert!(stage.parameter_count() > 0 && stage.flops > 0.0, "{name}");
@@ -137,15 +137,12 @@ fn every_configuration_trains_a_step_at_reduced_width() {
             "precision=f32".to_owned(),
             "eval={training_documents: 1, documents: 2, chunks_per_document: 6, bootstrap: 10}".to_owned(),
         ];
-        let model = match &full.model {
-            ModelConfig::Calm(_) => {
-                for (key, value) in [("hidden_size", 16), ("intermediate_size", 24), ("latent_size", 16)] {
-                    set.push(format!("model.calm.autoencoder.{key}={value}"));
-                }
-                "calm"
+        let model = full.model.name();
+        if full.model.autoencoder().is_some() {
+            for (key, value) in [("hidden_size", 16), ("intermediate_size", 24), ("latent_size", 16)] {
+                set.push(format!("model.{model}.autoencoder.{key}={value}"));
             }
-            ModelConfig::Baseline(_) => "baseline",
-        };
+        }
         for (key, value) in [
             ("layers", "2"),
             ("hidden_size", "16"),
@@ -155,8 +152,8 @@ fn every_configuration_trains_a_step_at_reduced_width() {
         ] {
             set.push(format!("model.{model}.backbone.{key}={value}"));
         }
-        let mut stages = vec![("lm", &full.train.lm)];
-        stages.extend(full.train.autoencoder.as_ref().map(|s| ("autoencoder", s)));
+        let mut stages = vec![(Stage::Lm, &full.train.lm)];
+        stages.extend(full.train.autoencoder.as_ref().map(|s| (Stage::Autoencoder, s)));
         for (stage, c) in stages {
             let pieces = c.accumulation.min(2);
             for (key, value) in [
@@ -177,7 +174,7 @@ fn every_configuration_trains_a_step_at_reduced_width() {
         let mut steps = Steps::default();
         let results =
             train(&run, &options, &Device::Cpu, &mut steps).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let expected = if model == "calm" { &["autoencoder", "lm"][..] } else { &["lm"] };
+        let expected = if model == "calm" { &Stage::ALL[..] } else { &[Stage::Lm] };
         assert_eq!(steps.0, expected, "{name}");
         assert_eq!(results.autoencoder.is_some(), model == "calm");
         assert!(results.brier.is_some(), "{name}");

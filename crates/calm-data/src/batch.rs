@@ -19,21 +19,10 @@ use std::ops::Range;
 
 use crate::chunks::Layout;
 use crate::error::{Error, Result};
-use crate::pack::{self, Rows};
+use crate::pack::{self, Rows, Segment};
 use crate::permutation::{mix2, permute};
+use crate::special::SpecialTokens;
 use crate::token_file::TokenFile;
-use crate::tokenizer::SpecialTokens;
-
-/// Consecutive chunks of one document in a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Segment {
-    pub document: u32,
-    /// First chunk.
-    pub start: u32,
-    pub len: u32,
-    /// Place in the segment of the first chunk that no earlier segment held.
-    pub fresh: u32,
-}
 
 /// Rows of chunks. Shapes: B = `rows`, S = `context`, K = `chunk_size`; all row-major.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

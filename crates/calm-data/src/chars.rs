@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
-use crate::tokenizer::SpecialTokens;
+use crate::special::SpecialTokens;
 
 const FORMAT: &str = "calm characters 1";
 

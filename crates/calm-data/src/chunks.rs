@@ -11,8 +11,8 @@
 //! a document whose tokens fill their chunks ends with a chunk `EOS PAD PAD PAD`.
 
 use crate::error::{Error, Result};
+use crate::special::SpecialTokens;
 use crate::token_file::TokenFile;
-use crate::tokenizer::SpecialTokens;
 
 /// How documents become chunks and rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,6 +13,7 @@
 
 pub mod batch;
 pub mod bpe;
+mod byte_level;
 pub mod chars;
 pub mod chunks;
 pub mod config;
@@ -24,6 +25,7 @@ mod pack;
 mod permutation;
 pub mod reference;
 pub mod source;
+mod special;
 mod split;
 pub mod token_file;
 pub mod tokenizer;
@@ -37,8 +39,9 @@ pub use corpus::{Corpus, CorpusSummary, Progress, SplitSummary, prepare, prepare
 pub use document::Document;
 pub use error::{Error, Result};
 pub use reference::ReferenceBlocks;
+pub use special::{SpecialTokens, Vocabulary};
 pub use token_file::TokenFile;
-pub use tokenizer::{SpecialTokens, Tokenizer, Vocabulary};
+pub use tokenizer::Tokenizer;
 
 /// The README's example is a test.
 #[cfg(doctest)]

@@ -15,13 +15,10 @@ use rustc_hash::FxHashMap;
 use tokenizers::AddedToken;
 use tokenizers::models::bpe::{BPE, Vocab};
 
-use crate::bpe::{byte_chars, byte_pipeline, bytes_to_chars};
+use crate::byte_level::{byte_chars, byte_pipeline, bytes_to_chars};
 use crate::config::Llama3Config;
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
-
-/// How Llama-3 divides text before merging (published with its tokenizer).
-pub const PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Special tokens after the ranks.
 const SPECIAL_TOKENS: usize = 256;

@@ -2,8 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use crate::batch::Segment;
 use crate::permutation::mix2;
+
+/// Consecutive chunks of one document in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub document: u32,
+    /// First chunk.
+    pub start: u32,
+    pub len: u32,
+    /// Place in the segment of the first chunk that no earlier segment held.
+    pub fresh: u32,
+}
 
 /// Rows of segments: row `r` holds `segments[starts[r]..starts[r + 1]]`.
 #[derive(Clone, Debug, Default)]

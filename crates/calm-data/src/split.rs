@@ -12,9 +12,8 @@ use fancy_regex::Regex;
 use rustc_hash::FxHashMap;
 use tokenizers::Model;
 
-use crate::bpe::{byte_chars, push_chars};
+use crate::byte_level::{PATTERN, byte_chars, push_chars};
 use crate::error::{Error, Result};
-use crate::llama3::PATTERN;
 
 static REGEX: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(PATTERN).ok());
 

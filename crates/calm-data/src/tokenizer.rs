@@ -10,46 +10,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use tokenizers::AddedToken;
 
+use crate::byte_level;
 use crate::chars::Chars;
 use crate::error::{Error, Result};
+use crate::special::{SpecialTokens, Vocabulary};
 use crate::split;
 use crate::token_file::write_atomically;
-
-/// Ids that no text is encoded to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SpecialTokens {
-    /// Fills the input-only first chunk of a document.
-    pub bos: u32,
-    /// Ends a document.
-    pub eos: u32,
-    /// Fills the last chunk after EOS, and filler chunks.
-    pub pad: u32,
-}
-
-/// Ids of a model that was trained elsewhere, where they are not the tokenizer's own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Vocabulary {
-    /// V: rows of the model's embedding.
-    pub size: usize,
-    /// Fills the input-only first chunk of a document.
-    pub bos: u32,
-    /// Ends a document.
-    pub eos: u32,
-    /// Fills the last chunk after EOS, and filler chunks.
-    pub pad: u32,
-}
-
-impl Vocabulary {
-    /// BOS, EOS and PAD.
-    pub fn special(&self) -> SpecialTokens {
-        SpecialTokens { bos: self.bos, eos: self.eos, pad: self.pad }
-    }
-}
 
 /// Names under which special tokens are found in a given vocabulary; the first is the one that is added.
 const BOS_NAMES: [&str; 6] = ["<|bos|>", "<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>", "[CLS]"];
@@ -101,7 +69,7 @@ impl Tokenizer {
         };
         let json = pipeline.to_string(false).map_err(fail)?;
         pipeline.set_encode_special_tokens(true);
-        let (bytes, byte_exact) = crate::bpe::token_table(&pipeline)?;
+        let (bytes, byte_exact) = byte_level::token_table(&pipeline)?;
         let plain = split::is_plain(&pipeline);
         Ok(Self::new(Kind::Pipeline(Box::new(pipeline), plain), special, bytes, byte_exact, json))
     }
@@ -285,8 +253,8 @@ mod tests {
     use tokenizers::models::bpe::BPE;
 
     fn bytes_only() -> tokenizers::Tokenizer {
-        crate::bpe::byte_pipeline(
-            BPE::builder().vocab_and_merges(crate::bpe::byte_vocab(), vec![]).build().unwrap(),
+        byte_level::byte_pipeline(
+            BPE::builder().vocab_and_merges(byte_level::byte_vocab(), vec![]).build().unwrap(),
         )
         .unwrap()
     }

@@ -5,7 +5,7 @@
 //! model never sees padding inside it. Where no candidate matches within the budget, the candidate that
 //! agrees longest is taken and the remainder written over it; the report says so.
 
-use calm_lm::{DrawKey, Sampler};
+use calm_lm::{Continuation, DrawKey, Sampler};
 use serde::Serialize;
 
 use calm_stats::rng::{Stream, Uniforms};
@@ -75,8 +75,11 @@ pub enum GenerateError {
 
 /// Generates after `prompt` (tokens without BOS); `emit` gets the new tokens of each chunk as they come and
 /// returns false to stop.
-pub fn generate<S: Sampler>(
-    sampler: &S,
+///
+/// # Errors
+/// What the model answers; a budget that the sampler at a temperature spent in vain.
+pub fn generate(
+    sampler: &dyn Sampler,
     prompt: &[u32],
     options: &GenerateOptions,
     mut emit: impl FnMut(&[u32]) -> bool,
@@ -84,9 +87,9 @@ pub fn generate<S: Sampler>(
     let k = sampler.chunk_size();
     let special = sampler.special();
     let mut report = GenerateReport::default();
-    let mut state = sampler.start()?;
+    let mut text: Box<dyn Continuation + '_> = sampler.start()?;
     let whole = prompt.len() / k * k;
-    sampler.push(&mut state, &prompt[..whole])?;
+    text.push(&prompt[..whole])?;
     let mut remainder = &prompt[whole..];
     let mut call = 0u32;
     let mut uniforms = Stream::new(options.seed, "generate/choice", 0);
@@ -94,7 +97,7 @@ pub fn generate<S: Sampler>(
         let mut draw = |n: usize| {
             let key = DrawKey { seed: options.seed, call };
             call = call.wrapping_add(1);
-            sampler.draw(&state, n, key)
+            text.draw(n, key)
         };
         let mut chunk = if remainder.is_empty() {
             choose(options, &mut draw, &mut uniforms, &mut report)?
@@ -114,7 +117,7 @@ pub fn generate<S: Sampler>(
             break;
         }
         if !report.ended && report.tokens < options.max_tokens {
-            sampler.push(&mut state, &chunk)?;
+            text.push(&chunk)?;
         }
         // A model that emits only special tokens would never reach max_tokens.
         if fresh.is_empty() && !report.ended {
@@ -229,23 +232,30 @@ mod tests {
     }
 
     impl Sampler for Counter {
-        type State = Vec<u32>;
         fn chunk_size(&self) -> usize {
             3
         }
         fn special(&self) -> SpecialIds {
             SpecialIds { bos: 1000, eos: 1001, pad: 1002 }
         }
-        fn start(&self) -> candle_core::Result<Vec<u32>> {
-            Ok(Vec::new())
+        fn start(&self) -> candle_core::Result<Box<dyn Continuation + '_>> {
+            Ok(Box::new(Counted { end_at: self.end_at, tokens: Vec::new() }))
         }
-        fn push(&self, state: &mut Vec<u32>, tokens: &[u32]) -> candle_core::Result<()> {
+    }
+
+    struct Counted {
+        end_at: u32,
+        tokens: Vec<u32>,
+    }
+
+    impl Continuation for Counted {
+        fn push(&mut self, tokens: &[u32]) -> candle_core::Result<()> {
             assert_eq!(tokens.len() % 3, 0);
-            state.extend_from_slice(tokens);
+            self.tokens.extend_from_slice(tokens);
             Ok(())
         }
-        fn draw(&self, state: &Vec<u32>, n: usize, key: DrawKey) -> candle_core::Result<Chunks> {
-            let at = state.len() as u32;
+        fn draw(&self, n: usize, key: DrawKey) -> candle_core::Result<Chunks> {
+            let at = self.tokens.len() as u32;
             let name = |t: u32| if t >= self.end_at { 1001 } else { t };
             Ok((0..n as u32)
                 .map(|i| {

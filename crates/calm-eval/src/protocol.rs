@@ -23,15 +23,16 @@
 use calm_data::{
     Batch, EvaluationOptions, EvaluationRows, Layout, ReferenceBlocks, RowPlan, SpecialTokens, TokenFile,
 };
+use calm_lm::DrawKind;
 use serde::Serialize;
 use thiserror::Error;
 
 use calm_stats::brier::{NGRAM, chunks_per_gram};
 
-/// Tokens in a block of the reference for CALM.
-pub const REFERENCE_CALM_BLOCK: usize = 8192;
-/// Tokens in a block of the reference for the baseline.
-pub const REFERENCE_BASELINE_BLOCK: usize = 2048;
+/// Tokens in a block of the reference for models that are sampled.
+pub const REFERENCE_SAMPLED_BLOCK: usize = 8192;
+/// Tokens in a block of the reference for models with probabilities.
+pub const REFERENCE_EXACT_BLOCK: usize = 2048;
 
 /// A protocol with its numbers, as used (it stands like this in results).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -60,14 +61,14 @@ pub enum Protocol {
 /// What a protocol has to know of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reader {
-    /// K; 1 for a baseline.
+    /// K.
     pub chunk_size: usize,
     /// S: the longest trained sequence in chunks.
     pub context: usize,
     /// Whether documents begin with a chunk of BOS.
     pub bos_chunk: bool,
-    /// A discrete baseline.
-    pub baseline: bool,
+    /// What the model draws: the reference scores what has probabilities at every token.
+    pub draws: DrawKind,
 }
 
 impl Reader {
@@ -227,8 +228,13 @@ impl Protocol {
     }
 
     /// The reference's blocks, as far as the model's context allows; whole chunks.
-    pub fn reference(reader: &Reader, calm: usize, baseline: usize, document_bos: bool) -> Self {
-        let most = if reader.baseline { baseline } else { calm };
+    ///
+    /// `sampled` and `exact`: tokens in a block of a black box, and of a model with probabilities.
+    pub fn reference(reader: &Reader, sampled: usize, exact: usize, document_bos: bool) -> Self {
+        let most = match reader.draws {
+            DrawKind::Sampled => sampled,
+            DrawKind::Exact => exact,
+        };
         let chunks = most.min(reader.tokens()) / reader.chunk_size;
         Self::Reference { block: chunks * reader.chunk_size, document_bos }
     }
@@ -291,7 +297,7 @@ impl Protocol {
                 if blocks.rows() == 0 {
                     return Err(ProtocolError::NoBlock { block });
                 }
-                let left_out = usize::from(!reader.baseline && k < NGRAM);
+                let left_out = usize::from(reader.draws == DrawKind::Sampled && k < NGRAM);
                 Ok(View { rows: Rows::Blocks(blocks), rule: Rule::Blocks { left_out } })
             }
         }

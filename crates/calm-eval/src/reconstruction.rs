@@ -106,8 +106,7 @@ pub fn reconstruct(
         }
         let ids = Tensor::from_vec(flat, (rows.len(), model.chunk_size()), device)?;
         let want = ids.to_vec2::<u32>()?;
-        let purpose = format!("reconstruct/{i}");
-        let noise = Noise::Keyed { seed, purpose: &purpose, step: 0, rows: &rows };
+        let noise = Noise::Keyed { seed, purpose: "reconstruct", step: 0, rows: &rows };
         let posterior = model.encode(&ids)?.detach();
         let eps = noise.normal("latent", 1, l, device)?.squeeze(1)?;
         let (ce, best) = model.score(&posterior.sample(&eps)?.detach(), &ids)?;

@@ -3,15 +3,25 @@
 //! Positions are chunk starts. A position is scored if four tokens of its document (PAD after EOS included)
 //! lie ahead of it in its window: a rule that looks at lengths only, never at the target. Which of these
 //! count is a matter of the protocol ([`crate::protocol::Rule`]).
+//!
+//! The noise of a draw is keyed by its row in the whole evaluation and its position in the row: scores do not depend
+//! on how many rows are computed at once (but for the last bits of a probability, where another number of rows makes
+//! matrix products round differently).
 
 use std::collections::BTreeMap;
 
 use calm_data::Batch;
-use calm_lm::{Baseline, Calm, ChunkBatch, Sampler};
+use calm_lm::{ChunkBatch, DrawKind, DrawRequest, Draws, ExactDraws, LanguageModel, SampledDraws};
 use candle_core::{Device, Result};
 
 use crate::protocol::Rule;
 use calm_stats::brier::{self, BrierSums, EndOfText, NGRAM, SampledPath, Terms, chunks_per_gram};
+
+/// Version of everything that decides a score besides its protocol: raised when the same weights give other numbers,
+/// so that what was kept under an older one is drawn again.
+///
+/// 1: noise by the number of the batch (0.1.0). 2: noise by row and position.
+pub const VERSION: u32 = 2;
 
 /// A batch as tensors.
 pub fn to_tensors(batch: &Batch, device: &Device) -> Result<ChunkBatch> {
@@ -31,9 +41,9 @@ pub fn to_tensors(batch: &Batch, device: &Device) -> Result<ChunkBatch> {
 pub struct Scores {
     /// Contributions by document (by block in the reference protocol).
     pub sums: BrierSums,
-    /// Summed cross-entropy of all predicted tokens in nats, and their number (baselines only).
+    /// Summed cross-entropy of all predicted tokens in nats, and their number (families with probabilities only).
     pub cross_entropy: Option<(f64, u64)>,
-    /// How often each token was predicted there, for bits per byte (baselines only).
+    /// How often each token was predicted there, for bits per byte (families with probabilities only).
     pub predicted: BTreeMap<u32, u64>,
     /// The positions that were scored.
     pub positions: Vec<Position>,
@@ -123,66 +133,81 @@ fn shape_error(e: brier::BrierError) -> candle_core::Error {
     candle_core::Error::Msg(format!("scoring: {e}"))
 }
 
-/// Scores a CALM with `samples` draws per position (all pairs; for K < 4 all pairs with the chain that is rolled forward).
-pub fn score_calm(
-    model: &Calm,
-    batches: impl Iterator<Item = Batch>,
-    samples: usize,
-    seed: u64,
-    device: &Device,
-    progress: impl FnMut(usize),
-) -> Result<Scores> {
-    score_calm_at(model, batches, Rule::All, samples, seed, device, progress)
+/// How a model is scored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScoreOptions {
+    /// Which positions.
+    pub rule: Rule,
+    /// N, draws a position of a black box, at least 2: all pairs are used (for K < 4 all pairs with the chain that is
+    /// rolled forward). Families with probabilities draw two paths.
+    pub samples: usize,
+    /// Seed of the draws.
+    pub seed: u64,
 }
 
-/// [`score_calm`] at the positions of a rule.
-pub fn score_calm_at(
-    model: &Calm,
+/// Scores a model; `progress` hears the batches that are done.
+///
+/// # Errors
+/// What a GPU answers; draws that fit no n-gram.
+pub fn score(
+    model: &dyn LanguageModel,
     batches: impl Iterator<Item = Batch>,
-    rule: Rule,
-    samples: usize,
-    seed: u64,
+    options: ScoreOptions,
     device: &Device,
     mut progress: impl FnMut(usize),
 ) -> Result<Scores> {
     let special = model.special();
     let end = EndOfText { eos: special.eos, pad: special.pad };
-    let steps = chunks_per_gram(model.chunk_size());
+    let ScoreOptions { rule, samples, seed } = options;
+    let request = DrawRequest { samples, steps: chunks_per_gram(model.chunk_size()), seed, purpose: "score" };
     let mut scores = Scores::default();
     for (i, mut batch) in batches.enumerate() {
-        if rule != Rule::All {
+        // The cross-entropy of a family with probabilities is that of all predicted tokens.
+        if rule != Rule::All && model.draws() == DrawKind::Sampled {
             restrict(&mut batch, end, rule);
         }
-        if batch.predict_count() == 0 {
-            progress(i + 1);
-            continue;
-        }
-        let purpose = format!("score/{i}");
-        let draws = model.draw_positions(&to_tensors(&batch, device)?, samples, steps, seed, &purpose)?;
-        for (row, position) in scored_rows(&batch, end, rule) {
-            let forced = |sample: usize| -> Vec<u32> {
-                // Predictions after the document's end are PAD by definition, which the score fills in.
-                let ahead = position.target.iter().take_while(|t| **t != end.eos).count() + 1;
-                let chunks = ahead.min(NGRAM).div_ceil(model.chunk_size());
-                (0..chunks).flat_map(|j| draws.chunk(row + j, 0, sample).iter().copied()).collect()
-            };
-            let terms: Terms = if steps == 1 {
-                let drawn: Vec<&[u32]> = (0..samples).map(|n| draws.chunk(row, 0, n)).collect();
-                brier::sample_terms(&position.target, &drawn, Some(end))
-            } else {
-                let accuracy: Vec<Vec<u32>> = (0..samples).map(forced).collect();
-                let chain = |n: usize| -> Vec<u32> {
-                    (0..steps).flat_map(|j| draws.chunk(row, j, n).iter().copied()).collect()
-                };
-                rolled_terms(&position.target, &accuracy, samples, chain, end)
+        if batch.predict_count() > 0 {
+            match model.draw(&to_tensors(&batch, device)?, &request)? {
+                Draws::Sampled(draws) => score_sampled(&mut scores, &batch, &draws, end, rule)?,
+                Draws::Exact(draws) => score_exact(&mut scores, &batch, &draws, end, rule)?,
             }
-            .map_err(shape_error)?;
-            scores.sums.add(u64::from(position.group), &terms.brier());
-            scores.positions.push(position);
         }
         progress(i + 1);
     }
     Ok(scores)
+}
+
+/// The contributions of a batch of black-box draws.
+fn score_sampled(
+    scores: &mut Scores,
+    batch: &Batch,
+    draws: &SampledDraws,
+    end: EndOfText,
+    rule: Rule,
+) -> Result<()> {
+    let SampledDraws { steps, samples, chunk_size, .. } = *draws;
+    for (row, position) in scored_rows(batch, end, rule) {
+        let forced = |sample: usize| -> Vec<u32> {
+            // Predictions after the document's end are PAD by definition, which the score fills in.
+            let ahead = position.target.iter().take_while(|t| **t != end.eos).count() + 1;
+            let chunks = ahead.min(NGRAM).div_ceil(chunk_size);
+            (0..chunks).flat_map(|j| draws.chunk(row + j, 0, sample).iter().copied()).collect()
+        };
+        let terms: Terms = if steps == 1 {
+            let drawn: Vec<&[u32]> = (0..samples).map(|n| draws.chunk(row, 0, n)).collect();
+            brier::sample_terms(&position.target, &drawn, Some(end))
+        } else {
+            let accuracy: Vec<Vec<u32>> = (0..samples).map(forced).collect();
+            let chain = |n: usize| -> Vec<u32> {
+                (0..steps).flat_map(|j| draws.chunk(row, j, n).iter().copied()).collect()
+            };
+            rolled_terms(&position.target, &accuracy, samples, chain, end)
+        }
+        .map_err(shape_error)?;
+        scores.sums.add(u64::from(position.group), &terms.brier());
+        scores.positions.push(position);
+    }
+    Ok(())
 }
 
 /// Terms from rolled-forward chains. Every later chunk of every chain was drawn after the *first* chain's own
@@ -204,60 +229,40 @@ fn rolled_terms(
     Ok(mean)
 }
 
-/// Scores a baseline with exact target probabilities and two sampled paths.
-pub fn score_baseline(
-    model: &Baseline,
-    batches: impl Iterator<Item = Batch>,
-    seed: u64,
-    device: &Device,
-    progress: impl FnMut(usize),
-) -> Result<Scores> {
-    score_baseline_at(model, batches, Rule::All, seed, device, progress)
-}
-
-/// [`score_baseline`] at the positions of a rule; the cross-entropy is that of all predicted tokens.
-pub fn score_baseline_at(
-    model: &Baseline,
-    batches: impl Iterator<Item = Batch>,
+/// The contributions of a batch of exact probabilities with two sampled paths.
+fn score_exact(
+    scores: &mut Scores,
+    batch: &Batch,
+    draws: &ExactDraws,
+    end: EndOfText,
     rule: Rule,
-    seed: u64,
-    device: &Device,
-    mut progress: impl FnMut(usize),
-) -> Result<Scores> {
-    let special = model.special();
-    let end = EndOfText { eos: special.eos, pad: special.pad };
-    let mut scores = Scores::default();
-    let (mut nats, mut tokens) = (0.0, 0);
-    for (i, batch) in batches.enumerate() {
-        let draws = model.draw_positions(&to_tensors(&batch, device)?, seed, &format!("score/{i}"))?;
-        nats -= draws.log_p.iter().sum::<f64>();
-        tokens += draws.log_p.len() as u64;
-        for at in (0..batch.predicts.len()).filter(|at| batch.predicts[*at]) {
-            *scores
-                .predicted
-                .entry(batch.chunk(at / batch.context, at % batch.context + 1)[0])
-                .or_default() += 1;
+) -> Result<()> {
+    let (mut nats, mut tokens) = scores.cross_entropy.unwrap_or_default();
+    nats -= draws.log_p.iter().sum::<f64>();
+    for at in (0..batch.predicts.len()).filter(|at| batch.predicts[*at]) {
+        // PAD follows by definition and is no prediction.
+        let predicted = batch.chunk(at / batch.context, at % batch.context + 1);
+        for id in predicted.iter().filter(|id| **id != end.pad) {
+            *scores.predicted.entry(*id).or_default() += 1;
+            tokens += 1;
         }
-        for (row, position) in scored_rows(&batch, end, rule) {
-            let gold: [f64; NGRAM] =
-                std::array::from_fn(|n| draws.log_p.get(row + n).map_or(1.0, |l| l.exp()));
-            let [a, b] = &draws.paths[row];
-            let same = a.iter().zip(b).take_while(|(a, b)| a == b).count();
-            let parted = &b[..(same + 1).min(b.len())];
-            let squares = &draws.squares[row];
-            let paths = [
-                SampledPath { tokens: a, squares },
-                SampledPath { tokens: parted, squares: &squares[..parted.len().min(same) + 1] },
-            ];
-            let terms =
-                brier::baseline_terms(&position.target, &gold, &paths, Some(end)).map_err(shape_error)?;
-            scores.sums.add(u64::from(position.group), &terms.brier());
-            scores.positions.push(position);
-        }
-        progress(i + 1);
     }
     scores.cross_entropy = Some((nats, tokens));
-    Ok(scores)
+    for (row, position) in scored_rows(batch, end, rule) {
+        let gold: [f64; NGRAM] = draws.gram_log_p[row].map(f64::exp);
+        let [a, b] = &draws.paths[row];
+        let same = a.iter().zip(b).take_while(|(a, b)| a == b).count();
+        let parted = &b[..(same + 1).min(b.len())];
+        let squares = &draws.squares[row];
+        let paths = [
+            SampledPath { tokens: a, squares },
+            SampledPath { tokens: parted, squares: &squares[..parted.len().min(same) + 1] },
+        ];
+        let terms = brier::exact_terms(&position.target, &gold, &paths, Some(end)).map_err(shape_error)?;
+        scores.sums.add(u64::from(position.group), &terms.brier());
+        scores.positions.push(position);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use calm_data::{SpecialTokens, TokenFile, spread};
 use calm_eval::protocol::{Protocol, ProtocolError, Reader};
 use calm_eval::score::positions;
+use calm_lm::DrawKind;
 use calm_stats::brier::{EndOfText, RolloutDocument};
 use proptest::prelude::*;
 
@@ -26,7 +27,12 @@ fn token_file(lengths: &[usize]) -> TokenFile {
 }
 
 fn reader(chunk_size: usize, tokens: usize, bos_chunk: bool) -> Reader {
-    Reader { chunk_size, context: tokens / chunk_size, bos_chunk, baseline: false }
+    Reader { chunk_size, context: tokens / chunk_size, bos_chunk, draws: DrawKind::Sampled }
+}
+
+/// Probabilities, or samples.
+fn kind(exact: bool) -> DrawKind {
+    if exact { DrawKind::Exact } else { DrawKind::Sampled }
 }
 
 /// Document and token of every scored position with its target and the tokens of text to its left in the window.
@@ -74,7 +80,7 @@ proptest! {
         for chunk_size in [1, 2, 4, 8].into_iter().filter(|k| every % k == 0) {
             // A model with a longer context reads no more than the protocol says.
             for longer in [context, context + 8 * chunk_size] {
-                let own = Reader { baseline: chunk_size == 1, ..reader(chunk_size, longer, bos_chunk) };
+                let own = Reader { draws: kind(chunk_size == 1), ..reader(chunk_size, longer, bos_chunk) };
                 prop_assert_eq!(&scored(&protocol, &file, &own), &largest, "K = {}", chunk_size);
             }
         }
@@ -93,7 +99,7 @@ proptest! {
     ) {
         let file = token_file(&lengths);
         for (chunk_size, baseline) in [(1, true), (1, false), (2, false), (3, false), (4, false), (8, false)] {
-            let reader = Reader { chunk_size, context: chunks, bos_chunk: true, baseline };
+            let reader = Reader { chunk_size, context: chunks, bos_chunk: true, draws: kind(baseline) };
             let protocol = Protocol::reference(&reader, 8192, 2048, document_bos);
             let block = chunks * chunk_size;
             prop_assert_eq!(protocol, Protocol::Reference { block, document_bos });
@@ -139,14 +145,14 @@ fn the_golden_cases_average_over_the_positions_of_the_reference_protocol() {
         let chunks = tensors["targets"].dim(1).unwrap() + 1;
         let starts = tensors["acc_1"].dim(1).unwrap();
         let file = token_file(&[chunk_size * chunks]);
-        let reader = Reader { chunk_size, context: chunks, bos_chunk: false, baseline: false };
+        let reader = Reader { chunk_size, context: chunks, bos_chunk: false, draws: DrawKind::Sampled };
         let view =
             Protocol::reference(&reader, 8192, 2048, false).view(&file, SPECIAL, &reader, &[0]).unwrap();
         let block = view.batches(1).next().unwrap();
         assert_eq!(positions(&block, END, view.rule).len(), starts, "K = {chunk_size}");
     }
     // The baseline: T tokens, starts 0 ..= T - 5.
-    let reader = Reader { chunk_size: 1, context: 12, bos_chunk: false, baseline: true };
+    let reader = Reader { chunk_size: 1, context: 12, bos_chunk: false, draws: DrawKind::Exact };
     let view = Protocol::reference(&reader, 8192, 2048, false)
         .view(&token_file(&[12]), SPECIAL, &reader, &[0])
         .unwrap();
@@ -170,7 +176,7 @@ fn blocks_are_as_long_as_the_context_allows() {
     let calm = reader(4, 32, true);
     assert_eq!(Protocol::reference(&calm, 8192, 2048, false).row_tokens(), 32);
     assert_eq!(Protocol::reference(&calm, 22, 8, false).row_tokens(), 20);
-    let baseline = Reader { baseline: true, ..reader(1, 4096, true) };
+    let baseline = Reader { draws: DrawKind::Exact, ..reader(1, 4096, true) };
     assert_eq!(Protocol::reference(&baseline, 8192, 2048, false).row_tokens(), 2048);
 }
 

@@ -51,10 +51,10 @@ impl Kind {
 
     /// The kind of a configured head.
     pub(super) fn of_head(head: &HeadConfig) -> Self {
-        match head {
-            HeadConfig::Energy(_) => Self::Energy,
-            HeadConfig::Flow(_) => Self::Flow,
-            HeadConfig::Diffusion(_) => Self::Diffusion,
+        match head.name() {
+            "flow" => Self::Flow,
+            "diffusion" => Self::Diffusion,
+            _ => Self::Energy,
         }
     }
 
@@ -295,19 +295,13 @@ fn head(keys: &mut Keys<'_>, kind: Kind) -> HeadConfig {
     let samples = keys.size_or("num_samples", 8);
     let (noise_size, alpha) = (keys.size_or("noise_size", 64), keys.real_or("beta", 1.0));
     match kind {
-        Kind::Flow => HeadConfig::Flow(FlowConfig { blocks, repeats: samples, ..FlowConfig::reference() }),
-        Kind::Diffusion => HeadConfig::Diffusion(DiffusionConfig {
-            blocks,
-            repeats: samples,
-            ..DiffusionConfig::reference()
-        }),
-        Kind::Energy | Kind::Autoencoder | Kind::Llama => HeadConfig::Energy(EnergyConfig {
-            blocks,
-            noise_size,
-            samples,
-            targets: REFERENCE_TARGETS,
-            alpha,
-        }),
+        Kind::Flow => FlowConfig { blocks, repeats: samples, ..FlowConfig::reference() }.into(),
+        Kind::Diffusion => {
+            DiffusionConfig { blocks, repeats: samples, ..DiffusionConfig::reference() }.into()
+        }
+        Kind::Energy | Kind::Autoencoder | Kind::Llama => {
+            EnergyConfig { blocks, noise_size, samples, targets: REFERENCE_TARGETS, alpha }.into()
+        }
     }
 }
 
@@ -404,22 +398,26 @@ fn attention_defaults(ids: calm_data::SpecialTokens, context: usize) -> Value {
 /// `config.json` of a CALM whose autoencoder lies in the folder `ae`.
 pub(super) fn write_calm(
     recorded: &Map<String, Value>,
-    c: &calm_run::config::CalmConfig,
+    c: &calm_lm::CalmConfig,
     vocab_size: usize,
     ids: calm_data::SpecialTokens,
     context: usize,
 ) -> Map<String, Value> {
     let kind = Kind::of_head(&c.head);
     let layers = c.backbone.layers;
-    let head = match &c.head {
-        HeadConfig::Energy(e) => json!({
+    let head = if let Some(e) = c.head.get::<EnergyConfig>() {
+        json!({
             "num_mlp_layers": e.blocks(layers),
             "noise_size": e.noise_size,
             "num_samples": e.samples,
             "beta": e.alpha,
-        }),
-        HeadConfig::Flow(f) => json!({ "num_mlp_layers": f.blocks(layers), "num_samples": f.repeats }),
-        HeadConfig::Diffusion(d) => json!({ "num_mlp_layers": d.blocks(layers), "num_samples": d.repeats }),
+        })
+    } else if let Some(f) = c.head.get::<FlowConfig>() {
+        json!({ "num_mlp_layers": f.blocks(layers), "num_samples": f.repeats })
+    } else if let Some(d) = c.head.get::<DiffusionConfig>() {
+        json!({ "num_mlp_layers": d.blocks(layers), "num_samples": d.repeats })
+    } else {
+        json!({})
     };
     let keys = json!({
         "architectures": [kind.architecture()],

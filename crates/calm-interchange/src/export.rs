@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use calm_lm::{FlowTime, HeadConfig};
+use calm_lm::{BaselineConfig, CalmConfig, EnergyConfig, FlowConfig, FlowTime, HeadConfig};
 use calm_nn::{ParamStore, write_tensors};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value};
@@ -13,8 +13,7 @@ use serde_json::{Map, Value};
 use super::config::{REFERENCE_TARGETS, write_autoencoder, write_calm, write_llama};
 use super::{AE_PREFIX, Kind, Origin, OriginPart, dtype_of, require_empty};
 use calm_run::checkpoint::{Which, write_json};
-use calm_run::config::{CalmConfig, ModelConfig};
-use calm_run::{Error, Result, Run};
+use calm_run::{Error, Result, Run, Stage};
 
 /// Folder of a CALM's autoencoder inside the exported one (`ae_path`).
 pub const AE_FOLDER: &str = "ae";
@@ -61,44 +60,43 @@ pub fn export(run: &Run, options: &ExportOptions) -> Result<ExportReport> {
     let (vocab, ids) = (tokenizer.vocab_size(), tokenizer.special());
     let (cpu, context) = (&Device::Cpu, run.config.train.lm.context);
     let here = run.on(cpu);
-    let kind = match &run.config.model {
-        ModelConfig::Baseline(c) => {
-            let o = models::load_baseline(&here, options.which, &tokenizer, cpu)?;
+    let model = &run.config.model;
+    let kind = if let Some(c) = model.get::<BaselineConfig>() {
+        let lm = models::load_lm(&here, options.which, &tokenizer, cpu)?;
+        let part = export.origin.model.clone().unwrap_or_default();
+        let tensors = export.named(lm.store(), "", &[&part])?;
+        export.write(&options.out, write_llama(&part.config, &c.backbone, vocab, ids, context), tensors)?;
+        Kind::Llama
+    } else if let Some(c) = model.get::<CalmConfig>() {
+        let (ae, _) = models::load_autoencoder(&here, Which::Best, &tokenizer, cpu)?;
+        let own = export.origin.autoencoder.clone().unwrap_or_default();
+        let config = write_autoencoder(&own.config, &c.autoencoder, c.chunk_size, vocab, ids);
+        export.check_autoencoder(c, ids.bos);
+        if run.checkpoints(Stage::Lm).latest()?.is_none() {
+            let tensors = export.named(&ae.store, "", &[&own])?;
+            export.write(&options.out, config, tensors)?;
+            Kind::Autoencoder
+        } else {
+            export.check_head(&c.head);
+            let lm = models::load_lm(&here, options.which, &tokenizer, cpu)?;
             let part = export.origin.model.clone().unwrap_or_default();
-            let tensors = export.named(&o.store, "", &[&part])?;
-            export.write(
-                &options.out,
-                write_llama(&part.config, &c.backbone, vocab, ids, context),
-                tensors,
-            )?;
-            Kind::Llama
+            // A language model that came without its autoencoder's folder recorded the formats itself.
+            let inner = within(&part);
+            let tensors = export.named(&ae.store, "", &[&own, &inner])?;
+            export.write(&options.out.join(AE_FOLDER), config, tensors)?;
+            let mut tensors = export.named(lm.store(), "", &[&part])?;
+            tensors.extend(export.named(&ae.store, AE_PREFIX, &[&inner, &own])?);
+            export.write(&options.out, write_calm(&part.config, c, vocab, ids, context), tensors)?;
+            export
+                .notes
+                .push(format!("ae_path is {AE_FOLDER}: the reference looks for it from its working folder"));
+            Kind::of_head(&c.head)
         }
-        ModelConfig::Calm(c) => {
-            let (ae, _) = models::load_autoencoder(&here, Which::Best, &tokenizer, cpu)?;
-            let own = export.origin.autoencoder.clone().unwrap_or_default();
-            let config = write_autoencoder(&own.config, &c.autoencoder, c.chunk_size, vocab, ids);
-            export.check_autoencoder(c, ids.bos);
-            if run.checkpoints("lm").latest()?.is_none() {
-                let tensors = export.named(&ae.store, "", &[&own])?;
-                export.write(&options.out, config, tensors)?;
-                Kind::Autoencoder
-            } else {
-                export.check_head(&c.head);
-                let o = models::load_calm(&here, options.which, &tokenizer, cpu)?;
-                let part = export.origin.model.clone().unwrap_or_default();
-                // A language model that came without its autoencoder's folder recorded the formats itself.
-                let inner = within(&part);
-                let tensors = export.named(&ae.store, "", &[&own, &inner])?;
-                export.write(&options.out.join(AE_FOLDER), config, tensors)?;
-                let mut tensors = export.named(&o.store, "", &[&part])?;
-                tensors.extend(export.named(&ae.store, AE_PREFIX, &[&inner, &own])?);
-                export.write(&options.out, write_calm(&part.config, c, vocab, ids, context), tensors)?;
-                export.notes.push(format!(
-                    "ae_path is {AE_FOLDER}: the reference looks for it from its working folder"
-                ));
-                Kind::of_head(&c.head)
-            }
-        }
+    } else {
+        return Err(Error::user(
+            format!("{} has no published form", model.title()),
+            "its checkpoints are safetensors already: RUN/lm/step-N/model.safetensors",
+        ));
     };
     let text = run.folder.join("tokenizer.json");
     let copy = options.out.join("tokenizer.json");
@@ -191,17 +189,15 @@ impl Export {
 
     /// Settings of a head that the reference has as constants.
     fn check_head(&mut self, head: &HeadConfig) {
-        match head {
-            HeadConfig::Energy(e) if e.targets != REFERENCE_TARGETS => self.notes.push(format!(
-                "targets {} is not exported: the reference draws {REFERENCE_TARGETS}",
-                e.targets
-            )),
-            HeadConfig::Flow(f) if f.time != FlowTime::Floor => {
-                self.notes.push(
-                    "the reference tells a flow's net floor(1000 t), not 1000 t: its samples differ".into(),
-                );
-            }
-            _ => {}
+        if let Some(e) = head.get::<EnergyConfig>().filter(|e| e.targets != REFERENCE_TARGETS) {
+            let targets = e.targets;
+            self.notes
+                .push(format!("targets {targets} is not exported: the reference draws {REFERENCE_TARGETS}"));
+        }
+        if head.get::<FlowConfig>().is_some_and(|f| f.time != FlowTime::Floor) {
+            self.notes.push(
+                "the reference tells a flow's net floor(1000 t), not 1000 t: its samples differ".into(),
+            );
         }
     }
 

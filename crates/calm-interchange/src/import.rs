@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use calm_autoencoder::{Autoencoder, AutoencoderConfig};
 use calm_data::{DataConfig, Llama3Config, Source, Tokenizer, TokenizerConfig, Vocabulary, llama3};
-use calm_lm::{BackboneConfig, Baseline, Calm, HeadConfig};
+use calm_lm::{BackboneConfig, BaselineConfig, CalmConfig, HeadConfig, TextFormat};
 use calm_nn::{AdamWConfig, ParamStore, Precision};
 use candle_core::{DType, Device};
 use serde_json::{Map, Value};
@@ -17,10 +17,8 @@ use super::{AE_PREFIX, Findings, Origin, OriginPart, require_empty};
 use calm_config::{ConfigText, Resolved, load};
 use calm_eval::EvalConfig;
 use calm_run::checkpoint::file_hash;
-use calm_run::config::{
-    BaselineConfig, CalmConfig, ModelConfig, RunConfig, Schedule, StageConfig, TrainConfig,
-};
-use calm_run::{Begin, Error, Provenance, Result, Run, RunRecord};
+use calm_run::config::{ModelConfig, RunConfig, Schedule, StageConfig, TrainConfig};
+use calm_run::{Begin, Error, Provenance, Result, Run, RunRecord, Stage};
 use calm_train::models::special_ids;
 
 /// Where an imported model's tokenizer comes from.
@@ -55,7 +53,7 @@ pub struct ImportReport {
     /// What the folder held.
     pub kind: Kind,
     /// Stages with their numbers of parameters.
-    pub stages: Vec<(&'static str, usize)>,
+    pub stages: Vec<(Stage, usize)>,
     /// Files the weights came from.
     pub files: Vec<PathBuf>,
     /// What a user should know.
@@ -297,9 +295,9 @@ impl Plan {
             log_every: 10,
         };
         let context = self.model.as_ref().map_or(512, |(_, lm)| lm.context);
-        let (model, autoencoder) = match (&self.model, &self.autoencoder) {
+        let (model, autoencoder): (ModelConfig, _) = match (&self.model, &self.autoencoder) {
             (Some((_, LmPlan { backbone, calm: None, .. })), _) => {
-                (ModelConfig::Baseline(BaselineConfig { backbone: backbone.clone() }), None)
+                (BaselineConfig { backbone: backbone.clone() }.into(), None)
             }
             (model, autoencoder) => {
                 let lm = model.as_ref().map(|m| &m.1);
@@ -312,7 +310,7 @@ impl Plan {
                     backbone: lm.map(|l| l.backbone.clone()).unwrap_or_default(),
                     head: lm.and_then(|l| l.calm.as_ref()).map(|c| c.1.clone()).unwrap_or_default(),
                 };
-                (ModelConfig::Calm(calm), Some(stage(context.min(512))))
+                (calm.into(), Some(stage(context.min(512))))
             }
         };
         let own = tokenizer.map(|t| {
@@ -348,7 +346,7 @@ impl Plan {
         config: &RunConfig,
         vocabulary: Vocabulary,
         findings: &mut Findings,
-    ) -> Result<Vec<(&'static str, ParamStore)>> {
+    ) -> Result<Vec<(Stage, ParamStore)>> {
         let new_store = || ParamStore::new(&Device::Cpu, DType::F32, config.seed);
         // Impossible ids are reported already; sizes can still be compared.
         let valid = |id: u32| if (id as usize) < vocabulary.size { id } else { 0 };
@@ -357,41 +355,36 @@ impl Plan {
             eos: valid(vocabulary.eos),
             pad: valid(vocabulary.pad),
         };
-        let ids = special_ids(special);
         let mut built = Vec::new();
-        match (&config.model, &self.model) {
-            (ModelConfig::Baseline(c), Some((part, lm))) => {
-                let store = new_store();
-                Baseline::new(&store.builder(), &c.backbone, lm.vocab_size, ids, lm.context, false)?;
-                fill(&store, &[place(part, "")], findings)?;
-                built.push(("lm", store));
+        let mut autoencoder = None;
+        if let (Some(a), Some(settings)) = (&self.autoencoder, config.model.autoencoder()) {
+            let store = new_store();
+            let (k, v) = (config.chunk_size(), a.common.vocab_size);
+            autoencoder = Some(Autoencoder::with_store(&store, settings, k, v, special.bos)?);
+            let mut places = Vec::new();
+            places.extend(
+                self.model.iter().map(|(part, _)| place(part, AE_PREFIX)).filter(|p| !p.1.is_empty()),
+            );
+            places.extend(a.part.iter().map(|part| place(part, "")));
+            fill(&store, &places, findings)?;
+            built.push((Stage::Autoencoder, store));
+        }
+        let complete = autoencoder.is_some() || config.model.autoencoder().is_none();
+        if let Some((part, lm)) = self.model.as_ref().filter(|_| complete) {
+            let store = new_store();
+            let text = TextFormat {
+                vocab_size: lm.vocab_size,
+                special: special_ids(special),
+                context: lm.context,
+                bos_chunk: false,
+            };
+            config.model.build(&store, &text, autoencoder)?;
+            let (label, mut tensors) = place(part, "");
+            if config.model.autoencoder().is_some() {
+                tensors.retain(|name, _| !name.starts_with(AE_PREFIX));
             }
-            (ModelConfig::Calm(c), model) => {
-                let Some(a) = &self.autoencoder else { return Ok(built) };
-                let store = new_store();
-                let ae = Autoencoder::with_store(
-                    &store,
-                    &c.autoencoder,
-                    c.chunk_size,
-                    a.common.vocab_size,
-                    special.bos,
-                )?;
-                let mut places = Vec::new();
-                places
-                    .extend(model.iter().map(|(part, _)| place(part, AE_PREFIX)).filter(|p| !p.1.is_empty()));
-                places.extend(a.part.iter().map(|part| place(part, "")));
-                fill(&store, &places, findings)?;
-                built.push(("autoencoder", store));
-                if let Some((part, lm)) = model {
-                    let store = new_store();
-                    Calm::new(&store.builder(), &c.backbone, &c.head, ae, ids, lm.context, false)?;
-                    let (label, mut tensors) = place(part, "");
-                    tensors.retain(|name, _| !name.starts_with(AE_PREFIX));
-                    fill(&store, &[(label, tensors)], findings)?;
-                    built.push(("lm", store));
-                }
-            }
-            (ModelConfig::Baseline(_), None) => {}
+            fill(&store, &[(label, tensors)], findings)?;
+            built.push((Stage::Lm, store));
         }
         Ok(built)
     }
@@ -497,7 +490,7 @@ fn resolve(config: &RunConfig, findings: &mut Findings) -> Result<Option<Resolve
 fn write(
     plan: &Plan,
     resolved: &Resolved<RunConfig>,
-    built: &[(&'static str, ParamStore)],
+    built: &[(Stage, ParamStore)],
     tokenizer: &(Tokenizer, String),
     options: &ImportOptions,
 ) -> Result<()> {
@@ -515,11 +508,11 @@ fn write(
         };
         let mut autoencoder = None;
         for (stage, store) in built {
-            let mut metadata = run.metadata(stage, &record);
+            let mut metadata = run.metadata(*stage, &record);
             if let Some(hash) = autoencoder.take() {
                 metadata.insert("autoencoder".into(), hash);
             }
-            let checkpoints = run.checkpoints(stage);
+            let checkpoints = run.checkpoints(*stage);
             checkpoints.save_imported(store, &metadata)?;
             autoencoder = Some(file_hash(&checkpoints.model_path(0))?);
         }

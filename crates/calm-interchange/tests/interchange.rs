@@ -14,16 +14,19 @@ use calm_eval::generate::{Decoding, GenerateOptions, generate};
 use calm_interchange::{
     ExportOptions, ImportOptions, ImportReport, Kind, TokenizerFrom, export, import, read_weights_folder,
 };
-use calm_lm::{BackboneConfig, Calm, DiffusionConfig, FlowConfig, HeadConfig, SpecialIds};
+use calm_lm::{
+    BackboneConfig, Baseline, BaselineConfig, Calm, CalmConfig, DiffusionConfig, FlowConfig, HeadConfig,
+    SpecialIds, TextFormat,
+};
 use calm_nn::{ParamStore, read_weights, write_weights};
 use calm_run::checkpoint::Which;
-use calm_run::config::{ModelConfig, RunConfig};
-use calm_run::{Begin, Error, Run};
+use calm_run::config::RunConfig;
+use calm_run::{Begin, Error, Run, Stage};
 use calm_train::models;
 use calm_train::pipeline::{Reporter, TrainOptions, prepare_data, train};
 use calm_train::plan::Plan;
 use calm_train::scoring::score_run;
-use calm_train::stage::{Observer, StepReport, Validation};
+use calm_train::training::{Observer, StepReport, Validation};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -187,11 +190,11 @@ fn assert_round_trip(s: &Scratch) -> ImportReport {
 #[test]
 fn every_model_comes_back_bit_by_bit() {
     for (case, kind, stages) in [
-        ("autoencoder_k4", Kind::Autoencoder, vec!["autoencoder"]),
-        ("autoencoder_k2", Kind::Autoencoder, vec!["autoencoder"]),
-        ("calm_energy_k4", Kind::Energy, vec!["autoencoder", "lm"]),
-        ("calm_energy_k2", Kind::Energy, vec!["autoencoder", "lm"]),
-        ("ar_baseline", Kind::Llama, vec!["lm"]),
+        ("autoencoder_k4", Kind::Autoencoder, vec![Stage::Autoencoder]),
+        ("autoencoder_k2", Kind::Autoencoder, vec![Stage::Autoencoder]),
+        ("calm_energy_k4", Kind::Energy, Stage::ALL.to_vec()),
+        ("calm_energy_k2", Kind::Energy, Stage::ALL.to_vec()),
+        ("ar_baseline", Kind::Llama, vec![Stage::Lm]),
     ] {
         let s = Scratch::new(case);
         let _ = fs::remove_file(s.folder().join("pytorch_model.bin"));
@@ -215,18 +218,11 @@ fn every_model_comes_back_bit_by_bit() {
 
 #[test]
 fn flow_and_diffusion_checkpoints_come_back_bit_by_bit() {
-    let heads = [
-        (
-            "FlowTransformer",
-            HeadConfig::Flow(FlowConfig { blocks: Some(2), repeats: 4, ..FlowConfig::reference() }),
-        ),
+    let heads: [(&str, HeadConfig); 2] = [
+        ("FlowTransformer", FlowConfig { blocks: Some(2), repeats: 4, ..FlowConfig::reference() }.into()),
         (
             "DiffusionTransformer",
-            HeadConfig::Diffusion(DiffusionConfig {
-                blocks: Some(2),
-                repeats: 4,
-                ..DiffusionConfig::reference()
-            }),
+            DiffusionConfig { blocks: Some(2), repeats: 4, ..DiffusionConfig::reference() }.into(),
         ),
     ];
     for (architecture, head) in heads {
@@ -244,8 +240,10 @@ fn flow_and_diffusion_checkpoints_come_back_bit_by_bit() {
         let store = ParamStore::new(&Device::Cpu, DType::F32, 5);
         let own = ParamStore::new(&Device::Cpu, DType::F32, 6);
         let ae = Autoencoder::with_store(&own, &ae_config, 4, 71, 1).unwrap();
-        let ids = SpecialIds { bos: 1, eos: 34, pad: 70 };
-        Calm::new(&store.builder(), &backbone, &head, ae, ids, 64, false).unwrap();
+        let special = SpecialIds { bos: 1, eos: 34, pad: 70 };
+        let text = TextFormat { vocab_size: 71, special, context: 64, bos_chunk: false };
+        let config = CalmConfig { chunk_size: 4, autoencoder: ae_config, backbone, head: head.clone() };
+        Calm::new(&store, &config, ae, &text).unwrap();
         let mut tensors = s.tensors();
         tensors.retain(|n, _| !n.starts_with("generative_head") && !n.starts_with("mlp_generator"));
         tensors.extend(
@@ -254,8 +252,7 @@ fn flow_and_diffusion_checkpoints_come_back_bit_by_bit() {
         s.write(&tensors);
         assert_round_trip(&s);
         let run = Run::open(&s.path("run")).unwrap();
-        let ModelConfig::Calm(c) = &run.config.model else { panic!("not a CALM") };
-        assert_eq!(c.head, head);
+        assert_eq!(run.config.model.head(), Some(&head));
     }
 }
 
@@ -535,7 +532,7 @@ fn llama_3_ranks_serve_with_and_without_a_pad_row() {
     let ranks: String = (0..=255u8).map(|b| format!("{} {b}\n", encode(b))).collect();
     let store = |vocab: usize| {
         let store = ParamStore::new(&Device::Cpu, DType::F32, 1);
-        let ids = SpecialIds { bos: 256, eos: 257, pad: 0 };
+        let special = SpecialIds { bos: 256, eos: 257, pad: 0 };
         let backbone = BackboneConfig {
             layers: 1,
             hidden_size: 8,
@@ -543,7 +540,8 @@ fn llama_3_ranks_serve_with_and_without_a_pad_row() {
             heads: 2,
             ..Default::default()
         };
-        calm_lm::Baseline::new(&store.builder(), &backbone, vocab, ids, 16, false).unwrap();
+        let text = TextFormat { vocab_size: vocab, special, context: 16, bos_chunk: false };
+        Baseline::new(&store, &BaselineConfig { backbone }, &text).unwrap();
         store.snapshot().unwrap()
     };
     for (vocab, pad) in [(513, json!(512)), (512, Value::Null), (512, json!(257))] {
@@ -596,10 +594,10 @@ fn folders_that_hold_something_are_not_written_over() {
 struct Silent;
 
 impl Observer for Silent {
-    fn begin(&mut self, _: &str, _: u64, _: u64) {}
+    fn begin(&mut self, _: Stage, _: u64, _: u64) {}
     fn step(&mut self, _: &StepReport) {}
-    fn validation(&mut self, _: &str, _: u64, _: &Validation) {}
-    fn end(&mut self, _: &str, _: &calm_run::checkpoint::StageState) {}
+    fn validation(&mut self, _: Stage, _: u64, _: &Validation) {}
+    fn end(&mut self, _: Stage, _: &calm_run::checkpoint::StageState) {}
     fn should_stop(&self) -> bool {
         false
     }
@@ -642,20 +640,15 @@ fn an_imported_run_generates_evaluates_and_trains_further() {
         assert_eq!(u64::from(special.eos), config["eos_token_id"].as_u64().unwrap());
         assert_eq!(tokenizer.vocab_size() as u64, config["vocab_size"].as_u64().unwrap());
         assert!(!run.config.bos_chunk);
-        if let ModelConfig::Calm(c) = &run.config.model {
-            assert_eq!(c.autoencoder.dropped_token_id, Some(0));
+        if let Some(autoencoder) = run.config.model.autoencoder() {
+            assert_eq!(autoencoder.dropped_token_id, Some(0));
         }
 
         let prompt = tokenizer.encode("w3 w4 w5 w6").unwrap();
         let how = GenerateOptions { max_tokens: 24, decoding: Decoding::Plain, seed: 3, remainder_budget: 1 };
         let cpu = Device::Cpu;
-        let report = if case == "ar_baseline" {
-            let o = models::load_baseline(&run, Which::Best, &tokenizer, &cpu).unwrap();
-            generate(&o.model, &prompt, &how, |_| true).unwrap()
-        } else {
-            let o = models::load_calm(&run, Which::Best, &tokenizer, &cpu).unwrap();
-            generate(&o.model, &prompt, &how, |_| true).unwrap()
-        };
+        let model = models::load_lm(&run, Which::Best, &tokenizer, &cpu).unwrap();
+        let report = generate(&*model.sampler(), &prompt, &how, |_| true).unwrap();
         assert!(report.draws > 0);
 
         let cache = s.path("cache");
@@ -673,9 +666,9 @@ fn an_imported_run_generates_evaluates_and_trains_further() {
         let run = Run::create(&s.path("run"), &resolved, Begin::Resume).unwrap();
         let options = TrainOptions { resume: true, cache, ..TrainOptions::default() };
         train(&run, &options, &cpu, &mut Silent).unwrap();
-        assert_eq!(run.checkpoints("lm").latest().unwrap().unwrap().step, 2);
+        assert_eq!(run.checkpoints(Stage::Lm).latest().unwrap().unwrap().step, 2);
         if case != "ar_baseline" {
-            assert_eq!(run.checkpoints("autoencoder").steps(), [0], "the autoencoder stays as it is");
+            assert_eq!(run.checkpoints(Stage::Autoencoder).steps(), [0], "the autoencoder stays as it is");
         }
         let rounded = export(&run, &ExportOptions { out: s.path("trained"), ..Default::default() }).unwrap();
         assert!(rounded.notes.iter().any(|n| n.contains("rounded")), "{:?}", rounded.notes);

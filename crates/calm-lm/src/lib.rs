@@ -1,32 +1,36 @@
-//! Language models over chunks: the CALM transformer with a generative head, and the discrete baseline.
+//! Language models over chunks: families of models behind one trait, and the generative heads of one of them.
 //!
 //! ```text
-//! ids [B,S,K] -> own embeddings, K·D concatenated -> input MLP -> Llama backbone, one position a chunk
-//!   -> hidden [R,D] -> head (energy, flow or diffusion) -> latent [R,N,L] -> frozen autoencoder -> tokens [R,N,K]
+//! configuration ─ registry ─ FamilyConfig ─ build ─ LanguageModel ─┬─ loss: named parts
+//!                                                                  ├─ draw: samples or probabilities, at every position
+//!                                                                  └─ sampler: a text, continued chunk by chunk
 //! ```
 //!
-//! * [`backbone`]: the Llama decoder, teacher-forced, cached, or branched from every position at once.
+//! * [`family`]: the traits, and one module for each family; add a family there.
 //! * [`head`]: what turns a hidden state into samples of the next latent vector; add a head there.
-//! * [`calm`], [`baseline`]: the two models, with their losses.
-//! * [`sampler`]: `draw(state, n, key) -> chunks`, all that generation and scoring know of a model.
+//! * [`backbone`]: the Llama decoder, teacher-forced, cached, or branched from every position at once.
+//! * [`sampler`]: `draw(n, key) -> chunks`, all that generation knows of a model.
+//! * [`registry`]: how `{NAME: settings}` in a configuration finds its family or head.
 
 pub mod backbone;
-pub mod baseline;
 pub mod batch;
-pub mod calm;
-mod config;
 mod context;
+pub mod family;
 pub mod head;
-mod input;
+pub mod registry;
 pub mod sampler;
 
-pub use backbone::{Backbone, Cache};
-pub use baseline::Baseline;
+pub use backbone::{Backbone, BackboneConfig, Cache};
 pub use batch::ChunkBatch;
-pub use calm::Calm;
-pub use config::{
-    BackboneConfig, DiffusionConfig, EnergyConfig, FlowConfig, FlowTime, HeadConfig, Solver, VariationalTerm,
-};
 pub use context::Context;
-pub use head::Head;
-pub use sampler::{DrawKey, Sampler, SpecialIds};
+pub use family::baseline::{Baseline, BaselineConfig};
+pub use family::calm::{Calm, CalmConfig};
+pub use family::{
+    DrawKind, DrawRequest, Draws, ExactDraws, FamilyConfig, LanguageModel, Loss, LossPart, ModelConfig,
+    SampledDraws, TextFormat, TokenDecoding,
+};
+pub use head::{
+    DiffusionConfig, EnergyConfig, FlowConfig, FlowTime, Head, HeadConfig, HeadSettings, Solver,
+    VariationalTerm,
+};
+pub use sampler::{Continuation, DrawKey, Sampler, SpecialIds};

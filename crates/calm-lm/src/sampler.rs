@@ -39,23 +39,32 @@ impl SpecialIds {
 
 /// A black box that draws the next chunk of K tokens given a context.
 pub trait Sampler {
-    /// A context. Cloning is cheap.
-    type State: Clone;
-
     /// K.
     fn chunk_size(&self) -> usize;
 
     /// Ids with a meaning.
     fn special(&self) -> SpecialIds;
 
-    /// The empty context.
-    fn start(&self) -> Result<Self::State>;
+    /// A text with nothing in it yet.
+    ///
+    /// # Errors
+    /// What a GPU answers.
+    fn start(&self) -> Result<Box<dyn Continuation + '_>>;
+}
 
+/// A text that a sampler continues.
+pub trait Continuation {
     /// Appends whole chunks (a multiple of K tokens).
-    fn push(&self, state: &mut Self::State, tokens: &[u32]) -> Result<()>;
+    ///
+    /// # Errors
+    /// Another number of tokens; what a GPU answers.
+    fn push(&mut self, tokens: &[u32]) -> Result<()>;
 
-    /// N independent draws of the next chunk, everything after an EOS already PAD.
-    fn draw(&self, state: &Self::State, samples: usize, key: DrawKey) -> Result<Vec<Vec<u32>>>;
+    /// N independent draws of the next chunk, everything after an EOS already PAD. The same key gives the same draws.
+    ///
+    /// # Errors
+    /// A text without a beginning, of a model that knows none; what a GPU answers.
+    fn draw(&self, samples: usize, key: DrawKey) -> Result<Vec<Vec<u32>>>;
 }
 
 #[cfg(test)]

@@ -4,8 +4,10 @@
 //! Shapes are written with one legend in the whole project: B batch rows, S chunks, K tokens a chunk,
 //! L latent, D hidden, N model samples, M target samples, V vocabulary, R rows (kept `(b, s)` pairs).
 
+pub mod costs;
 pub mod dtype;
 mod files;
+pub mod held;
 pub mod layers;
 pub mod noise;
 pub mod optim;
@@ -14,6 +16,7 @@ pub mod store;
 pub use calm_kernels::{Clip, NoiseKey, RowId, device, gradcheck, philox};
 pub use dtype::Precision;
 pub use files::{WeightsError, read_weights, write_tensors, write_weights};
+pub use held::{Footing, Held};
 pub use layers::{Embedding, LayerNorm, Linear, RmsNorm, SwiGlu};
 pub use noise::Noise;
 pub use optim::{AdamW, AdamWConfig, GradientBucket};

@@ -67,8 +67,10 @@ pub struct Machine {
 pub struct Variant {
     /// Its name.
     pub name: String,
-    /// K; None for a discrete baseline.
-    pub chunk_size: Option<usize>,
+    /// K.
+    pub chunk_size: usize,
+    /// Whether its models have probabilities: a cross-entropy beside BrierLM, and temperature without a batch of draws.
+    pub probabilities: bool,
     /// The settings that are not the same for all variants, as (key, value).
     pub settings: Vec<(String, String)>,
     /// Scores over all seeds, aligned protocol.
@@ -129,7 +131,7 @@ pub struct Costs {
     pub training_parts: Vec<(String, f64)>,
     /// FLOPs of generating a token at T = 1, as (part, FLOPs).
     pub inference_parts: Vec<(String, f64)>,
-    /// FLOPs of generating a token with the batch sampler (a baseline has none: as T = 1).
+    /// FLOPs of generating a token with the batch sampler (as T = 1 of models with probabilities).
     pub inference_batch: f64,
 }
 
@@ -158,7 +160,7 @@ pub struct Measured {
     pub peak_memory: Option<u64>,
     /// Tokens a second generated at T = 1.
     pub generation: f64,
-    /// Tokens a second generated with the batch sampler; None for a baseline.
+    /// Tokens a second generated with the batch sampler; None for models with probabilities.
     pub generation_batch: Option<f64>,
 }
 
@@ -194,7 +196,7 @@ pub struct SeedRun {
 pub struct CurvePoint {
     /// Training tokens seen.
     pub tokens: u64,
-    /// Validation loss: energy loss of a CALM, cross-entropy of a baseline.
+    /// Validation loss: cross-entropy of models with probabilities, the head's loss of others.
     pub loss: f64,
     /// BrierLM; None where undefined.
     pub brierlm: Option<f64>,

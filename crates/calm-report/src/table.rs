@@ -82,7 +82,7 @@ fn run_fields(study: &Study, variant: &Variant, run: &SeedRun) -> Vec<String> {
         study.name.clone(),
         variant.name.clone(),
         run.seed.to_string(),
-        variant.chunk_size.map(|k| k.to_string()).unwrap_or_default(),
+        variant.chunk_size.to_string(),
         number(run.brierlm),
         brier(0),
         brier(1),

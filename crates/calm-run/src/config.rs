@@ -1,13 +1,14 @@
 //! The configuration of a run: what `calm train` reads and what a run folder records.
 
-use calm_autoencoder::AutoencoderConfig;
 use calm_config::{Problems, Validate};
 use calm_data::{DataConfig, Tokenizer, TokenizerConfig, Vocabulary};
 use calm_eval::EvalConfig;
-use calm_lm::{BackboneConfig, HeadConfig};
+pub use calm_lm::ModelConfig;
 use calm_nn::{AdamWConfig, Precision};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::stage::Stage;
 
 /// The only schema version so far.
 pub const SCHEMA_VERSION: u64 = 1;
@@ -57,49 +58,14 @@ fn yes() -> bool {
     true
 }
 
-/// Which model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum ModelConfig {
-    /// Autoencoder and continuous autoregressive language model.
-    Calm(CalmConfig),
-    /// The same backbone on tokens.
-    Baseline(BaselineConfig),
-}
-
-/// A continuous autoregressive language model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct CalmConfig {
-    /// K, tokens per chunk: the semantic bandwidth of one step.
-    pub chunk_size: usize,
-    /// Stage 1.
-    #[serde(default)]
-    pub autoencoder: AutoencoderConfig,
-    /// Stage 2: the transformer.
-    #[serde(default)]
-    pub backbone: BackboneConfig,
-    /// Stage 2: the generative head.
-    #[serde(default)]
-    pub head: HeadConfig,
-}
-
-/// A discrete language model.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct BaselineConfig {
-    /// The transformer.
-    pub backbone: BackboneConfig,
-}
-
 /// The stages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Stage 1 of a CALM; absent for a baseline.
+    /// Stage 1 of a family that works on an autoencoder's latents; absent elsewhere.
     #[serde(default)]
     pub autoencoder: Option<StageConfig>,
-    /// The language model (stage 2 of a CALM, the only one of a baseline).
+    /// The language model.
     pub lm: StageConfig,
 }
 
@@ -178,13 +144,28 @@ pub enum Schedule {
     },
 }
 
-impl RunConfig {
-    /// K; 1 for a baseline.
-    pub fn chunk_size(&self) -> usize {
-        match &self.model {
-            ModelConfig::Calm(c) => c.chunk_size,
-            ModelConfig::Baseline(_) => 1,
+impl TrainConfig {
+    /// Settings of a stage; none of one that the model does not have.
+    pub fn stage(&self, stage: Stage) -> Option<&StageConfig> {
+        match stage {
+            Stage::Autoencoder => self.autoencoder.as_ref(),
+            Stage::Lm => Some(&self.lm),
         }
+    }
+
+    /// The same, to be changed.
+    pub fn stage_mut(&mut self, stage: Stage) -> Option<&mut StageConfig> {
+        match stage {
+            Stage::Autoencoder => self.autoencoder.as_mut(),
+            Stage::Lm => Some(&mut self.lm),
+        }
+    }
+}
+
+impl RunConfig {
+    /// K, tokens a position of the model.
+    pub fn chunk_size(&self) -> usize {
+        self.model.chunk_size()
     }
 
     /// The tokenizer with this run's vocabulary.
@@ -195,14 +176,6 @@ impl RunConfig {
         match self.vocabulary {
             Some(vocabulary) => tokenizer.with_vocabulary(vocabulary),
             None => Ok(tokenizer),
-        }
-    }
-
-    /// The transformer.
-    pub fn backbone(&self) -> &BackboneConfig {
-        match &self.model {
-            ModelConfig::Calm(c) => &c.backbone,
-            ModelConfig::Baseline(c) => &c.backbone,
         }
     }
 }
@@ -312,54 +285,26 @@ impl Validate for RunConfig {
                 problems.add("vocabulary.pad", format!("is {}: PAD must not be EOS", v.pad));
             }
         }
-        match &self.model {
-            ModelConfig::Calm(c) => {
-                if c.chunk_size == 0 || c.chunk_size > 64 {
-                    problems.add(
-                        "model.calm.chunk_size",
-                        format!("is {}: chunks have between 1 and 64 tokens", c.chunk_size),
-                    );
-                }
-                if c.autoencoder.latent_size.is_none() && c.autoencoder.latent_size(c.chunk_size) > 1024 {
-                    problems
-                        .add(
-                            "model.calm.chunk_size",
-                            format!("{} gives latents of 32 numbers a token, more than 1024", c.chunk_size),
-                        )
-                        .hint("set model.calm.autoencoder.latent_size to at most 1024");
-                }
-                c.autoencoder.validate(|k, m| {
-                    problems.add(&format!("model.calm.autoencoder.{k}"), m);
-                });
-                c.backbone.validate(|k, m| {
-                    problems.add(&format!("model.calm.backbone.{k}"), m);
-                });
-                c.head.validate(|k, m| {
-                    problems.add(&format!("model.calm.head.{k}"), m);
-                });
-                match &self.train.autoencoder {
-                    Some(stage) => {
-                        stage.validate("train.autoencoder", problems);
-                        if stage.recompute {
-                            let message = "only layers of a backbone are computed again: remove it here";
-                            problems.add("train.autoencoder.recompute", message);
-                        }
-                    }
-                    None => {
-                        problems.add("train.autoencoder", "a CALM needs its first stage").hint(
-                            "add `autoencoder: { steps, batch_rows, context, learning_rate }` under `train`",
-                        );
-                    }
+        let name = self.model.name();
+        problems.within("model", |p| p.within(name, |p| self.model.validate(p)));
+        match (&self.train.autoencoder, self.model.autoencoder()) {
+            (Some(stage), Some(_)) => {
+                stage.validate("train.autoencoder", problems);
+                if stage.recompute {
+                    let message = "only layers of a backbone are computed again: remove it here";
+                    problems.add("train.autoencoder.recompute", message);
                 }
             }
-            ModelConfig::Baseline(c) => {
-                c.backbone.validate(|k, m| {
-                    problems.add(&format!("model.baseline.backbone.{k}"), m);
-                });
-                if self.train.autoencoder.is_some() {
-                    problems.add("train.autoencoder", "a baseline has no autoencoder: remove this stage");
-                }
+            (None, Some(_)) => {
+                problems
+                    .add("train.autoencoder", format!("{} needs its first stage", self.model.title()))
+                    .hint("add `autoencoder: { steps, batch_rows, context, learning_rate }` under `train`");
             }
+            (Some(_), None) => {
+                let message = format!("{} has no autoencoder: remove this stage", self.model.title());
+                problems.add("train.autoencoder", message);
+            }
+            (None, None) => {}
         }
         self.train.lm.validate("train.lm", problems);
         problems.within("eval", |p| self.eval.validate(p));

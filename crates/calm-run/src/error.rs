@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use calm_eval::protocol::ProtocolError;
 
+use crate::stage::Stage;
+
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -38,7 +40,7 @@ pub enum Error {
     )]
     NotFinite {
         /// Stage.
-        stage: &'static str,
+        stage: Stage,
         /// `loss` or `gradient norm`.
         what: &'static str,
         /// NaN or infinite.
@@ -50,7 +52,7 @@ pub enum Error {
     #[error("stopped at step {step} of stage {stage}; a checkpoint was written")]
     Interrupted {
         /// Stage.
-        stage: &'static str,
+        stage: Stage,
         /// Steps done.
         step: u64,
     },

@@ -11,7 +11,9 @@ pub mod metrics;
 mod on_device;
 pub mod results;
 pub mod run;
+pub mod stage;
 
 pub use config::RunConfig;
 pub use error::{Error, Result};
-pub use run::{Begin, ORIGIN, Provenance, Run, RunRecord, Stages};
+pub use run::{Begin, ORIGIN, Provenance, Run, RunRecord};
+pub use stage::Stage;

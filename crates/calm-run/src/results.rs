@@ -50,13 +50,13 @@ pub struct BrierResults {
     pub samples: usize,
     /// Unigram and bigram models of the training split, closed form; null where there is no training split.
     pub ngram: Option<NgramReport>,
-    /// Baselines: nats per token.
+    /// Families with probabilities: nats per token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cross_entropy: Option<f64>,
-    /// Baselines: exp of the cross-entropy.
+    /// Families with probabilities: exp of the cross-entropy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub perplexity: Option<f64>,
-    /// Baselines: bits per byte of text (EOS counted in).
+    /// Families with probabilities: bits per byte of text (EOS counted in).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bits_per_byte: Option<f64>,
     /// Step of the checkpoint.

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::{Checkpoints, Which, file_hash, write_json, write_text};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
+use crate::stage::Stage;
 
 /// File of a run that says what an imported model was; `calm export` writes it back.
 pub const ORIGIN: &str = "reference.json";
@@ -118,7 +119,7 @@ impl Run {
     /// trains and scores, never what is trained. An imported model has seen no text yet: it may choose its own.
     pub fn create(folder: &Path, resolved: &Resolved<RunConfig>, begin: Begin) -> Result<Self> {
         let resume = begin == Begin::Resume;
-        let whole = begin == Begin::Restart(Stages::All);
+        let whole = begin == Begin::Restart(None);
         let config = &resolved.value;
         let path = folder.join("config.yaml");
         // Before the data were ready nothing has come of a run: a wrong path may be put right.
@@ -149,18 +150,18 @@ impl Run {
             }
         }
         // Only of a run: another folder's contents are not ours to throw away.
-        if let Begin::Restart(stages) = begin
+        if let Begin::Restart(stage) = begin
             && path.is_file()
         {
             // A language model is nothing without its autoencoder.
-            let parts: &[&str] = match stages {
-                Stages::All => {
+            let parts: &[&str] = match stage {
+                None => {
                     &["autoencoder", "lm", "tensorboard", "metrics.jsonl", "results.json", "run.json", ORIGIN]
                 }
-                Stages::Autoencoder => {
+                Some(Stage::Autoencoder) => {
                     &["autoencoder", "lm", "tensorboard/autoencoder", "tensorboard/lm", "results.json"]
                 }
-                Stages::Lm => &["lm", "tensorboard/lm", "results.json"],
+                Some(Stage::Lm) => &["lm", "tensorboard/lm", "results.json"],
             };
             for part in parts {
                 remove(&folder.join(part))?;
@@ -171,9 +172,9 @@ impl Run {
         Ok(Self { folder: folder.to_owned(), config: config.clone() })
     }
 
-    /// Checkpoints of a stage, `autoencoder` or `lm`.
-    pub fn checkpoints(&self, stage: &str) -> Checkpoints {
-        Checkpoints::new(&self.folder.join(stage))
+    /// Checkpoints of a stage.
+    pub fn checkpoints(&self, stage: Stage) -> Checkpoints {
+        Checkpoints::new(&self.folder.join(stage.name()))
     }
 
     /// The record, if one was written.
@@ -238,14 +239,14 @@ impl Run {
 
     /// Hash of the autoencoder's weights file.
     pub fn autoencoder_hash(&self) -> Result<String> {
-        let autoencoder = self.checkpoints("autoencoder");
+        let autoencoder = self.checkpoints(Stage::Autoencoder);
         file_hash(&autoencoder.model_path(autoencoder.step(Which::Best)?))
     }
 
     /// Whether the latest language model was trained on the autoencoder that is there now (true without a
     /// language model).
     pub fn fits_autoencoder(&self) -> Result<bool> {
-        let lm = self.checkpoints("lm");
+        let lm = self.checkpoints(Stage::Lm);
         let Some(state) = lm.latest()? else { return Ok(true) };
         let hash = self.autoencoder_hash()?;
         let (_, metadata) = read_weights(&lm.model_path(state.step), &Device::Cpu)?;
@@ -253,9 +254,9 @@ impl Run {
     }
 
     /// What every weights file of this run says about itself.
-    pub fn metadata(&self, stage: &str, record: &RunRecord) -> BTreeMap<String, String> {
+    pub fn metadata(&self, stage: Stage, record: &RunRecord) -> BTreeMap<String, String> {
         BTreeMap::from([
-            ("stage".to_owned(), stage.to_owned()),
+            ("stage".to_owned(), stage.name().to_owned()),
             ("corpus".to_owned(), record.corpus_hash.clone()),
             ("tokenizer".to_owned(), record.tokenizer_hash.clone()),
         ])
@@ -264,19 +265,7 @@ impl Run {
 
 /// Whether there are weights of any stage.
 fn has_weights(folder: &Path) -> bool {
-    ["autoencoder", "lm"].iter().any(|stage| !Checkpoints::new(&folder.join(stage)).steps().is_empty())
-}
-
-/// Which stages `calm train` works on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Stages {
-    /// All, in order.
-    #[default]
-    All,
-    /// Stage 1 alone.
-    Autoencoder,
-    /// The language model alone, on the autoencoder that is there.
-    Lm,
+    Stage::ALL.iter().any(|stage| !Checkpoints::new(&folder.join(stage.name())).steps().is_empty())
 }
 
 /// How `calm train` begins with a folder.
@@ -286,21 +275,25 @@ pub enum Begin {
     New,
     /// Go on with what is unfinished.
     Resume,
-    /// Throw these stages away and train them anew.
-    Restart(Stages),
+    /// Throw a stage away and train it anew; without a name, all.
+    Restart(Option<Stage>),
 }
 
-/// Whether a difference `key: old -> new` belongs to stages that are begun anew.
+/// Whether a difference `key: old -> new` belongs to stages that are begun anew. Of a family's settings the chunk size
+/// and the autoencoder decide stage 1, the others the language model only, which is nothing without its autoencoder.
 fn restarted_setting(difference: &str, begin: Begin) -> bool {
-    let of = |keys: &[&str]| keys.iter().any(|key| difference.starts_with(key));
-    let lm = ["model.calm.backbone.", "model.calm.head.", "model.baseline.backbone.", "train.lm."];
-    match begin {
-        Begin::New | Begin::Resume => false,
-        Begin::Restart(Stages::All) => true,
-        Begin::Restart(Stages::Lm) => of(&lm),
-        Begin::Restart(Stages::Autoencoder) => {
-            of(&lm) || of(&["model.calm.chunk_size", "model.calm.autoencoder.", "train.autoencoder."])
-        }
+    let Begin::Restart(restarted) = begin else { return false };
+    let of = |settings: &str, keys: &[&str]| keys.iter().any(|key| settings.starts_with(key));
+    let family = difference.strip_prefix("model.").and_then(|rest| rest.split_once('.'));
+    let stage = match family {
+        Some((_, settings)) if of(settings, &["chunk_size:", "autoencoder."]) => Some(Stage::Autoencoder),
+        Some(_) => Some(Stage::Lm),
+        None => Stage::ALL.into_iter().find(|stage| of(difference, &[&format!("train.{stage}.")])),
+    };
+    match restarted {
+        None => true,
+        Some(Stage::Lm) => stage == Some(Stage::Lm),
+        Some(Stage::Autoencoder) => stage.is_some(),
     }
 }
 

@@ -317,7 +317,7 @@ pub struct SampledPath<'a> {
 ///
 /// # Errors
 /// Fewer than two paths, a short target, numbers outside [0, 1], or a path that stops while it agrees.
-pub fn baseline_terms(
+pub fn exact_terms(
     target: &[u32],
     gold: &[f64; NGRAM],
     paths: &[SampledPath<'_>],

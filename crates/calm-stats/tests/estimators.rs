@@ -7,7 +7,7 @@ mod support;
 
 use calm_stats::bootstrap::{Bootstrap, paired_difference, report};
 use calm_stats::brier::{
-    BrierSums, EndOfText, RolloutDocument, SampledPath, Terms, baseline_terms, brierlm, chunks_per_gram,
+    BrierSums, EndOfText, RolloutDocument, SampledPath, Terms, brierlm, chunks_per_gram, exact_terms,
     sample_terms,
 };
 use calm_stats::rng::Stream;
@@ -159,7 +159,7 @@ fn baseline(paths: usize, model: &Chain, target: &[u32], stream: &mut Stream) ->
         .collect();
     let paths: Vec<_> =
         paths.iter().zip(&squares).map(|(tokens, squares)| SampledPath { tokens, squares }).collect();
-    baseline_terms(target, &gold, &paths, END).unwrap()
+    exact_terms(target, &gold, &paths, END).unwrap()
 }
 
 fn baseline_2(model: &Chain, target: &[u32], stream: &mut Stream) -> Terms {

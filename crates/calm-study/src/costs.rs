@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use calm_report::study::Measured;
-use calm_run::Result;
 use calm_run::checkpoint::write_json;
+use calm_run::{Result, Stage};
 use calm_train::measure::MeasuredCosts;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -67,7 +67,7 @@ pub fn measure(
     let mut folders = Vec::new();
     for (i, variant) in ablation.variants.iter().enumerate() {
         for run in ablation.runs_of(i) {
-            if finished(&run.folder, &run.config.value, "lm")? {
+            if finished(&run.folder, &run.config.value, Stage::Lm)? {
                 folders.push((variant.name.as_str(), &run.folder));
                 break;
             }

@@ -8,7 +8,7 @@ use calm_config::{ConfigText, Resolved, load};
 use calm_data::Corpus;
 use calm_run::checkpoint::write_json;
 use calm_run::config::RunConfig;
-use calm_run::{Begin, Error, Result, Run};
+use calm_run::{Begin, Error, Result, Run, Stage};
 
 use crate::plan::{Ablation, SharedAutoencoder, autoencoder_key};
 
@@ -100,7 +100,7 @@ fn same_autoencoder(autoencoder: &SharedAutoencoder) -> Result<()> {
         return Run::create(&autoencoder.folder, &autoencoder.config, Begin::New).map(|_| ());
     }
     let old: Resolved<RunConfig> = load(ConfigText::read(&path)?, &[])?;
-    if autoencoder_key(&old.tree) == autoencoder_key(&autoencoder.config.tree) {
+    if autoencoder_key(&old.value) == autoencoder_key(&autoencoder.config.value) {
         return Ok(());
     }
     let root = autoencoder.folder.parent().and_then(Path::parent).unwrap_or(&autoencoder.folder);
@@ -111,12 +111,9 @@ fn same_autoencoder(autoencoder: &SharedAutoencoder) -> Result<()> {
 }
 
 /// Whether a stage of a run in this folder is trained to its end.
-pub fn finished(folder: &Path, config: &RunConfig, stage: &str) -> Result<bool> {
+pub fn finished(folder: &Path, config: &RunConfig, stage: Stage) -> Result<bool> {
     let run = Run { folder: folder.to_owned(), config: config.clone() };
-    let steps = match stage {
-        "lm" => config.train.lm.steps,
-        _ => config.train.autoencoder.as_ref().map_or(0, |c| c.steps),
-    };
+    let steps = config.train.stage(stage).map_or(0, |c| c.steps);
     Ok(run.checkpoints(stage).latest()?.is_some_and(|s| s.step >= steps || (s.finished && s.step == 0)))
 }
 
@@ -124,14 +121,14 @@ pub fn finished(folder: &Path, config: &RunConfig, stage: &str) -> Result<bool> 
 pub fn missing(ablation: &Ablation) -> Result<(Vec<usize>, Vec<usize>)> {
     let mut runs = Vec::new();
     for (i, run) in ablation.runs.iter().enumerate() {
-        if !finished(&run.folder, &run.config.value, "lm")? {
+        if !finished(&run.folder, &run.config.value, Stage::Lm)? {
             runs.push(i);
         }
     }
     let mut autoencoders = Vec::new();
     for (i, autoencoder) in ablation.autoencoders.iter().enumerate() {
         let needed = runs.iter().any(|r| ablation.runs[*r].autoencoder == Some(i));
-        if needed && !finished(&autoencoder.folder, &autoencoder.config.value, "autoencoder")? {
+        if needed && !finished(&autoencoder.folder, &autoencoder.config.value, Stage::Autoencoder)? {
             autoencoders.push(i);
         }
     }

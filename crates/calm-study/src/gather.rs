@@ -2,17 +2,17 @@
 //! standard errors, paired differences to the first variant, costs.
 
 use calm_eval::protocol::Protocol;
+use calm_lm::DrawKind;
+use calm_nn::costs::Flops;
 use calm_report::study::{
     Autoencoder, Costs, Difference, DifferenceEstimate, Estimate, Failure, Machine, Score, SeedRun, Study,
     Variant,
 };
-use calm_run::config::ModelConfig;
 use calm_run::{Error, Result};
-use calm_run::{Run, RunRecord};
+use calm_run::{Run, RunRecord, Stage};
 use calm_stats::bootstrap::Bootstrap;
 use calm_stats::brier::BrierSums;
 use calm_stats::seeds::{self, Contrast, SeededDifference, SeededReport};
-use calm_train::plan::{baseline_shape, calm_shape};
 
 use crate::config::{Budget, Sharing};
 use crate::costs;
@@ -41,7 +41,7 @@ pub fn gather(ablation: &Ablation, failures: &Failures, machine: Machine) -> Res
         let mut found = Vec::new();
         for planned in ablation.runs_of(i) {
             let run = Run { folder: planned.folder.clone(), config: planned.config.value.clone() };
-            if finished(&run.folder, &run.config, "lm")?
+            if finished(&run.folder, &run.config, Stage::Lm)?
                 && let Some(scores) = kept(ablation, &run)?
             {
                 found.push(Finished { planned, run, scores });
@@ -57,7 +57,7 @@ pub fn gather(ablation: &Ablation, failures: &Failures, machine: Machine) -> Res
     same_text(all.iter().flatten(), &record)?;
     if let Budget::Seconds(seconds) = config.budget {
         for f in all.iter().flatten() {
-            let spent = f.run.checkpoints("lm").latest()?.map_or(0.0, |s| s.seconds);
+            let spent = f.run.checkpoints(Stage::Lm).latest()?.map_or(0.0, |s| s.seconds);
             if (spent / seconds - 1.0).abs() > OFF_BUDGET {
                 notes.push(format!("{} trained for {spent:.1} s instead of {seconds} s", f.planned.name));
             }
@@ -86,14 +86,12 @@ pub fn gather(ablation: &Ablation, failures: &Failures, machine: Machine) -> Res
     };
     for (i, (variant, runs)) in ablation.variants.iter().zip(&all).enumerate() {
         let Some(planned) = ablation.runs_of(i).next() else { continue };
-        let chunk_size = match &planned.config.value.model {
-            ModelConfig::Calm(c) => Some(c.chunk_size),
-            ModelConfig::Baseline(_) => None,
-        };
+        let settings = &planned.config.value;
         let costs = formula(planned, record.vocab_size, config.score.draws);
         study.variants.push(Variant {
             name: variant.name.clone(),
-            chunk_size,
+            chunk_size: settings.chunk_size(),
+            probabilities: settings.model.draws() == DrawKind::Exact,
             settings: variant.settings.clone(),
             aligned: over_seeds(runs, |s| Some(&s.aligned), &bootstrap)?,
             reference: over_seeds(runs, |s| s.reference.as_ref(), &bootstrap)?,
@@ -130,20 +128,21 @@ pub fn gather(ablation: &Ablation, failures: &Failures, machine: Machine) -> Res
     study.notes = notes;
     for autoencoder in &ablation.autoencoders {
         let run = Run { folder: autoencoder.folder.clone(), config: autoencoder.config.value.clone() };
-        if !finished(&run.folder, &run.config, "autoencoder")? {
+        if !finished(&run.folder, &run.config, Stage::Autoencoder)? {
             continue;
         }
-        let (Some(r), Some(shape)) =
-            (kept_reconstruction(ablation, &run)?, calm_shape(&run.config, record.vocab_size))
+        let (Some(r), Some(settings)) =
+            (kept_reconstruction(ablation, &run)?, run.config.model.autoencoder())
         else {
             continue;
         };
-        let state = run.checkpoints("autoencoder").latest()?.unwrap_or_default();
+        let k = run.config.chunk_size();
+        let state = run.checkpoints(Stage::Autoencoder).latest()?.unwrap_or_default();
         study.autoencoders.push(Autoencoder {
             name: autoencoder.name.clone(),
             variants: autoencoder.variants.clone(),
             seed: run.config.seed,
-            chunk_size: shape.autoencoder.chunk_size,
+            chunk_size: k,
             latent_size: r.latent_size,
             token_accuracy: r.token_accuracy,
             chunk_accuracy: r.chunk_accuracy,
@@ -153,7 +152,7 @@ pub fn gather(ablation: &Ablation, failures: &Failures, machine: Machine) -> Res
             posterior_std: r.posterior_std,
             collapsed_dimensions: r.collapsed_dimensions,
             seconds: state.seconds,
-            flops: shape.autoencoder.training_flops().total() * state.tokens as f64,
+            flops: settings.training_flops(k, record.vocab_size).total() * state.tokens as f64,
         });
     }
     Ok(study)
@@ -165,7 +164,7 @@ const OFF_BUDGET: f64 = 0.1;
 /// Why a run is not in the study.
 fn unfinished(run: &Run, name: &str) -> Result<String> {
     let steps = run.config.train.lm.steps;
-    Ok(match run.checkpoints("lm").latest()? {
+    Ok(match run.checkpoints(Stage::Lm).latest()? {
         Some(s) if s.step < steps => format!("{name} is at step {} of {steps}", s.step),
         Some(_) => format!("{name} is trained, but not scored yet"),
         None => format!("{name} is not trained yet"),
@@ -230,24 +229,15 @@ fn protocol_words(protocol: &Protocol) -> String {
 /// Costs by formula.
 fn formula(planned: &PlannedRun, vocab: usize, draws: usize) -> Costs {
     let config = &planned.config.value;
-    let parts = |flops: &calm_eval::costs::Flops| -> Vec<(String, f64)> {
+    let (model, context) = (&config.model, config.train.lm.context);
+    let parts = |flops: &Flops| -> Vec<(String, f64)> {
         flops.parts.iter().map(|(n, f)| ((*n).to_owned(), *f)).collect()
     };
-    if let Some(shape) = calm_shape(config, vocab) {
-        return Costs {
-            parameters: shape.parameters().total().0,
-            training_parts: parts(&shape.training_flops()),
-            inference_parts: parts(&shape.inference_flops(1)),
-            inference_batch: shape.inference_flops(draws).total(),
-        };
-    }
-    let Some(shape) = baseline_shape(config, vocab) else { return Costs::default() };
-    let inference = shape.inference_flops();
     Costs {
-        parameters: shape.parameters().total().0,
-        training_parts: parts(&shape.training_flops()),
-        inference_batch: inference.total(),
-        inference_parts: parts(&inference),
+        parameters: model.parameters(vocab).total().0,
+        training_parts: parts(&model.training_flops(vocab, context)),
+        inference_parts: parts(&model.inference_flops(vocab, context, 1)),
+        inference_batch: model.inference_flops(vocab, context, draws).total(),
     }
 }
 
@@ -275,7 +265,7 @@ fn over_seeds(
 }
 
 fn seed_run(f: &Finished<'_>, flops_per_token: f64) -> Result<SeedRun> {
-    let state = f.run.checkpoints("lm").latest()?.unwrap_or_default();
+    let state = f.run.checkpoints(Stage::Lm).latest()?.unwrap_or_default();
     let brier = f.scores.aligned.sums.brier();
     Ok(SeedRun {
         seed: f.run.config.seed,

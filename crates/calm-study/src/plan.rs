@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 use calm_config::{ConfigErrors, ConfigText, Resolved, load};
 use calm_run::Run;
 use calm_run::checkpoint::write_json;
-use calm_run::config::{ModelConfig, RunConfig};
+use calm_run::config::RunConfig;
 use calm_run::{Error, Result};
-use calm_train::plan::{baseline_shape, calm_shape};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -140,13 +139,13 @@ impl Ablation {
                     load::<RunConfig>(find(base)?, &all)
                 };
                 let resolved = seeded(*seed)?;
-                let autoencoder = match (&resolved.value.model, config.autoencoder) {
-                    (ModelConfig::Baseline(_), _) => None,
-                    (_, Sharing::Own) => Some(resolved.clone()),
-                    (_, Sharing::Shared) => Some(seeded(config.seeds[0])?),
+                let autoencoder = match (resolved.value.model.autoencoder(), config.autoencoder) {
+                    (None, _) => None,
+                    (Some(_), Sharing::Own) => Some(resolved.clone()),
+                    (Some(_), Sharing::Shared) => Some(seeded(config.seeds[0])?),
                 };
                 let autoencoder = autoencoder.map(|config| {
-                    let key = autoencoder_key(&config.tree);
+                    let key = autoencoder_key(&config.value);
                     let at = keys.iter().position(|k| *k == key).unwrap_or_else(|| {
                         let name = match ablation.config.autoencoder == Sharing::Own {
                             true => format!("{name}-seed{seed}"),
@@ -302,7 +301,7 @@ impl Ablation {
                     "name each run once",
                 ));
             }
-            let autoencoder = matches!(config.value.model, ModelConfig::Calm(_)).then(|| {
+            let autoencoder = config.value.model.autoencoder().is_some().then(|| {
                 ablation.autoencoders.push(SharedAutoencoder {
                     name: name.clone(),
                     folder: run.folder.clone(),
@@ -458,12 +457,7 @@ fn budget_overrides(
         Budget::Tokens(tokens) => tokens,
         Budget::Flops(flops) => {
             let vocab = sizes.vocab_size(&config)?;
-            let token = match (calm_shape(&config, vocab), baseline_shape(&config, vocab)) {
-                (Some(shape), _) => shape.training_flops().total(),
-                (_, Some(shape)) => shape.training_flops().total(),
-                (None, None) => 0.0,
-            };
-            flops / token
+            flops / config.model.training_flops(vocab, lm.context).total()
         }
         Budget::Seconds(seconds) => seconds * rate,
         Budget::AsConfigured {} => lm.steps as f64 * step,
@@ -487,17 +481,16 @@ fn budget_overrides(
 }
 
 /// What decides how an autoencoder comes out.
-pub fn autoencoder_key(tree: &Value) -> Value {
-    let at = |pointer: &str| tree.pointer(pointer).cloned().unwrap_or_default();
+pub fn autoencoder_key(config: &RunConfig) -> Value {
     json!({
-        "seed": at("/seed"),
-        "precision": at("/precision"),
-        "data": at("/data"),
-        "tokenizer": at("/tokenizer"),
-        "vocabulary": at("/vocabulary"),
-        "chunk_size": at("/model/calm/chunk_size"),
-        "autoencoder": at("/model/calm/autoencoder"),
-        "train": at("/train/autoencoder"),
+        "seed": config.seed,
+        "precision": config.precision,
+        "data": config.data,
+        "tokenizer": config.tokenizer,
+        "vocabulary": config.vocabulary,
+        "chunk_size": config.chunk_size(),
+        "autoencoder": config.model.autoencoder(),
+        "train": config.train.autoencoder,
     })
 }
 

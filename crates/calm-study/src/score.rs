@@ -6,19 +6,19 @@ use std::path::Path;
 use calm_data::{Corpus, spread};
 use calm_eval::EvalConfig;
 use calm_eval::generate::{Decoding, GenerateOptions, generate};
-use calm_eval::protocol::{Protocol, ProtocolError, REFERENCE_BASELINE_BLOCK, REFERENCE_CALM_BLOCK, Reader};
+use calm_eval::protocol::{Protocol, ProtocolError, REFERENCE_EXACT_BLOCK, REFERENCE_SAMPLED_BLOCK, Reader};
 use calm_eval::reconstruction::ReconstructionReport;
-use calm_lm::{Sampler, baseline};
+use calm_eval::score::VERSION;
+use calm_lm::{LanguageModel, Sampler, TokenDecoding};
 use calm_report::study::{Reference, Sample};
 use calm_run::checkpoint::{Which, file_hash, write_json};
-use calm_run::{Error, Result};
-use calm_run::{Run, metrics};
+use calm_run::{Error, Result, Run, Stage, metrics};
 use calm_stats::bootstrap::BrierReport;
 use calm_stats::brier::BrierSums;
 use calm_stats::ngram::NgramModels;
 use calm_stats::temperature::Temperature;
 use calm_train::pipeline::{Reporter, prepare_data};
-use calm_train::scoring::{Scorer, Weights, ngram_models, reader, reconstruct_run};
+use calm_train::scoring::{Scorer, ngram_models, reader, reconstruct_run};
 use candle_core::Device;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::json;
@@ -67,9 +67,9 @@ pub struct RunScores {
 pub struct Scored {
     /// Contributions by document (block).
     pub sums: BrierSums,
-    /// Baselines: nats a token.
+    /// With probabilities: nats a token.
     pub cross_entropy: Option<f64>,
-    /// Baselines: bits per byte.
+    /// With probabilities: bits per byte.
     pub bits_per_byte: Option<f64>,
 }
 
@@ -121,7 +121,7 @@ pub fn check(ablation: &Ablation) -> Result<()> {
 
 /// The reference protocol of a run.
 fn reference(reader: &Reader) -> Protocol {
-    Protocol::reference(reader, REFERENCE_CALM_BLOCK, REFERENCE_BASELINE_BLOCK, false)
+    Protocol::reference(reader, REFERENCE_SAMPLED_BLOCK, REFERENCE_EXACT_BLOCK, false)
 }
 
 /// Scores every finished run that has no scores for its weights and this protocol yet; a run that cannot be
@@ -140,7 +140,9 @@ pub fn score(
     let protocol = aligned(ablation)?;
     let mut corpus: Option<Corpus> = None;
     for planned in &ablation.runs {
-        if !finished(&planned.folder, &planned.config.value, "lm")? || failures.contains_key(&planned.name) {
+        if !finished(&planned.folder, &planned.config.value, Stage::Lm)?
+            || failures.contains_key(&planned.name)
+        {
             continue;
         }
         let run = Run { folder: planned.folder.clone(), config: planned.config.value.clone() };
@@ -165,12 +167,12 @@ pub fn score(
         }
     }
     for autoencoder in &ablation.autoencoders {
-        if !finished(&autoencoder.folder, &autoencoder.config.value, "autoencoder")? {
+        if !finished(&autoencoder.folder, &autoencoder.config.value, Stage::Autoencoder)? {
             continue;
         }
         let run = Run { folder: autoencoder.folder.clone(), config: autoencoder.config.value.clone() };
         let eval = eval_config(&ablation.config.score, run.config.chunk_size());
-        let key = hash(&json!([run.autoencoder_hash()?, eval.documents, eval.chunks_per_document]));
+        let key = hash(&json!([VERSION, run.autoencoder_hash()?, eval.documents, eval.chunks_per_document]));
         let path = file(&run, RECONSTRUCTION, &key);
         if read::<ReconstructionReport>(&path, &key).is_some() {
             continue;
@@ -202,16 +204,16 @@ pub fn kept(ablation: &Ablation, run: &Run) -> Result<Option<RunScores>> {
 /// An autoencoder's reconstruction, if it is that of its weights.
 pub fn kept_reconstruction(ablation: &Ablation, run: &Run) -> Result<Option<ReconstructionReport>> {
     let eval = eval_config(&ablation.config.score, run.config.chunk_size());
-    let key = hash(&json!([run.autoencoder_hash()?, eval.documents, eval.chunks_per_document]));
+    let key = hash(&json!([VERSION, run.autoencoder_hash()?, eval.documents, eval.chunks_per_document]));
     Ok(read(&file(run, RECONSTRUCTION, &key), &key))
 }
 
 fn run_key(run: &Run, protocol: &Protocol, score: &ScoreConfig) -> Result<String> {
-    let lm = run.checkpoints("lm");
+    let lm = run.checkpoints(Stage::Lm);
     let weights = file_hash(&lm.model_path(lm.step(Which::Best)?))?;
     let ScoreConfig { documents, samples, reference_documents, draws, prompt_tokens, .. } = score;
     let how = json!([documents, samples, reference_documents, draws, prompt_tokens, SAMPLE_TOKENS]);
-    Ok(hash(&json!([weights, protocol, how])))
+    Ok(hash(&json!([VERSION, weights, protocol, how])))
 }
 
 /// What is kept under this key; anything else is made anew.
@@ -244,7 +246,7 @@ fn score_run(
     let held_out = &corpus.validation;
     let documents = spread(held_out.len(), score.documents);
     let run = &run.on(device);
-    let mut scorer = Scorer::load(run, Which::Best, &corpus.tokenizer, device)?;
+    let scorer = Scorer::load(run, Which::Best, &corpus.tokenizer, device)?;
     let mut by = |protocol: &Protocol, documents: &[usize], ngram: Option<&NgramModels>| -> Result<_> {
         let (r, scores) = scorer.score(held_out, documents, protocol, &eval, ngram, reporter)?;
         let scored =
@@ -266,12 +268,17 @@ fn score_run(
     };
     let ngrams =
         ngram.map_or_else(Vec::new, |n| vec![named("bigram", &n.bigram), named("unigram", &n.unigram)]);
-    let samples = samples(run, &mut scorer.weights, corpus, score)?;
+    let samples = samples(run, &*scorer.model, corpus, score)?;
     Ok(RunScores { aligned, reference, ngrams, samples })
 }
 
 /// The opening of a held-out document, continued at T = 1 and T = 1/2.
-fn samples(run: &Run, weights: &mut Weights, corpus: &Corpus, score: &ScoreConfig) -> Result<Vec<Sample>> {
+fn samples(
+    run: &Run,
+    model: &dyn LanguageModel,
+    corpus: &Corpus,
+    score: &ScoreConfig,
+) -> Result<Vec<Sample>> {
     let held_out = &corpus.validation;
     let room = run.config.train.lm.context * run.config.chunk_size();
     let prompt = score.prompt_tokens.min(room / 2);
@@ -280,28 +287,24 @@ fn samples(run: &Run, weights: &mut Weights, corpus: &Corpus, score: &ScoreConfi
         return Ok(Vec::new());
     };
     let prompt = &document[..prompt];
-    let half = Temperature::new::<candle_core::Error>(0.5)
-        .map_err(|e| Error::user(format!("the batch sampler: {e}"), ""))?;
-    let batch = Decoding::Batch { temperature: half, samples: score.draws };
-    let mut out = Vec::new();
-    match weights {
-        Weights::Calm(o) => {
-            out.push(sample(run, &o.model, prompt, Decoding::Plain, "T = 1", corpus)?);
+    let plain = sample(run, &*model.sampler(), prompt, Decoding::Plain, "T = 1", corpus)?;
+    let half = TokenDecoding { temperature: 0.5, top_p: 1.0 };
+    let sharper = match model.tempered_sampler(half) {
+        Some(sampler) => sample(run, &*sampler, prompt, Decoding::Plain, "T = 0.5", corpus)?,
+        None => {
+            let half = Temperature::new::<candle_core::Error>(0.5)
+                .map_err(|e| Error::user(format!("the batch sampler: {e}"), ""))?;
+            let batch = Decoding::Batch { temperature: half, samples: score.draws };
             let name = format!("T = 0.5, batch of {}", score.draws);
-            out.push(sample(run, &o.model, prompt, batch, &name, corpus)?);
+            sample(run, &*model.sampler(), prompt, batch, &name, corpus)?
         }
-        Weights::Baseline(o) => {
-            out.push(sample(run, &o.model, prompt, Decoding::Plain, "T = 1", corpus)?);
-            o.model.decoding = baseline::Decoding { temperature: 0.5, top_p: 1.0 };
-            out.push(sample(run, &o.model, prompt, Decoding::Plain, "T = 0.5", corpus)?);
-        }
-    }
-    Ok(out)
+    };
+    Ok(vec![plain, sharper])
 }
 
-fn sample<S: Sampler>(
+fn sample(
     run: &Run,
-    model: &S,
+    sampler: &dyn Sampler,
     prompt: &[u32],
     decoding: Decoding,
     name: &str,
@@ -314,7 +317,7 @@ fn sample<S: Sampler>(
         seed: run.config.seed,
         remainder_budget: 1024,
     };
-    generate(model, prompt, &options, |new| {
+    generate(sampler, prompt, &options, |new| {
         tokens.extend_from_slice(new);
         true
     })
@@ -332,7 +335,7 @@ pub fn curve(run: &Run) -> Vec<calm_report::study::CurvePoint> {
     let lm = &run.config.train.lm;
     let per_step = (lm.batch_rows * lm.context * run.config.chunk_size()) as u64;
     let mut points = Vec::new();
-    for line in lines.iter().filter(|l| l.stage == "lm") {
+    for line in lines.iter().filter(|l| l.stage == Stage::Lm) {
         let value = |name: &str| line.values.get(name).copied().flatten();
         if let Some(loss) = value("validation/loss") {
             points.push(calm_report::study::CurvePoint {

@@ -5,12 +5,11 @@ use calm_data::{Tokenizer, TokenizerConfig, llama3};
 use candle_core::Device;
 use std::path::Path;
 
-use crate::models;
+use crate::models::{new_autoencoder, new_lm};
 use crate::pipeline::Reporter;
 use calm_run::Result;
 use calm_run::checkpoint::file_hash;
-use calm_run::config::ModelConfig;
-use calm_run::{Provenance, Run, RunRecord};
+use calm_run::{Provenance, Run, RunRecord, Stage};
 
 /// The tokenizer that a run's configuration asks for. One that is trained on the text needs the text.
 fn find_tokenizer(run: &Run, cache: &Path, reporter: &mut dyn Reporter) -> Result<Tokenizer> {
@@ -34,7 +33,7 @@ pub fn initialise(
     provenance: Provenance,
     device: &Device,
     reporter: &mut dyn Reporter,
-) -> Result<Vec<(&'static str, usize)>> {
+) -> Result<Vec<(Stage, usize)>> {
     let tokenizer = find_tokenizer(run, cache, reporter)?;
     tokenizer.save(&run.folder.join("tokenizer.json"))?;
     let record = RunRecord {
@@ -46,21 +45,20 @@ pub fn initialise(
         threads: candle_core::utils::get_num_threads(),
         ..RunRecord::default()
     };
-    let mut metadata = run.metadata("lm", &record);
+    let mut metadata = run.metadata(Stage::Lm, &record);
     let mut stages = Vec::new();
-    let lm = match &run.config.model {
-        ModelConfig::Calm(_) => {
-            let autoencoder = models::new_autoencoder(run, &tokenizer, device)?;
-            let checkpoints = run.checkpoints("autoencoder");
-            checkpoints.save_imported(&autoencoder.store, &run.metadata("autoencoder", &record))?;
-            metadata.insert("autoencoder".into(), file_hash(&checkpoints.model_path(0))?);
-            stages.push(("autoencoder", autoencoder.store.element_count()));
-            models::new_calm(run, autoencoder.model, &tokenizer, device)?.store
-        }
-        ModelConfig::Baseline(_) => models::new_baseline(run, &tokenizer, device)?.store,
-    };
-    run.checkpoints("lm").save_imported(&lm, &metadata)?;
-    stages.push(("lm", lm.element_count()));
+    let mut autoencoder = None;
+    if run.config.model.autoencoder().is_some() {
+        let stage_one = new_autoencoder(run, &tokenizer, device)?;
+        let checkpoints = run.checkpoints(Stage::Autoencoder);
+        checkpoints.save_imported(&stage_one.store, &run.metadata(Stage::Autoencoder, &record))?;
+        metadata.insert("autoencoder".into(), file_hash(&checkpoints.model_path(0))?);
+        stages.push((Stage::Autoencoder, stage_one.store.element_count()));
+        autoencoder = Some(stage_one.model);
+    }
+    let model = new_lm(run, autoencoder, &tokenizer, device)?;
+    run.checkpoints(Stage::Lm).save_imported(model.store(), &metadata)?;
+    stages.push((Stage::Lm, model.store().element_count()));
     run.write_record(&record)?;
     Ok(stages)
 }

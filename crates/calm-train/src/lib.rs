@@ -14,5 +14,5 @@ pub mod plan;
 pub mod recorder;
 mod reuse;
 pub mod scoring;
-pub mod stage;
 pub mod task;
+pub mod training;

@@ -5,19 +5,16 @@ use std::time::Instant;
 
 use calm_data::RowPlan;
 use calm_eval::generate::{Decoding, GenerateOptions, generate};
-use calm_lm::Sampler;
+use calm_lm::{DrawKind, LanguageModel, Sampler};
 use calm_stats::temperature::Temperature;
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::models;
-use crate::objective::Objective;
 use crate::pipeline::{Reporter, prepare_data};
-use crate::stage::Stage;
-use calm_run::Run;
+use crate::training::Training;
 use calm_run::checkpoint::Which;
-use calm_run::config::ModelConfig;
-use calm_run::{Error, Result};
+use calm_run::{Error, Result, Run, Stage};
 
 /// How long and what.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +36,7 @@ pub struct MeasuredCosts {
     pub peak_memory: Option<u64>,
     /// Tokens a second generated at T = 1.
     pub generation: Option<f64>,
-    /// Tokens a second generated with the batch sampler at T = 1/2; null for a baseline.
+    /// Tokens a second generated with the batch sampler at T = 1/2; null where temperature works on probabilities.
     pub generation_batch: Option<f64>,
 }
 
@@ -80,55 +77,44 @@ pub fn measure(
             .find(|d| d.len() >= k)
             .map_or_else(Vec::new, |d| d[..k].to_vec()),
     };
-    let trained = run.checkpoints("lm").latest()?.is_some();
+    let trained = run.checkpoints(Stage::Lm).latest()?.is_some();
     let plan = RowPlan::new(&corpus.train, run.lm_layout(), tokenizer.special(), run.config.seed)?;
-    let stage = Stage {
+    let training = Training {
         config: &run.config.train.lm,
         plan: &plan,
-        checkpoints: &run.checkpoints("lm"),
+        checkpoints: &run.checkpoints(Stage::Lm),
         metadata: &Default::default(),
         seed: run.config.seed,
         resume: false,
     };
-    match &run.config.model {
-        ModelConfig::Calm(_) => {
-            let load = || match trained {
-                true => models::load_calm(run, Which::Best, tokenizer, device),
-                false => models::new_calm(
-                    run,
-                    models::new_autoencoder(run, tokenizer, device)?.model,
-                    tokenizer,
-                    device,
-                ),
-            };
-            let mut costs = train(&stage, &load()?, options.seconds)?;
-            if options.draws > 0 {
-                let model = load()?.model;
-                let half = Temperature::new::<candle_core::Error>(0.5)
-                    .map_err(|e| Error::user(format!("the batch sampler: {e}"), ""))?;
-                let batch = Decoding::Batch { temperature: half, samples: options.draws };
-                costs.generation = Some(rate(run, &model, &opening, Decoding::Plain, options.seconds)?);
-                costs.generation_batch = Some(rate(run, &model, &opening, batch, options.seconds)?);
-            }
-            Ok(costs)
+    // Training changes the weights: each measurement has a model of its own.
+    let load = || match trained {
+        true => models::load_lm(run, Which::Best, tokenizer, device),
+        false => {
+            let first =
+                run.config.model.autoencoder().map(|_| models::new_autoencoder(run, tokenizer, device));
+            let autoencoder = first.transpose()?.map(|stage_one| stage_one.model);
+            models::new_lm(run, autoencoder, tokenizer, device)
         }
-        ModelConfig::Baseline(_) => {
-            let load = || match trained {
-                true => models::load_baseline(run, Which::Best, tokenizer, device),
-                false => models::new_baseline(run, tokenizer, device),
-            };
-            let mut costs = train(&stage, &load()?, options.seconds)?;
-            if options.draws > 0 {
-                costs.generation =
-                    Some(rate(run, &load()?.model, &opening, Decoding::Plain, options.seconds)?);
-            }
-            Ok(costs)
+    };
+    let mut costs = train(&training, &*load()?, options.seconds)?;
+    if options.draws > 0 {
+        let model = load()?;
+        let sampler = model.sampler();
+        costs.generation = Some(rate(run, &*sampler, &opening, Decoding::Plain, options.seconds)?);
+        // Below T = 1 a black box draws many samples; what has probabilities costs the same at any temperature.
+        if run.config.model.draws() == DrawKind::Sampled {
+            let half = Temperature::new::<candle_core::Error>(0.5)
+                .map_err(|e| Error::user(format!("the batch sampler: {e}"), ""))?;
+            let batch = Decoding::Batch { temperature: half, samples: options.draws };
+            costs.generation_batch = Some(rate(run, &*sampler, &opening, batch, options.seconds)?);
         }
     }
+    Ok(costs)
 }
 
-fn train(stage: &Stage<'_>, objective: &dyn Objective, seconds: f64) -> Result<MeasuredCosts> {
-    let reports = stage.time(objective, seconds)?;
+fn train(training: &Training<'_>, model: &dyn LanguageModel, seconds: f64) -> Result<MeasuredCosts> {
+    let reports = training.time(model, seconds)?;
     let mut rates: Vec<f64> = reports.iter().map(|r| r.tokens as f64 / r.seconds.max(1e-9)).collect();
     rates.sort_by(f64::total_cmp);
     Ok(MeasuredCosts {
@@ -141,8 +127,8 @@ fn train(stage: &Stage<'_>, objective: &dyn Objective, seconds: f64) -> Result<M
 }
 
 /// Tokens a second of texts as long as the context, one after the other.
-fn rate<S: Sampler>(run: &Run, model: &S, opening: &[u32], decoding: Decoding, seconds: f64) -> Result<f64> {
-    let k = model.chunk_size();
+fn rate(run: &Run, sampler: &dyn Sampler, opening: &[u32], decoding: Decoding, seconds: f64) -> Result<f64> {
+    let k = sampler.chunk_size();
     let room = (run.config.train.lm.context - 1) * k;
     let (mut tokens, mut seed) = (0, 0);
     let started = Instant::now();
@@ -151,7 +137,7 @@ fn rate<S: Sampler>(run: &Run, model: &S, opening: &[u32], decoding: Decoding, s
         seed += 1;
         let options = GenerateOptions { max_tokens: room, decoding, seed, remainder_budget: 1 };
         let before = tokens;
-        generate(model, opening, &options, |new| {
+        generate(sampler, opening, &options, |new| {
             tokens += new.len().max(1);
             started.elapsed().as_secs_f64() < seconds
         })

@@ -1,114 +1,126 @@
 //! The models of a run: new, or as a checkpoint holds them.
 
-use calm_autoencoder::Autoencoder;
+use calm_autoencoder::{Autoencoder, AutoencoderConfig};
 use calm_data::{SpecialTokens, Tokenizer};
-use calm_lm::{Baseline, Calm, SpecialIds};
+use calm_lm::{LanguageModel, SpecialIds, TextFormat};
 use calm_nn::{ParamStore, read_weights};
 use calm_run::checkpoint::{Which, file_hash, load_weights};
-use calm_run::config::ModelConfig;
-use calm_run::{Error, Result, Run};
+use calm_run::{Error, Result, Run, Stage};
 use candle_core::Device;
 
-use crate::objective::{AutoencoderObjective, BaselineObjective, CalmObjective};
+/// An autoencoder with its parameters.
+pub struct StageOne {
+    /// The model.
+    pub model: Autoencoder,
+    /// Its parameters.
+    pub store: ParamStore,
+}
 
 /// The configuration's ids in the form models use.
 pub fn special_ids(s: SpecialTokens) -> SpecialIds {
     SpecialIds { bos: s.bos, eos: s.eos, pad: s.pad }
 }
 
+/// The text of a run as its language model meets it.
+pub fn text_format(run: &Run, tokenizer: &Tokenizer) -> TextFormat {
+    TextFormat {
+        vocab_size: tokenizer.vocab_size(),
+        special: special_ids(tokenizer.special()),
+        context: run.config.train.lm.context,
+        bos_chunk: run.config.bos_chunk,
+    }
+}
+
+fn new_store(run: &Run, device: &Device) -> Result<ParamStore> {
+    Ok(ParamStore::of_precision(device, run.config.precision, run.config.seed)?)
+}
+
+/// The settings of a run's autoencoder.
+///
+/// # Errors
+/// A family that has none.
+pub fn autoencoder_config(run: &Run) -> Result<&AutoencoderConfig> {
+    run.config.model.autoencoder().ok_or_else(|| {
+        Error::user(
+            format!("{} has no autoencoder", run.config.model.title()),
+            "name a run whose model has one with --run",
+        )
+    })
+}
+
 /// A new autoencoder with its parameters.
-pub fn new_autoencoder(run: &Run, tokenizer: &Tokenizer, device: &Device) -> Result<AutoencoderObjective> {
-    let ModelConfig::Calm(c) = &run.config.model else {
-        return Err(Error::user("a baseline has no autoencoder", "name a CALM run with --run"));
-    };
-    let store = ParamStore::of_precision(device, run.config.precision, run.config.seed)?;
-    let model = Autoencoder::with_store(
-        &store,
-        &c.autoencoder,
-        c.chunk_size,
-        tokenizer.vocab_size(),
-        tokenizer.special().bos,
-    )?;
+///
+/// # Errors
+/// A family that has none; no memory left on a GPU.
+pub fn new_autoencoder(run: &Run, tokenizer: &Tokenizer, device: &Device) -> Result<StageOne> {
+    let config = autoencoder_config(run)?;
+    let store = new_store(run, device)?;
+    let (k, v) = (run.config.chunk_size(), tokenizer.vocab_size());
+    let model = Autoencoder::with_store(&store, config, k, v, tokenizer.special().bos)?;
     store.prepare()?;
-    Ok(AutoencoderObjective { model, store })
+    Ok(StageOne { model, store })
 }
 
 /// The trained autoencoder and the hash of its weights file.
+///
+/// # Errors
+/// As [`new_autoencoder`]; weights that are missing, damaged or of another shape.
 pub fn load_autoencoder(
     run: &Run,
     which: Which,
     tokenizer: &Tokenizer,
     device: &Device,
-) -> Result<(AutoencoderObjective, String)> {
-    let objective = new_autoencoder(run, tokenizer, device)?;
-    let checkpoints = run.checkpoints("autoencoder");
+) -> Result<(StageOne, String)> {
+    let stage_one = new_autoencoder(run, tokenizer, device)?;
+    let checkpoints = run.checkpoints(Stage::Autoencoder);
     let path = checkpoints.model_path(checkpoints.step(which)?);
-    load_weights(&path, &objective.store)?;
-    Ok((objective, file_hash(&path)?))
+    load_weights(&path, &stage_one.store)?;
+    Ok((stage_one, file_hash(&path)?))
 }
 
-/// A new CALM on an autoencoder.
-pub fn new_calm(
+/// A new language model, on an autoencoder where its family needs one.
+///
+/// # Errors
+/// A missing autoencoder; no memory left on a GPU.
+pub fn new_lm(
     run: &Run,
-    autoencoder: Autoencoder,
+    autoencoder: Option<Autoencoder>,
     tokenizer: &Tokenizer,
     device: &Device,
-) -> Result<CalmObjective> {
-    let ModelConfig::Calm(c) = &run.config.model else {
-        return Err(Error::user("this run is a baseline", "name a CALM run with --run"));
-    };
-    let store = ParamStore::of_precision(device, run.config.precision, run.config.seed)?;
-    let special = special_ids(tokenizer.special());
-    let context = run.config.train.lm.context;
-    let bos_chunk = run.config.bos_chunk;
-    let mut model =
-        Calm::new(&store.builder(), &c.backbone, &c.head, autoencoder, special, context, bos_chunk)?;
+) -> Result<Box<dyn LanguageModel>> {
+    let store = new_store(run, device)?;
+    let mut model = run.config.model.build(&store, &text_format(run, tokenizer), autoencoder)?;
     model.set_recompute(run.config.train.lm.recompute);
     store.prepare()?;
-    Ok(CalmObjective { model, store })
+    Ok(model)
 }
 
-/// The trained CALM; its weights file names the autoencoder it belongs to.
-pub fn load_calm(run: &Run, which: Which, tokenizer: &Tokenizer, device: &Device) -> Result<CalmObjective> {
-    let (autoencoder, hash) = load_autoencoder(run, Which::Best, tokenizer, device)?;
-    let objective = new_calm(run, autoencoder.model, tokenizer, device)?;
-    let checkpoints = run.checkpoints("lm");
+/// The trained language model; its weights file names the autoencoder it belongs to.
+///
+/// # Errors
+/// Weights that are missing, damaged, of another shape, or of another autoencoder.
+pub fn load_lm(
+    run: &Run,
+    which: Which,
+    tokenizer: &Tokenizer,
+    device: &Device,
+) -> Result<Box<dyn LanguageModel>> {
+    let checkpoints = run.checkpoints(Stage::Lm);
+    let first = match run.config.model.autoencoder() {
+        Some(_) => Some(load_autoencoder(run, Which::Best, tokenizer, device)?),
+        None => None,
+    };
+    let (autoencoder, hash) = first.map(|(stage_one, hash)| (stage_one.model, hash)).unzip();
     let path = checkpoints.model_path(checkpoints.step(which)?);
-    let (_, metadata) = read_weights(&path, device)?;
-    if metadata.get("autoencoder").is_some_and(|h| *h != hash) {
+    if let Some(hash) = hash
+        && read_weights(&path, device)?.1.get("autoencoder").is_some_and(|h| *h != hash)
+    {
         return Err(Error::user(
             format!("{} was trained on another autoencoder than the one in this run", path.display()),
             "put the autoencoder back, or train the language model again (--stage lm --restart)",
         ));
     }
-    load_weights(&path, &objective.store)?;
-    Ok(objective)
-}
-
-/// A new baseline.
-pub fn new_baseline(run: &Run, tokenizer: &Tokenizer, device: &Device) -> Result<BaselineObjective> {
-    let ModelConfig::Baseline(c) = &run.config.model else {
-        return Err(Error::user("this run is a CALM", "name a baseline run with --run"));
-    };
-    let store = ParamStore::of_precision(device, run.config.precision, run.config.seed)?;
-    let special = special_ids(tokenizer.special());
-    let context = run.config.train.lm.context;
-    let (vocab, bos) = (tokenizer.vocab_size(), run.config.bos_chunk);
-    let mut model = Baseline::new(&store.builder(), &c.backbone, vocab, special, context, bos)?;
-    model.set_recompute(run.config.train.lm.recompute);
-    store.prepare()?;
-    Ok(BaselineObjective { model, store })
-}
-
-/// The trained baseline.
-pub fn load_baseline(
-    run: &Run,
-    which: Which,
-    tokenizer: &Tokenizer,
-    device: &Device,
-) -> Result<BaselineObjective> {
-    let objective = new_baseline(run, tokenizer, device)?;
-    let checkpoints = run.checkpoints("lm");
-    load_weights(&checkpoints.model_path(checkpoints.step(which)?), &objective.store)?;
-    Ok(objective)
+    let model = new_lm(run, autoencoder, tokenizer, device)?;
+    load_weights(&path, model.store())?;
+    Ok(model)
 }

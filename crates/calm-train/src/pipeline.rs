@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use calm_data::batch::spread;
 use calm_data::{Corpus, EvaluationOptions, EvaluationRows, Layout, RowPlan, TokenFile};
 use calm_eval::generate::{Decoding, GenerateOptions, generate};
+use calm_eval::protocol::Rule;
 use calm_eval::reconstruction::reconstruct;
-use calm_eval::score::{Scores, score_baseline, score_calm};
-use calm_lm::Sampler;
+use calm_eval::score::{ScoreOptions, Scores, score};
+use calm_lm::LanguageModel;
 use calm_stats::bootstrap::{Bootstrap, report};
 use candle_core::Device;
 
@@ -17,14 +18,13 @@ use crate::objective::validation_loss;
 use crate::plan::{Plan, Target};
 use crate::recorder::Recorder;
 use crate::reuse::{import_autoencoder, init_from};
-pub use crate::scoring::{reconstruct_run, score_run};
-use crate::stage::{Observer, Stage, Validation};
-pub use calm_run::Stages;
+use crate::scoring::{reconstruct_run, score_run};
+use crate::training::{Observer, Training, Validation};
 use calm_run::checkpoint::{Which, write_json};
-use calm_run::config::{ModelConfig, StageConfig};
+use calm_run::config::StageConfig;
 pub use calm_run::results::{BrierResults, ConditionCheck, Results};
 use calm_run::{Error, Result};
-use calm_run::{Provenance, Run, RunRecord};
+use calm_run::{Provenance, Run, RunRecord, Stage};
 
 /// What a run shows while it works.
 pub trait Reporter: Observer {
@@ -45,8 +45,8 @@ pub trait Reporter: Observer {
 /// Options of a training run that are not part of its configuration.
 #[derive(Clone, Debug, Default)]
 pub struct TrainOptions {
-    /// Which stages.
-    pub stages: Stages,
+    /// Work on this stage alone; None: on all, in order.
+    pub only: Option<Stage>,
     /// Continue unfinished stages.
     pub resume: bool,
     /// Start from the weights of another run (fine-tuning).
@@ -102,38 +102,36 @@ pub fn train(
         tokenizer_hash: corpus.tokenizer_hash.clone(),
         ..Results::default()
     };
-    match &run.config.model {
-        ModelConfig::Calm(_) => {
-            if let Some(other) = &options.autoencoder_from {
-                record.imported_autoencoder = Some(import_autoencoder(run, &corpus, other, reporter)?);
-                run.write_record(&record)?;
-            }
-            if options.stages != Stages::Lm {
-                train_autoencoder(run, &corpus, &record, options, device, reporter)?;
-            }
-            if options.stages != Stages::Autoencoder {
-                train_lm(run, &corpus, &record, options, device, reporter)?;
-            }
-            if !options.skip_scores {
-                let (tokenizer, held_out) = (&corpus.tokenizer, &corpus.validation);
-                let eval = &run.config.eval;
-                results.autoencoder =
-                    Some(reconstruct_run(run, tokenizer, held_out, Which::Best, eval, device, reporter)?);
-            }
+    if run.config.model.autoencoder().is_some() {
+        if let Some(other) = &options.autoencoder_from {
+            record.imported_autoencoder = Some(import_autoencoder(run, &corpus, other, reporter)?);
+            run.write_record(&record)?;
         }
-        ModelConfig::Baseline(_) => train_lm(run, &corpus, &record, options, device, reporter)?,
+        if options.only != Some(Stage::Lm) {
+            train_autoencoder(run, &corpus, &record, options, device, reporter)?;
+        }
+    }
+    if options.only != Some(Stage::Autoencoder) {
+        train_lm(run, &corpus, &record, options, device, reporter)?;
+    }
+    if run.config.model.autoencoder().is_some() && !options.skip_scores {
+        let (tokenizer, held_out) = (&corpus.tokenizer, &corpus.validation);
+        let eval = &run.config.eval;
+        let report = reconstruct_run(run, tokenizer, held_out, Which::Best, eval, device, reporter)?;
+        results.autoencoder = Some(report);
     }
     if options.skip_scores {
         return Ok(results);
     }
     // Whatever was trained now, the results are those of the whole run.
-    if options.stages != Stages::Autoencoder || has_language_model(run)? {
+    if options.only != Some(Stage::Autoencoder) || has_language_model(run)? {
         let held_out = &corpus.validation;
         let (brier, condition) =
             score_run(run, &corpus, held_out, Which::Best, &run.config.eval, device, reporter)?;
         results.brier = Some(brier);
         results.condition = condition;
-        results.sample = Some(final_sample(run, &corpus, device)?);
+        let model = models::load_lm(run, Which::Best, &corpus.tokenizer, device)?;
+        results.sample = Some(sample_text(run, &*model, &corpus)?);
     }
     write_json(&run.folder.join("results.json"), &results)?;
     Ok(results)
@@ -141,28 +139,28 @@ pub fn train(
 
 /// Whether the run holds a language model that belongs to its autoencoder.
 fn has_language_model(run: &Run) -> Result<bool> {
-    Ok(run.checkpoints("lm").latest()?.is_some() && run.fits_autoencoder()?)
+    Ok(run.checkpoints(Stage::Lm).latest()?.is_some() && run.fits_autoencoder()?)
 }
 
 /// Options that a run cannot have.
 fn check(run: &Run, options: &TrainOptions) -> Result<()> {
-    if matches!(run.config.model, ModelConfig::Baseline(_)) {
-        if options.stages == Stages::Autoencoder {
+    let model = &run.config.model;
+    if model.autoencoder().is_none() {
+        let title = model.title();
+        if options.only == Some(Stage::Autoencoder) {
             return Err(Error::user(
-                "a baseline has no stage autoencoder",
-                "leave --stage away, or train a CALM",
+                format!("{title} has no stage autoencoder"),
+                "leave --stage away, or train a model that has one",
             ));
         }
         if options.autoencoder_from.is_some() {
-            return Err(Error::user("a baseline has no autoencoder", "leave --autoencoder away"));
+            return Err(Error::user(format!("{title} has no autoencoder"), "leave --autoencoder away"));
         }
     }
-    if options.stages == Stages::Lm
-        && options.autoencoder_from.is_none()
-        && matches!(run.config.model, ModelConfig::Calm(_))
+    if options.only == Some(Stage::Lm) && options.autoencoder_from.is_none() && model.autoencoder().is_some()
     {
         let steps = run.config.train.autoencoder.as_ref().map_or(0, |c| c.steps);
-        match run.checkpoints("autoencoder").latest()? {
+        match run.checkpoints(Stage::Autoencoder).latest()? {
             None => {
                 return Err(Error::user(
                     format!("{} has no autoencoder to train a language model on", run.folder.display()),
@@ -239,7 +237,7 @@ enum Found {
     Finished(u64),
 }
 
-fn found(run: &Run, stage: &str, steps: u64) -> Result<Found> {
+fn found(run: &Run, stage: Stage, steps: u64) -> Result<Found> {
     Ok(match run.checkpoints(stage).latest()? {
         None => Found::Nothing,
         Some(s) if s.step >= steps => Found::Finished(s.step),
@@ -248,19 +246,14 @@ fn found(run: &Run, stage: &str, steps: u64) -> Result<Found> {
 }
 
 /// The stages that are going to be trained.
-fn ahead(run: &Run, options: &TrainOptions) -> Result<Vec<&'static str>> {
-    let wanted = [("autoencoder", Stages::Lm), ("lm", Stages::Autoencoder)];
+fn ahead(run: &Run, options: &TrainOptions) -> Result<Vec<Stage>> {
     let mut stages = Vec::new();
-    for (stage, other) in wanted {
-        let steps = match (stage, &run.config.train.autoencoder) {
-            ("autoencoder", Some(c)) => c.steps,
-            ("autoencoder", None) => continue,
-            _ => run.config.train.lm.steps,
-        };
-        let done = matches!(found(run, stage, steps)?, Found::Finished(_));
-        let kept = options.stages == Stages::All && imported(run, stage)?;
-        let given = stage == "autoencoder" && (options.autoencoder_from.is_some() || kept);
-        if options.stages != other && !done && !given {
+    for stage in Stage::ALL {
+        let Some(config) = run.config.train.stage(stage) else { continue };
+        let done = matches!(found(run, stage, config.steps)?, Found::Finished(_));
+        let kept = options.only.is_none() && imported(run, stage)?;
+        let given = stage == Stage::Autoencoder && (options.autoencoder_from.is_some() || kept);
+        if options.only.is_none_or(|only| only == stage) && !done && !given {
             stages.push(stage);
         }
     }
@@ -268,7 +261,7 @@ fn ahead(run: &Run, options: &TrainOptions) -> Result<Vec<&'static str>> {
 }
 
 /// Whether the stage has to run.
-fn needed(run: &Run, stage: &str, steps: u64, resume: bool, reporter: &mut dyn Reporter) -> Result<bool> {
+fn needed(run: &Run, stage: Stage, steps: u64, resume: bool, reporter: &mut dyn Reporter) -> Result<bool> {
     match found(run, stage, steps)? {
         Found::Nothing => Ok(true),
         Found::Finished(step) => {
@@ -289,7 +282,7 @@ fn needed(run: &Run, stage: &str, steps: u64, resume: bool, reporter: &mut dyn R
 }
 
 /// Whether the stage holds weights that were trained elsewhere and not here since.
-fn imported(run: &Run, stage: &str) -> Result<bool> {
+fn imported(run: &Run, stage: Stage) -> Result<bool> {
     Ok(run.checkpoints(stage).latest()?.is_some_and(|s| s.finished && s.step == 0))
 }
 
@@ -307,11 +300,11 @@ fn train_autoencoder(
     let pad = corpus.tokenizer.special().pad;
     let seed = run.config.seed;
     let eval = &run.config.eval;
-    if options.stages == Stages::All && imported(run, "autoencoder")? {
+    if options.only.is_none() && imported(run, Stage::Autoencoder)? {
         reporter.note("autoencoder: imported, kept as it is (--stage autoencoder trains it further)");
-    } else if needed(run, "autoencoder", config.steps, options.resume, reporter)? {
+    } else if needed(run, Stage::Autoencoder, config.steps, options.resume, reporter)? {
         let objective = models::new_autoencoder(run, &corpus.tokenizer, device)?;
-        init_from(run, corpus, options, "autoencoder", &objective.store, reporter)?;
+        init_from(run, corpus, options, Stage::Autoencoder, &objective.store, reporter)?;
         let layout = run.autoencoder_layout();
         let plan = RowPlan::new(&corpus.train, layout, corpus.tokenizer.special(), seed)?;
         let rows = evaluation_rows(
@@ -321,9 +314,9 @@ fn train_autoencoder(
             Some(eval.training_documents),
             eval.chunks_per_document,
         )?;
-        let checkpoints = run.checkpoints("autoencoder");
-        let metadata = run.metadata("autoencoder", record);
-        let stage = Stage {
+        let checkpoints = run.checkpoints(Stage::Autoencoder);
+        let metadata = run.metadata(Stage::Autoencoder, record);
+        let training = Training {
             config,
             plan: &plan,
             checkpoints: &checkpoints,
@@ -332,7 +325,7 @@ fn train_autoencoder(
             resume: options.resume,
         };
         let mut recorder = Recorder::new(&run.folder, reporter);
-        stage.run(
+        training.run(
             &objective,
             &mut |_, _| {
                 let r = reconstruct(
@@ -370,13 +363,13 @@ fn train_lm(
     reporter: &mut dyn Reporter,
 ) -> Result<()> {
     let config = &run.config.train.lm;
-    if matches!(run.config.model, ModelConfig::Calm(_)) && !run.fits_autoencoder()? {
+    if run.config.model.autoencoder().is_some() && !run.fits_autoencoder()? {
         return Err(Error::user(
             format!("the language model in {} was trained on another autoencoder", run.folder.display()),
             "train it anew (--stage lm --restart), or put its autoencoder back",
         ));
     }
-    if !needed(run, "lm", config.steps, options.resume, reporter)? {
+    if !needed(run, Stage::Lm, config.steps, options.resume, reporter)? {
         return Ok(());
     }
     let seed = run.config.seed;
@@ -391,15 +384,15 @@ fn train_lm(
         Some(eval.training_documents),
         eval.chunks_per_document,
     )?;
-    let mut metadata = run.metadata("lm", record);
-    let checkpoints = run.checkpoints("lm");
+    let mut metadata = run.metadata(Stage::Lm, record);
+    let checkpoints = run.checkpoints(Stage::Lm);
     let mut autoencoder = None;
-    if matches!(run.config.model, ModelConfig::Calm(_)) {
+    if run.config.model.autoencoder().is_some() {
         let (frozen, hash) = models::load_autoencoder(run, Which::Best, &corpus.tokenizer, device)?;
         metadata.insert("autoencoder".into(), hash);
         autoencoder = Some(frozen.model);
     }
-    let stage = Stage {
+    let training = Training {
         config,
         plan: &plan,
         checkpoints: &checkpoints,
@@ -407,58 +400,32 @@ fn train_lm(
         seed,
         resume: options.resume,
     };
-    let mut recorder;
-    match autoencoder {
-        Some(autoencoder) => {
-            let objective = models::new_calm(run, autoencoder, &corpus.tokenizer, device)?;
-            init_from(run, corpus, options, "lm", &objective.store, reporter)?;
-            recorder = Recorder::new(&run.folder, reporter);
-            stage.run(
-                &objective,
-                &mut |_, _| {
-                    let loss = validation_loss(&objective, rows.batches(validation_rows(config)), seed)?;
-                    let scores = score_calm(
-                        &objective.model,
-                        rows.batches(validation_rows(config)),
-                        eval.samples,
-                        seed,
-                        device,
-                        |_| {},
-                    )?;
-                    lm_validation(loss, &scores, run, &objective.model, corpus)
-                },
-                &mut recorder,
-            )?;
-        }
-        None => {
-            let objective = models::new_baseline(run, &corpus.tokenizer, device)?;
-            init_from(run, corpus, options, "lm", &objective.store, reporter)?;
-            recorder = Recorder::new(&run.folder, reporter);
-            stage.run(
-                &objective,
-                &mut |_, _| {
-                    let scores = score_baseline(
-                        &objective.model,
-                        rows.batches(validation_rows(config)),
-                        seed,
-                        device,
-                        |_| {},
-                    )?;
-                    let loss = scores.cross_entropy.map_or(f64::NAN, |(nats, n)| nats / n.max(1) as f64);
-                    lm_validation(loss, &scores, run, &objective.model, corpus)
-                },
-                &mut recorder,
-            )?;
-        }
-    }
+    let model = models::new_lm(run, autoencoder, &corpus.tokenizer, device)?;
+    init_from(run, corpus, options, Stage::Lm, model.store(), reporter)?;
+    let mut recorder = Recorder::new(&run.folder, reporter);
+    training.run(
+        &*model,
+        &mut |_, _| {
+            let batches = || rows.batches(validation_rows(config));
+            let scoring = ScoreOptions { rule: Rule::All, samples: eval.samples, seed };
+            let scores = score(&*model, batches(), scoring, device, |_| {})?;
+            // With probabilities the loss is known from the scores.
+            let loss = match scores.cross_entropy {
+                Some((nats, tokens)) => nats / tokens.max(1) as f64,
+                None => validation_loss(&*model, batches(), seed)?,
+            };
+            lm_validation(loss, &scores, run, &*model, corpus)
+        },
+        &mut recorder,
+    )?;
     Ok(())
 }
 
-fn lm_validation<S: Sampler>(
+fn lm_validation(
     loss: f64,
     scores: &Scores,
     run: &Run,
-    model: &S,
+    model: &dyn LanguageModel,
     corpus: &Corpus,
 ) -> Result<Validation> {
     let (eval, seed) = (&run.config.eval, run.config.seed);
@@ -471,23 +438,9 @@ fn lm_validation<S: Sampler>(
     Ok(Validation { loss, numbers, sample: Some(sample_text(run, model, corpus)?) })
 }
 
-/// A short text of the finished model.
-fn final_sample(run: &Run, corpus: &Corpus, device: &Device) -> Result<String> {
-    match &run.config.model {
-        ModelConfig::Calm(_) => {
-            sample_text(run, &models::load_calm(run, Which::Best, &corpus.tokenizer, device)?.model, corpus)
-        }
-        ModelConfig::Baseline(_) => sample_text(
-            run,
-            &models::load_baseline(run, Which::Best, &corpus.tokenizer, device)?.model,
-            corpus,
-        ),
-    }
-}
-
 /// A short text from the start of a document. A model that knows no start continues the first chunk of a
 /// held-out document.
-pub fn sample_text<S: Sampler>(run: &Run, model: &S, corpus: &Corpus) -> Result<String> {
+pub fn sample_text(run: &Run, model: &dyn LanguageModel, corpus: &Corpus) -> Result<String> {
     let (seed, k) = (run.config.seed, model.chunk_size());
     let held_out = &corpus.validation;
     let mut tokens = Vec::new();
@@ -499,7 +452,7 @@ pub fn sample_text<S: Sampler>(run: &Run, model: &S, corpus: &Corpus) -> Result<
     }
     let options = GenerateOptions { max_tokens: 96, decoding: Decoding::Plain, seed, remainder_budget: 1 };
     let opening = tokens.clone();
-    generate(model, &opening, &options, |t| {
+    generate(&*model.sampler(), &opening, &options, |t| {
         tokens.extend_from_slice(t);
         true
     })

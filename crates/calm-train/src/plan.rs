@@ -3,16 +3,15 @@
 use std::time::Instant;
 
 use calm_data::Corpus;
-use calm_eval::costs::{AutoencoderShape, BackboneShape, BaselineShape, CalmShape, HeadShape};
 use calm_kernels::{GPU_HEAD_SIZES, device};
-use calm_lm::HeadConfig;
 use calm_nn::Precision;
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
 use crate::measure::available_memory;
-use crate::memory::{self, Memory, Part, Remedy};
-use calm_run::config::{ModelConfig, RunConfig};
+use crate::memory::{self, Memory, Remedy};
+use calm_run::Stage;
+use calm_run::config::RunConfig;
 use calm_run::{Error, Result};
 
 /// What a plan is made for.
@@ -79,8 +78,8 @@ pub struct Plan {
     pub target: Target,
     /// Number format of the matrix products.
     pub precision: Precision,
-    /// Numbers of an attention head.
-    pub head_size: usize,
+    /// Numbers of an attention head, for each kind of attention.
+    pub head_sizes: Vec<usize>,
     /// The stages.
     pub stages: Vec<StagePlan>,
 }
@@ -88,8 +87,8 @@ pub struct Plan {
 /// The plan of one stage.
 #[derive(Clone, Debug, Serialize)]
 pub struct StagePlan {
-    /// `autoencoder` or `lm`.
-    pub stage: &'static str,
+    /// Which.
+    pub stage: Stage,
     /// Trainable parameters by part.
     pub parameters: Vec<(&'static str, u64)>,
     /// Optimiser steps.
@@ -125,63 +124,6 @@ const EFFICIENCY: f64 = 0.4;
 /// The same on a GPU: assumed, not measured.
 const EFFICIENCY_GPU: f64 = 0.5;
 
-/// Shape of the configured backbone.
-pub fn backbone_shape(config: &RunConfig) -> BackboneShape {
-    let b = config.backbone();
-    BackboneShape {
-        layers: b.layers,
-        hidden: b.hidden_size,
-        intermediate: b.intermediate_size,
-        heads: b.heads,
-        kv_heads: b.kv_heads(),
-    }
-}
-
-/// Shape of the configured CALM; none for a baseline.
-pub fn calm_shape(config: &RunConfig, vocab: usize) -> Option<CalmShape> {
-    let ModelConfig::Calm(c) = &config.model else { return None };
-    let a = &c.autoencoder;
-    let hidden = c.backbone.hidden_size;
-    let layers = c.backbone.layers;
-    let (head, samples) = match &c.head {
-        HeadConfig::Energy(e) => {
-            (HeadShape::Energy { hidden, blocks: e.blocks(layers), noise: e.noise_size }, e.samples)
-        }
-        HeadConfig::Flow(f) => {
-            (HeadShape::Flow { hidden, blocks: f.blocks(layers), calls: f.calls() }, f.repeats)
-        }
-        HeadConfig::Diffusion(d) => {
-            (HeadShape::Diffusion { hidden, blocks: d.blocks(layers), calls: d.sampling_steps }, d.repeats)
-        }
-    };
-    Some(CalmShape {
-        backbone: backbone_shape(config),
-        head,
-        autoencoder: AutoencoderShape {
-            vocab,
-            chunk_size: c.chunk_size,
-            hidden: a.hidden_size,
-            intermediate: a.intermediate_size,
-            encoder_layers: a.encoder_layers,
-            decoder_layers: a.decoder_layers,
-            latent: a.latent_size(c.chunk_size),
-        },
-        context: config.train.lm.context,
-        samples,
-    })
-}
-
-/// Shape of the configured baseline; none for a CALM.
-pub fn baseline_shape(config: &RunConfig, vocab: usize) -> Option<BaselineShape> {
-    let ModelConfig::Baseline(_) = &config.model else { return None };
-    Some(BaselineShape {
-        vocab,
-        backbone: backbone_shape(config),
-        context: config.train.lm.context,
-        tied: false,
-    })
-}
-
 impl Plan {
     /// The plan of `config` on a corpus.
     pub fn new(config: &RunConfig, corpus: &Corpus, target: &Target) -> Self {
@@ -197,31 +139,30 @@ impl Plan {
         corpus: String,
         target: &Target,
     ) -> Self {
-        let of = |part: Part| {
-            let (c, parameters, flops) = match part {
-                Part::Autoencoder => {
-                    let shape = calm_shape(config, vocab)?.autoencoder;
-                    (config.train.autoencoder.as_ref()?, shape.parameters(), shape.training_flops().total())
+        let of = |stage: Stage| {
+            let (model, k) = (&config.model, config.chunk_size());
+            let (c, parameters, flops) = match stage {
+                Stage::Autoencoder => {
+                    let a = model.autoencoder()?;
+                    let flops = a.training_flops(k, vocab).total();
+                    (config.train.autoencoder.as_ref()?, a.parameters(k, vocab), flops)
                 }
-                Part::Lm => {
-                    let (parameters, flops) = match (calm_shape(config, vocab), baseline_shape(config, vocab))
-                    {
-                        (Some(shape), _) => (shape.parameters(), shape.training_flops().total()),
-                        (None, shape) => shape.map(|s| (s.parameters(), s.training_flops().total()))?,
-                    };
-                    (&config.train.lm, parameters, flops)
+                Stage::Lm => {
+                    let c = &config.train.lm;
+                    let flops = model.training_flops(vocab, c.context).total();
+                    (c, model.parameters(vocab), flops)
                 }
             };
-            let tokens_per_step = (c.batch_rows * c.context * config.chunk_size()) as u64;
+            let tokens_per_step = (c.batch_rows * c.context * k) as u64;
             let seen = (tokens_per_step * c.steps) as f64;
-            let memory = memory::step(config, part, vocab, target.gpu)?;
+            let memory = memory::step(config, stage, vocab, target.gpu)?;
             let lacks = |free: &f64| memory.total() > *free;
             let remedies = target
                 .free
                 .filter(lacks)
-                .map_or_else(Vec::new, |free| memory::remedies(config, part, vocab, target.gpu, free));
+                .map_or_else(Vec::new, |free| memory::remedies(config, stage, vocab, target.gpu, free));
             Some(StagePlan {
-                stage: part.name(),
+                stage,
                 parameters: parameters.parts.iter().map(|(name, c)| (*name, c.0)).collect(),
                 steps: c.steps,
                 tokens_per_step,
@@ -240,8 +181,8 @@ impl Plan {
             training_tokens: tokens,
             target: target.clone(),
             precision: config.precision,
-            head_size: config.backbone().head_size(),
-            stages: [Part::Autoencoder, Part::Lm].into_iter().filter_map(of).collect(),
+            head_sizes: config.model.head_sizes(),
+            stages: Stage::ALL.into_iter().filter_map(of).collect(),
         }
     }
 
@@ -250,13 +191,14 @@ impl Plan {
     ///
     /// # Errors
     /// On a GPU, with what to change; there, too, heads that no kernel has.
-    pub fn check(&self, stages: &[&str]) -> Result<Option<String>> {
-        if self.target.gpu && stages.contains(&"lm") && !GPU_HEAD_SIZES.contains(&self.head_size) {
+    pub fn check(&self, stages: &[Stage]) -> Result<Option<String>> {
+        let unknown = self.head_sizes.iter().find(|size| !GPU_HEAD_SIZES.contains(size));
+        if self.target.gpu
+            && stages.contains(&Stage::Lm)
+            && let Some(size) = unknown
+        {
             return Err(Error::user(
-                format!(
-                    "attention on a GPU has no heads of {} numbers, only of {GPU_HEAD_SIZES:?}",
-                    self.head_size
-                ),
+                format!("attention on a GPU has no heads of {size} numbers, only of {GPU_HEAD_SIZES:?}"),
                 "choose backbone.heads so that hidden_size / heads is one of them, or --device cpu",
             ));
         }

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::pipeline::Reporter;
-use crate::stage::{Observer, StepReport, Validation};
+use crate::training::{Observer, StepReport, Validation};
+use calm_run::Stage;
 use calm_run::checkpoint::StageState;
 use calm_run::metrics::{MetricsWriter, Tracking};
 
@@ -38,7 +39,7 @@ impl<'a> Recorder<'a> {
 }
 
 impl Observer for Recorder<'_> {
-    fn begin(&mut self, stage: &str, from: u64, steps: u64) {
+    fn begin(&mut self, stage: Stage, from: u64, steps: u64) {
         self.metrics.begin(stage, (from > 0).then_some(from));
         self.pass_warnings();
         self.reporter.begin(stage, from, steps);
@@ -64,7 +65,7 @@ impl Observer for Recorder<'_> {
         self.reporter.step(r);
     }
 
-    fn validation(&mut self, stage: &str, step: u64, v: &Validation) {
+    fn validation(&mut self, stage: Stage, step: u64, v: &Validation) {
         let mut values = vec![("validation/loss".to_owned(), v.loss)];
         // An undefined BrierLM is null in the lines and absent in TensorBoard.
         values.extend(v.numbers.iter().map(|(n, x)| (format!("validation/{n}"), x.unwrap_or(f64::NAN))));
@@ -77,7 +78,7 @@ impl Observer for Recorder<'_> {
         self.reporter.validation(stage, step, v);
     }
 
-    fn end(&mut self, stage: &str, state: &StageState) {
+    fn end(&mut self, stage: Stage, state: &StageState) {
         self.reporter.end(stage, state);
     }
 

@@ -5,10 +5,8 @@ use std::path::Path;
 use calm_data::Corpus;
 
 use crate::pipeline::{Reporter, TrainOptions};
-use calm_run::Run;
 use calm_run::checkpoint::{Which, file_hash};
-use calm_run::config::ModelConfig;
-use calm_run::{Error, Result};
+use calm_run::{Error, Result, Run, Stage};
 
 /// Copies the finished autoencoder of another run, after checking that it fits; returns the hash of its
 /// weights file.
@@ -19,12 +17,8 @@ pub(crate) fn import_autoencoder(
     reporter: &mut dyn Reporter,
 ) -> Result<String> {
     let other = Run::open(other)?;
-    let fits = match (&run.config.model, &other.config.model) {
-        (ModelConfig::Calm(a), ModelConfig::Calm(b)) => {
-            a.chunk_size == b.chunk_size && a.autoencoder == b.autoencoder
-        }
-        _ => false,
-    };
+    let shape = |run: &Run| run.config.model.autoencoder().map(|a| (run.config.chunk_size(), a.clone()));
+    let fits = shape(run).is_some() && shape(run) == shape(&other);
     if !fits {
         return Err(Error::user(
             format!("the autoencoder of {} has another shape", other.folder.display()),
@@ -32,7 +26,7 @@ pub(crate) fn import_autoencoder(
         ));
     }
     same_tokenizer(&other, corpus)?;
-    let from = other.checkpoints("autoencoder");
+    let from = other.checkpoints(Stage::Autoencoder);
     if from.latest()?.is_some_and(|s| !s.finished) {
         return Err(Error::user(
             format!("the autoencoder of {} is not finished", other.folder.display()),
@@ -41,7 +35,7 @@ pub(crate) fn import_autoencoder(
     }
     let step = from.step(Which::Best)?;
     let hash = file_hash(&from.model_path(step))?;
-    let to = run.checkpoints("autoencoder");
+    let to = run.checkpoints(Stage::Autoencoder);
     if to.latest()?.is_none() {
         to.copy_imported(&from.model_path(step))?;
     } else if run.autoencoder_hash()? != hash {
@@ -71,7 +65,7 @@ pub(crate) fn init_from(
     run: &Run,
     corpus: &Corpus,
     options: &TrainOptions,
-    stage: &str,
+    stage: Stage,
     store: &calm_nn::ParamStore,
     reporter: &mut dyn Reporter,
 ) -> Result<()> {

@@ -1,10 +1,12 @@
 //! Scores of a finished run: its language model by protocol, and its autoencoder.
 
 use calm_data::batch::spread;
-use calm_data::{Batch, Corpus, TokenFile, Tokenizer};
+use calm_data::{Corpus, TokenFile, Tokenizer};
 use calm_eval::protocol::{Protocol, Reader};
 use calm_eval::reconstruction::{ReconstructionReport, reconstruct};
-use calm_eval::score::{Position, Scores, score_baseline_at, score_calm_at};
+use calm_eval::score::{Position, ScoreOptions, Scores, score, to_tensors};
+use calm_lm::{DrawKind, LanguageModel};
+use calm_nn::Noise;
 use calm_stats::bootstrap::{Bootstrap, report};
 use calm_stats::ngram::{
     DEFAULT_LAMBDA, NgramError, NgramModels, NgramPosition, NgramReport, SpecialIds as NgramIds,
@@ -12,27 +14,16 @@ use calm_stats::ngram::{
 use candle_core::Device;
 
 use crate::models;
-use crate::objective::{BaselineObjective, CalmObjective, Objective};
 use crate::pipeline::{Reporter, SCORE_ROWS, evaluation_rows};
 use calm_eval::EvalConfig;
-use calm_run::Run;
 use calm_run::checkpoint::Which;
-use calm_run::config::ModelConfig;
 use calm_run::results::{BrierResults, ConditionCheck};
-use calm_run::{Error, Result};
+use calm_run::{Error, Result, Run, Stage};
 
 /// Rows of a batch, as long as they are short.
 const ROWS: usize = 4;
 /// Tokens of a batch, from which on it has fewer rows: memory stays bounded with long contexts.
 const BATCH_TOKENS: usize = 8192;
-
-/// The weights of a run's language model.
-pub enum Weights {
-    /// A continuous autoregressive language model.
-    Calm(Box<CalmObjective>),
-    /// A discrete baseline.
-    Baseline(Box<BaselineObjective>),
-}
 
 /// A run's language model, loaded once and scored by any number of protocols.
 pub struct Scorer<'a> {
@@ -40,8 +31,8 @@ pub struct Scorer<'a> {
     tokenizer: Tokenizer,
     step: u64,
     device: &'a Device,
-    /// Its weights.
-    pub weights: Weights,
+    /// With its weights.
+    pub model: Box<dyn LanguageModel>,
 }
 
 /// What protocols have to know of a run's model.
@@ -51,27 +42,26 @@ pub fn reader(run: &Run) -> Reader {
         chunk_size: layout.chunk_size,
         context: layout.context,
         bos_chunk: layout.bos_chunk,
-        baseline: matches!(run.config.model, ModelConfig::Baseline(_)),
+        draws: run.config.model.draws(),
     }
 }
 
 impl<'a> Scorer<'a> {
     /// Loads a checkpoint.
+    ///
+    /// # Errors
+    /// Weights that are missing, damaged or of another shape.
     pub fn load(run: &'a Run, which: Which, tokenizer: &Tokenizer, device: &'a Device) -> Result<Self> {
-        let weights = match &run.config.model {
-            ModelConfig::Calm(_) => {
-                Weights::Calm(Box::new(models::load_calm(run, which, tokenizer, device)?))
-            }
-            ModelConfig::Baseline(_) => {
-                Weights::Baseline(Box::new(models::load_baseline(run, which, tokenizer, device)?))
-            }
-        };
-        let step = run.checkpoints("lm").step(which)?;
-        Ok(Self { run, tokenizer: tokenizer.clone(), step, device, weights })
+        let model = models::load_lm(run, which, tokenizer, device)?;
+        let step = run.checkpoints(Stage::Lm).step(which)?;
+        Ok(Self { run, tokenizer: tokenizer.clone(), step, device, model })
     }
 
     /// Scores these documents by a protocol, beside n-gram models on the same positions. The contributions by
     /// document go to paired differences between models.
+    ///
+    /// # Errors
+    /// A protocol that the model cannot follow; what a GPU answers.
     pub fn score(
         &self,
         held_out: &TokenFile,
@@ -81,22 +71,20 @@ impl<'a> Scorer<'a> {
         ngram: Option<&NgramModels>,
         reporter: &mut dyn Reporter,
     ) -> Result<(BrierResults, Scores)> {
-        let view = protocol.view(held_out, self.tokenizer.special(), &reader(self.run), documents)?;
+        let reader = reader(self.run);
+        let view = protocol.view(held_out, self.tokenizer.special(), &reader, documents)?;
         let rows = (BATCH_TOKENS / protocol.row_tokens()).clamp(1, ROWS);
         let total = view.batch_count(rows);
-        let (seed, rule) = (self.run.config.seed, view.rule);
+        let seed = self.run.config.seed;
         let label = format!("BrierLM, {}", protocol.name());
-        let mut progress = |done| reporter.scoring(&label, done, total);
-        let batches = view.batches(rows);
-        let (scores, samples) = match &self.weights {
-            Weights::Calm(o) => {
-                let n = eval.samples;
-                (score_calm_at(&o.model, batches, rule, n, seed, self.device, &mut progress)?, n)
-            }
-            Weights::Baseline(o) => {
-                (score_baseline_at(&o.model, batches, rule, seed, self.device, &mut progress)?, 2)
-            }
+        // What has probabilities draws two paths.
+        let samples = match reader.draws {
+            DrawKind::Sampled => eval.samples,
+            DrawKind::Exact => 2,
         };
+        let options = ScoreOptions { rule: view.rule, samples, seed };
+        let progress = |done| reporter.scoring(&label, done, total);
+        let scores = score(&*self.model, view.batches(rows), options, self.device, progress)?;
         let bootstrap = Bootstrap { replicates: eval.bootstrap, seed };
         let ngram = ngram.map(|models| ngram_scores(models, &scores.positions, &bootstrap)).transpose()?;
         let cross_entropy = scores.cross_entropy.map(|(nats, n)| nats / n.max(1) as f64);
@@ -114,6 +102,30 @@ impl<'a> Scorer<'a> {
             text_hash: held_out.data_hash(),
         };
         Ok((results, scores))
+    }
+
+    /// Whether the model uses its condition, on the first rows of these documents; None of a model without a head, or
+    /// of a text of one chunk, which has nothing to exchange.
+    ///
+    /// # Errors
+    /// What a GPU answers.
+    fn condition_check(&self, held_out: &TokenFile, eval: &EvalConfig) -> Result<Option<ConditionCheck>> {
+        let (documents, chunks) = (eval.documents, eval.chunks_per_document);
+        let special = self.tokenizer.special();
+        let rows = evaluation_rows(held_out, special, self.run.lm_layout(), documents, chunks)?;
+        let (mut loss, mut exchanged, mut n) = (0.0, 0.0, 0usize);
+        for batch in rows.batches(SCORE_ROWS).take(8).filter(|batch| batch.predict_count() >= 2) {
+            let batch = to_tensors(&batch, self.device)?;
+            let seed = self.run.config.seed;
+            let noise = Noise::Keyed { seed, purpose: "condition", step: 0, rows: &batch.rows };
+            let Some((a, b)) = self.model.condition_check(&batch, &noise)? else { return Ok(None) };
+            let count = batch.sources.len();
+            loss += a * count as f64;
+            exchanged += b * count as f64;
+            n += count;
+        }
+        let mean = |sum: f64| sum / n as f64;
+        Ok((n > 0).then(|| ConditionCheck { loss: mean(loss), loss_exchanged: mean(exchanged) }))
     }
 }
 
@@ -174,42 +186,8 @@ pub fn score_run(
     let ngram = ngram_models(&corpus.train, &corpus.tokenizer)?;
     let scorer = Scorer::load(run, which, &corpus.tokenizer, device)?;
     let (results, _) = scorer.score(held_out, &documents, &protocol, eval, Some(&ngram), reporter)?;
-    let condition = match &scorer.weights {
-        Weights::Calm(o) => {
-            let special = corpus.tokenizer.special();
-            let rows = evaluation_rows(
-                held_out,
-                special,
-                run.lm_layout(),
-                eval.documents,
-                eval.chunks_per_document,
-            )?;
-            condition_check(o, rows.batches(SCORE_ROWS), run.config.seed)?
-        }
-        Weights::Baseline(_) => None,
-    };
+    let condition = scorer.condition_check(held_out, eval)?;
     Ok((results, condition))
-}
-
-fn condition_check(
-    objective: &CalmObjective,
-    batches: impl Iterator<Item = Batch>,
-    seed: u64,
-) -> Result<Option<ConditionCheck>> {
-    let (mut loss, mut exchanged, mut n) = (0.0, 0.0, 0usize);
-    for batch in batches.take(8) {
-        let rows = objective.targets(&batch);
-        if rows < 2 {
-            continue;
-        }
-        let (a, b) = objective.condition_check(&batch, seed)?;
-        loss += a * rows as f64;
-        exchanged += b * rows as f64;
-        n += rows;
-    }
-    // A text of one chunk has nothing to exchange.
-    let mean = |sum: f64| sum / n as f64;
-    Ok((n > 0).then(|| ConditionCheck { loss: mean(loss), loss_exchanged: mean(exchanged) }))
 }
 
 /// Scores a run's autoencoder on held-out documents.
@@ -222,7 +200,7 @@ pub fn reconstruct_run(
     device: &Device,
     reporter: &mut dyn Reporter,
 ) -> Result<ReconstructionReport> {
-    let (objective, _) = models::load_autoencoder(run, which, tokenizer, device)?;
+    let (stage_one, _) = models::load_autoencoder(run, which, tokenizer, device)?;
     let special = tokenizer.special();
     let rows = evaluation_rows(
         held_out,
@@ -234,7 +212,7 @@ pub fn reconstruct_run(
     let batches = rows.batches(SCORE_ROWS);
     let total = batches.len();
     let pad = special.pad;
-    Ok(reconstruct(&objective.model, batches, pad, run.config.seed, device, |done| {
+    Ok(reconstruct(&stage_one.model, batches, pad, run.config.seed, device, |done| {
         reporter.scoring("reconstruction", done, total)
     })?)
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use calm_eval::protocol::{Protocol, REFERENCE_BASELINE_BLOCK, REFERENCE_CALM_BLOCK, Reader};
+use calm_eval::protocol::{Protocol, REFERENCE_EXACT_BLOCK, REFERENCE_SAMPLED_BLOCK, Reader};
 use serde::{Deserialize, Serialize};
 
 use calm_run::checkpoint::file_hash;
@@ -75,10 +75,12 @@ pub struct TaskAligned {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskReference {
-    /// Tokens in a block of a CALM.
-    pub calm_block: usize,
-    /// Tokens in a block of a baseline.
-    pub baseline_block: usize,
+    /// Tokens in a block of a model that is sampled (a CALM).
+    #[serde(rename = "calm_block")]
+    pub sampled_block: usize,
+    /// Tokens in a block of a model with probabilities (a baseline).
+    #[serde(rename = "baseline_block")]
+    pub exact_block: usize,
     /// Whether every document begins with BOS.
     pub document_bos: bool,
 }
@@ -86,8 +88,8 @@ pub struct TaskReference {
 impl Default for TaskReference {
     fn default() -> Self {
         Self {
-            calm_block: REFERENCE_CALM_BLOCK,
-            baseline_block: REFERENCE_BASELINE_BLOCK,
+            sampled_block: REFERENCE_SAMPLED_BLOCK,
+            exact_block: REFERENCE_EXACT_BLOCK,
             document_bos: false,
         }
     }
@@ -177,13 +179,14 @@ impl Task {
             first: a.first,
             tokens_per_document: tokens,
         };
-        [aligned, Protocol::reference(reader, r.calm_block, r.baseline_block, r.document_bos)]
+        [aligned, Protocol::reference(reader, r.sampled_block, r.exact_block, r.document_bos)]
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use calm_lm::DrawKind;
     use std::path::PathBuf;
 
     fn root() -> PathBuf {
@@ -244,12 +247,12 @@ mod tests {
     #[test]
     fn a_shorter_context_caps_both_protocols_to_whole_steps() {
         let task = Task::find("wikitext103-test").unwrap();
-        let reader = |context| Reader { chunk_size: 4, context, bos_chunk: false, baseline: false };
+        let reader = |context| Reader { chunk_size: 4, context, bos_chunk: false, draws: DrawKind::Sampled };
         let [aligned, reference] = task.protocols(&reader(2048), None);
         assert_eq!((aligned.row_tokens(), reference.row_tokens()), (2048, 8192));
         let [aligned, reference] = task.protocols(&reader(25), None);
         assert_eq!((aligned.row_tokens(), reference.row_tokens()), (96, 100));
-        let baseline = Reader { chunk_size: 1, baseline: true, ..reader(2048) };
+        let baseline = Reader { chunk_size: 1, draws: DrawKind::Exact, ..reader(2048) };
         assert_eq!(task.protocols(&baseline, None).map(|p| p.row_tokens()), [2048, 2048]);
     }
 

@@ -6,26 +6,26 @@ use std::path::Path;
 
 use calm_config::{ConfigText, load};
 use calm_data::{TokenFile, Tokenizer, spread};
-use calm_eval::protocol::Protocol;
-use calm_eval::score::{Scores, score_calm};
+use calm_eval::protocol::{Protocol, Rule};
+use calm_eval::score::{self, ScoreOptions, Scores};
 use calm_run::checkpoint::Which;
 use calm_run::config::RunConfig;
 use calm_run::results::BrierResults;
-use calm_run::{Begin, Provenance, Run};
+use calm_run::{Begin, Provenance, Run, Stage};
 use calm_train::init::initialise;
 use calm_train::pipeline::{Reporter, evaluation_rows, prepare_data};
 use calm_train::plan::Plan;
-use calm_train::scoring::{Scorer, Weights, ngram_models, reader};
-use calm_train::stage::{Observer, StepReport, Validation};
+use calm_train::scoring::{Scorer, ngram_models, reader};
+use calm_train::training::{Observer, StepReport, Validation};
 use candle_core::Device;
 
 struct Silent;
 
 impl Observer for Silent {
-    fn begin(&mut self, _: &str, _: u64, _: u64) {}
+    fn begin(&mut self, _: Stage, _: u64, _: u64) {}
     fn step(&mut self, _: &StepReport) {}
-    fn validation(&mut self, _: &str, _: u64, _: &Validation) {}
-    fn end(&mut self, _: &str, _: &calm_run::checkpoint::StageState) {}
+    fn validation(&mut self, _: Stage, _: u64, _: &Validation) {}
+    fn end(&mut self, _: Stage, _: &calm_run::checkpoint::StageState) {}
     fn should_stop(&self) -> bool {
         false
     }
@@ -124,9 +124,10 @@ fn a_models_own_aligned_protocol_gives_the_scores_of_all_its_chunks() {
         let (_, own) = score(&run, dir.path(), &Protocol::own(&reader(&run), None));
         let (file, tokenizer) = held_out(&run, dir.path());
         let scorer = Scorer::load(&run, Which::Best, &tokenizer, &Device::Cpu).unwrap();
-        let Weights::Calm(o) = &scorer.weights else { panic!("a CALM") };
         let rows = evaluation_rows(&file, tokenizer.special(), run.lm_layout(), None, None).unwrap();
-        let all = score_calm(&o.model, rows.batches(4), 2, run.config.seed, &Device::Cpu, |_| {}).unwrap();
+        let options = ScoreOptions { rule: Rule::All, samples: 2, seed: run.config.seed };
+        let batches = rows.batches(4);
+        let all = score::score(&*scorer.model, batches, options, &Device::Cpu, |_| {}).unwrap();
         assert_eq!(own.sums, all.sums);
         assert_eq!(own.positions.len(), all.positions.len());
     }

@@ -9,28 +9,27 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use calm_config::{ConfigText, Resolved, load};
-use calm_run::Stages;
 use calm_run::checkpoint::{StageState, Which, file_hash};
 use calm_run::config::RunConfig;
 use calm_run::results::Results;
-use calm_run::{Begin, Error, Run};
+use calm_run::{Begin, Error, Run, Stage};
 use calm_train::models;
 use calm_train::pipeline::{Reporter, TrainOptions, train};
 use calm_train::plan::Plan;
-use calm_train::stage::{Observer, StepReport, Validation};
+use calm_train::training::{Observer, StepReport, Validation};
 use candle_core::{Device, Tensor};
 
 /// Remembers what happened, and asks to stop after a step of a stage.
 #[derive(Default)]
 struct Watch {
-    losses: Vec<(String, u64, u64)>,
+    losses: Vec<(Stage, u64, u64)>,
     notes: Vec<String>,
-    stop_after: Option<(&'static str, u64)>,
+    stop_after: Option<(Stage, u64)>,
     stop: bool,
 }
 
 impl Watch {
-    fn until(stage: &'static str, step: u64) -> Self {
+    fn until(stage: Stage, step: u64) -> Self {
         Self { stop_after: Some((stage, step)), ..Self::default() }
     }
 
@@ -38,20 +37,20 @@ impl Watch {
         self.notes.iter().any(|n| n.contains(text))
     }
 
-    fn loss(&self, stage: &str, step: u64) -> f64 {
+    fn loss(&self, stage: Stage, step: u64) -> f64 {
         let found = self.losses.iter().find(|l| l.0 == stage && l.1 == step);
         f64::from_bits(found.unwrap_or_else(|| panic!("no step {step} of {stage}")).2)
     }
 }
 
 impl Observer for Watch {
-    fn begin(&mut self, _: &str, _: u64, _: u64) {}
+    fn begin(&mut self, _: Stage, _: u64, _: u64) {}
     fn step(&mut self, r: &StepReport) {
-        self.losses.push((r.stage.to_owned(), r.step, r.values.as_ref().unwrap().loss.to_bits()));
+        self.losses.push((r.stage, r.step, r.values.as_ref().unwrap().loss.to_bits()));
         self.stop = self.stop_after == Some((r.stage, r.step));
     }
-    fn validation(&mut self, _: &str, _: u64, _: &Validation) {}
-    fn end(&mut self, _: &str, _: &StageState) {}
+    fn validation(&mut self, _: Stage, _: u64, _: &Validation) {}
+    fn end(&mut self, _: Stage, _: &StageState) {}
     fn should_stop(&self) -> bool {
         self.stop
     }
@@ -157,8 +156,8 @@ impl House {
 }
 
 /// Model, optimiser and state (without its seconds) of a stage's checkpoints.
-fn checkpoints(run: &Path, stage: &str) -> Vec<(u64, Vec<u8>, Vec<u8>, StageState)> {
-    let c = calm_run::checkpoint::Checkpoints::new(&run.join(stage));
+fn checkpoints(run: &Path, stage: Stage) -> Vec<(u64, Vec<u8>, Vec<u8>, StageState)> {
+    let c = calm_run::checkpoint::Checkpoints::new(&run.join(stage.name()));
     let read = |step, name: &str| fs::read(c.path(step).join(name)).unwrap_or_default();
     c.steps()
         .into_iter()
@@ -169,7 +168,7 @@ fn checkpoints(run: &Path, stage: &str) -> Vec<(u64, Vec<u8>, Vec<u8>, StageStat
         .collect()
 }
 
-fn interrupted(result: calm_run::Result<(Run, Results)>, stage: &str, step: u64) {
+fn interrupted(result: calm_run::Result<(Run, Results)>, stage: Stage, step: u64) {
     match result.map(|_| ()) {
         Err(e @ Error::Interrupted { .. }) => {
             assert!(e.to_string().contains(&format!("step {step} of stage {stage}")), "{e}");
@@ -187,19 +186,17 @@ fn hint(result: calm_run::Result<(Run, Results)>) -> (String, String) {
 #[test]
 fn a_run_stopped_and_resumed_has_bit_equal_parameters_and_losses() {
     let house = House::new();
-    for (name, model, stages) in
-        [("calm", CALM, &["autoencoder", "lm"][..]), ("baseline", BASELINE, &["lm"][..])]
-    {
+    for (name, model, stages) in [("calm", CALM, &Stage::ALL[..]), ("baseline", BASELINE, &[Stage::Lm][..])] {
         let config = house.config(model, &[]);
         let (straight, whole) = house.finish(&format!("{name}-whole"), &config);
         let pieces = format!("{name}-pieces");
         let mut losses = Vec::new();
-        for (i, stage) in stages.iter().enumerate() {
+        for (i, &stage) in stages.iter().enumerate() {
             let options = TrainOptions { resume: i > 0, ..house.options() };
             let mut watch = Watch::until(stage, 4);
             interrupted(house.train(&pieces, &config, &options, &mut watch), stage, 4);
             losses.append(&mut watch.losses);
-            let folder = house.path(&pieces).join(stage);
+            let folder = house.path(&pieces).join(stage.name());
             assert_eq!(
                 calm_run::checkpoint::Checkpoints::new(&folder).latest().unwrap().unwrap().step,
                 4,
@@ -216,7 +213,7 @@ fn a_run_stopped_and_resumed_has_bit_equal_parameters_and_losses() {
         house.train(&pieces, &config, &options, &mut watch).unwrap();
         losses.append(&mut watch.losses);
         assert_eq!(losses, whole.losses, "{name}");
-        for stage in stages {
+        for &stage in stages {
             let (a, b) = (checkpoints(&straight.folder, stage), checkpoints(&house.path(&pieces), stage));
             assert!(a.iter().any(|c| c.0 == 8 && !c.1.is_empty() && !c.2.is_empty()));
             assert!(a == b, "{name}: checkpoints of {stage} differ");
@@ -227,9 +224,7 @@ fn a_run_stopped_and_resumed_has_bit_equal_parameters_and_losses() {
 #[test]
 fn a_batch_in_two_pieces_gives_the_loss_of_the_whole_up_to_rounding() {
     let house = House::new();
-    for (name, model, stages) in
-        [("calm", CALM, &["autoencoder", "lm"][..]), ("baseline", BASELINE, &["lm"][..])]
-    {
+    for (name, model, stages) in [("calm", CALM, &Stage::ALL[..]), ("baseline", BASELINE, &[Stage::Lm][..])] {
         let losses: Vec<Watch> = [1, 2]
             .map(|pieces| {
                 let set: Vec<String> = stages
@@ -240,7 +235,7 @@ fn a_batch_in_two_pieces_gives_the_loss_of_the_whole_up_to_rounding() {
                 house.finish(&format!("{name}-{pieces}"), &house.config(model, &set)).1
             })
             .into();
-        for stage in stages {
+        for &stage in stages {
             for step in 1..=4 {
                 let (a, b) = (losses[0].loss(stage, step), losses[1].loss(stage, step));
                 // Measured: at most 2.3e-7.
@@ -268,7 +263,7 @@ fn the_same_seed_gives_the_same_losses_and_weights_on_any_number_of_threads() {
         pool.install(|| house.finish(&format!("threads-{threads}"), &config))
     });
     assert_eq!(runs[0].1.losses, runs[1].1.losses);
-    for stage in ["autoencoder", "lm"] {
+    for stage in Stage::ALL {
         assert!(checkpoints(&runs[0].0.folder, stage) == checkpoints(&runs[1].0.folder, stage), "{stage}");
     }
     let other = house.config(CALM, &[&wide[..], &["seed=6"]].concat());
@@ -278,7 +273,7 @@ fn the_same_seed_gives_the_same_losses_and_weights_on_any_number_of_threads() {
 #[test]
 fn a_loss_that_is_no_number_stops_the_run_and_what_was_saved_stays_whole() {
     let house = House::new();
-    for (name, model, stage) in [("calm", CALM, "autoencoder"), ("baseline", BASELINE, "lm")] {
+    for (name, model, stage) in [("calm", CALM, Stage::Autoencoder), ("baseline", BASELINE, Stage::Lm)] {
         let set = [
             format!("train.{stage}.learning_rate=1e30"),
             format!("train.{stage}.warmup_steps=0"),
@@ -296,7 +291,7 @@ fn a_loss_that_is_no_number_stops_the_run_and_what_was_saved_stays_whole() {
         if name == "calm" {
             models::load_autoencoder(&run, Which::Latest, &tokenizer, &Device::Cpu).unwrap();
         } else {
-            models::load_baseline(&run, Which::Latest, &tokenizer, &Device::Cpu).unwrap();
+            models::load_lm(&run, Which::Latest, &tokenizer, &Device::Cpu).unwrap();
         }
     }
 }
@@ -305,8 +300,8 @@ fn a_loss_that_is_no_number_stops_the_run_and_what_was_saved_stays_whole() {
 fn a_poisoned_weight_is_noticed_at_the_next_step_and_nothing_is_overwritten() {
     let house = House::new();
     let config = house.config(BASELINE, &[]);
-    interrupted(house.train("run", &config, &house.options(), &mut Watch::until("lm", 4)), "lm", 4);
-    let path = Run::open(&house.path("run")).unwrap().checkpoints("lm").model_path(4);
+    interrupted(house.train("run", &config, &house.options(), &mut Watch::until(Stage::Lm, 4)), Stage::Lm, 4);
+    let path = Run::open(&house.path("run")).unwrap().checkpoints(Stage::Lm).model_path(4);
     let (tensors, metadata) = calm_nn::read_weights(&path, &Device::Cpu).unwrap();
     let poisoned = tensors
         .into_iter()
@@ -326,7 +321,7 @@ fn a_poisoned_weight_is_noticed_at_the_next_step_and_nothing_is_overwritten() {
     let Err(e @ Error::NotFinite { .. }) = result else { panic!("{result:?}") };
     assert!(e.to_string().contains("at step 5"), "{e}");
     assert_eq!(file_hash(&path).unwrap(), before);
-    assert_eq!(checkpoints(&house.path("run"), "lm").last().unwrap().0, 4);
+    assert_eq!(checkpoints(&house.path("run"), Stage::Lm).last().unwrap().0, 4);
 }
 
 #[test]
@@ -354,19 +349,19 @@ fn stages_can_be_trained_one_at_a_time_with_the_same_result() {
     let house = House::new();
     let config = house.config(CALM, &[]);
     let (whole, _) = house.finish("whole", &config);
-    let stage = |stages| TrainOptions { stages, ..house.options() };
-    let (message, remedy) = hint(house.train("apart", &config, &stage(Stages::Lm), &mut Watch::default()));
+    let stage = |stage| TrainOptions { only: Some(stage), ..house.options() };
+    let (message, remedy) = hint(house.train("apart", &config, &stage(Stage::Lm), &mut Watch::default()));
     assert!(
         message.contains("no autoencoder") && remedy.contains("--stage autoencoder"),
         "{message} {remedy}"
     );
-    for stages in [Stages::Autoencoder, Stages::Lm] {
-        house.train("apart", &config, &stage(stages), &mut Watch::default()).unwrap();
+    for each in Stage::ALL {
+        house.train("apart", &config, &stage(each), &mut Watch::default()).unwrap();
     }
-    assert!(checkpoints(&whole.folder, "lm") == checkpoints(&house.path("apart"), "lm"));
+    assert!(checkpoints(&whole.folder, Stage::Lm) == checkpoints(&house.path("apart"), Stage::Lm));
 
     let baseline = house.config(BASELINE, &[]);
-    let refused = house.train("b", &baseline, &stage(Stages::Autoencoder), &mut Watch::default());
+    let refused = house.train("b", &baseline, &stage(Stage::Autoencoder), &mut Watch::default());
     assert!(hint(refused).0.contains("baseline"));
 }
 
@@ -381,7 +376,7 @@ fn a_run_can_start_from_the_weights_of_another() {
     let mut watch = Watch::default();
     let (tuned, _) = house.train("tuned", &config, &options, &mut watch).unwrap();
     assert!(watch.noted("autoencoder: starts from") && watch.noted("lm: starts from"));
-    for stage in ["autoencoder", "lm"] {
+    for stage in Stage::ALL {
         let weights = |run: &Run| {
             let c = run.checkpoints(stage);
             calm_nn::read_weights(&c.model_path(c.step(Which::Best).unwrap()), &Device::Cpu).unwrap().0
@@ -412,24 +407,25 @@ fn a_finished_autoencoder_can_be_taken_from_another_run() {
     let house = House::new();
     let config = house.config(CALM, &["train.autoencoder.steps=9"]);
     let (base, _) = house.finish("base", &config);
-    let from = base.checkpoints("autoencoder");
+    let from = base.checkpoints(Stage::Autoencoder);
     let hash = file_hash(&from.model_path(from.step(Which::Best).unwrap())).unwrap();
 
     let options = TrainOptions { autoencoder_from: Some(base.folder.clone()), ..house.options() };
-    let mut watch = Watch::until("lm", 3);
-    interrupted(house.train("taker", &config, &options, &mut watch), "lm", 3);
-    assert!(watch.noted("autoencoder: taken from") && watch.losses.iter().all(|l| l.0 == "lm"));
+    let mut watch = Watch::until(Stage::Lm, 3);
+    interrupted(house.train("taker", &config, &options, &mut watch), Stage::Lm, 3);
+    assert!(watch.noted("autoencoder: taken from") && watch.losses.iter().all(|l| l.0 == Stage::Lm));
     let run = Run::open(&house.path("taker")).unwrap();
     assert_eq!(run.record().unwrap().unwrap().imported_autoencoder, Some(hash.clone()));
-    assert_eq!(file_hash(&run.checkpoints("autoencoder").model_path(0)).unwrap(), hash);
+    assert_eq!(file_hash(&run.checkpoints(Stage::Autoencoder).model_path(0)).unwrap(), hash);
     // It stays the one of this run, whether named again or not.
     let resume = TrainOptions { resume: true, ..house.options() };
     let mut watch = Watch::default();
     house.train("taker", &config, &resume, &mut watch).unwrap();
-    assert!(watch.losses.iter().all(|l| l.0 == "lm"));
+    assert!(watch.losses.iter().all(|l| l.0 == Stage::Lm));
     house.train("taker", &config, &options, &mut Watch::default()).unwrap();
     // With --stage lm, and together with the language model's weights of the same run.
-    let both = TrainOptions { stages: Stages::Lm, init_from: Some(base.folder.clone()), ..options.clone() };
+    let both =
+        TrainOptions { only: Some(Stage::Lm), init_from: Some(base.folder.clone()), ..options.clone() };
     house.train("both", &config, &both, &mut Watch::default()).unwrap();
 
     let other_shape = house.config(CALM, &["model.calm.chunk_size=3"]);
@@ -440,8 +436,8 @@ fn a_finished_autoencoder_can_be_taken_from_another_run() {
     let (message, _) = hint(house.train("own", &own, &options, &mut Watch::default()));
     assert!(message.contains("an autoencoder of its own"), "{message}");
     interrupted(
-        house.train("half", &config, &house.options(), &mut Watch::until("autoencoder", 5)),
-        "autoencoder",
+        house.train("half", &config, &house.options(), &mut Watch::until(Stage::Autoencoder, 5)),
+        Stage::Autoencoder,
         5,
     );
     let half = TrainOptions { autoencoder_from: Some(house.path("half")), ..house.options() };
@@ -467,12 +463,12 @@ fn restarting_throws_away_a_run_but_nothing_of_another_folder() {
     let house = House::new();
     let config = house.config(BASELINE, &["train.lm.steps=2"]);
     let (run, _) = house.finish("run", &config);
-    Run::create(&run.folder, &house.config(BASELINE, &["seed=6"]), Begin::Restart(Stages::All)).unwrap();
+    Run::create(&run.folder, &house.config(BASELINE, &["seed=6"]), Begin::Restart(None)).unwrap();
     assert!(!run.folder.join("lm").exists() && !run.folder.join("run.json").exists());
     let foreign = house.path("project");
     fs::create_dir_all(foreign.join("lm")).unwrap();
     fs::write(foreign.join("lm/notes.txt"), "mine").unwrap();
-    Run::create(&foreign, &config, Begin::Restart(Stages::All)).unwrap();
+    Run::create(&foreign, &config, Begin::Restart(None)).unwrap();
     assert!(foreign.join("lm/notes.txt").is_file());
 }
 
@@ -481,17 +477,17 @@ fn a_language_model_begun_anew_keeps_its_autoencoder_and_may_have_another_shape(
     let house = House::new();
     let config = house.config(CALM, &[]);
     let (run, _) = house.finish("run", &config);
-    let autoencoder = checkpoints(&run.folder, "autoencoder");
+    let autoencoder = checkpoints(&run.folder, Stage::Autoencoder);
     let other = house.config(CALM, &["model.calm.backbone.layers=1"]);
-    Run::create(&run.folder, &other, Begin::Restart(Stages::Lm)).unwrap();
+    Run::create(&run.folder, &other, Begin::Restart(Some(Stage::Lm))).unwrap();
     assert!(!run.folder.join("lm").exists() && run.folder.join("run.json").is_file());
-    let options = TrainOptions { stages: Stages::Lm, ..house.options() };
+    let options = TrainOptions { only: Some(Stage::Lm), ..house.options() };
     let (_, results) = house.train("run", &other, &options, &mut Watch::default()).unwrap();
-    assert_eq!(checkpoints(&run.folder, "autoencoder"), autoencoder);
+    assert_eq!(checkpoints(&run.folder, Stage::Autoencoder), autoencoder);
     assert!(results.autoencoder.is_some() && results.brier.is_some(), "results are those of the whole run");
     // What the language model stands on is settled.
     let wrong = house.config(CALM, &["seed=9", "model.calm.backbone.layers=1"]);
-    assert!(Run::create(&run.folder, &wrong, Begin::Restart(Stages::Lm)).is_err());
+    assert!(Run::create(&run.folder, &wrong, Begin::Restart(Some(Stage::Lm))).is_err());
 }
 
 #[test]
@@ -499,20 +495,20 @@ fn a_language_model_is_trained_on_one_finished_autoencoder_only() {
     let house = House::new();
     let config = house.config(CALM, &[]);
     interrupted(
-        house.train("half", &config, &house.options(), &mut Watch::until("autoencoder", 5)),
-        "autoencoder",
+        house.train("half", &config, &house.options(), &mut Watch::until(Stage::Autoencoder, 5)),
+        Stage::Autoencoder,
         5,
     );
-    let lm = TrainOptions { stages: Stages::Lm, ..house.options() };
+    let lm = TrainOptions { only: Some(Stage::Lm), ..house.options() };
     let (message, remedy) = hint(house.train("half", &config, &lm, &mut Watch::default()));
     assert!(message.contains("stopped at step 5") && remedy.contains("--stage autoencoder"), "{message}");
 
     house.finish("run", &config);
     let longer = house.config(CALM, &["train.autoencoder.steps=12", "train.lm.steps=12"]);
-    let resume = |stages| TrainOptions { stages, resume: true, ..house.options() };
+    let resume = |stage| TrainOptions { only: Some(stage), resume: true, ..house.options() };
     let (_, results) =
-        house.train("run", &longer, &resume(Stages::Autoencoder), &mut Watch::default()).unwrap();
+        house.train("run", &longer, &resume(Stage::Autoencoder), &mut Watch::default()).unwrap();
     assert!(results.brier.is_none(), "the language model no longer fits");
-    let (message, remedy) = hint(house.train("run", &longer, &resume(Stages::Lm), &mut Watch::default()));
+    let (message, remedy) = hint(house.train("run", &longer, &resume(Stage::Lm), &mut Watch::default()));
     assert!(message.contains("another autoencoder") && remedy.contains("--restart"), "{message} {remedy}");
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::RunSource;
+use super::shared::RunSource;
 
 /// `calm import`
 #[derive(Debug, Args)]

@@ -6,7 +6,7 @@ use calm_bench::What;
 use calm_nn::Precision;
 use clap::{Args, ValueEnum};
 
-use super::Format;
+use super::shared::Format;
 
 /// `calm bench`
 #[derive(Debug, Args)]

@@ -10,10 +10,9 @@ use calm_data::Corpus;
 use calm_kernels::device::{self, Choice};
 use calm_nn::Precision;
 use calm_report::study::Machine;
-use calm_run::Stages;
 use calm_run::checkpoint::{write_json, write_text};
 use calm_run::config::RunConfig;
-use calm_run::{Begin, Error, Run};
+use calm_run::{Begin, Error, Run, Stage};
 use calm_study::config::{AblationConfig, Budget};
 use calm_study::costs::{self, Meter};
 use calm_study::execute::{Failures, execute, missing, prepare};
@@ -300,7 +299,7 @@ impl Sizes for Measured<'_, '_> {
                 let overrides = Vec::new();
                 let resolved =
                     Resolved { value: config.clone(), name: String::new(), path: None, overrides, tree };
-                Run::create(&pilot, &resolved, Begin::Restart(Stages::All))?;
+                Run::create(&pilot, &resolved, Begin::Restart(None))?;
                 let title = format!("training rate of {name}, round {} of {PILOT_ROUNDS}", round + 1);
                 let Some(costs) = Meter::measure(self.children, &pilot, 0, &title)? else {
                     return Err(Error::user("stopped", "run the same command again to go on"));
@@ -338,7 +337,7 @@ fn plan_table(ablation: &Ablation, plans: &[Plan], dry: bool) -> Result<String> 
         let run = &ablation.runs[i];
         if let Some(at) = run.autoencoder
             && !shown.contains(&at)
-            && let Some(stage) = plan.stages.iter().find(|s| s.stage == "autoencoder")
+            && let Some(stage) = plan.stages.iter().find(|s| s.stage == Stage::Autoencoder)
         {
             shown.push(at);
             let own = |r: &&calm_study::plan::PlannedRun| r.variant == i;
@@ -347,7 +346,7 @@ fn plan_table(ablation: &Ablation, plans: &[Plan], dry: bool) -> Result<String> 
             let left = of.iter().filter(|a| autoencoders.contains(a)).count();
             row(format!("autoencoder {}", ablation.autoencoders[at].name), of.len(), left, stage);
         }
-        if let Some(stage) = plan.stages.iter().find(|s| s.stage == "lm") {
+        if let Some(stage) = plan.stages.iter().find(|s| s.stage == Stage::Lm) {
             let left = runs.iter().filter(|r| ablation.runs[**r].variant == i).count();
             row(ablation.variants[i].name.clone(), seeds, left, stage);
         }

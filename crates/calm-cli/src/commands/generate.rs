@@ -8,8 +8,7 @@ use anyhow::{Result, bail};
 use calm_data::Tokenizer;
 use calm_eval::generate::{Decoding, GenerateError, GenerateOptions, GenerateReport, generate};
 use calm_kernels::device::Choice;
-use calm_lm::{Sampler, baseline};
-use calm_run::config::ModelConfig;
+use calm_lm::{DrawKind, Sampler, TokenDecoding};
 use calm_stats::temperature::{ExactOptions, Temperature};
 
 use super::{open_run, which};
@@ -43,26 +42,36 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
         ));
     }
     let which = which(&args.source);
-    match &run.config.model {
-        ModelConfig::Calm(_) => {
+    let title = run.config.model.title();
+    match run.config.model.draws() {
+        DrawKind::Sampled => {
             if args.top_p < 1.0 {
-                bail!(Hinted::new("a CALM has no probabilities to cut with --top-p", "use --temperature"));
+                bail!(Hinted::new(
+                    format!("{title} has no probabilities to cut with --top-p"),
+                    "use --temperature"
+                ));
             }
-            let decoding = decoding(args)?;
-            let o = models::load_calm(&run, which, &tokenizer, &device)?;
-            stream(&o.model, &tokenizer, &prompt, decoding, args, printer)
+            let decoding = decoding(title, args)?;
+            let model = models::load_lm(&run, which, &tokenizer, &device)?;
+            stream(&*model.sampler(), &tokenizer, &prompt, decoding, args, printer)
         }
-        ModelConfig::Baseline(_) => {
+        DrawKind::Exact => {
             let top_p_fits = args.top_p > 0.0 && args.top_p <= 1.0;
             if !((0.0..=10.0).contains(&args.temperature) && top_p_fits) {
                 bail!(Hinted::new(
                     format!("--temperature {} --top-p {}", args.temperature, args.top_p),
-                    "a baseline takes a temperature of 0 or more and a top-p above 0 and at most 1",
+                    format!("{title} takes a temperature of 0 or more and a top-p above 0 and at most 1"),
                 ));
             }
-            let mut o = models::load_baseline(&run, which, &tokenizer, &device)?;
-            o.model.decoding = baseline::Decoding { temperature: args.temperature, top_p: args.top_p };
-            stream(&o.model, &tokenizer, &prompt, Decoding::Plain, args, printer)
+            let model = models::load_lm(&run, which, &tokenizer, &device)?;
+            let decoding = TokenDecoding { temperature: args.temperature, top_p: args.top_p };
+            let Some(sampler) = model.tempered_sampler(decoding) else {
+                bail!(Hinted::new(
+                    format!("{title} cannot be sampled at a temperature"),
+                    "leave --temperature and --top-p away"
+                ));
+            };
+            stream(&*sampler, &tokenizer, &prompt, Decoding::Plain, args, printer)
         }
     }
 }
@@ -70,13 +79,13 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
 /// Draws per chunk of the batch sampler, unless asked for otherwise.
 const POOL: usize = 200;
 
-fn decoding(args: &GenerateArgs) -> Result<Decoding> {
+fn decoding(title: &str, args: &GenerateArgs) -> Result<Decoding> {
     if args.temperature == 1.0 {
         return Ok(Decoding::Plain);
     }
     let temperature = Temperature::new::<candle_core::Error>(args.temperature).map_err(|_| {
         let t = args.temperature;
-        let message = format!("--temperature {t}: a CALM is sampled, and samples can only be sharpened");
+        let message = format!("--temperature {t}: {title} is sampled, and samples can only be sharpened");
         Hinted::new(message, "give a temperature above 0 and at most 1")
     })?;
     if args.draws == Some(0) {
@@ -151,8 +160,8 @@ impl Utf8Stream {
     }
 }
 
-fn stream<S: Sampler>(
-    model: &S,
+fn stream(
+    sampler: &dyn Sampler,
     tokenizer: &Tokenizer,
     prompt: &str,
     decoding: Decoding,
@@ -168,7 +177,7 @@ fn stream<S: Sampler>(
     let started = Instant::now();
     let mut all = Vec::new();
     let mut shown = 0;
-    let report = generate(model, &tokens, &options, |new| {
+    let report = generate(sampler, &tokens, &options, |new| {
         let text = if tokenizer.is_byte_exact() {
             utf8.push(&tokenizer.decode_bytes(new))
         } else {

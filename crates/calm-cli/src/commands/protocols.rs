@@ -4,6 +4,7 @@ use anyhow::Result;
 use calm_data::spread;
 use calm_eval::EvalConfig;
 use calm_eval::protocol::{Protocol, Reader};
+use calm_lm::DrawKind;
 use calm_run::Run;
 use calm_run::results::BrierResults;
 use calm_train::pipeline::{Reporter, prepare_data};
@@ -93,8 +94,8 @@ fn single(args: &BrierArgs, reader: &Reader) -> Result<Protocol> {
             }
             let r = TaskReference::default();
             let most = p.context.unwrap_or(usize::MAX);
-            let (calm, baseline) = (r.calm_block.min(most), r.baseline_block.min(most));
-            whole_block(reader, Protocol::reference(reader, calm, baseline, p.document_bos))
+            let (sampled, exact) = (r.sampled_block.min(most), r.exact_block.min(most));
+            whole_block(reader, Protocol::reference(reader, sampled, exact, p.document_bos))
         }
     }
 }
@@ -200,6 +201,9 @@ pub fn brierlm(
 /// Tokens of a task's block for this kind of model.
 fn task_block(task: &Task, reader: &Reader) -> usize {
     let r = task.protocols.reference;
-    let block = if reader.baseline { r.baseline_block } else { r.calm_block };
+    let block = match reader.draws {
+        DrawKind::Sampled => r.sampled_block,
+        DrawKind::Exact => r.exact_block,
+    };
     block / reader.chunk_size * reader.chunk_size
 }

@@ -6,15 +6,14 @@ use anyhow::Result;
 use calm_config::load;
 use calm_data::TokenizerConfig;
 use calm_kernels::device::Choice;
-use calm_run::Stages;
-use calm_run::config::{ModelConfig, RunConfig};
+use calm_run::config::RunConfig;
 use calm_run::results::Results;
-use calm_run::{Begin, Provenance, Run};
+use calm_run::{Begin, Provenance, Run, Stage};
 use calm_train::pipeline::{TrainOptions, train};
 use calm_train::plan::{Plan, Target, describe};
 
 use super::RUNS;
-use crate::args::{Format, StageName, TrainArgs};
+use crate::args::{Format, TrainArgs};
 use crate::error::Hinted;
 use crate::hardware;
 use crate::screen::Screen;
@@ -29,14 +28,9 @@ pub fn run(args: &TrainArgs, device: Choice, printer: &Printer) -> Result<()> {
     if args.dry_run {
         return dry_run(&resolved.value, args, device, printer);
     }
-    let stages = match args.stage {
-        None => Stages::All,
-        Some(StageName::Autoencoder) => Stages::Autoencoder,
-        Some(StageName::Lm) => Stages::Lm,
-    };
     let begin = match (args.resume, args.restart) {
         (true, _) => Begin::Resume,
-        (_, true) => Begin::Restart(stages),
+        (_, true) => Begin::Restart(args.stage),
         _ => Begin::New,
     };
     for other in [&args.init_from, &args.autoencoder].into_iter().flatten() {
@@ -57,7 +51,7 @@ pub fn run(args: &TrainArgs, device: Choice, printer: &Printer) -> Result<()> {
     let run = Run::create(&folder, &resolved, begin)?;
     printer.note(format!("run folder {}", folder.display()));
     let options = TrainOptions {
-        stages,
+        only: args.stage,
         resume: args.resume,
         init_from: args.init_from.clone(),
         autoencoder_from: args.autoencoder.clone(),
@@ -116,7 +110,7 @@ fn dry_run(config: &RunConfig, args: &TrainArgs, choice: Choice, printer: &Print
         Format::Json => printer.result(&serde_json::to_string_pretty(&plan)?)?,
         Format::Table => printer.result(&report::plan(&plan))?,
     }
-    let stages: Vec<&str> = plan.stages.iter().map(|s| s.stage).collect();
+    let stages: Vec<Stage> = plan.stages.iter().map(|s| s.stage).collect();
     if let Some(warning) = plan.check(&stages)? {
         printer.warn(&warning);
     }
@@ -170,7 +164,7 @@ fn next_commands(run: &Run, folder: &PathBuf, results: &Results, printer: &Print
         lines.push(format!("  calm generate{run_option} --prompt \"fn main() {{\" --temperature 0.5"));
         lines.push(format!("  calm eval brierlm{run_option} --format json"));
     }
-    if matches!(run.config.model, ModelConfig::Calm(_)) {
+    if run.config.model.autoencoder().is_some() {
         lines.push(format!("  calm eval autoencoder{run_option}"));
     }
     lines.push(format!("  tensorboard --logdir {}", folder.join("tensorboard").display()));

@@ -24,10 +24,12 @@
 pub mod format;
 mod printer;
 mod progress;
+mod streams;
 mod table;
 
-pub use printer::{Captured, ColorChoice, Hint, OutputError, Printer, UiOptions, Verbosity};
+pub use printer::{Hint, Printer};
 pub use progress::{Progress, Unit};
+pub use streams::{Captured, ColorChoice, OutputError, UiOptions, Verbosity};
 pub use table::{Align, Table};
 
 /// Width that tables and plain lines keep to, in characters.

@@ -1,10 +1,10 @@
 //! Progress of a long job: a bar on a terminal, plain lines elsewhere.
 
 use super::format::{count, duration, rate, shorten};
-use super::printer::{Printer, Verbosity, lock};
+use super::streams::{Streams, Verbosity, lock};
 use super::{WIDTH, format};
 use indicatif::{ProgressBar, ProgressStyle};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// What a job counts.
@@ -60,9 +60,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Speeds are averages over about this long.
 const MEMORY: f64 = 15.0;
 
-/// A job under way; made by [`Printer::progress`]. Dropped unfinished, it leaves the screen without a word.
+/// A job under way; made by [`Printer::progress`](super::Printer::progress). Dropped unfinished, it leaves the screen without a word.
 pub struct Progress {
-    printer: Printer,
+    streams: Arc<Streams>,
     label: String,
     unit: Unit,
     begun: Instant,
@@ -120,9 +120,9 @@ impl Speed {
 }
 
 impl Progress {
-    pub(super) fn new(printer: Printer, label: &str, total: Option<u64>, unit: Unit) -> Self {
-        let wanted = printer.verbosity() >= Verbosity::Normal;
-        let bar = printer.bars().filter(|_| wanted).map(|bars| {
+    pub(super) fn new(streams: Arc<Streams>, label: &str, total: Option<u64>, unit: Unit) -> Self {
+        let wanted = streams.verbosity() >= Verbosity::Normal;
+        let bar = streams.bars().filter(|_| wanted).map(|bars| {
             let bar = bars.add(ProgressBar::new(total.unwrap_or(0)));
             bar.set_style(style(label, total.is_some(), false));
             bar
@@ -137,7 +137,7 @@ impl Progress {
             last_line: Duration::ZERO,
             last_quarter: None,
         };
-        Self { printer, label: printable(label), unit, begun: Instant::now(), bar, state: Mutex::new(state) }
+        Self { streams, label: printable(label), unit, begun: Instant::now(), bar, state: Mutex::new(state) }
     }
 
     /// Says that the job goes on from a place reached before, so that speeds count from there.
@@ -192,10 +192,10 @@ impl Progress {
             }
             bar.set_prefix(self.status(&state).join("  "));
             bar.set_message(state.text.clone());
-        } else if self.printer.verbosity() >= Verbosity::Normal && state.wants_line(now) {
+        } else if self.streams.verbosity() >= Verbosity::Normal && state.wants_line(now) {
             let line = self.line(&state);
             drop(state);
-            self.printer.write_err(&line);
+            self.streams.write_err(&line);
         }
     }
 
@@ -204,7 +204,7 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        if self.printer.verbosity() < Verbosity::Normal {
+        if self.streams.verbosity() < Verbosity::Normal {
             return;
         }
         let elapsed = self.begun.elapsed();
@@ -214,7 +214,7 @@ impl Progress {
         parts.extend(average.map(|speed| rate(speed, "tokens")));
         parts.extend(pieces(&printable(text)));
         drop(state);
-        self.printer.write_err(&fill(&self.label, &parts));
+        self.streams.write_err(&fill(&self.label, &parts));
     }
 
     fn line(&self, state: &State) -> String {
@@ -317,7 +317,7 @@ fn printable(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::printer::{ColorChoice, UiOptions};
+    use super::super::{ColorChoice, Printer, UiOptions};
     use super::*;
 
     fn seconds(seconds: f64) -> Duration {

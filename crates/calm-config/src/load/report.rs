@@ -66,6 +66,11 @@ impl Problems {
         self.prefix = outer;
     }
 
+    /// The key paths of all problems, in the order in which they were found.
+    pub fn paths(&self) -> Vec<String> {
+        self.list.iter().map(|problem| problem.path.to_string()).collect()
+    }
+
     /// Whether nothing was found.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()

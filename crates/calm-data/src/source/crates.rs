@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::loaded::{Loaded, Skipped};
 use super::locate::{self, CrateKey};
-use super::{Loaded, Skipped};
 use crate::document::Document;
 use crate::error::{Error, Result};
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::Skipped;
+use super::loaded::Skipped;
 use crate::document::Document;
 use crate::error::{Error, Result};
 

@@ -14,9 +14,12 @@
 //! identity and the net's output at 0 (parameters and formulas of the reference implementation).
 
 use calm_kernels as ops;
+use calm_nn::costs::{flops, layer_norm, weights};
 use calm_nn::device::upload;
-use calm_nn::{Builder, Init, LayerNorm, Linear};
+use calm_nn::{Builder, Footing, Held, Init, LayerNorm, Linear};
 use candle_core::{D, DType, Device, Result, Tensor, bail};
+
+use super::KEPT;
 
 const EPS: f64 = 1e-6;
 /// Frequencies of the time embedding; it has a cosine and a sine of each.
@@ -156,6 +159,32 @@ impl AdaLnNet {
         let h = modulate(&ops::layer_norm(&h, None, None, EPS)?, &m[0], &m[1])?;
         self.last.forward(&h)?.to_dtype(x.dtype())
     }
+}
+
+/// Matrix weights: time embedding, condition, input, blocks with their modulation, output with its modulation.
+fn matrix_weights(d: usize, blocks: usize, latent_size: usize, output_size: usize) -> u64 {
+    let ends = weights(2 * FREQUENCIES, d) + weights(d, d) + weights(d, d) + weights(latent_size, d);
+    let block = 2 * weights(d, d) + weights(d, 3 * d);
+    ends + blocks as u64 * block + weights(d, output_size) + weights(d, 2 * d)
+}
+
+/// Parameters of a net of width `d`.
+pub(super) fn parameters(d: usize, blocks: usize, latent_size: usize, output_size: usize) -> u64 {
+    let biases = 4 * d + blocks * (2 * d + 3 * d) + output_size + 2 * d;
+    let norms = blocks as u64 * layer_norm(d);
+    matrix_weights(d, blocks, latent_size, output_size) + biases as u64 + norms
+}
+
+/// FLOPs of one pass.
+pub(super) fn pass_flops(d: usize, blocks: usize, latent_size: usize, output_size: usize) -> f64 {
+    flops(matrix_weights(d, blocks, latent_size, output_size))
+}
+
+/// What a training step on so many draws holds: of plain operations, numbers a draw in widths, counted in the code.
+pub(super) fn held(d: usize, blocks: usize, draws: f64, on: Footing) -> Held {
+    let mut held = Held::default();
+    held.keep(KEPT, draws * ((blocks * 13 + 11) * d) as f64 * on.activation);
+    held
 }
 
 #[cfg(test)]

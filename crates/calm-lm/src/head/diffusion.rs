@@ -14,14 +14,119 @@
 //! predicted x of the textbook form, in which two numbers 10⁴ times larger cancel at t = T − 1.
 
 use calm_autoencoder::Posterior;
+use calm_config::Problems;
 use calm_nn::device::upload;
-use calm_nn::{Builder, Noise};
+use calm_nn::{Builder, Footing, Held, Noise};
 use candle_core::{D, Device, Result, Tensor, bail};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::adaln::AdaLnNet;
+use super::adaln::{self, AdaLnNet};
 use super::schedule::Schedule;
-use super::{Head, draw_targets, wide};
-use crate::{BackboneConfig, DiffusionConfig, VariationalTerm};
+use super::{Head, HeadSettings, blocks, draw_targets, wide};
+use crate::BackboneConfig;
+
+/// What trains the variances of the diffusion head. All forms agree at steps t > 0; they differ in the
+/// last step, from a slightly noisy vector to the vector itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VariationalTerm {
+    /// The Gaussian density of the vector: latents are continuous and unbounded.
+    #[default]
+    Gaussian,
+    /// The mass of a bin of ±1/255, with open tails beyond ±0.999: the likelihood of 8-bit images, which
+    /// the reference implementation keeps. Needed to continue its training runs; sampling is the same.
+    Discretised,
+    /// No such term: variances are not trained and stay halfway between their bounds.
+    None,
+}
+
+/// The diffusion head: cosine schedule, learned variances.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DiffusionConfig {
+    /// Residual blocks; null: a quarter of the backbone's layers, at least 1.
+    pub blocks: Option<usize>,
+    /// Draws of target, noise and step per position in the loss.
+    pub repeats: usize,
+    /// T, steps of the process in training.
+    pub steps: usize,
+    /// Steps, and passes through the net, for one sample.
+    pub sampling_steps: usize,
+    /// What trains the variances.
+    pub variational_term: VariationalTerm,
+}
+
+impl Default for DiffusionConfig {
+    fn default() -> Self {
+        Self {
+            blocks: None,
+            repeats: 1,
+            steps: 1000,
+            sampling_steps: 100,
+            variational_term: VariationalTerm::default(),
+        }
+    }
+}
+
+impl DiffusionConfig {
+    /// The behaviour of the reference implementation, for its checkpoints.
+    pub fn reference() -> Self {
+        Self { variational_term: VariationalTerm::Discretised, ..Self::default() }
+    }
+
+    /// Residual blocks for a backbone of `layers`.
+    pub fn blocks(&self, layers: usize) -> usize {
+        blocks(self.blocks, layers)
+    }
+}
+
+impl HeadSettings for DiffusionConfig {
+    fn name(&self) -> &'static str {
+        "diffusion"
+    }
+
+    fn validate(&self, problems: &mut Problems) {
+        for (key, value) in [("blocks", self.blocks.unwrap_or(1)), ("repeats", self.repeats)] {
+            if value == 0 {
+                problems.add(key, "must be at least 1");
+            }
+        }
+        if self.steps < 2 {
+            problems.add("steps", format!("is {}: a process has at least 2 steps", self.steps));
+        } else if self.sampling_steps < 2 || self.sampling_steps > self.steps {
+            let (sampling, steps) = (self.sampling_steps, self.steps);
+            problems.add("sampling_steps", format!("is {sampling}: must be between 2 and steps = {steps}"));
+        }
+    }
+
+    fn build(&self, b: &Builder, backbone: &BackboneConfig, latent_size: usize) -> Result<Box<dyn Head>> {
+        Ok(Box::new(DiffusionHead::new(b, self, backbone, latent_size)?))
+    }
+
+    fn parameters(&self, backbone: &BackboneConfig, latent_size: usize) -> u64 {
+        let blocks = self.blocks(backbone.layers);
+        adaln::parameters(backbone.hidden_size, blocks, latent_size, 2 * latent_size)
+    }
+
+    fn pass_flops(&self, backbone: &BackboneConfig, latent_size: usize) -> f64 {
+        let blocks = self.blocks(backbone.layers);
+        adaln::pass_flops(backbone.hidden_size, blocks, latent_size, 2 * latent_size)
+    }
+
+    fn training_passes(&self) -> usize {
+        self.repeats
+    }
+
+    fn sampling_passes(&self) -> usize {
+        self.sampling_steps
+    }
+
+    fn held(&self, backbone: &BackboneConfig, _latent_size: usize, rows: f64, on: Footing) -> Held {
+        let draws = rows * self.repeats as f64;
+        adaln::held(backbone.hidden_size, self.blocks(backbone.layers), draws, on)
+    }
+}
 
 /// See the module.
 #[derive(Clone, Debug)]

@@ -1,14 +1,115 @@
 //! The energy head: noise in, one sample of the next latent vector out, in a single pass.
 
 use calm_autoencoder::Posterior;
+use calm_config::Problems;
 use calm_kernels as ops;
-use calm_nn::{Builder, Init, LayerNorm, Linear, Noise};
+use calm_nn::costs::{biased, flops, layer_norm, weights};
+use calm_nn::{Builder, Footing, Held, Init, LayerNorm, Linear, Noise};
 use candle_core::{Result, Tensor};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::Head;
-use crate::{BackboneConfig, EnergyConfig};
+use super::{Head, HeadSettings, KEPT, blocks};
+use crate::BackboneConfig;
 
 const EPS: f64 = 1e-6;
+
+/// The energy head (paper, section 3) and its loss.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EnergyConfig {
+    /// Residual blocks; null: a quarter of the backbone's layers, at least 1.
+    pub blocks: Option<usize>,
+    /// Numbers of uniform noise per sample.
+    pub noise_size: usize,
+    /// N, model samples per position in the loss.
+    pub samples: usize,
+    /// M, draws of the target posterior per position in the loss.
+    pub targets: usize,
+    /// Exponent of the distances; the score is strictly proper for 0 < α < 2.
+    pub alpha: f64,
+}
+
+impl Default for EnergyConfig {
+    fn default() -> Self {
+        Self { blocks: None, noise_size: 64, samples: 8, targets: 100, alpha: 1.0 }
+    }
+}
+
+impl EnergyConfig {
+    /// Residual blocks for a backbone of `layers`.
+    pub fn blocks(&self, layers: usize) -> usize {
+        blocks(self.blocks, layers)
+    }
+}
+
+impl HeadSettings for EnergyConfig {
+    fn name(&self) -> &'static str {
+        "energy"
+    }
+
+    fn validate(&self, problems: &mut Problems) {
+        if self.blocks == Some(0) {
+            problems.add("blocks", "must be at least 1");
+        }
+        if self.noise_size == 0 {
+            problems.add("noise_size", "must be at least 1: without noise all samples coincide");
+        }
+        if self.samples < 2 {
+            let message = format!("is {}: the energy score compares pairs, at least 2", self.samples);
+            problems.add("samples", message);
+        }
+        if self.targets == 0 {
+            problems.add("targets", "must be at least 1");
+        }
+        if !(self.alpha > 0.0 && self.alpha < 2.0) {
+            let alpha = self.alpha;
+            problems.add(
+                "alpha",
+                format!("is {alpha}: the energy score is strictly proper for 0 < alpha < 2 only"),
+            );
+        }
+    }
+
+    fn build(&self, b: &Builder, backbone: &BackboneConfig, latent_size: usize) -> Result<Box<dyn Head>> {
+        Ok(Box::new(EnergyHead::new(b, self, backbone, latent_size)?))
+    }
+
+    fn parameters(&self, backbone: &BackboneConfig, latent_size: usize) -> u64 {
+        let d = backbone.hidden_size;
+        let block = layer_norm(d) + biased(2 * d, d) + biased(d, d) + biased(d, 2 * d) + biased(d, d);
+        let begin = biased(self.noise_size, d) + layer_norm(d) + biased(d, d) + layer_norm(d);
+        let end = layer_norm(d) + biased(d, d) + biased(d, latent_size);
+        begin + self.blocks(backbone.layers) as u64 * block + end
+    }
+
+    fn pass_flops(&self, backbone: &BackboneConfig, latent_size: usize) -> f64 {
+        let d = backbone.hidden_size;
+        let block = weights(2 * d, d) + weights(d, d) + weights(d, 2 * d) + weights(d, d);
+        let ends = weights(self.noise_size, d) + weights(d, d) + weights(d, d) + weights(d, latent_size);
+        flops(ends + self.blocks(backbone.layers) as u64 * block)
+    }
+
+    fn training_passes(&self) -> usize {
+        self.samples
+    }
+
+    fn held(&self, backbone: &BackboneConfig, latent_size: usize, rows: f64, on: Footing) -> Held {
+        let (d, blocks) = (backbone.hidden_size as f64, self.blocks(backbone.layers) as f64);
+        let drawn = rows * self.samples as f64;
+        let mut held = Held::default();
+        // Slopes of a block's output and of [gate | up], with what goes into their products.
+        held.temporary(7.0 * drawn * d * on.activation);
+        // The condition before and after its norm; noise, embedded, and normed: the first block's input.
+        let begin = rows * 2.0 * d + drawn * (self.noise_size as f64 + 2.0 * d);
+        // A block's four tensors and its output.
+        let inside = blocks * (drawn * 5.0 * d + rows * d);
+        // The last norm's output, both sides of the SiLU, the samples and the score's gradient.
+        let end = drawn * (3.0 * d + 2.0 * latent_size as f64);
+        held.keep(KEPT, (begin + inside + end) * on.activation);
+        held
+    }
+}
 
 /// One residual block: `u = MLP([LN(x); c])`, widths 2D -> D -> D -> 2D with SiLU between; u is cut into
 /// gate and up; `x += W(silu(gate) · up)`.

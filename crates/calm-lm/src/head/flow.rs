@@ -11,13 +11,130 @@
 //! alternative head.)
 
 use calm_autoencoder::Posterior;
+use calm_config::Problems;
 use calm_nn::device::upload;
-use calm_nn::{Builder, Noise};
+use calm_nn::{Builder, Footing, Held, Noise};
 use candle_core::{D, Device, Result, Tensor};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::adaln::AdaLnNet;
-use super::{Head, draw_targets, wide};
-use crate::{BackboneConfig, FlowConfig, FlowTime, Solver};
+use super::adaln::{self, AdaLnNet};
+use super::{Head, HeadSettings, blocks, draw_targets, wide};
+use crate::BackboneConfig;
+
+/// How a flow is followed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Solver {
+    /// One pass a step.
+    Euler,
+    /// Two passes a step, second order.
+    #[default]
+    Midpoint,
+}
+
+/// Which time the flow's net is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FlowTime {
+    /// 1000·t, the time itself.
+    #[default]
+    Continuous,
+    /// ⌊1000·t⌋, as the reference implementation: the field becomes a staircase in time. Needed for
+    /// checkpoints trained so.
+    Floor,
+}
+
+/// The flow-matching head: straight path from normal noise to the latent vector.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct FlowConfig {
+    /// Residual blocks; null: a quarter of the backbone's layers, at least 1.
+    pub blocks: Option<usize>,
+    /// Draws of target, noise and time per position in the loss.
+    pub repeats: usize,
+    /// How samples are computed.
+    pub solver: Solver,
+    /// Steps of the solver; null: 10 of midpoint or 20 of Euler, 20 passes either way.
+    pub steps: Option<usize>,
+    /// Which time the net is told.
+    pub time: FlowTime,
+}
+
+impl Default for FlowConfig {
+    fn default() -> Self {
+        Self { blocks: None, repeats: 1, solver: Solver::default(), steps: None, time: FlowTime::default() }
+    }
+}
+
+impl FlowConfig {
+    /// The behaviour of the reference implementation, for its checkpoints.
+    pub fn reference() -> Self {
+        Self { time: FlowTime::Floor, ..Self::default() }
+    }
+
+    /// Residual blocks for a backbone of `layers`.
+    pub fn blocks(&self, layers: usize) -> usize {
+        blocks(self.blocks, layers)
+    }
+
+    /// Steps of the solver.
+    pub fn steps(&self) -> usize {
+        self.steps.unwrap_or(match self.solver {
+            Solver::Euler => 20,
+            Solver::Midpoint => 10,
+        })
+    }
+
+    /// Passes through the net for one sample.
+    pub fn calls(&self) -> usize {
+        match self.solver {
+            Solver::Euler => self.steps(),
+            Solver::Midpoint => 2 * self.steps(),
+        }
+    }
+}
+
+impl HeadSettings for FlowConfig {
+    fn name(&self) -> &'static str {
+        "flow"
+    }
+
+    fn validate(&self, problems: &mut Problems) {
+        for (key, value) in
+            [("blocks", self.blocks.unwrap_or(1)), ("repeats", self.repeats), ("steps", self.steps())]
+        {
+            if value == 0 {
+                problems.add(key, "must be at least 1");
+            }
+        }
+    }
+
+    fn build(&self, b: &Builder, backbone: &BackboneConfig, latent_size: usize) -> Result<Box<dyn Head>> {
+        Ok(Box::new(FlowHead::new(b, self, backbone, latent_size)?))
+    }
+
+    fn parameters(&self, backbone: &BackboneConfig, latent_size: usize) -> u64 {
+        adaln::parameters(backbone.hidden_size, self.blocks(backbone.layers), latent_size, latent_size)
+    }
+
+    fn pass_flops(&self, backbone: &BackboneConfig, latent_size: usize) -> f64 {
+        adaln::pass_flops(backbone.hidden_size, self.blocks(backbone.layers), latent_size, latent_size)
+    }
+
+    fn training_passes(&self) -> usize {
+        self.repeats
+    }
+
+    fn sampling_passes(&self) -> usize {
+        self.calls()
+    }
+
+    fn held(&self, backbone: &BackboneConfig, _latent_size: usize, rows: f64, on: Footing) -> Held {
+        let draws = rows * self.repeats as f64;
+        adaln::held(backbone.hidden_size, self.blocks(backbone.layers), draws, on)
+    }
+}
 
 /// See the module.
 #[derive(Clone, Debug)]

@@ -3,7 +3,10 @@
 #![allow(dead_code, reason = "each test uses a part")]
 
 use calm_autoencoder::{Autoencoder, AutoencoderConfig};
-use calm_lm::{BackboneConfig, Baseline, Calm, ChunkBatch, EnergyConfig, HeadConfig, SpecialIds};
+use calm_lm::{
+    BackboneConfig, Baseline, BaselineConfig, Calm, CalmConfig, ChunkBatch, EnergyConfig, HeadConfig,
+    SpecialIds, TextFormat,
+};
 use calm_nn::{NoiseKey, ParamStore, RowId, philox};
 use candle_core::{DType, Device, Tensor};
 
@@ -15,22 +18,30 @@ pub fn backbone() -> BackboneConfig {
     BackboneConfig { layers: 2, hidden_size: 24, intermediate_size: 32, heads: 2, ..Default::default() }
 }
 
-pub fn autoencoder(chunk_size: usize) -> (ParamStore, Autoencoder) {
-    let config = AutoencoderConfig {
+pub fn autoencoder_config() -> AutoencoderConfig {
+    AutoencoderConfig {
         latent_size: Some(8),
         hidden_size: 16,
         intermediate_size: 24,
         init_std: 0.3,
         ..Default::default()
-    };
+    }
+}
+
+pub fn autoencoder(chunk_size: usize) -> (ParamStore, Autoencoder) {
     let store = ParamStore::new(&Device::Cpu, DType::F32, 1);
+    let config = autoencoder_config();
     let model = Autoencoder::with_store(&store, &config, chunk_size, VOCAB, SPECIAL.bos).unwrap();
     (store, model)
 }
 
+pub fn text(context: usize, bos_chunk: bool) -> TextFormat {
+    TextFormat { vocab_size: VOCAB, special: SPECIAL, context, bos_chunk }
+}
+
 pub fn calm(chunk_size: usize, backbone: &BackboneConfig, bos: bool) -> (ParamStore, Calm) {
     let head = EnergyConfig { noise_size: 6, samples: 4, targets: 8, ..Default::default() };
-    calm_with(&HeadConfig::Energy(head), chunk_size, backbone, bos)
+    calm_with(&head.into(), chunk_size, backbone, bos)
 }
 
 pub fn calm_with(
@@ -41,13 +52,16 @@ pub fn calm_with(
 ) -> (ParamStore, Calm) {
     let store = ParamStore::new(&Device::Cpu, DType::F32, 2);
     let (_, ae) = autoencoder(chunk_size);
-    let model = Calm::new(&store.builder(), backbone, head, ae, SPECIAL, 16, bos).unwrap();
+    let autoencoder = autoencoder_config();
+    let config = CalmConfig { chunk_size, autoencoder, backbone: backbone.clone(), head: head.clone() };
+    let model = Calm::new(&store, &config, ae, &text(16, bos)).unwrap();
     (store, model)
 }
 
 pub fn baseline(backbone: &BackboneConfig, bos: bool) -> (ParamStore, Baseline) {
     let store = ParamStore::new(&Device::Cpu, DType::F32, 3);
-    let model = Baseline::new(&store.builder(), backbone, VOCAB, SPECIAL, 64, bos).unwrap();
+    let config = BaselineConfig { backbone: backbone.clone() };
+    let model = Baseline::new(&store, &config, &text(64, bos)).unwrap();
     (store, model)
 }
 

@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::{Section, cell, figure, legend, name_head, table};
+use super::parts::{Section, cell, figure, legend, name_head, table};
 use crate::ReportError;
 use crate::axis::{Axis, Unit};
 use crate::chart::{Chart, Mark, Point};

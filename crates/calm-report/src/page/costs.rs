@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::{Section, cell, table, variant_head};
+use super::parts::{Section, cell, table, variant_head};
 use crate::ReportError;
 use crate::number;
 use crate::study::{Costs, Study};

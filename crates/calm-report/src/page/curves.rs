@@ -2,7 +2,7 @@
 
 use maud::html;
 
-use super::{Section, all_variants, figure, legend, plural};
+use super::parts::{Section, all_variants, figure, legend, plural};
 use crate::ReportError;
 use crate::axis::{Axis, Unit};
 use crate::chart::{Chart, Mark, Point};
@@ -18,13 +18,11 @@ const BRIER_1: Of = |p| p.brier_1;
 const LOSS: Of = |p| Some(p.loss);
 
 pub fn learning(study: &Study) -> Result<Option<Section>, ReportError> {
-    let baseline = |v: &Variant| v.chunk_size.is_none();
-    let calm = |v: &Variant| v.chunk_size.is_some();
     let panels: Vec<Chart> = [
         curves(study, "BrierLM, %", BRIERLM, |_| true),
         curves(study, "Brier-1, %", BRIER_1, |_| true),
-        curves(study, "baselines: cross-entropy, nats per token", LOSS, baseline),
-        curves(study, "CALM: energy loss", LOSS, calm),
+        curves(study, "cross-entropy, nats per token", LOSS, |v| v.probabilities),
+        curves(study, "loss of latent heads", LOSS, |v| !v.probabilities),
     ]
     .into_iter()
     .flatten()
@@ -34,7 +32,7 @@ pub fn learning(study: &Study) -> Result<Option<Section>, ReportError> {
     }
     let caption = html! {
         "Validation while training, against the training tokens seen. Strong lines are means over the seeds, thin "
-        "ones single seeds; with one seed, bars are ± one standard error over the documents. Energy losses live in "
+        "ones single seeds; with one seed, bars are ± one standard error over the documents. Losses of heads live in "
         "different latent spaces: read each for itself, not one against another. Where BrierLM is undefined its "
         "line has no point."
     };
@@ -101,9 +99,9 @@ fn common_mean(lines: &[Vec<(f64, f64)>]) -> Vec<(f64, f64)> {
 
 pub fn against_cross_entropy(study: &Study) -> Result<Option<Section>, ReportError> {
     let points = |of: Of| {
-        let baselines = study.variants.iter().enumerate().filter(|(_, v)| v.chunk_size.is_none());
+        let exact = study.variants.iter().enumerate().filter(|(_, v)| v.probabilities);
         let checkpoints =
-            baselines.flat_map(|(i, v)| v.runs.iter().flat_map(move |r| r.curve.iter().map(move |p| (i, p))));
+            exact.flat_map(|(i, v)| v.runs.iter().flat_map(move |r| r.curve.iter().map(move |p| (i, p))));
         checkpoints
             .filter_map(move |(series, p)| Some((series, p, of(p)?)))
             .filter(|(_, p, y)| p.loss.is_finite() && y.is_finite())
@@ -139,19 +137,20 @@ pub fn against_cross_entropy(study: &Study) -> Result<Option<Section>, ReportErr
             })
             .map(Mark::Point)
             .collect();
-        let description = format!("{name} against cross-entropy over the checkpoints of the baselines");
+        let description =
+            format!("{name} against cross-entropy over the checkpoints of models with probabilities");
         panels.push(Chart { description, x, y, marks });
     }
     if panels.is_empty() {
         return Ok(None);
     }
-    let baselines = all_variants(study).filter(|(i, _)| study.variants[*i].chunk_size.is_none());
+    let exact = all_variants(study).filter(|(i, _)| study.variants[*i].probabilities);
     let caption = html! {
-        "Every validation of the discrete baselines, which have both numbers: if the scores measure what "
+        "Every validation of the models with probabilities, which have both numbers: if the scores measure what "
         "cross-entropy measures, they fall along a line (Pearson) or at least in order (Spearman). Bars are ± one "
         "standard error."
     };
-    let plots = figure(&legend(baselines)?, &panels, &caption)?;
+    let plots = figure(&legend(exact)?, &panels, &caption)?;
     let coefficient = |c: Option<f64>| c.map_or_else(|| "undefined".into(), |c| number::fixed(c, 3));
     let body = html! {
         @for (name, pearson, spearman, n) in &rows {

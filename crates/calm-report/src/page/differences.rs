@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::{Section, name_head, table};
+use super::parts::{Section, cell, name_head, table};
 use crate::ReportError;
 use crate::number;
 use crate::study::{Difference, DifferenceEstimate, Study};
@@ -79,14 +79,14 @@ fn rows(study: &Study, scores: &[usize]) -> Result<Markup, ReportError> {
 }
 
 fn cells(difference: &DifferenceEstimate, decimals: usize) -> Markup {
-    let fixed = |value: Option<f64>| super::cell(value.map(|v| number::fixed(v, decimals)));
+    let fixed = |value: Option<f64>| cell(value.map(|v| number::fixed(v, decimals)));
     let estimate = &difference.estimate;
     html! {
         td.strong { (number::signed(estimate.value, decimals)) }
         (fixed(estimate.documents))
         (fixed(estimate.seeds))
         (fixed(estimate.se()))
-        (super::cell(difference.half_width.map(|h| format!("± {}", number::fixed(h, decimals)))))
+        (cell(difference.half_width.map(|h| format!("± {}", number::fixed(h, decimals)))))
         (fixed(difference.detectable))
         @match (difference.resolved(), difference.detectable) {
             (Some(true), _) => td.verdict {

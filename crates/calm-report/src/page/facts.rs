@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::{Section, table};
+use super::parts::{Section, cell, table};
 use crate::study::Study;
 use crate::table::setting_keys;
 
@@ -23,7 +23,7 @@ pub fn settings(study: &Study) -> Option<Section> {
                     @for key in &keys {
                         @match variant.settings.iter().find(|s| s.0 == *key) {
                             Some((_, value)) => td.setting { code { (value) } },
-                            None => (super::cell(None)),
+                            None => (cell(None)),
                         }
                     }
                 }

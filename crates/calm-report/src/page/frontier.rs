@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::{Section, all_variants, figure, legend, mean};
+use super::parts::{Section, all_variants, figure, legend, mean};
 use crate::ReportError;
 use crate::axis::{Axis, Unit};
 use crate::chart::{Chart, Mark, Point};

@@ -7,16 +7,16 @@ mod curves;
 mod differences;
 mod facts;
 mod frontier;
+mod parts;
 mod samples;
 mod scores;
 mod summary;
 
-use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
+use maud::{DOCTYPE, PreEscaped, html as markup};
 
+use self::parts::Section;
 use crate::ReportError;
-use crate::chart::{self, Chart};
-use crate::number;
-use crate::study::{Study, Variant};
+use crate::study::Study;
 
 /// The study as one HTML page that needs no network and no JavaScript.
 ///
@@ -75,13 +75,6 @@ pub fn html(study: &Study) -> Result<String, ReportError> {
     Ok(visible(&page.into_string()))
 }
 
-/// A part of the page with its own heading.
-struct Section {
-    id: &'static str,
-    title: &'static str,
-    body: Markup,
-}
-
 /// Control characters that a model may well write, as their Unicode pictures: neither HTML nor XML has a
 /// place for them.
 fn visible(page: &str) -> String {
@@ -96,91 +89,4 @@ fn visible(page: &str) -> String {
             _ => c,
         })
         .collect()
-}
-
-/// A table that scrolls within itself where the screen is narrow. `rows` is everything after the caption.
-fn table(caption: &str, rows: &Markup) -> Markup {
-    markup! {
-        div.scroll role="region" aria-label=(caption) tabindex="0" {
-            table { caption { (caption) } (rows) }
-        }
-    }
-}
-
-/// Plots side by side, with a legend above and a sentence below.
-fn figure(legend: &Markup, panels: &[Chart], caption: &Markup) -> Result<Markup, ReportError> {
-    let drawn = panels.iter().map(Chart::svg).collect::<Result<Vec<_>, _>>()?;
-    // Three in a row, but never a single one in the second row.
-    let two = drawn.len() == 4 || drawn.len() <= 2;
-    Ok(markup! {
-        figure {
-            (legend)
-            div class=(if two { "panels two" } else { "panels" }) {
-                @for svg in &drawn { div.panel { (PreEscaped(svg)) } }
-            }
-            figcaption { (caption) }
-        }
-    })
-}
-
-/// Names with their markers: (series, name).
-fn legend<'a>(entries: impl IntoIterator<Item = (usize, &'a str)>) -> Result<Markup, ReportError> {
-    let entries = entries
-        .into_iter()
-        .map(|(series, name)| Ok((chart::key(series, false)?, name)))
-        .collect::<Result<Vec<_>, ReportError>>()?;
-    Ok(markup! {
-        ul.legend {
-            @for (key, name) in &entries { li { (PreEscaped(key)) span { (name) } } }
-        }
-    })
-}
-
-/// The variants of a study with their series, for a legend.
-fn all_variants(study: &Study) -> impl Iterator<Item = (usize, &str)> {
-    study.variants.iter().enumerate().map(|(i, v)| (i, v.name.as_str()))
-}
-
-/// The name of a variant with its marker, as the head of a table row.
-fn variant_head(study: &Study, variant: &Variant) -> Result<Markup, ReportError> {
-    let series = study.variants.iter().position(|v| v.name == variant.name);
-    name_head(series, &variant.name)
-}
-
-fn name_head(series: Option<usize>, name: &str) -> Result<Markup, ReportError> {
-    let key = series.map(|s| chart::key(s, false)).transpose()?;
-    Ok(markup! {
-        th scope="row" {
-            span.name {
-                @if let Some(key) = key { (PreEscaped(key)) }
-                span { (name) }
-            }
-        }
-    })
-}
-
-/// A cell with a number, or the dash of what was not measured.
-fn cell(text: Option<String>) -> Markup {
-    markup! {
-        @match text {
-            Some(text) => td { (text) },
-            None => td.missing { (number::MISSING) },
-        }
-    }
-}
-
-/// `4`, or `tokens` for a baseline.
-fn chunk_size(variant: &Variant) -> String {
-    variant.chunk_size.map_or_else(|| "tokens".into(), |k| k.to_string())
-}
-
-/// Mean of what was measured; None without any.
-fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let values: Vec<f64> = values.filter(|v| v.is_finite()).collect();
-    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
-}
-
-/// `1 run`, `3 runs`.
-fn plural(n: usize, noun: &str) -> String {
-    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }

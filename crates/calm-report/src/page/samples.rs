@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::Section;
+use super::parts::Section;
 use crate::study::{Sample, Study};
 
 /// Prompts that are open when the page is; the rest is one click away.

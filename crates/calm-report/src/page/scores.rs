@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::{Section, cell, chunk_size, mean, plural, table, variant_head};
+use super::parts::{Section, cell, chunk_size, mean, plural, table, variant_head};
 use crate::ReportError;
 use crate::number;
 use crate::study::{Estimate, Measured, Score, SeedRun, Study, Variant};

@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::plural;
+use super::parts::plural;
 use crate::number;
 use crate::study::{Estimate, Study, Variant};
 

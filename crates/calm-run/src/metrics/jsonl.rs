@@ -8,6 +8,7 @@
 //! steps: earlier lines of the stage with a larger step were written by an interrupted run and no longer
 //! count. Nothing is ever erased.
 
+use crate::stage::Stage;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -18,8 +19,8 @@ use std::path::{Path, PathBuf};
 /// The values of one step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Line {
-    /// Stage name.
-    pub stage: String,
+    /// Stage.
+    pub stage: Stage,
     /// Finished steps of the stage.
     pub step: u64,
     /// Seconds since 1970.
@@ -44,13 +45,13 @@ impl JsonLines {
         &self.path
     }
 
-    pub(super) fn start(&mut self, stage: &str, step: u64, wall_time: f64) -> io::Result<()> {
+    pub(super) fn start(&mut self, stage: Stage, step: u64, wall_time: f64) -> io::Result<()> {
         self.append(&json!({"stage": stage, "step": step, "wall_time": wall_time, "start": true}))
     }
 
     pub(super) fn values(
         &mut self,
-        stage: &str,
+        stage: Stage,
         step: u64,
         wall_time: f64,
         values: &[(&str, f64)],
@@ -98,7 +99,7 @@ fn open_after_last_line(path: &Path) -> io::Result<File> {
 pub fn read_lines(path: &Path) -> io::Result<Vec<Line>> {
     #[derive(Deserialize)]
     struct Start {
-        stage: String,
+        stage: Stage,
         step: u64,
         start: bool,
     }
@@ -118,7 +119,7 @@ pub fn read_lines(path: &Path) -> io::Result<Vec<Line>> {
 mod tests {
     use super::*;
 
-    fn steps(path: &Path) -> Vec<(String, u64)> {
+    fn steps(path: &Path) -> Vec<(Stage, u64)> {
         read_lines(path).unwrap().into_iter().map(|line| (line.stage, line.step)).collect()
     }
 
@@ -127,14 +128,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         let mut lines = JsonLines::new(path.clone());
-        lines.start("lm", 0, 1.0).unwrap();
-        lines.values("lm", 5, 2.5, &[("loss", 0.1), ("bad", f64::NAN)]).unwrap();
+        lines.start(Stage::Lm, 0, 1.0).unwrap();
+        lines.values(Stage::Lm, 5, 2.5, &[("loss", 0.1), ("bad", f64::NAN)]).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let expected = "{\"stage\":\"lm\",\"step\":0,\"wall_time\":1.0,\"start\":true}\n\
             {\"stage\":\"lm\",\"step\":5,\"wall_time\":2.5,\"values\":{\"loss\":0.1,\"bad\":null}}\n";
         assert_eq!(text, expected);
         let values = BTreeMap::from([("loss".to_string(), Some(0.1)), ("bad".to_string(), None)]);
-        let line = Line { stage: "lm".to_string(), step: 5, wall_time: 2.5, values };
+        let line = Line { stage: Stage::Lm, step: 5, wall_time: 2.5, values };
         assert_eq!(read_lines(&path).unwrap(), [line]);
     }
 
@@ -143,16 +144,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         let mut lines = JsonLines::new(path.clone());
-        for (stage, step) in [("autoencoder", 900), ("lm", 0), ("lm", 10), ("lm", 20), ("lm", 30)] {
+        for (stage, step) in
+            [(Stage::Autoencoder, 900), (Stage::Lm, 0), (Stage::Lm, 10), (Stage::Lm, 20), (Stage::Lm, 30)]
+        {
             lines.values(stage, step, 0.0, &[("loss", 1.0)]).unwrap();
         }
         let mut again = JsonLines::new(path.clone());
-        again.start("lm", 20, 1.0).unwrap();
-        again.values("lm", 25, 1.0, &[("loss", 1.0)]).unwrap();
-        let expected = [("autoencoder", 900), ("lm", 0), ("lm", 10), ("lm", 20), ("lm", 25)];
-        assert_eq!(steps(&path), expected.map(|(stage, step)| (stage.to_string(), step)));
-        again.start("lm", 0, 1.0).unwrap();
-        assert_eq!(steps(&path), [("autoencoder".to_string(), 900)]);
+        again.start(Stage::Lm, 20, 1.0).unwrap();
+        again.values(Stage::Lm, 25, 1.0, &[("loss", 1.0)]).unwrap();
+        let expected =
+            [(Stage::Autoencoder, 900), (Stage::Lm, 0), (Stage::Lm, 10), (Stage::Lm, 20), (Stage::Lm, 25)];
+        assert_eq!(steps(&path), expected);
+        again.start(Stage::Lm, 0, 1.0).unwrap();
+        assert_eq!(steps(&path), [(Stage::Autoencoder, 900)]);
     }
 
     #[test]
@@ -161,8 +165,8 @@ mod tests {
         let path = folder.path().join("metrics.jsonl");
         std::fs::write(&path, "{\"stage\":\"lm\",\"st").unwrap();
         let mut lines = JsonLines::new(path.clone());
-        lines.values("lm", 1, 0.0, &[("loss", 1.0)]).unwrap();
-        assert_eq!(steps(&path), [("lm".to_string(), 1)]);
+        lines.values(Stage::Lm, 1, 0.0, &[("loss", 1.0)]).unwrap();
+        assert_eq!(steps(&path), [(Stage::Lm, 1)]);
         assert!(read_lines(&folder.path().join("absent")).is_err());
     }
 }

@@ -4,13 +4,14 @@
 //! the first loss of each kind is reported through a callback, and later ones are tried again in silence.
 //!
 //! ```
+//! use calm_run::Stage;
 //! use calm_run::metrics::{MetricsWriter, Tracking};
 //!
 //! # let run = tempfile::tempdir()?;
 //! let mut metrics = MetricsWriter::new(run.path(), Tracking::default(), |warning| eprintln!("{warning}"));
-//! metrics.begin("autoencoder", None); // or Some(n): n steps were done before
-//! metrics.scalars("autoencoder", 10, &[("loss", 1.25), ("kl", 0.5)]);
-//! metrics.text("autoencoder", 10, "sample", "Once upon a time");
+//! metrics.begin(Stage::Autoencoder, None); // or Some(n): n steps were done before
+//! metrics.scalars(Stage::Autoencoder, 10, &[("loss", 1.25), ("kl", 0.5)]);
+//! metrics.text(Stage::Autoencoder, 10, "sample", "Once upon a time");
 //! # let lines = calm_run::metrics::read_lines(&run.path().join("metrics.jsonl"))?;
 //! # assert_eq!(lines.len(), 1);
 //! # Ok::<(), std::io::Error>(())
@@ -21,6 +22,7 @@ pub mod tensorboard;
 
 pub use jsonl::{Line, read_lines};
 
+use crate::stage::Stage;
 use jsonl::JsonLines;
 use std::collections::BTreeMap;
 use std::io;
@@ -56,7 +58,7 @@ pub struct MetricsWriter {
 /// Event writers by stage; one that failed is gone, and a new file is begun with the next event.
 struct Events {
     folder: PathBuf,
-    writers: BTreeMap<String, EventWriter>,
+    writers: BTreeMap<Stage, EventWriter>,
 }
 
 impl MetricsWriter {
@@ -75,7 +77,7 @@ impl MetricsWriter {
 
     /// Begins a stage: afresh, or after `Some(n)` steps that were done before. What was written of later
     /// steps by an interrupted run no longer counts: [`read_lines`] and TensorBoard drop it.
-    pub fn begin(&mut self, stage: &str, resumed_after: Option<u64>) {
+    pub fn begin(&mut self, stage: Stage, resumed_after: Option<u64>) {
         let after = resumed_after.unwrap_or(0);
         let now = seconds_since_epoch();
         let line = self.lines.start(stage, after, now);
@@ -88,7 +90,7 @@ impl MetricsWriter {
 
     /// Writes values after `step` steps of a stage. A value that is not finite is `null` in the JSON lines and
     /// absent from TensorBoard.
-    pub fn scalars(&mut self, stage: &str, step: u64, values: &[(&str, f64)]) {
+    pub fn scalars(&mut self, stage: Stage, step: u64, values: &[(&str, f64)]) {
         let now = seconds_since_epoch();
         let line = self.lines.values(stage, step, now, values);
         self.note_lines(line);
@@ -99,7 +101,7 @@ impl MetricsWriter {
     }
 
     /// Writes a text, such as a sample of the model; TensorBoard only, which shows it as Markdown.
-    pub fn text(&mut self, stage: &str, step: u64, tag: &str, text: &str) {
+    pub fn text(&mut self, stage: Stage, step: u64, tag: &str, text: &str) {
         self.event(stage, |writer| writer.text(seconds_since_epoch(), step, tag, text));
     }
 
@@ -117,7 +119,7 @@ impl MetricsWriter {
         }
     }
 
-    fn event(&mut self, stage: &str, write: impl FnOnce(&mut EventWriter) -> io::Result<()>) {
+    fn event(&mut self, stage: Stage, write: impl FnOnce(&mut EventWriter) -> io::Result<()>) {
         let Some(events) = &mut self.events else { return };
         if let Err(error) = events.write(stage, write)
             && !std::mem::replace(&mut self.events_failed, true)
@@ -133,16 +135,16 @@ impl MetricsWriter {
 impl Events {
     fn write(
         &mut self,
-        stage: &str,
+        stage: Stage,
         write: impl FnOnce(&mut EventWriter) -> io::Result<()>,
     ) -> io::Result<()> {
         // A file whose last record may be cut off cannot be continued: readers stop there.
-        let mut writer = match self.writers.remove(stage) {
+        let mut writer = match self.writers.remove(&stage) {
             Some(writer) => writer,
-            None => EventWriter::create(&self.folder.join(stage))?,
+            None => EventWriter::create(&self.folder.join(stage.name()))?,
         };
         write(&mut writer)?;
-        self.writers.insert(stage.to_string(), writer);
+        self.writers.insert(stage, writer);
         Ok(())
     }
 }
@@ -169,7 +171,7 @@ mod tests {
     fn every_stage_has_its_lines_and_its_own_event_file() {
         let run = tempfile::tempdir().unwrap();
         let (mut metrics, warnings) = writer(&run.path().join("new/run"));
-        for stage in ["autoencoder", "lm"] {
+        for stage in Stage::ALL {
             metrics.begin(stage, None);
             metrics.scalars(stage, 10, &[("loss", 2.0), ("accuracy", 0.5)]);
             metrics.text(stage, 10, "sample", "text");
@@ -177,10 +179,10 @@ mod tests {
         let run = run.path().join("new/run");
         let lines = read_lines(&run.join("metrics.jsonl")).unwrap();
         assert_eq!(lines.len(), 2);
-        assert_eq!((lines[1].stage.as_str(), lines[1].step), ("lm", 10));
+        assert_eq!((lines[1].stage, lines[1].step), (Stage::Lm, 10));
         assert_eq!(lines[1].values["accuracy"], Some(0.5));
-        for stage in ["autoencoder", "lm"] {
-            assert_eq!(std::fs::read_dir(run.join("tensorboard").join(stage)).unwrap().count(), 1);
+        for stage in Stage::ALL {
+            assert_eq!(std::fs::read_dir(run.join("tensorboard").join(stage.name())).unwrap().count(), 1);
         }
         assert!(!metrics.has_failed() && warnings.lock().unwrap().is_empty());
     }
@@ -189,8 +191,8 @@ mod tests {
     fn values_that_are_not_finite_are_null_in_lines_and_absent_from_events() {
         let run = tempfile::tempdir().unwrap();
         let (mut metrics, _) = writer(run.path());
-        metrics.scalars("lm", 1, &[("loss", 1.0), ("brierlm_undefined", f64::NAN)]);
-        metrics.scalars("lm", 2, &[("only_infinite", f64::INFINITY)]);
+        metrics.scalars(Stage::Lm, 1, &[("loss", 1.0), ("brierlm_undefined", f64::NAN)]);
+        metrics.scalars(Stage::Lm, 2, &[("only_infinite", f64::INFINITY)]);
         let lines = read_lines(&run.path().join("metrics.jsonl")).unwrap();
         assert_eq!((lines.len(), lines[0].values["brierlm_undefined"]), (2, None));
         let file = std::fs::read_dir(run.path().join("tensorboard/lm")).unwrap().next().unwrap().unwrap();
@@ -203,8 +205,8 @@ mod tests {
     fn without_tensorboard_only_the_lines_are_written() {
         let run = tempfile::tempdir().unwrap();
         let mut metrics = MetricsWriter::new(run.path(), Tracking { tensorboard: false }, |_| {});
-        metrics.scalars("lm", 1, &[("loss", 2.0)]);
-        metrics.text("lm", 1, "sample", "text");
+        metrics.scalars(Stage::Lm, 1, &[("loss", 2.0)]);
+        metrics.text(Stage::Lm, 1, "sample", "text");
         assert!(!run.path().join("tensorboard").exists());
         assert!(run.path().join("metrics.jsonl").exists());
     }
@@ -216,10 +218,10 @@ mod tests {
         std::fs::create_dir(run.path().join("metrics.jsonl")).unwrap();
         std::fs::write(run.path().join("tensorboard"), "").unwrap();
         let (mut metrics, warnings) = writer(run.path());
-        metrics.begin("lm", None);
+        metrics.begin(Stage::Lm, None);
         for step in 0..5 {
-            metrics.scalars("lm", step, &[("loss", 1.0)]);
-            metrics.text("lm", step, "sample", "text");
+            metrics.scalars(Stage::Lm, step, &[("loss", 1.0)]);
+            metrics.text(Stage::Lm, step, "sample", "text");
         }
         assert!(metrics.has_failed());
         let texts = warnings.lock().unwrap().clone();
@@ -228,7 +230,7 @@ mod tests {
 
         std::fs::remove_dir(run.path().join("metrics.jsonl")).unwrap();
         std::fs::remove_file(run.path().join("tensorboard")).unwrap();
-        metrics.scalars("lm", 9, &[("loss", 1.0)]);
+        metrics.scalars(Stage::Lm, 9, &[("loss", 1.0)]);
         assert_eq!(read_lines(&run.path().join("metrics.jsonl")).unwrap().len(), 1);
         assert_eq!(std::fs::read_dir(run.path().join("tensorboard/lm")).unwrap().count(), 1);
         assert_eq!(warnings.lock().unwrap().len(), 2);
@@ -241,7 +243,7 @@ mod tests {
         std::os::unix::fs::symlink("/dev/full", run.path().join("metrics.jsonl")).unwrap();
         let (mut metrics, warnings) = writer(run.path());
         for step in 0..3 {
-            metrics.scalars("lm", step, &[("loss", 1.0)]);
+            metrics.scalars(Stage::Lm, step, &[("loss", 1.0)]);
         }
         assert_eq!(warnings.lock().unwrap().len(), 1);
     }

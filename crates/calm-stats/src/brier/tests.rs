@@ -108,19 +108,19 @@ fn the_baseline_sums_the_last_token_out() {
     let squares = [0.5, 0.4, 0.3, 0.2];
     let path = |tokens| SampledPath { tokens, squares: &squares };
     let gold = [0.5, 0.5, 1.0, 0.1];
-    let t = baseline_terms(&[1, 2, 3, 4], &gold, &[path(&[1, 2, 3]), path(&[1, 2, 4])], None).unwrap();
+    let t = exact_terms(&[1, 2, 3, 4], &gold, &[path(&[1, 2, 3]), path(&[1, 2, 4])], None).unwrap();
     close(t.accuracy, [0.5, 0.25, 0.25, 0.025]);
     close(t.collision, [0.5, 0.4, 0.3, 0.0]);
     // Three paths: all pairs; the ones that have parted may stop.
     let paths = [path(&[1, 2, 3]), path(&[1, 2, 3]), SampledPath { tokens: &[9], squares: &[0.5] }];
-    let t = baseline_terms(&[1, 2, 3, 4], &gold, &paths, None).unwrap();
+    let t = exact_terms(&[1, 2, 3, 4], &gold, &paths, None).unwrap();
     close(t.collision, [0.5, 0.4 / 3.0, 0.3 / 3.0, 0.2 / 3.0]);
 }
 
 #[test]
 fn the_baseline_is_sure_of_pad_after_eos() {
     let paths = [SampledPath { tokens: &[1, 90], squares: &[0.5, 0.4] }; 2];
-    let t = baseline_terms(&[1, 90, 91, 91], &[0.5, 0.5, 0.0, 0.0], &paths, END).unwrap();
+    let t = exact_terms(&[1, 90, 91, 91], &[0.5, 0.5, 0.0, 0.0], &paths, END).unwrap();
     close(t.accuracy, [0.5, 0.25, 0.25, 0.25]);
     close(t.collision, [0.5, 0.4, 1.0, 1.0]);
 }
@@ -129,15 +129,15 @@ fn the_baseline_is_sure_of_pad_after_eos() {
 fn the_baseline_refuses_what_is_missing_or_no_probability() {
     let gold = [0.5; 4];
     let short = [SampledPath { tokens: &[1], squares: &[0.5, 0.5] }; 2];
-    let e = baseline_terms(&[1, 2, 3, 4], &gold, &short, None).unwrap_err();
+    let e = exact_terms(&[1, 2, 3, 4], &gold, &short, None).unwrap_err();
     assert_eq!(e, BrierError::ShortSample(1));
     let missing = [SampledPath { tokens: &[1, 2, 3], squares: &[0.5] }; 2];
-    assert_eq!(baseline_terms(&[1, 2, 3, 4], &gold, &missing, None), Err(BrierError::MissingSquares(1)));
+    assert_eq!(exact_terms(&[1, 2, 3, 4], &gold, &missing, None), Err(BrierError::MissingSquares(1)));
     let nan = [SampledPath { tokens: &[1, 2, 3], squares: &[f64::NAN; 4] }; 2];
-    let e = baseline_terms(&[1, 2, 3, 4], &gold, &nan, None).unwrap_err();
+    let e = exact_terms(&[1, 2, 3, 4], &gold, &nan, None).unwrap_err();
     assert!(matches!(e, BrierError::Probability { n: 1, .. }));
-    assert!(baseline_terms(&[1, 2, 3, 4], &[1.5; 4], &nan, None).is_err());
-    assert!(baseline_terms(&[1, 2, 3, 4], &gold, &nan[..1], None).is_err());
+    assert!(exact_terms(&[1, 2, 3, 4], &[1.5; 4], &nan, None).is_err());
+    assert!(exact_terms(&[1, 2, 3, 4], &gold, &nan[..1], None).is_err());
 }
 
 #[test]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::memory::{PARTS, fit, step};
+use crate::memory::{fit, step};
 use calm_config::{ConfigText, load};
 use std::path::Path;
 
@@ -20,7 +20,7 @@ fn planned(config: &RunConfig, target: &Target) -> Plan {
 fn the_state_of_calm_m_is_counted_to_the_byte() {
     let config = shipped("paper/calm-m", &[]);
     let (lm, autoencoder) = (371_732_608.0, 75_832_064.0);
-    let gpu = step(&config, Part::Lm, V, true).unwrap();
+    let gpu = step(&config, Stage::Lm, V, true).unwrap();
     for (part, want) in [
         ("weights, f32", 4.0 * lm),
         ("gradients, f32", 4.0 * lm),
@@ -30,10 +30,10 @@ fn the_state_of_calm_m_is_counted_to_the_byte() {
     ] {
         assert_eq!(gpu.of(part), want, "{part}");
     }
-    let cpu = step(&config, Part::Lm, V, false).unwrap();
+    let cpu = step(&config, Stage::Lm, V, false).unwrap();
     assert_eq!((cpu.of("weights, bf16"), cpu.of("frozen autoencoder")), (0.0, 4.0 * autoencoder));
     assert!(cpu.of("kept in the backbone") > 1.9 * gpu.of("kept in the backbone"));
-    let sum: f64 = PARTS.iter().map(|part| gpu.of(part)).sum();
+    let sum: f64 = gpu.parts().iter().map(|part| part.1).sum();
     assert_eq!(gpu.total(), sum);
 }
 
@@ -44,7 +44,7 @@ fn a_layer_keeps_what_its_operators_keep_and_recomputed_ones_their_input() {
         shipped("paper/calm-m", &[&set[0], &set[1], "train.lm.accumulation=64"])
     };
     let backbone = |layers, recompute| {
-        step(&config(layers, recompute), Part::Lm, V, true).unwrap().of("kept in the backbone")
+        step(&config(layers, recompute), Stage::Lm, V, true).unwrap().of("kept in the backbone")
     };
     // 4 rows of 2048 positions: x, q, k, v, the heads' output and the MLP's input of 1024, gate and up of 2752
     // in bf16, and 16 log sums in f32.
@@ -62,7 +62,7 @@ fn the_papers_models_fit_a_gpu_of_80_gb() {
     for name in ["calm-m", "calm-l", "calm-xl", "baseline-s", "baseline-m", "baseline-l"] {
         let config = shipped(&format!("paper/{name}"), &[]);
         let plan = planned(&config, &target);
-        assert_eq!(plan.check(&["autoencoder", "lm"]).unwrap(), None, "{name}");
+        assert_eq!(plan.check(&[Stage::Autoencoder, Stage::Lm]).unwrap(), None, "{name}");
         for stage in &plan.stages {
             let (total, rows) = (stage.memory.total() / 1e9, stage.micro_rows);
             println!("{name} {}: {rows} rows at a time, {total:.1} GB of {:.1}", stage.stage, free / 1e9);
@@ -76,7 +76,7 @@ fn what_does_not_fit_is_an_error_that_says_what_does() {
     let config = shipped("paper/calm-l", &["train.lm.accumulation=1", "precision=f32"]);
     let target = Target::gpu_with(48e9);
     let plan = planned(&config, &target);
-    let e = plan.check(&["lm"]).unwrap_err();
+    let e = plan.check(&[Stage::Lm]).unwrap_err();
     let (message, hint) = (e.to_string(), e.hint().unwrap());
     assert!(message.contains("stage lm") && message.contains("a GPU of 48 GB has 47.2 GB free"), "{message}");
     let at = |what: &str| hint.find(what).unwrap_or_else(|| panic!("no {what} in {hint}"));
@@ -84,18 +84,18 @@ fn what_does_not_fit_is_an_error_that_says_what_does() {
         ["--set train.lm.accumulation=", "train.lm.recompute=true", "precision=bf16", "train.lm.context="];
     assert!(order.map(at).is_sorted(), "{hint}");
     // Each of them is what it says.
-    let stage = plan.stages.iter().find(|s| s.stage == "lm").unwrap();
+    let stage = plan.stages.iter().find(|s| s.stage == Stage::Lm).unwrap();
     for remedy in &stage.remedies {
         let base = ["train.lm.accumulation=1", "precision=f32"];
         let set: Vec<&str> = base.into_iter().chain(remedy.set.iter().map(String::as_str)).collect();
         let mended = planned(&shipped("paper/calm-l", &set), &target);
-        assert_eq!(mended.check(&["lm"]).unwrap(), None, "{remedy:?}");
-        let lm = mended.stages.iter().find(|s| s.stage == "lm").unwrap();
+        assert_eq!(mended.check(&[Stage::Lm]).unwrap(), None, "{remedy:?}");
+        let lm = mended.stages.iter().find(|s| s.stage == Stage::Lm).unwrap();
         assert_eq!((lm.memory.total(), lm.micro_rows), (remedy.bytes, remedy.rows), "{remedy:?}");
     }
     // A stage that is not going to be trained need not fit.
     assert!(plan.check(&[]).unwrap().is_none());
-    let hopeless = planned(&config, &Target::gpu_with(4e9)).check(&["lm"]).unwrap_err();
+    let hopeless = planned(&config, &Target::gpu_with(4e9)).check(&[Stage::Lm]).unwrap_err();
     assert!(hopeless.hint().unwrap().contains("smaller model"));
 }
 
@@ -104,28 +104,28 @@ fn heads_that_no_kernel_has_are_refused_before_anything_is_trained() {
     let config =
         shipped("paper/calm-m", &["model.calm.backbone.heads=32", "model.calm.backbone.hidden_size=768"]);
     let plan = planned(&config, &Target::gpu_with(80e9));
-    let e = plan.check(&["lm"]).unwrap_err();
+    let e = plan.check(&[Stage::Lm]).unwrap_err();
     assert!(e.to_string().contains("heads of 24") && e.hint().unwrap().contains("--device cpu"), "{e}");
-    assert!(plan.check(&["autoencoder"]).is_ok());
+    assert!(plan.check(&[Stage::Autoencoder]).is_ok());
     let cpu = Target { device: "cpu".into(), gpu: false, free: None, matrix_rate: None };
-    assert!(planned(&config, &cpu).check(&["lm"]).is_ok());
+    assert!(planned(&config, &cpu).check(&[Stage::Lm]).is_ok());
 }
 
 #[test]
 fn too_little_memory_of_a_cpu_is_a_warning() {
     let config = shipped("quickstart", &[]);
     let mut target = Target { device: "cpu".into(), gpu: false, free: Some(1e6), matrix_rate: Some(1e11) };
-    let warning = planned(&config, &target).check(&["lm"]).unwrap().unwrap();
+    let warning = planned(&config, &target).check(&[Stage::Lm]).unwrap().unwrap();
     assert!(warning.contains("stage lm") && warning.contains("cpu has 0.0 GB free"), "{warning}");
     target.free = None;
-    assert_eq!(planned(&config, &target).check(&["lm"]).unwrap(), None);
+    assert_eq!(planned(&config, &target).check(&[Stage::Lm]).unwrap(), None);
 }
 
 #[test]
 fn the_least_accumulation_that_fits_is_found() {
     let config = shipped("paper/calm-m", &["train.lm.accumulation=1"]);
-    let (accumulation, bytes) = fit(&config, Part::Lm, V, true, 79.2e9).unwrap();
+    let (accumulation, bytes) = fit(&config, Stage::Lm, V, true, 79.2e9).unwrap();
     assert!(bytes <= 79.2e9 && accumulation > 1 && 256 % accumulation == 0, "{accumulation}");
     let half = shipped("paper/calm-m", &[&format!("train.lm.accumulation={}", accumulation / 2)]);
-    assert!(step(&half, Part::Lm, V, true).unwrap().total() > 79.2e9);
+    assert!(step(&half, Stage::Lm, V, true).unwrap().total() > 79.2e9);
 }

@@ -1,8 +1,8 @@
 //! Kind `ar_baseline`: logits, loss, gradients, and the terms of the baseline's Brier scores.
 
-use calm_lm::{Baseline, SpecialIds};
-use calm_nn::ParamStore;
-use calm_stats::brier::{NGRAM, SampledPath, baseline_terms};
+use calm_lm::{Baseline, BaselineConfig, LanguageModel, SpecialIds, TextFormat};
+use calm_nn::{Noise, ParamStore};
+use calm_stats::brier::{NGRAM, SampledPath, exact_terms};
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 
 use crate::brier::flat;
@@ -20,7 +20,8 @@ pub fn run(case: &Case, check: &mut Check) -> Result<()> {
     let special = SpecialIds { bos: 0, eos: u32::MAX, pad: 0 };
     let vocab = config.size("vocab_size")?;
     let backbone = reference::backbone_config(&config)?;
-    let model = Baseline::new(&store.builder(), &backbone, vocab, special, 1 << 20, false)?;
+    let text = TextFormat { vocab_size: vocab, special, context: 1 << 20, bos_chunk: false };
+    let model = Baseline::new(&store, &BaselineConfig { backbone }, &text)?;
     reference::load(&store, &case.weights("model.safetensors")?)?;
     for file in case.io_files() {
         let io = case.tensors(&file)?;
@@ -57,7 +58,8 @@ fn compare(
 
     let batch = reference::batch(&ids, 1, None)?;
     let rows = batch.sources.len();
-    let loss = (model.loss(&batch)?.sum / rows as f64)?;
+    let noise = Noise::Given(&Default::default());
+    let loss = (model.loss(&batch, &noise)?.sum / rows as f64)?;
     check.values(io, "loss", &loss)?;
     check.gradients(io, "", store, &loss.backward()?)?;
 
@@ -92,7 +94,7 @@ fn compare(
                 let tokens_of_path = [a as u32, 0, 0];
                 let path = SampledPath { tokens: &tokens_of_path, squares: &squares };
                 let next = if last { 1.0 } else { gold[r + 1] };
-                let terms = baseline_terms(&[0; NGRAM], &[gold[r], next, 1.0, 1.0], &[path, path], None)
+                let terms = exact_terms(&[0; NGRAM], &[gold[r], next, 1.0, 1.0], &[path, path], None)
                     .map_err(|e| candle_core::Error::Msg(e.to_string()))?;
                 collision[2 * r] = terms.collision[0];
                 collision[2 * r + 1] += pa * pa * terms.collision[1];

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use calm_lm::backbone::Branch;
-use calm_lm::{Cache, Calm, ChunkBatch, EnergyConfig, HeadConfig, Sampler, SpecialIds};
+use calm_lm::{Cache, Calm, CalmConfig, ChunkBatch, EnergyConfig, LanguageModel, SpecialIds, TextFormat};
 use calm_nn::{Noise, ParamStore};
 use calm_stats::brier::{self as arithmetic, NGRAM};
 use candle_core::{DType, Device, IndexOp, Result, Tensor, bail};
@@ -75,8 +75,15 @@ impl Models {
             SpecialIds { bos: c.id("bos_token_id")?, eos: c.id("eos_token_id")?, pad: c.id("pad_token_id")? };
         let store = ParamStore::new(&Device::Cpu, DType::F32, 0);
         // The reference never shortens a context.
-        let (context, head) = (1 << 20, HeadConfig::Energy(head));
-        let model = Calm::new(&store.builder(), &backbone, &head, autoencoder, special, context, false)?;
+        let context = 1 << 20;
+        let text = TextFormat { vocab_size: c.size("vocab_size")?, special, context, bos_chunk: false };
+        let config = CalmConfig {
+            chunk_size: autoencoder.chunk_size(),
+            autoencoder: autoencoder.config().clone(),
+            backbone,
+            head: head.into(),
+        };
+        let model = Calm::new(&store, &config, autoencoder, &text)?;
         reference::load(&store, &reference::without(weights, |n| n.starts_with("ae_model.")))?;
         Ok((store, model))
     }
@@ -274,8 +281,8 @@ fn generate(models: &Models, io: &Tensors, check: &mut Check) -> Result<()> {
     let mut states = Vec::new();
     for mut prompt in prompts {
         prompt.resize(prompt.len().next_multiple_of(k), special.pad);
-        let mut state = model.start()?;
-        model.push(&mut state, &prompt)?;
+        let mut state = model.begin()?;
+        model.read(&mut state, &prompt)?;
         states.push(state);
         rows.push(prompt);
     }
@@ -290,7 +297,7 @@ fn generate(models: &Models, io: &Tensors, check: &mut Check) -> Result<()> {
                 let latent = model.head().sample(state.hidden()?, 1, &Noise::Given(&streams))?;
                 chunk = model.decode(&latent)?;
                 ended[row] = chunk.contains(&special.eos);
-                model.push(state, &chunk)?;
+                model.read(state, &chunk)?;
             }
             tokens.extend(chunk);
         }

@@ -2,98 +2,53 @@
 
 use calm_autoencoder::{Autoencoder, Posterior};
 use calm_nn::device::upload;
-use calm_nn::{Builder, Embedding, Init, Noise, RowId};
+use calm_nn::{Embedding, Init, Noise, ParamStore, RowId};
 use candle_core::{DType, Result, Tensor};
 
+use super::CalmConfig;
+use super::input::ChunkInput;
 use crate::backbone::Branch;
 use crate::context::Context;
-use crate::head::{self, Head};
-use crate::input::ChunkInput;
-use crate::sampler::{DrawKey, Sampler, SpecialIds};
-use crate::{Backbone, BackboneConfig, Cache, ChunkBatch, HeadConfig};
+use crate::family::{DrawKind, DrawRequest, Draws, LanguageModel, Loss, SampledDraws, TextFormat};
+use crate::head::Head;
+use crate::sampler::{Continuation, DrawKey, Sampler, SpecialIds};
+use crate::{Backbone, Cache, ChunkBatch};
 
 /// Input module, backbone and head, on a frozen autoencoder. Parameter names are those of the reference
 /// implementation (`transformer.*`, `embed_proj.*`, `mlp_generator.*`).
 pub struct Calm {
+    store: ParamStore,
     embedding: Embedding,
     input: ChunkInput,
     backbone: Backbone,
     head: Box<dyn Head>,
     autoencoder: Autoencoder,
-    special: SpecialIds,
-    context: usize,
-    bos_chunk: bool,
-}
-
-/// Loss of one batch: sum over R rows, to be divided by the rows of the whole global batch.
-#[derive(Clone, Debug)]
-pub struct RowLoss {
-    /// Scalar with gradient.
-    pub sum: Tensor,
-    /// R.
-    pub rows: usize,
-}
-
-/// Draws at every predicted position of a batch.
-#[derive(Clone, Debug)]
-pub struct PositionDraws {
-    /// `[R, steps, N, K]`; step j > 0 continues sample 0 of the steps before it, and is PAD where no other
-    /// sample agrees with sample 0 so far.
-    pub tokens: Vec<u32>,
-    /// R.
-    pub rows: usize,
-    /// Chunks rolled forward.
-    pub steps: usize,
-    /// N.
-    pub samples: usize,
-    /// K.
-    pub chunk_size: usize,
-}
-
-impl PositionDraws {
-    /// Tokens of one draw.
-    pub fn chunk(&self, row: usize, step: usize, sample: usize) -> &[u32] {
-        let at = ((row * self.steps + step) * self.samples + sample) * self.chunk_size;
-        &self.tokens[at..at + self.chunk_size]
-    }
+    text: TextFormat,
 }
 
 impl Calm {
-    /// Creates the parameters under `b`. `context` is the longest trained sequence in chunks; `bos_chunk`
-    /// says whether documents start with an input-only chunk of BOS.
+    /// Creates the parameters in `store`.
+    ///
+    /// # Errors
+    /// No memory left on a GPU.
     pub fn new(
-        b: &Builder,
-        backbone: &BackboneConfig,
-        head: &HeadConfig,
+        store: &ParamStore,
+        config: &CalmConfig,
         autoencoder: Autoencoder,
-        special: SpecialIds,
-        context: usize,
-        bos_chunk: bool,
+        text: &TextFormat,
     ) -> Result<Self> {
-        let vocab = autoencoder.embedding_table().dim(0)?;
-        let init = Init::Normal(backbone.init_std);
+        let (b, d) = (store.builder(), config.backbone.hidden_size);
+        let init = Init::Normal(config.backbone.init_std);
         let t = b.under("transformer");
+        let pad = Some(text.special.pad);
         Ok(Self {
-            embedding: Embedding::new(
-                &t,
-                "embed_tokens",
-                vocab,
-                backbone.hidden_size,
-                init,
-                Some(special.pad),
-            )?,
-            input: ChunkInput::new(
-                &b.under("embed_proj"),
-                autoencoder.chunk_size(),
-                backbone.hidden_size,
-                init,
-            )?,
-            backbone: Backbone::new(&t, backbone)?,
-            head: head::build(b, head, backbone, autoencoder.latent_size())?,
+            store: store.clone(),
+            embedding: Embedding::new(&t, "embed_tokens", text.vocab_size, d, init, pad)?,
+            input: ChunkInput::new(&b.under("embed_proj"), config.chunk_size, d, init)?,
+            backbone: Backbone::new(&t, &config.backbone)?,
+            head: config.head.build(&b, &config.backbone, config.latent_size())?,
             autoencoder,
-            special,
-            context,
-            bos_chunk,
+            text: *text,
         })
     }
 
@@ -110,11 +65,6 @@ impl Calm {
     /// The backbone.
     pub fn backbone(&self) -> &Backbone {
         &self.backbone
-    }
-
-    /// See [`Backbone::set_recompute`].
-    pub fn set_recompute(&mut self, recompute: bool) {
-        self.backbone.set_recompute(recompute);
     }
 
     /// U32 ids `[B, S, K]` -> backbone inputs `[B, S, D]`.
@@ -134,28 +84,6 @@ impl Calm {
         Ok(self.autoencoder.encode(chunks)?.detach())
     }
 
-    /// Training loss of a batch.
-    pub fn loss(&self, batch: &ChunkBatch, noise: &Noise<'_>) -> Result<RowLoss> {
-        let hidden = self.hidden(batch)?;
-        let posterior = self.posterior(&batch.targets()?)?;
-        Ok(RowLoss { sum: self.head.loss(&hidden, &posterior, noise)?.sum_all()?, rows: batch.sources.len() })
-    }
-
-    /// The loss with true and with exchanged hidden states (each row is given another row's), without
-    /// gradient: how much the head uses its condition.
-    pub fn condition_check(&self, batch: &ChunkBatch, noise: &Noise<'_>) -> Result<(f64, f64)> {
-        let hidden = self.hidden(batch)?.detach();
-        let posterior = self.posterior(&batch.targets()?)?;
-        let rows = batch.sources.len();
-        let shift = rows / 2;
-        let index: Vec<u32> = (0..rows).map(|i| ((i + shift) % rows) as u32).collect();
-        let exchanged = hidden.index_select(&upload(&index, rows, hidden.device())?, 0)?;
-        let mean = |h: &Tensor| -> Result<f64> {
-            self.head.loss(h, &posterior, noise)?.to_dtype(DType::F64)?.mean_all()?.to_scalar()
-        };
-        Ok((mean(&hidden)?, mean(&exchanged)?))
-    }
-
     /// Latents `[R, N, L]` -> tokens, row-major `[R, N, K]`.
     pub fn decode(&self, latents: &Tensor) -> Result<Vec<u32>> {
         let (r, n, l) = latents.dims3()?;
@@ -167,6 +95,9 @@ impl Calm {
     ///
     /// A later step is drawn only where another sample still agrees with sample 0 in all steps before it: no
     /// score looks further. Elsewhere it is PAD.
+    ///
+    /// # Errors
+    /// What a GPU answers.
     pub fn draw_positions(
         &self,
         batch: &ChunkBatch,
@@ -174,8 +105,8 @@ impl Calm {
         steps: usize,
         seed: u64,
         purpose: &str,
-    ) -> Result<PositionDraws> {
-        let k = self.chunk_size();
+    ) -> Result<SampledDraws> {
+        let k = self.autoencoder.chunk_size();
         let (b, s, _) = batch.ids.dims3()?;
         let rows = batch.sources.len();
         let inputs = self.embed(&batch.ids)?.detach();
@@ -183,19 +114,19 @@ impl Calm {
         let mut hidden = batch.pick(&x)?.detach();
         let mut branch = Branch::default();
         let mut ended = vec![false; rows];
-        let tokens = vec![self.special.pad; rows * steps * samples * k];
-        let mut out = PositionDraws { tokens, rows, steps, samples, chunk_size: k };
+        let tokens = vec![self.text.special.pad; rows * steps * samples * k];
+        let mut out = SampledDraws { tokens, rows, steps, samples, chunk_size: k };
         let mut open: Vec<u32> = (0..rows as u32).collect();
         for step in 0..steps {
             let ids: Vec<RowId> = open.iter().map(|row| batch.rows[*row as usize]).collect();
             let noise = Noise::Keyed { seed, purpose, step: step as u32, rows: &ids };
             let mut drawn = self.draw_rows(&hidden, samples, &noise)?;
-            let mut first_of_row = vec![self.special.pad; b * s * k];
+            let mut first_of_row = vec![self.text.special.pad; b * s * k];
             for (mine, row) in drawn.chunks_mut(samples * k).zip(&open) {
                 let row = *row as usize;
                 let before = ended[row];
                 for (i, chunk) in mine.chunks_mut(k).enumerate() {
-                    let end = self.special.close(chunk, before);
+                    let end = self.text.special.close(chunk, before);
                     if i == 0 {
                         ended[row] = end;
                     }
@@ -227,7 +158,7 @@ impl Calm {
             return self.decode(&self.head.sample(hidden, samples, noise)?);
         };
         let block = (4096 / samples).max(1);
-        let mut out = Vec::with_capacity(rows * samples * self.chunk_size());
+        let mut out = Vec::with_capacity(rows * samples * self.autoencoder.chunk_size());
         for at in (0..rows).step_by(block) {
             let n = block.min(rows - at);
             let noise = Noise::Keyed { seed, purpose, step, rows: &ids[at..at + n] };
@@ -239,56 +170,133 @@ impl Calm {
 }
 
 impl Calm {
+    /// A text with nothing in it yet: the hidden state after BOS, where documents begin so.
+    ///
+    /// # Errors
+    /// What a GPU answers.
+    pub fn begin(&self) -> Result<Context> {
+        let mut context = Context::default();
+        if self.text.bos_chunk {
+            let bos = vec![self.text.special.bos; self.autoencoder.chunk_size()];
+            context.extend(&bos, |t, c| self.forward_cached(t, c))?;
+        }
+        Ok(context)
+    }
+
+    /// Appends whole chunks to a text.
+    ///
+    /// # Errors
+    /// Another number of tokens; what a GPU answers.
+    pub fn read(&self, context: &mut Context, tokens: &[u32]) -> Result<()> {
+        let (k, text) = (self.autoencoder.chunk_size(), &self.text);
+        context.push(tokens, k, text.context, text.special, |t, c| self.forward_cached(t, c))
+    }
+
     fn forward_cached(&self, tokens: &[u32], cache: &mut Cache) -> Result<Tensor> {
-        let k = self.chunk_size();
+        let k = self.autoencoder.chunk_size();
         let device = self.autoencoder.embedding_table().device();
         let ids = upload(tokens, (1, tokens.len() / k, k), device)?;
         self.backbone.forward_cached(&self.embed(&ids)?.detach(), cache)
     }
 }
 
-impl Sampler for Calm {
-    type State = Context;
+impl LanguageModel for Calm {
+    fn store(&self) -> &ParamStore {
+        &self.store
+    }
 
     fn chunk_size(&self) -> usize {
         self.autoencoder.chunk_size()
     }
 
     fn special(&self) -> SpecialIds {
-        self.special
+        self.text.special
     }
 
-    fn start(&self) -> Result<Context> {
-        let mut state = Context::default();
-        if self.bos_chunk {
-            let bos = vec![self.special.bos; self.chunk_size()];
-            state.extend(&bos, |t, c| self.forward_cached(t, c))?;
-        }
-        Ok(state)
+    fn draws(&self) -> DrawKind {
+        DrawKind::Sampled
     }
 
-    fn push(&self, state: &mut Context, tokens: &[u32]) -> Result<()> {
-        let k = self.chunk_size();
-        state.push(tokens, k, self.context, self.special, |t, c| self.forward_cached(t, c))
+    fn set_recompute(&mut self, recompute: bool) {
+        self.backbone.set_recompute(recompute);
     }
 
-    fn draw(&self, state: &Context, samples: usize, key: DrawKey) -> Result<Vec<Vec<u32>>> {
+    fn loss(&self, batch: &ChunkBatch, noise: &Noise<'_>) -> Result<Loss> {
+        let hidden = self.hidden(batch)?;
+        let posterior = self.posterior(&batch.targets()?)?;
+        let sum = self.head.loss(&hidden, &posterior, noise)?.sum_all()?;
+        Ok(Loss { sum, targets: batch.sources.len(), parts: Vec::new() })
+    }
+
+    fn draw(&self, batch: &ChunkBatch, request: &DrawRequest<'_>) -> Result<Draws> {
+        let DrawRequest { samples, steps, seed, purpose } = *request;
+        self.draw_positions(batch, samples, steps, seed, purpose).map(Draws::Sampled)
+    }
+
+    fn sampler(&self) -> Box<dyn Sampler + '_> {
+        Box::new(self)
+    }
+
+    fn hidden_streams(&self, batch: &ChunkBatch) -> Result<Option<Vec<Tensor>>> {
+        let inputs = self.embed(&batch.ids)?.detach();
+        self.backbone.residual_streams(&inputs, &batch.positions, &batch.segments).map(Some)
+    }
+
+    fn condition_check(&self, batch: &ChunkBatch, noise: &Noise<'_>) -> Result<Option<(f64, f64)>> {
+        let hidden = self.hidden(batch)?.detach();
+        let posterior = self.posterior(&batch.targets()?)?;
+        let rows = batch.sources.len();
+        let shift = rows / 2;
+        let index: Vec<u32> = (0..rows).map(|i| ((i + shift) % rows) as u32).collect();
+        let exchanged = hidden.index_select(&upload(&index, rows, hidden.device())?, 0)?;
+        let mean = |h: &Tensor| -> Result<f64> {
+            self.head.loss(h, &posterior, noise)?.to_dtype(DType::F64)?.mean_all()?.to_scalar()
+        };
+        Ok(Some((mean(&hidden)?, mean(&exchanged)?)))
+    }
+}
+
+impl Sampler for &Calm {
+    fn chunk_size(&self) -> usize {
+        self.autoencoder.chunk_size()
+    }
+
+    fn special(&self) -> SpecialIds {
+        self.text.special
+    }
+
+    fn start(&self) -> Result<Box<dyn Continuation + '_>> {
+        Ok(Box::new(Text { model: self, context: self.begin()? }))
+    }
+}
+
+/// A text that a CALM continues.
+struct Text<'a> {
+    model: &'a Calm,
+    context: Context,
+}
+
+impl Continuation for Text<'_> {
+    fn push(&mut self, tokens: &[u32]) -> Result<()> {
+        self.model.read(&mut self.context, tokens)
+    }
+
+    fn draw(&self, samples: usize, key: DrawKey) -> Result<Vec<Vec<u32>>> {
+        let (model, context) = (self.model, &self.context);
+        let k = model.autoencoder.chunk_size();
         // A stream counts samples in 16 bits: larger pools are several rows.
         let per_row = samples.min(1 << 12);
         let rows: Vec<RowId> = (0..samples.div_ceil(per_row))
-            .map(|i| RowId { example: i as u32, position: (state.tokens().len() / self.chunk_size()) as u32 })
+            .map(|i| RowId { example: i as u32, position: (context.tokens().len() / k) as u32 })
             .collect();
-        let hidden = state.hidden()?.repeat((rows.len(), 1))?;
+        let hidden = context.hidden()?.repeat((rows.len(), 1))?;
         let noise = Noise::Keyed { seed: key.seed, purpose: "generate", step: key.call, rows: &rows };
-        let tokens = self.draw_rows(&hidden, per_row, &noise)?;
-        Ok(tokens
-            .chunks(self.chunk_size())
-            .take(samples)
-            .map(|c| {
-                let mut c = c.to_vec();
-                self.special.close(&mut c, state.ended());
-                c
-            })
-            .collect())
+        let tokens = model.draw_rows(&hidden, per_row, &noise)?;
+        let close = |chunk: &[u32]| {
+            let mut chunk = chunk.to_vec();
+            model.text.special.close(&mut chunk, context.ended());
+            chunk
+        };
+        Ok(tokens.chunks(k).take(samples).map(close).collect())
     }
 }

@@ -10,18 +10,18 @@ use candle_core::Tensor;
 use crate::objective::{Objective, scalar};
 use calm_run::checkpoint::{Best, Checkpoints, StageState};
 use calm_run::config::StageConfig;
-use calm_run::{Error, Result};
+use calm_run::{Error, Result, Stage};
 
 /// What happens while a stage runs. All methods may do nothing.
 pub trait Observer {
     /// Before the first step; `from` steps were done earlier.
-    fn begin(&mut self, stage: &str, from: u64, steps: u64);
+    fn begin(&mut self, stage: Stage, from: u64, steps: u64);
     /// After every step.
     fn step(&mut self, report: &StepReport);
     /// After a validation.
-    fn validation(&mut self, stage: &str, step: u64, validation: &Validation);
+    fn validation(&mut self, stage: Stage, step: u64, validation: &Validation);
     /// After the last step.
-    fn end(&mut self, stage: &str, state: &StageState);
+    fn end(&mut self, stage: Stage, state: &StageState);
     /// Whether to stop at the next step, with a checkpoint.
     fn should_stop(&self) -> bool;
 }
@@ -30,7 +30,7 @@ pub trait Observer {
 #[derive(Clone, Debug)]
 pub struct StepReport {
     /// Stage.
-    pub stage: &'static str,
+    pub stage: Stage,
     /// Steps done.
     pub step: u64,
     /// Steps of the stage.
@@ -69,8 +69,8 @@ pub struct Validation {
     pub sample: Option<String>,
 }
 
-/// Everything the loop needs besides the objective.
-pub struct Stage<'a> {
+/// The training of a stage: everything the loop needs besides the objective.
+pub struct Training<'a> {
     /// How long and how.
     pub config: &'a StageConfig,
     /// Training rows.
@@ -85,12 +85,12 @@ pub struct Stage<'a> {
     pub resume: bool,
 }
 
-impl Stage<'_> {
+impl Training<'_> {
     /// Trains `objective` to the last step. `validate(steps done, last)` is called at the configured interval
     /// and at the end.
-    pub fn run(
+    pub fn run<O: Objective + ?Sized>(
         &self,
-        objective: &dyn Objective,
+        objective: &O,
         validate: &mut dyn FnMut(u64, bool) -> Result<Validation>,
         observer: &mut dyn Observer,
     ) -> Result<StageState> {
@@ -128,7 +128,12 @@ impl Stage<'_> {
             if last || (c.eval_every > 0 && state.step % c.eval_every == 0 && !stop) {
                 let validation = validate(state.step, last)?;
                 if !validation.loss.is_finite() {
-                    return Err(self.not_finite(objective, "validation loss", validation.loss, state.step));
+                    return Err(self.not_finite(
+                        objective.stage(),
+                        "validation loss",
+                        validation.loss,
+                        state.step,
+                    ));
                 }
                 observer.validation(objective.stage(), state.step, &validation);
                 if state.best.is_none_or(|b| validation.loss < b.loss) {
@@ -140,7 +145,12 @@ impl Stage<'_> {
                 // A stop that came in the middle of a step on a GPU: nobody has looked at it yet.
                 let found = bucket.clip(c.clip_norm)?.read()?;
                 if !found.norm.is_finite() || found.skipped > 0 {
-                    return Err(self.not_finite(objective, "the gradient norm", f64::NAN, state.step));
+                    return Err(self.not_finite(
+                        objective.stage(),
+                        "the gradient norm",
+                        f64::NAN,
+                        state.step,
+                    ));
                 }
             }
             if save {
@@ -157,7 +167,7 @@ impl Stage<'_> {
 
     /// Trains `objective` for at least `seconds` and at least five steps, and keeps nothing: the seconds of each
     /// step. The first step, which takes memory for the first time, is not among them.
-    pub fn time(&self, objective: &dyn Objective, seconds: f64) -> Result<Vec<StepReport>> {
+    pub fn time<O: Objective + ?Sized>(&self, objective: &O, seconds: f64) -> Result<Vec<StepReport>> {
         let mut optimizer = AdamW::new(objective.store(), self.config.adamw)?;
         let mut bucket = GradientBucket::new(objective.store())?;
         let mut reports = Vec::new();
@@ -178,9 +188,9 @@ impl Stage<'_> {
     }
 
     /// One optimiser step on a global batch cut into micro-batches. Without `read` nothing waits for a GPU.
-    fn step(
+    fn step<O: Objective + ?Sized>(
         &self,
-        objective: &dyn Objective,
+        objective: &O,
         optimizer: &mut AdamW,
         bucket: &mut GradientBucket,
         step: u64,
@@ -201,9 +211,9 @@ impl Stage<'_> {
             }
             let loss = objective.loss(batch, self.seed, "train", step as u32)?;
             bucket.backward(&(&loss.sum * mean)?)?;
-            sums.add("loss", &loss.sum.detach())?;
-            for (name, sum) in &loss.parts {
-                sums.add(name, sum)?;
+            sums.add("loss", &loss.sum.detach(), loss.targets)?;
+            for part in &loss.parts {
+                sums.add(part.name, &part.sum, part.count)?;
             }
         }
         let clip = bucket.clip(c.clip_norm)?;
@@ -211,15 +221,15 @@ impl Stage<'_> {
         // The parameters of a step that cannot be stay as they were: on the CPU because it is looked at first, on a
         // GPU because the optimiser lets out a step whose gradients have no finite norm.
         let look = || -> Result<StepValues> {
-            let mut means = sums.read(mean)?;
+            let mut means = sums.means()?;
             let loss = if means.is_empty() { 0.0 } else { means.remove(0).1 };
             if !loss.is_finite() {
-                return Err(self.not_finite(objective, "the training loss", loss, step + 1));
+                return Err(self.not_finite(objective.stage(), "the training loss", loss, step + 1));
             }
             let found = clip.read()?;
             if !found.norm.is_finite() || found.skipped > 0 {
                 let norm = if found.norm.is_finite() { f64::NAN } else { found.norm };
-                return Err(self.not_finite(objective, "the gradient norm", norm, step + 1));
+                return Err(self.not_finite(objective.stage(), "the gradient norm", norm, step + 1));
             }
             Ok(StepValues { loss, parts: means, gradient_norm: found.norm })
         };
@@ -241,26 +251,32 @@ impl Stage<'_> {
         })
     }
 
-    fn not_finite(&self, objective: &dyn Objective, what: &'static str, value: f64, step: u64) -> Error {
-        Error::NotFinite { stage: objective.stage(), what, value, step }
+    fn not_finite(&self, stage: Stage, what: &'static str, value: f64, step: u64) -> Error {
+        Error::NotFinite { stage, what, value, step }
     }
 }
 
-/// Sums over micro-batches, where the loss is computed.
+/// Sums over micro-batches, where the loss is computed, with what they are sums over.
 #[derive(Default)]
-struct Sums(Vec<(&'static str, Tensor)>);
+struct Sums(Vec<(&'static str, Tensor, usize)>);
 
 impl Sums {
-    fn add(&mut self, name: &'static str, value: &Tensor) -> candle_core::Result<()> {
-        match self.0.iter_mut().find(|(n, _)| *n == name) {
-            Some((_, sum)) => *sum = (&*sum + value)?,
-            None => self.0.push((name, value.clone())),
+    fn add(&mut self, name: &'static str, value: &Tensor, count: usize) -> candle_core::Result<()> {
+        match self.0.iter_mut().find(|(n, ..)| *n == name) {
+            Some((_, sum, n)) => {
+                *sum = (&*sum + value)?;
+                *n += count;
+            }
+            None => self.0.push((name, value.clone(), count)),
         }
         Ok(())
     }
 
-    /// Each sum times `factor`, in the order in which they came; waits for a GPU.
-    fn read(&self, factor: f64) -> candle_core::Result<Vec<(&'static str, f64)>> {
-        self.0.iter().map(|(name, sum)| Ok((*name, scalar(sum)? * factor))).collect()
+    /// The means, in the order in which the sums came; waits for a GPU.
+    fn means(&self) -> candle_core::Result<Vec<(&'static str, f64)>> {
+        let mean = |(name, sum, count): &(&'static str, Tensor, usize)| {
+            Ok((*name, scalar(sum)? * (1.0 / (*count).max(1) as f64)))
+        };
+        self.0.iter().map(mean).collect()
     }
 }

@@ -1,15 +1,64 @@
-//! What a GPU reaches: matrix products, copies inside it, and copies to and from the CPU.
+//! What a machine reaches: matrix products, copies of memory, and copies to and from a GPU.
+
+use std::time::Instant;
 
 use candle_core::{DType, Device, Result, Tensor};
 use serde::Serialize;
 
-use crate::clock::{Seconds, repeat_on};
-use crate::measure::MatrixRate;
+use crate::clock::{Seconds, repeat, repeat_on};
+use crate::place::Place;
+use crate::products::Products;
 
 /// Bytes of the copies: more than any cache holds.
 const COPIED: usize = 256 << 20;
 /// A product that takes longer is not followed by a larger one.
 const LONG: f64 = 0.1;
+
+/// Rate of the bare matrix product.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct MatrixRate {
+    /// Which products.
+    pub shape: String,
+    /// FLOP/s.
+    pub flops_per_second: f64,
+}
+
+/// Rates of square products and of copying memory (bytes/s, read and written): what shares of a peak refer to.
+///
+/// # Errors
+/// What a GPU answers.
+pub fn matrix_peak(seconds: f64, place: &Place) -> Result<(Vec<MatrixRate>, f64)> {
+    if place.device.is_cuda() {
+        let rates = gpu_matrix_rates(&place.device, place.dtype(), seconds)?;
+        return Ok((rates, gpu_copy_rate(&place.device, seconds / 4.0)?));
+    }
+    let rate = |side: usize| {
+        let mut prepared = Products::square(side).prepare();
+        let started = Instant::now();
+        loop {
+            prepared.round();
+            if started.elapsed().as_secs_f64() > seconds / 4.0 {
+                break;
+            }
+        }
+        MatrixRate { shape: format!("{side}³"), flops_per_second: prepared.rate().unwrap_or(0.0) }
+    };
+    Ok(([512, 1024, 2048].map(rate).to_vec(), copy_rate(seconds / 4.0)))
+}
+
+/// Bytes a second read and written by copying 64 MiB with all threads.
+fn copy_rate(seconds: f64) -> f64 {
+    use rayon::prelude::*;
+    const BLOCK: usize = 1 << 16;
+    let from = vec![1.0f32; 16 << 20];
+    let mut to = vec![0.0f32; from.len()];
+    let run = || {
+        to.par_chunks_mut(BLOCK).zip(from.par_chunks(BLOCK)).for_each(|(to, from)| to.copy_from_slice(from));
+        Ok::<_, std::convert::Infallible>(())
+    };
+    let Ok(times) = repeat(seconds, run);
+    2.0 * size_of_val(&from[..]) as f64 / times.median
+}
 
 /// Rates of a GPU.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -30,19 +79,19 @@ pub struct GpuRates {
 /// What the GPU answers.
 pub fn gpu_rates(device: &Device, seconds: f64) -> Result<GpuRates> {
     let each = seconds / 5.0;
-    let mut matrix = matrix_rates(device, DType::BF16, each)?;
-    matrix.extend(matrix_rates(device, DType::F32, each)?);
+    let mut matrix = gpu_matrix_rates(device, DType::BF16, each)?;
+    matrix.extend(gpu_matrix_rates(device, DType::F32, each)?);
     let [upload, download] = transfers(device, each)?;
     Ok(GpuRates {
         matrix,
-        copy_bytes_per_second: copy_rate(device, each)?,
+        copy_bytes_per_second: gpu_copy_rate(device, each)?,
         upload_bytes_per_second: upload,
         download_bytes_per_second: download,
     })
 }
 
 /// Rates of square products in a format, as far as they get in the time.
-pub(crate) fn matrix_rates(device: &Device, dtype: DType, seconds: f64) -> Result<Vec<MatrixRate>> {
+fn gpu_matrix_rates(device: &Device, dtype: DType, seconds: f64) -> Result<Vec<MatrixRate>> {
     let name = if dtype == DType::BF16 { "bf16" } else { "f32" };
     let mut rates = Vec::new();
     for side in [1024usize, 4096, 8192] {
@@ -59,7 +108,7 @@ pub(crate) fn matrix_rates(device: &Device, dtype: DType, seconds: f64) -> Resul
 }
 
 /// Bytes a second read and written by copying a tensor.
-pub(crate) fn copy_rate(device: &Device, seconds: f64) -> Result<f64> {
+fn gpu_copy_rate(device: &Device, seconds: f64) -> Result<f64> {
     let from = Tensor::zeros(COPIED / 4, DType::F32, device)?;
     let Seconds { median, .. } = repeat_on(device, seconds, || from.copy())?;
     Ok(2.0 * COPIED as f64 / median)
@@ -83,83 +132,13 @@ fn transfers(_: &Device, _: f64) -> Result<[Option<f64>; 2]> {
     Ok([None, None])
 }
 
-/// Bytes of a GPU that tensors hold now, and the most since [`Used::restart`]; None on the CPU and where the driver
-/// has no pool that counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Used {
-    pub(crate) now: u64,
-    pub(crate) most: u64,
-}
-
-impl Used {
-    #[cfg(feature = "cuda")]
-    pub(crate) fn of(device: &Device) -> Option<Self> {
-        use candle_core::cuda_backend::cudarc::driver::sys::CUmemPool_attribute_enum as Attribute;
-        let read = |attribute| {
-            let mut value = 0u64;
-            // SAFETY: these attributes are one 64-bit number.
-            let found = with_pool(device, |pool| unsafe {
-                cuMemPoolGetAttribute(pool, attribute, (&raw mut value).cast()).result().is_ok()
-            });
-            found.filter(|ok| *ok).map(|_| value)
-        };
-        use candle_core::cuda_backend::cudarc::driver::sys::cuMemPoolGetAttribute;
-        let (now, most) =
-            (Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT, Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH);
-        Some(Self { now: read(now)?, most: read(most)? }).filter(|used| used.most > 0)
-    }
-
-    #[cfg(not(feature = "cuda"))]
-    pub(crate) fn of(_: &Device) -> Option<Self> {
-        None
-    }
-
-    /// Lets the high-water mark begin anew.
-    pub(crate) fn restart(device: &Device) {
-        #[cfg(feature = "cuda")]
-        {
-            use candle_core::cuda_backend::cudarc::driver::sys::{
-                CUmemPool_attribute_enum as Attribute, cuMemPoolSetAttribute,
-            };
-            let mut zero = 0u64;
-            // SAFETY: this attribute is one 64-bit number, and 0 is what it may be set to.
-            with_pool(device, |pool| unsafe {
-                let high = Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
-                cuMemPoolSetAttribute(pool, high, (&raw mut zero).cast()).result().is_ok()
-            });
-        }
-        let _ = device;
-    }
-}
-
-/// Something done with a GPU's pool of memory.
-#[cfg(feature = "cuda")]
-fn with_pool<T>(
-    device: &Device,
-    work: impl FnOnce(candle_core::cuda_backend::cudarc::driver::sys::CUmemoryPool) -> T,
-) -> Option<T> {
-    use candle_core::cuda_backend::cudarc::driver::sys::{CUmemoryPool, cuDeviceGetDefaultMemPool};
-    let Device::Cuda(cuda) = device else { return None };
-    let stream = cuda.cuda_stream();
-    let context = stream.context();
-    if !context.has_async_alloc() {
-        return None;
-    }
-    context.bind_to_thread().ok()?;
-    let mut pool: CUmemoryPool = std::ptr::null_mut();
-    // SAFETY: writes one pointer, of the pool of an open device.
-    unsafe { cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device()) }.result().ok()?;
-    Some(work(pool))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::place::gpu_places;
 
     #[test]
-    fn a_gpu_has_rates_and_its_tensors_are_counted() {
-        assert_eq!(Used::of(&Device::Cpu), None);
+    fn a_gpu_has_rates() {
         assert_eq!(transfers(&Device::Cpu, 0.0).unwrap(), [None, None]);
         for place in gpu_places() {
             let rates = gpu_rates(&place.device, 0.1).unwrap();

@@ -6,12 +6,15 @@
 //! * [`Backbone::forward_branch`]: one more position after *every* position of whole rows at once, each
 //!   continuing its own prefix with its own chunk (scoring n-grams that span several chunks).
 
+mod config;
+mod costs;
+
 use calm_kernels as ops;
 use calm_nn::device::upload;
 use calm_nn::{Builder, Init, Linear, RmsNorm, SwiGlu};
 use candle_core::{Result, Tensor, bail};
 
-use crate::BackboneConfig;
+pub use config::BackboneConfig;
 
 #[derive(Clone, Debug)]
 struct Layer {

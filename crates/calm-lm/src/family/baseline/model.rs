@@ -1,0 +1,275 @@
+//! The baseline's network, its loss and its draws.
+
+use calm_kernels as ops;
+use calm_nn::device::upload;
+use calm_nn::{Embedding, Init, Noise, NoiseKey, ParamStore, RowId, philox};
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+use super::BaselineConfig;
+use super::softmax::{invert, nucleus, probabilities};
+use crate::backbone::Branch;
+use crate::context::Context;
+use crate::family::{
+    DrawKind, DrawRequest, Draws, ExactDraws, GRAM, LanguageModel, Loss, TextFormat, TokenDecoding,
+};
+use crate::sampler::{Continuation, DrawKey, Sampler, SpecialIds};
+use crate::{Backbone, Cache, ChunkBatch};
+
+/// A Llama language model; parameter names as in published Llama checkpoints.
+pub struct Baseline {
+    store: ParamStore,
+    embedding: Embedding,
+    backbone: Backbone,
+    /// `[V, D]`
+    output: Tensor,
+    text: TextFormat,
+}
+
+/// What scoring needs of one next-token distribution.
+struct RowStatistics {
+    log_p_target: f64,
+    sum_p_squared: f64,
+    draws: [u32; 2],
+}
+
+impl Baseline {
+    /// Creates the parameters in `store`.
+    ///
+    /// # Errors
+    /// No memory left on a GPU.
+    pub fn new(store: &ParamStore, config: &BaselineConfig, text: &TextFormat) -> Result<Self> {
+        let (b, v, d) = (store.builder(), text.vocab_size, config.backbone.hidden_size);
+        let init = Init::Normal(config.backbone.init_std);
+        let m = b.under("model");
+        Ok(Self {
+            store: store.clone(),
+            embedding: Embedding::new(&m, "embed_tokens", v, d, init, None)?,
+            backbone: Backbone::new(&m, &config.backbone)?,
+            output: b.under("lm_head").weight("weight", &[v, d], init)?,
+            text: *text,
+        })
+    }
+
+    fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+        let (b, s, k) = ids.dims3()?;
+        if k != 1 {
+            bail!("the baseline takes chunks of one token, got {k}")
+        }
+        self.embedding.forward(&ids.reshape((b, s))?)
+    }
+
+    /// Hidden states `[R, D]` of the predicting positions.
+    pub fn hidden(&self, batch: &ChunkBatch) -> Result<Tensor> {
+        let x = self.backbone.forward(&self.embed(&batch.ids)?, &batch.positions, &batch.segments)?;
+        batch.pick(&x)
+    }
+
+    /// Hidden states `[R, D]` -> logits `[R, V]` in the format of the parameters.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        ops::linear(&hidden.to_dtype(self.output.dtype())?, &self.output, None)
+    }
+
+    /// Draws for the Brier terms at all positions in one pass a step: probabilities of the targets, two
+    /// sampled paths and Σ p² along the first.
+    ///
+    /// # Errors
+    /// What a GPU answers.
+    pub fn draw_positions(&self, batch: &ChunkBatch, seed: u64, purpose: &str) -> Result<ExactDraws> {
+        let (b, s, _) = batch.ids.dims3()?;
+        let rows = batch.sources.len();
+        let targets: Vec<u32> = batch.targets()?.flatten_all()?.to_vec1()?;
+        let inputs = self.embed(&batch.ids)?.detach();
+        let (x, trunk) = self.backbone.forward_trunk(&inputs, &batch.positions, &batch.segments)?;
+        let mut hidden = batch.pick(&x)?.detach();
+        let mut branch = Branch::default();
+        let SpecialIds { pad, eos, .. } = self.text.special;
+        let mut out = ExactDraws {
+            log_p: Vec::with_capacity(rows),
+            gram_log_p: Vec::new(),
+            paths: vec![[[pad; GRAM - 1]; 2]; rows],
+            squares: vec![[1.0; GRAM]; rows],
+        };
+        let mut ended = vec![false; rows];
+        for step in 0..GRAM {
+            let key = NoiseKey::new(seed, &format!("{purpose}/token"), step as u32);
+            let stats = self.statistics(&hidden, &targets, key, &batch.rows)?;
+            let mut next = vec![pad; b * s];
+            for (row, st) in stats.iter().enumerate() {
+                if step == 0 {
+                    out.log_p.push(st.log_p_target);
+                }
+                // After EOS the next token is PAD with certainty: squares stay 1, paths PAD.
+                if ended[row] {
+                    continue;
+                }
+                out.squares[row][step] = st.sum_p_squared;
+                if step + 1 < GRAM {
+                    out.paths[row][0][step] = st.draws[0];
+                    out.paths[row][1][step] = st.draws[1];
+                    next[batch.sources[row] as usize] = st.draws[0];
+                    ended[row] = st.draws[0] == eos;
+                }
+            }
+            if step + 1 < GRAM {
+                let ids = upload(&next, (b, s, 1), batch.ids.device())?;
+                let x = self.backbone.forward_branch(&self.embed(&ids)?.detach(), &trunk, &mut branch)?;
+                hidden = batch.pick(&x)?.detach();
+            }
+        }
+        // The next tokens of a row are the targets of the positions after it.
+        let after = |row: usize| std::array::from_fn(|n| out.log_p.get(row + n).copied().unwrap_or(0.0));
+        out.gram_log_p = (0..rows).map(after).collect();
+        Ok(out)
+    }
+
+    fn statistics(
+        &self,
+        hidden: &Tensor,
+        targets: &[u32],
+        key: NoiseKey,
+        ids: &[RowId],
+    ) -> Result<Vec<RowStatistics>> {
+        const BLOCK: usize = 256;
+        let rows = hidden.dim(0)?;
+        let mut out = Vec::with_capacity(rows);
+        for at in (0..rows).step_by(BLOCK) {
+            let n = BLOCK.min(rows - at);
+            let logits = self.logits(&hidden.narrow(0, at, n)?.contiguous()?)?.to_vec2::<f32>()?;
+            let u = philox::uniform(key, &ids[at..at + n], 2, 1);
+            out.par_extend(logits.par_iter().enumerate().map(|(i, row)| {
+                let p = probabilities(row, 1.0);
+                RowStatistics {
+                    log_p_target: p[targets[at + i] as usize].max(f64::MIN_POSITIVE).ln(),
+                    sum_p_squared: p.iter().map(|p| p * p).sum(),
+                    draws: [invert(&p, f64::from(u[2 * i])), invert(&p, f64::from(u[2 * i + 1]))],
+                }
+            }));
+        }
+        Ok(out)
+    }
+}
+
+impl Baseline {
+    fn forward_cached(&self, tokens: &[u32], cache: &mut Cache) -> Result<Tensor> {
+        let ids = upload(tokens, (1, tokens.len(), 1), self.output.device())?;
+        self.backbone.forward_cached(&self.embed(&ids)?.detach(), cache)
+    }
+}
+
+impl LanguageModel for Baseline {
+    fn store(&self) -> &ParamStore {
+        &self.store
+    }
+
+    fn chunk_size(&self) -> usize {
+        1
+    }
+
+    fn special(&self) -> SpecialIds {
+        self.text.special
+    }
+
+    fn draws(&self) -> DrawKind {
+        DrawKind::Exact
+    }
+
+    fn set_recompute(&mut self, recompute: bool) {
+        self.backbone.set_recompute(recompute);
+    }
+
+    /// Cross-entropy, nats.
+    fn loss(&self, batch: &ChunkBatch, _noise: &Noise<'_>) -> Result<Loss> {
+        let hidden = self.hidden(batch)?;
+        let targets = batch.targets()?.flatten_all()?;
+        let sum = ops::tied_cross_entropy(&hidden, &self.output, &targets, None)?;
+        Ok(Loss { sum, targets: batch.sources.len(), parts: Vec::new() })
+    }
+
+    fn draw(&self, batch: &ChunkBatch, request: &DrawRequest<'_>) -> Result<Draws> {
+        self.draw_positions(batch, request.seed, request.purpose).map(Draws::Exact)
+    }
+
+    fn sampler(&self) -> Box<dyn Sampler + '_> {
+        Box::new(Tempered { model: self, decoding: TokenDecoding::default() })
+    }
+
+    fn tempered_sampler(&self, decoding: TokenDecoding) -> Option<Box<dyn Sampler + '_>> {
+        Some(Box::new(Tempered { model: self, decoding }))
+    }
+
+    fn log_probabilities(&self, batch: &ChunkBatch) -> Result<Option<Vec<f64>>> {
+        let hidden = self.hidden(batch)?.detach();
+        let targets: Vec<u32> = batch.targets()?.flatten_all()?.to_vec1()?;
+        let key = NoiseKey::new(0, "unused", 0);
+        let statistics = self.statistics(&hidden, &targets, key, &batch.rows)?;
+        Ok(Some(statistics.iter().map(|s| s.log_p_target).collect()))
+    }
+
+    fn hidden_streams(&self, batch: &ChunkBatch) -> Result<Option<Vec<Tensor>>> {
+        let inputs = self.embed(&batch.ids)?.detach();
+        self.backbone.residual_streams(&inputs, &batch.positions, &batch.segments).map(Some)
+    }
+}
+
+/// The baseline at a temperature.
+struct Tempered<'a> {
+    model: &'a Baseline,
+    decoding: TokenDecoding,
+}
+
+impl Sampler for Tempered<'_> {
+    fn chunk_size(&self) -> usize {
+        1
+    }
+
+    fn special(&self) -> SpecialIds {
+        self.model.text.special
+    }
+
+    fn start(&self) -> Result<Box<dyn Continuation + '_>> {
+        let (model, mut context) = (self.model, Context::default());
+        if model.text.bos_chunk {
+            context.extend(&[model.text.special.bos], |t, c| model.forward_cached(t, c))?;
+        }
+        Ok(Box::new(Text { model, decoding: self.decoding, context }))
+    }
+}
+
+/// A text that the baseline continues.
+struct Text<'a> {
+    model: &'a Baseline,
+    decoding: TokenDecoding,
+    context: Context,
+}
+
+impl Continuation for Text<'_> {
+    fn push(&mut self, tokens: &[u32]) -> Result<()> {
+        let (model, text) = (self.model, &self.model.text);
+        self.context.push(tokens, 1, text.context, text.special, |t, c| model.forward_cached(t, c))
+    }
+
+    fn draw(&self, samples: usize, key: DrawKey) -> Result<Vec<Vec<u32>>> {
+        let (model, context) = (self.model, &self.context);
+        if context.ended() {
+            return Ok(vec![vec![model.text.special.pad]; samples]);
+        }
+        let logits: Vec<f32> = model.logits(context.hidden()?)?.flatten_all()?.to_vec1()?;
+        let p = if self.decoding.temperature == 0.0 {
+            let best = logits.iter().enumerate().fold(0, |b, (i, l)| if *l > logits[b] { i } else { b });
+            let mut p = vec![0.0; logits.len()];
+            p[best] = 1.0;
+            p
+        } else {
+            let mut p = probabilities(&logits, self.decoding.temperature);
+            nucleus(&mut p, self.decoding.top_p);
+            p
+        };
+        let position = context.tokens().len() as u32;
+        let rows: Vec<RowId> =
+            (0..samples.div_ceil(1 << 12)).map(|i| RowId { example: i as u32, position }).collect();
+        let key = NoiseKey::new(key.seed, "generate/token", key.call);
+        let u = philox::uniform(key, &rows, samples.min(1 << 12), 1);
+        Ok(u.iter().take(samples).map(|u| vec![invert(&p, f64::from(*u))]).collect())
+    }
+}

@@ -1,0 +1,67 @@
+//! Next-token distributions: tempered, cut, drawn from.
+
+/// Softmax of `logits / temperature` in f64.
+pub(super) fn probabilities(logits: &[f32], temperature: f64) -> Vec<f64> {
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut p: Vec<f64> = logits.iter().map(|l| (f64::from(l - top) / temperature).exp()).collect();
+    let sum: f64 = p.iter().sum();
+    p.iter_mut().for_each(|p| *p /= sum);
+    p
+}
+
+/// The token at quantile `u` of a distribution that sums to 1.
+pub(super) fn invert(p: &[f64], u: f64) -> u32 {
+    let mut sum = 0.0;
+    for (i, p) in p.iter().enumerate() {
+        sum += p;
+        if u < sum {
+            return i as u32;
+        }
+    }
+    // Rounding left u above the sum: the last token that is possible at all.
+    p.iter().rposition(|p| *p > 0.0).unwrap_or(0) as u32
+}
+
+/// Keeps the smallest set of most probable tokens whose mass reaches `top_p`, renormalised.
+pub(super) fn nucleus(p: &mut [f64], top_p: f64) {
+    if top_p >= 1.0 {
+        return;
+    }
+    let mut order: Vec<usize> = (0..p.len()).collect();
+    order.sort_by(|a, b| p[*b].total_cmp(&p[*a]).then(a.cmp(b)));
+    let mut mass = 0.0;
+    let mut kept = 0;
+    for i in &order {
+        mass += p[*i];
+        kept += 1;
+        if mass >= top_p {
+            break;
+        }
+    }
+    for i in &order[kept..] {
+        p[*i] = 0.0;
+    }
+    p.iter_mut().for_each(|p| *p /= mass);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nucleus_keeps_the_smallest_sufficient_set() {
+        let mut p = vec![0.1, 0.5, 0.3, 0.1];
+        nucleus(&mut p, 0.7);
+        assert_eq!(p[0], 0.0);
+        assert!((p[1] - 0.625).abs() < 1e-12 && (p[2] - 0.375).abs() < 1e-12);
+    }
+
+    #[test]
+    fn inversion_follows_the_distribution_and_never_picks_the_impossible() {
+        let p = [0.25, 0.0, 0.75, 0.0];
+        assert_eq!(invert(&p, 0.0), 0);
+        assert_eq!(invert(&p, 0.24), 0);
+        assert_eq!(invert(&p, 0.25), 2);
+        assert_eq!(invert(&p, 1.0), 2);
+    }
+}

@@ -1,0 +1,130 @@
+//! Continuous autoregressive language models (arXiv 2510.27688): a Transformer over chunks predicts the next latent
+//! vector, which a frozen autoencoder turns into K tokens.
+//!
+//! ```text
+//! ids [B,S,K] -> own embeddings, K·D concatenated -> input MLP -> backbone, one position a chunk
+//!   -> hidden [R,D] -> head -> latent [R,N,L] -> frozen autoencoder -> tokens [R,N,K]
+//! ```
+
+mod costs;
+mod input;
+mod model;
+
+use calm_autoencoder::{Autoencoder, AutoencoderConfig};
+use calm_config::Problems;
+use calm_nn::costs::{Flops, Parameters};
+use calm_nn::{Footing, Held, ParamStore};
+use candle_core::{Result, bail};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{DrawKind, FamilyConfig, LanguageModel, TextFormat};
+use crate::registry::Registered;
+use crate::{BackboneConfig, HeadConfig};
+pub use model::Calm;
+
+/// Its key in configurations.
+pub const NAME: &str = "calm";
+
+/// Most tokens of a chunk.
+const LONGEST_CHUNK: usize = 64;
+/// Most numbers of a latent vector.
+const LARGEST_LATENT: usize = 1024;
+
+/// A continuous autoregressive language model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CalmConfig {
+    /// K, tokens per chunk: the semantic bandwidth of one step.
+    pub chunk_size: usize,
+    /// Stage 1.
+    #[serde(default)]
+    pub autoencoder: AutoencoderConfig,
+    /// Stage 2: the transformer.
+    #[serde(default)]
+    pub backbone: BackboneConfig,
+    /// Stage 2: the generative head.
+    #[serde(default)]
+    pub head: HeadConfig,
+}
+
+impl CalmConfig {
+    /// L.
+    pub fn latent_size(&self) -> usize {
+        self.autoencoder.latent_size(self.chunk_size)
+    }
+}
+
+impl FamilyConfig for CalmConfig {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn title(&self) -> &'static str {
+        "a CALM"
+    }
+
+    fn chunk_size(&self) -> usize {
+        self.chunk_size
+    }
+
+    fn draws(&self) -> DrawKind {
+        DrawKind::Sampled
+    }
+
+    fn autoencoder(&self) -> Option<&AutoencoderConfig> {
+        Some(&self.autoencoder)
+    }
+
+    fn head(&self) -> Option<&HeadConfig> {
+        Some(&self.head)
+    }
+
+    fn head_sizes(&self) -> Vec<usize> {
+        vec![self.backbone.head_size()]
+    }
+
+    fn validate(&self, problems: &mut Problems) {
+        let k = self.chunk_size;
+        if k == 0 || k > LONGEST_CHUNK {
+            problems.add("chunk_size", format!("is {k}: chunks have between 1 and {LONGEST_CHUNK} tokens"));
+        }
+        if self.autoencoder.latent_size.is_none() && self.latent_size() > LARGEST_LATENT {
+            problems
+                .add(
+                    "chunk_size",
+                    format!("{k} gives latents of 32 numbers a token, more than {LARGEST_LATENT}"),
+                )
+                .hint(format!("set model.{NAME}.autoencoder.latent_size to at most {LARGEST_LATENT}"));
+        }
+        problems.within("autoencoder", |p| self.autoencoder.validate(p));
+        problems.within("backbone", |p| self.backbone.validate(p));
+        problems.within("head", |p| p.within(Registered::name(&*self.head), |p| self.head.validate(p)));
+    }
+
+    fn build(
+        &self,
+        store: &ParamStore,
+        text: &TextFormat,
+        autoencoder: Option<Autoencoder>,
+    ) -> Result<Box<dyn LanguageModel>> {
+        let Some(autoencoder) = autoencoder else { bail!("a {NAME} is built on a trained autoencoder") };
+        Ok(Box::new(Calm::new(store, self, autoencoder, text)?))
+    }
+
+    fn parameters(&self, vocab: usize) -> Parameters {
+        costs::parameters(self, vocab)
+    }
+
+    fn training_flops(&self, _vocab: usize, context: usize) -> Flops {
+        costs::training_flops(self, context)
+    }
+
+    fn inference_flops(&self, vocab: usize, context: usize, draws: usize) -> Flops {
+        costs::inference_flops(self, vocab, context, draws)
+    }
+
+    fn held(&self, _vocab: usize, positions: f64, on: Footing, recompute: bool) -> Held {
+        costs::held(self, positions, on, recompute)
+    }
+}

@@ -1,0 +1,252 @@
+//! Model families: everything above this crate knows a model only through the traits of this module.
+//!
+//! ```text
+//! FamilyConfig   settings: chunk size, stages, validation, parameters, FLOPs, bytes held, names; builds a
+//! LanguageModel  parameters, loss as named parts, draws at every position of a batch, a sampler with state
+//! ```
+//! **Adding a family** is one module here: its settings, which implement [`FamilyConfig`], its model, which implements
+//! [`LanguageModel`]; and its line in [`SHIPPED`]. `crates/calm-train/tests/toy_family.rs` shows a whole one, which
+//! trains, is scored and generates through the same commands as the others.
+
+pub mod baseline;
+pub mod calm;
+mod draws;
+
+use std::sync::RwLock;
+
+use calm_autoencoder::{Autoencoder, AutoencoderConfig};
+use calm_config::Problems;
+use calm_nn::costs::{Flops, Parameters};
+use calm_nn::{Footing, Held, Noise, ParamStore};
+use candle_core::{Result, Tensor};
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+
+use crate::registry::{Choice, Entry, Plain, Registered};
+use crate::sampler::{Sampler, SpecialIds};
+use crate::{ChunkBatch, HeadConfig};
+pub use draws::{DrawKind, DrawRequest, Draws, ExactDraws, GRAM, SampledDraws};
+
+/// The text as a model meets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TextFormat {
+    /// V.
+    pub vocab_size: usize,
+    /// Ids with a meaning.
+    pub special: SpecialIds,
+    /// S, the longest trained sequence in positions.
+    pub context: usize,
+    /// Whether a document begins with an input-only chunk of BOS.
+    pub bos_chunk: bool,
+}
+
+/// Settings of a family: what it is made of and what it costs. V is the vocabulary, S the context in positions, each
+/// of which stands for K tokens.
+pub trait FamilyConfig: Plain {
+    /// Its key under `model` in a configuration.
+    fn name(&self) -> &'static str;
+
+    /// What people call a model of it, with its article.
+    fn title(&self) -> &'static str;
+
+    /// K, tokens a position.
+    fn chunk_size(&self) -> usize;
+
+    /// What its models draw.
+    fn draws(&self) -> DrawKind;
+
+    /// The autoencoder that a first stage trains, for families that work on its latents.
+    fn autoencoder(&self) -> Option<&AutoencoderConfig> {
+        None
+    }
+
+    /// The head that draws latents, for families that have one.
+    fn head(&self) -> Option<&HeadConfig> {
+        None
+    }
+
+    /// Numbers of an attention head, for each kind of attention that it has: a GPU has kernels for some sizes.
+    fn head_sizes(&self) -> Vec<usize>;
+
+    /// Adds what is impossible, by key of these settings.
+    fn validate(&self, problems: &mut Problems);
+
+    /// Creates the model's parameters in `store`, on the autoencoder where it needs one.
+    ///
+    /// # Errors
+    /// A missing autoencoder; no memory left on a GPU.
+    fn build(
+        &self,
+        store: &ParamStore,
+        text: &TextFormat,
+        autoencoder: Option<Autoencoder>,
+    ) -> Result<Box<dyn LanguageModel>>;
+
+    /// Trainable parameters by part, without the autoencoder's.
+    fn parameters(&self, vocab: usize) -> Parameters;
+
+    /// Training FLOPs of a token, without the autoencoder's own training.
+    fn training_flops(&self, vocab: usize, context: usize) -> Flops;
+
+    /// FLOPs of generating a token at the end of a full context, with `draws` samples of every chunk: 1 at T = 1, the
+    /// pool of the batch approximation below it. Families with probabilities need one draw at any temperature.
+    fn inference_flops(&self, vocab: usize, context: usize, draws: usize) -> Flops;
+
+    /// What a training step on `positions` positions holds.
+    fn held(&self, vocab: usize, positions: f64, on: Footing, recompute: bool) -> Held;
+}
+
+/// Which model: `{NAME: settings}`.
+pub type ModelConfig = Choice<dyn FamilyConfig>;
+
+/// The families of this crate.
+const SHIPPED: &[Entry<dyn FamilyConfig>] = &[
+    Entry::family::<calm::CalmConfig>(
+        calm::NAME,
+        "Autoencoder and continuous autoregressive language model.",
+    ),
+    Entry::family::<baseline::BaselineConfig>(baseline::NAME, "The same backbone on tokens."),
+];
+
+static ADDED: RwLock<Vec<Entry<dyn FamilyConfig>>> = RwLock::new(Vec::new());
+
+impl Registered for dyn FamilyConfig {
+    const SCHEMA: &'static str = "ModelConfig";
+
+    fn name(&self) -> &'static str {
+        FamilyConfig::name(self)
+    }
+
+    fn shipped() -> &'static [Entry<Self>] {
+        SHIPPED
+    }
+
+    fn added() -> &'static RwLock<Vec<Entry<Self>>> {
+        &ADDED
+    }
+}
+
+impl Entry<dyn FamilyConfig> {
+    /// The entry of a family whose settings are a `T`.
+    pub const fn family<T: FamilyConfig + DeserializeOwned + JsonSchema>(
+        name: &'static str,
+        about: &'static str,
+    ) -> Self {
+        Self {
+            name,
+            about,
+            read: |settings| Ok(Box::new(erased_serde::deserialize::<T>(settings)?)),
+            schema: |generator| generator.subschema_for::<T>(),
+        }
+    }
+}
+
+impl<T: FamilyConfig> From<T> for ModelConfig {
+    fn from(settings: T) -> Self {
+        Self::boxed(Box::new(settings))
+    }
+}
+
+/// Loss of a batch.
+#[derive(Clone, Debug)]
+pub struct Loss {
+    /// What is minimised, summed over the targets: scalar with gradient. A training step divides it by the targets of
+    /// the whole global batch.
+    pub sum: Tensor,
+    /// R, targets of the batch.
+    pub targets: usize,
+    /// More numbers for the metrics.
+    pub parts: Vec<LossPart>,
+}
+
+/// A number beside the loss.
+#[derive(Clone, Debug)]
+pub struct LossPart {
+    /// Its name in the metrics.
+    pub name: &'static str,
+    /// Sum over whatever it is a mean of: scalar without gradient.
+    pub sum: Tensor,
+    /// Number of these.
+    pub count: usize,
+}
+
+/// How the next token is drawn from probabilities.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenDecoding {
+    /// Softmax temperature; 0 takes the most probable token.
+    pub temperature: f64,
+    /// Keep the smallest set of tokens whose probabilities sum to this.
+    pub top_p: f64,
+}
+
+impl Default for TokenDecoding {
+    fn default() -> Self {
+        Self { temperature: 1.0, top_p: 1.0 }
+    }
+}
+
+/// A built model of any family.
+pub trait LanguageModel: Send + Sync {
+    /// Its parameters (a frozen autoencoder's are not among them).
+    fn store(&self) -> &ParamStore;
+
+    /// K.
+    fn chunk_size(&self) -> usize;
+
+    /// Ids with a meaning.
+    fn special(&self) -> SpecialIds;
+
+    /// What [`Self::draw`] gives.
+    fn draws(&self) -> DrawKind;
+
+    /// See [`crate::Backbone::set_recompute`].
+    fn set_recompute(&mut self, recompute: bool);
+
+    /// Training loss. All noise comes from `noise`, whose rows are those of the batch.
+    ///
+    /// # Errors
+    /// A batch of another chunk size; what a GPU answers.
+    fn loss(&self, batch: &ChunkBatch, noise: &Noise<'_>) -> Result<Loss>;
+
+    /// Draws at every predicting position of a batch, without gradient: samples of a black box, or exact
+    /// probabilities.
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    fn draw(&self, batch: &ChunkBatch, request: &DrawRequest<'_>) -> Result<Draws>;
+
+    /// The model as a sampler at T = 1.
+    fn sampler(&self) -> Box<dyn Sampler + '_>;
+
+    /// The model as a sampler of its tempered probabilities; None of a black box, which is sharpened by drawing more
+    /// samples.
+    fn tempered_sampler(&self, _decoding: TokenDecoding) -> Option<Box<dyn Sampler + '_>> {
+        None
+    }
+
+    /// ln p of every predicted token of a batch, `[R, K]` row-major; None of a black box.
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    fn log_probabilities(&self, _batch: &ChunkBatch) -> Result<Option<Vec<f64>>> {
+        Ok(None)
+    }
+
+    /// The hidden streams `[B, S, D]` that enter each layer, and the one that leaves the last (before the final norm);
+    /// None of a model that has none.
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    fn hidden_streams(&self, _batch: &ChunkBatch) -> Result<Option<Vec<Tensor>>> {
+        Ok(None)
+    }
+
+    /// The mean loss with true and with exchanged hidden states (each row is given another row's), without gradient:
+    /// how much a head uses its condition. None of a model without a head.
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    fn condition_check(&self, _batch: &ChunkBatch, _noise: &Noise<'_>) -> Result<Option<(f64, f64)>> {
+        Ok(None)
+    }
+}
