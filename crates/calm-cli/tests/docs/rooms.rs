@@ -86,3 +86,39 @@ fn every_room_has_a_readme_that_says_what_it_may_use() {
     }
     none(&problems);
 }
+
+#[test]
+fn every_module_in_a_rooms_table_is_there() {
+    let (mut problems, mut checked) = (Vec::new(), 0);
+    for name in crates().keys() {
+        let room = root().join("crates").join(name);
+        let text = std::fs::read_to_string(room.join("README.md")).unwrap();
+        for cell in text.lines().filter_map(|line| line.strip_prefix("| `")?.split(" |").next()) {
+            for module in cell.split('`').step_by(2).filter(|module| !module.starts_with(',')) {
+                let source = room.join("src").join(module);
+                let there = [room.join(module), source.with_extension("rs"), source.join("mod.rs")];
+                checked += 1;
+                if !there.iter().any(|path| path.exists()) {
+                    problems.push(format!("crates/{name}/README.md: there is no module {module}"));
+                }
+            }
+        }
+    }
+    none(&problems);
+    assert!(checked > 20, "only {checked} modules were found");
+}
+
+#[test]
+fn every_dependency_has_its_reason_in_the_readme() {
+    let manifest = std::fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let (_, listed) = manifest.split_once("[workspace.dependencies]").unwrap();
+    let listed = listed.split("\n[").next().unwrap();
+    let names =
+        listed.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split(' ').next());
+    let foreign: Vec<&str> = names.filter(|name| !name.is_empty() && !name.starts_with("calm-")).collect();
+    assert!(foreign.len() > 30, "{foreign:?}");
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let (_, reasons) = readme.split_once("## Dependencies").unwrap();
+    let missing = foreign.iter().filter(|name| !reasons.contains(&format!("`{name}`")));
+    none(&missing.map(|name| format!("README.md does not say why {name} is used")).collect::<Vec<_>>());
+}
