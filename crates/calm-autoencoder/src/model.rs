@@ -67,8 +67,6 @@ pub struct AutoencoderLoss {
     pub cross_entropy: Tensor,
     /// Summed clipped KL, nats.
     pub kl: Tensor,
-    /// Summed KL before clipping, nats.
-    pub kl_unclipped: Tensor,
     /// R.
     pub chunks: usize,
 }
@@ -266,16 +264,9 @@ impl Autoencoder {
         let cross_entropy =
             ops::tied_cross_entropy(&hidden, &self.embedding.table, &ids.flatten_all()?, None)?;
         // Σ_dims max(clip, KL_dim), per sample and dimension; no gradient where the clip holds.
-        let kl_dims = posterior.kl()?;
-        let kl = kl_dims.maximum(self.config.kl_clip)?.sum_all()?;
+        let kl = posterior.kl()?.maximum(self.config.kl_clip)?.sum_all()?;
         let total = (&cross_entropy + (&kl * self.config.kl_weight)?)?;
-        Ok(AutoencoderLoss {
-            total,
-            cross_entropy: cross_entropy.detach(),
-            kl: kl.detach(),
-            kl_unclipped: kl_dims.detach().sum_all()?,
-            chunks: rows,
-        })
+        Ok(AutoencoderLoss { total, cross_entropy: cross_entropy.detach(), kl: kl.detach(), chunks: rows })
     }
 }
 

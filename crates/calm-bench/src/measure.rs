@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::clock::{Seconds, once, processor, repeat_on};
 use crate::memory::Memory;
-use crate::operators::{Amount, Operator, Pass};
+use crate::operators::{Amount, OperatorCase, Pass};
 use crate::place::Place;
 use crate::products::Products;
 use crate::size::Size;
@@ -221,7 +221,7 @@ pub struct MeasuredOperator {
 ///
 /// # Errors
 /// It fails.
-pub fn operator(mut o: Operator, options: &Options, place: &Place) -> Result<MeasuredOperator> {
+pub fn operator(mut o: OperatorCase, options: &Options, place: &Place) -> Result<MeasuredOperator> {
     let pass = if o.differentiable { Pass::Both } else { Pass::Forward };
     let device = &place.device;
     let forward = repeat_on(device, options.seconds, || (o.fused)(Pass::Forward))?;

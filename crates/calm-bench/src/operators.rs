@@ -31,7 +31,7 @@ pub enum Amount {
 pub type Run = Box<dyn FnMut(Pass) -> Result<()>>;
 
 /// An operator under measurement.
-pub struct Operator {
+pub struct OperatorCase {
     /// Its name in `calm-kernels`.
     pub name: &'static str,
     /// Shapes of its inputs.
@@ -90,7 +90,7 @@ const EPS: f64 = 1e-6;
 ///
 /// # Errors
 /// The tensors cannot be made.
-pub fn all(s: &Size, p: &Place) -> Result<Vec<Operator>> {
+pub fn all(s: &Size, p: &Place) -> Result<Vec<OperatorCase>> {
     let optimiser = if p.device.is_cuda() { optimiser_on_gpu(s, p)? } else { optimiser(s)? };
     let lists = [
         rows_of_numbers(s, p)?,
@@ -103,8 +103,8 @@ pub fn all(s: &Size, p: &Place) -> Result<Vec<Operator>> {
     Ok(lists.into_iter().flatten().collect())
 }
 
-fn operator(name: &'static str, shape: String, amount: Amount, fused: Run, plain: Run) -> Operator {
-    Operator { name, shape, amount, differentiable: true, fused, plain: Some(plain) }
+fn operator(name: &'static str, shape: String, amount: Amount, fused: Run, plain: Run) -> OperatorCase {
+    OperatorCase { name, shape, amount, differentiable: true, fused, plain: Some(plain) }
 }
 
 fn without_gradient(
@@ -113,8 +113,8 @@ fn without_gradient(
     amount: Amount,
     fused: Run,
     plain: Option<Run>,
-) -> Operator {
-    Operator { name, shape, amount, differentiable: false, fused, plain }
+) -> OperatorCase {
+    OperatorCase { name, shape, amount, differentiable: false, fused, plain }
 }
 
 /// Activations read or written once.
@@ -123,7 +123,7 @@ fn bytes(p: &Place, elements: usize) -> Amount {
 }
 
 /// Linear layers, norms and activations.
-fn rows_of_numbers(s: &Size, p: &Place) -> Result<Vec<Operator>> {
+fn rows_of_numbers(s: &Size, p: &Place) -> Result<Vec<OperatorCase>> {
     let bytes = |elements: usize| bytes(p, elements);
     let (d, n) = (s.hidden, s.samples);
     let positions = s.batch_rows * s.context_chunks;
@@ -209,7 +209,7 @@ fn rows_of_numbers(s: &Size, p: &Place) -> Result<Vec<Operator>> {
 }
 
 /// Rotary angles and attention at the baseline's context, K times as long, and over a cache.
-fn attention(s: &Size, p: &Place) -> Result<Vec<Operator>> {
+fn attention(s: &Size, p: &Place) -> Result<Vec<OperatorCase>> {
     let bytes = |elements: usize| bytes(p, elements);
     let (b, t, h, kv) = (s.batch_rows, s.context_chunks * s.chunk_size, s.heads, s.kv_heads);
     let dh = s.hidden / h;
@@ -276,7 +276,7 @@ fn attention(s: &Size, p: &Place) -> Result<Vec<Operator>> {
 }
 
 /// Whole parts of layers beside the single operators that they are made of.
-fn parts_of_layers(s: &Size, p: &Place) -> Result<Vec<Operator>> {
+fn parts_of_layers(s: &Size, p: &Place) -> Result<Vec<OperatorCase>> {
     let (b, t, d, i, n) = (s.batch_rows, s.context_chunks, s.hidden, s.intermediate, s.samples);
     let (positions, kv) = (b * t, s.hidden / s.heads * s.kv_heads);
     let x = randn(p, "x", &[b, t, d])?;
@@ -358,7 +358,7 @@ fn parts_of_layers(s: &Size, p: &Place) -> Result<Vec<Operator>> {
 }
 
 /// What touches the table of the vocabulary, at the autoencoder's batch.
-fn vocabulary(s: &Size, p: &Place) -> Result<Vec<Operator>> {
+fn vocabulary(s: &Size, p: &Place) -> Result<Vec<OperatorCase>> {
     let bytes = |elements: usize| bytes(p, elements);
     let (tokens, width, v) = (s.ae_rows * s.ae_context * s.chunk_size, s.ae_hidden, s.vocab);
     let (hidden, table) = (randn(p, "hidden", &[tokens, width])?, parameter(p, "table", &[v, width])?);
@@ -403,7 +403,7 @@ fn vocabulary(s: &Size, p: &Place) -> Result<Vec<Operator>> {
 }
 
 /// What draws its noise inside.
-fn noise(s: &Size, p: &Place) -> Result<Vec<Operator>> {
+fn noise(s: &Size, p: &Place) -> Result<Vec<OperatorCase>> {
     let bytes = |elements: usize| bytes(p, elements);
     let (positions, n, m, l) = (s.batch_rows * s.context_chunks, s.samples, s.targets, s.latent);
     let chunks = s.ae_rows * s.ae_context;
@@ -454,7 +454,7 @@ fn noise(s: &Size, p: &Place) -> Result<Vec<Operator>> {
 }
 
 /// AdamW with the norm for clipping, over as many parameters as the backbone's attention has.
-fn optimiser(s: &Size) -> Result<Vec<Operator>> {
+fn optimiser(s: &Size) -> Result<Vec<OperatorCase>> {
     let n = 4 * s.hidden * s.hidden * s.layers;
     let (mut p, mut m, mut v) = (vec![0.1f32; n], vec![0.0f32; n], vec![0.0f32; n]);
     let g = vec![1e-3f32; n];
@@ -484,7 +484,7 @@ fn optimiser(s: &Size) -> Result<Vec<Operator>> {
 }
 
 /// The same as a model's optimiser does it on a GPU, the copies in the format of activations included.
-fn optimiser_on_gpu(s: &Size, p: &Place) -> Result<Vec<Operator>> {
+fn optimiser_on_gpu(s: &Size, p: &Place) -> Result<Vec<OperatorCase>> {
     let store = p.store(1)?;
     for layer in 0..s.layers {
         let name = format!("layer{layer}");

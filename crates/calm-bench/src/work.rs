@@ -7,12 +7,16 @@ use calm_autoencoder::Autoencoder;
 use calm_data::Batch;
 use calm_eval::generate::{Decoding, GenerateOptions, generate};
 use calm_eval::protocol::Rule;
-use calm_eval::score::{ScoreOptions, score, to_tensors};
+use calm_eval::score::{ScoreOptions, score};
 use calm_kernels as ops;
 use calm_lm::{Baseline, BaselineConfig, Calm, HeadSettings, LanguageModel, SpecialIds, TextFormat};
-use calm_nn::{AdamW, AdamWConfig, GradientBucket, Noise, NoiseKey, ParamStore, RowId, philox};
+use calm_nn::{AdamWConfig, NoiseKey, ParamStore, RowId, philox};
+use calm_run::config::{Schedule, StageConfig};
 use calm_stats::brier::chunks_per_gram;
 use calm_stats::temperature::Temperature;
+use calm_train::models::StageOne;
+use calm_train::objective::Objective;
+use calm_train::step::Stepper;
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use serde::Serialize;
 
@@ -199,38 +203,31 @@ fn batch(rows: usize, positions: usize, k: usize, vocab: usize) -> Batch {
     }
 }
 
-/// What a training step keeps between steps.
-struct Training {
-    optimizer: AdamW,
-    bucket: GradientBucket,
-    step: u32,
-}
-
-impl Training {
-    fn new(store: &ParamStore) -> Result<Self> {
-        let optimizer = AdamW::new(store, AdamWConfig::default())?;
-        Ok(Self { optimizer, bucket: GradientBucket::new(store)?, step: 0 })
-    }
-
-    /// Loss, gradients, clipping and update, as the training loop does them.
-    fn step(&mut self, read: bool, loss: impl FnOnce(u32) -> Result<Tensor>) -> Result<f64> {
-        self.bucket.clear();
-        let loss = loss(self.step)?;
-        let value = loss.detach();
-        self.bucket.backward(&loss)?;
-        drop(loss);
-        let clip = self.bucket.clip(1.0)?;
-        self.optimizer.update(&mut self.bucket, 3e-4, &clip)?;
-        self.step += 1;
-        if !read {
-            return Ok(f64::NAN);
-        }
-        let (value, norm) = (f64::from(value.to_scalar::<f32>()?), clip.read()?.norm);
-        if !(value.is_finite() && norm.is_finite()) {
-            bail!("the loss {value} or the gradient norm {norm} is no number")
-        }
-        Ok(value)
-    }
+/// The real training step of some objective on a batch; as [`Step::run`] wants it.
+fn training<O: Objective + ?Sized + 'static>(objective: Box<O>, batch: Batch, tokens: usize) -> Result<Step> {
+    let config = StageConfig {
+        steps: u64::from(u32::MAX),
+        batch_rows: batch.rows,
+        context: batch.context,
+        accumulation: 1,
+        recompute: false,
+        learning_rate: 3e-4,
+        warmup_steps: 0,
+        schedule: Schedule::Constant,
+        adamw: AdamWConfig::default(),
+        clip_norm: 1.0,
+        eval_every: 0,
+        checkpoint_every: 0,
+        log_every: 1,
+    };
+    let mut stepper = Stepper::new(objective.store(), &config, SEED).map_err(candle_core::Error::wrap)?;
+    let (batches, mut step) = ([batch], 0);
+    let run = move |read: bool| {
+        let report = stepper.step(&*objective, &batches, step, read).map_err(candle_core::Error::wrap)?;
+        step += 1;
+        Ok(report.values.filter(|_| read).map_or(f64::NAN, |v| v.loss))
+    };
+    Ok(Step { run: Box::new(run), tokens })
 }
 
 fn calm(
@@ -265,49 +262,23 @@ pub fn build(what: What, size: &Size, place: &Place) -> Result<Step> {
             let special = special(s.vocab);
             let model = Autoencoder::with_store(&store, &s.autoencoder(s.latent), k, s.vocab, special.bos)?;
             store.prepare()?;
-            let chunks = s.ae_rows * s.ae_context;
-            let x = Tensor::from_vec(ids(chunks * k, s.vocab), (chunks, k), &device)?;
-            let row =
-                |i: usize| RowId { example: (i / s.ae_context) as u32, position: (i % s.ae_context) as u32 };
-            let rows: Vec<RowId> = (0..chunks).map(row).collect();
-            let mut training = Training::new(&store)?;
-            let run = move |read: bool| {
-                training.step(read, |step| {
-                    let noise = Noise::Keyed { seed: SEED, purpose: "bench", step, rows: &rows };
-                    model.loss(&x, &noise)?.total / chunks as f64
-                })
-            };
-            Ok(Step { run: Box::new(run), tokens: chunks * k })
+            let mut batch = batch(s.ae_rows, s.ae_context, k, s.vocab);
+            batch.target.fill(true);
+            training(Box::new(StageOne { model, store }), batch, s.ae_rows * s.ae_context * k)
         }
         What::Lm => {
-            let model = calm(&store, place, &s, k, s.latent, s.context_chunks)?;
-            let batch = to_tensors(&batch(s.batch_rows, s.context_chunks + 1, k, s.vocab), &device)?;
-            let mut training = Training::new(&store)?;
-            let run = move |read: bool| {
-                training.step(read, |step| {
-                    let noise = Noise::Keyed { seed: SEED, purpose: "bench", step, rows: &batch.rows };
-                    let loss = model.loss(&batch, &noise)?;
-                    loss.sum / loss.targets as f64
-                })
-            };
-            Ok(Step { run: Box::new(run), tokens: rows * k })
+            let model: Box<dyn LanguageModel> =
+                Box::new(calm(&store, place, &s, k, s.latent, s.context_chunks)?);
+            training(model, batch(s.batch_rows, s.context_chunks + 1, k, s.vocab), rows * k)
         }
         What::Baseline => {
             let context = s.context_chunks * k;
             let special = special(s.vocab);
             let text = TextFormat { vocab_size: s.vocab, special, context, bos_chunk: false };
-            let model = Baseline::new(&store, &BaselineConfig { backbone: s.backbone() }, &text)?;
+            let settings = BaselineConfig { backbone: s.backbone() };
+            let model: Box<dyn LanguageModel> = Box::new(Baseline::new(&store, &settings, &text)?);
             store.prepare()?;
-            let batch = to_tensors(&batch(s.batch_rows, context + 1, 1, s.vocab), &device)?;
-            let mut training = Training::new(&store)?;
-            let run = move |read: bool| {
-                training.step(read, |step| {
-                    let noise = Noise::Keyed { seed: SEED, purpose: "bench", step, rows: &batch.rows };
-                    let loss = model.loss(&batch, &noise)?;
-                    loss.sum / loss.targets as f64
-                })
-            };
-            Ok(Step { run: Box::new(run), tokens: rows * k })
+            training(model, batch(s.batch_rows, context + 1, 1, s.vocab), rows * k)
         }
         What::Energy => energy(&s, rows, place),
         What::Attention => attention(&s, place),

@@ -3,10 +3,12 @@
 use anyhow::Result;
 use calm_kernels::device::{self, Choice};
 use calm_nn::Precision;
+use calm_report::study::Machine;
 use candle_core::Device;
 
 use crate::error::Hinted;
 use crate::ui::Printer;
+use crate::version;
 
 /// Opens a device.
 ///
@@ -75,16 +77,28 @@ fn first_part(remedy: &str) -> &str {
     remedy.split(", or use `--device cpu`").next().unwrap_or(remedy)
 }
 
+/// Who makes a study, here and today; `threads` as asked for.
+pub fn machine(threads: Option<usize>) -> Machine {
+    Machine {
+        platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
+        threads: threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+        device: String::new(),
+        version: version::VERSION.to_owned(),
+        commit: version::commit(),
+        date: jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::hint;
+    use crate::error::remedy;
 
     #[test]
     fn a_gpu_that_is_not_there_is_an_error_with_a_remedy() {
         let e = check(Choice::Cuda(99)).unwrap_err();
         assert!(e.to_string().starts_with("--device cuda:99: "), "{e}");
-        assert!(hint(&e).is_some_and(|h| h.contains("cpu")), "{e}");
+        assert!(remedy(&e).is_some_and(|h| h.contains("cpu")), "{e}");
         assert_eq!([Choice::Auto, Choice::Cpu].map(|c| check(c).unwrap()), [Choice::Auto, Choice::Cpu]);
     }
 
@@ -94,7 +108,7 @@ mod tests {
         for choice in [Choice::Auto, Choice::Cpu] {
             let e = check_precision(Precision::Bf16, &Device::Cpu, choice).unwrap_err();
             assert!(e.to_string().contains("precision bf16 needs a GPU"), "{e}");
-            assert!(hint(&e).is_some_and(|h| h.contains("precision=f32")), "{e}");
+            assert!(remedy(&e).is_some_and(|h| h.contains("precision=f32")), "{e}");
         }
     }
 }

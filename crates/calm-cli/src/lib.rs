@@ -3,6 +3,7 @@
 pub mod args;
 mod children;
 pub mod commands;
+mod comparison;
 mod error;
 mod hardware;
 mod memory;
@@ -34,8 +35,8 @@ pub fn main() -> ExitCode {
     let verbosity = if cli.quiet { Verbosity::Quiet } else { Verbosity::Normal };
     let printer = Printer::new(UiOptions { verbosity, ..UiOptions::default() });
     // On a thread of the pool: one outside would sleep and be woken for every parallel loop.
-    let result = rayon::scope(|_| run(&cli, &printer)).map_err(error::apart);
-    printer.conclude_with(result, error::hint)
+    let result = rayon::scope(|_| run(&cli, &printer));
+    printer.conclude_with(result, error::remedy)
 }
 
 /// Decides the thread counts of everything below, before any thread exists.

@@ -1,7 +1,7 @@
 //! From the text of a configuration and `--set` arguments to a typed, checked value.
 //!
 //! All problems are reported together: unknown, missing and repeated keys, values of the wrong type, and
-//! the broken rules that [`Validate`] adds; each with its key path, line, column and a hint.
+//! the broken rules that [`Validate`] adds; each with its key path, line, column and a remedy.
 //!
 //! ```
 //! use calm_config::load::{ConfigText, Problems, Validate, load};
@@ -186,7 +186,7 @@ where
         let mut problems = Problems::new();
         value.validate(&mut problems);
         findings.extend(problems.into_list().into_iter().filter(|p| is_reliable(p, &unreliable)).map(|p| {
-            Finding { path: p.path, part: Part::Value, occurrence: 0, message: p.message, hint: p.hint }
+            Finding { path: p.path, part: Part::Value, occurrence: 0, what: p.what, remedy: p.remedy }
         }));
     }
     reports.extend(findings.into_iter().map(|finding| places.report(finding)));
@@ -219,10 +219,10 @@ struct Places<'a> {
 impl Places<'_> {
     fn report(&self, finding: Finding) -> Report {
         Report {
-            origin: self.origin(&finding),
+            place: self.origin(&finding),
             path: if finding.path.0.is_empty() { String::new() } else { finding.path.to_string() },
-            message: finding.message,
-            hint: finding.hint,
+            what: finding.what,
+            remedy: finding.remedy,
         }
     }
 
@@ -269,7 +269,7 @@ fn apply(root: &mut Value, raw: &str) -> Result<KeyPath, Box<Report>> {
     let fail = |path: &str, message: String, hint: &str| {
         let origin = Origin::Override(raw.to_string());
         let hint = (!hint.is_empty()).then(|| hint.to_string());
-        Box::new(Report { path: path.to_string(), message, origin, hint })
+        Box::new(Report { path: path.to_string(), what: message, place: origin, remedy: hint })
     };
     let shape = "write --set key.path=value, for example --set train.seed=2";
     let Some((key, text)) = raw.split_once('=') else {
@@ -291,7 +291,7 @@ fn apply(root: &mut Value, raw: &str) -> Result<KeyPath, Box<Report>> {
         fail(key, format!("the value is not YAML: {error}"), "put text with special characters in quotes")
     })?;
     if let Some(first) = findings.first() {
-        return Err(fail(key, first.message.clone(), first.hint.as_deref().unwrap_or_default()));
+        return Err(fail(key, first.what.clone(), first.remedy.as_deref().unwrap_or_default()));
     }
     // Down to the place, making blocks on the way.
     let mut node = root;
@@ -349,8 +349,8 @@ fn check_version(root: &Value, known: u64) -> Version {
         path: KeyPath::parse("version"),
         part: Part::Value,
         occurrence: 0,
-        message,
-        hint: Some(hint),
+        what: message,
+        remedy: Some(hint),
     };
     match root.get("version") {
         None | Some(Value::Null) => Version::Missing(finding(
@@ -374,14 +374,14 @@ fn check_version(root: &Value, known: u64) -> Version {
 
 /// For an unknown key that no neighbour resembles: the block where a key of that name belongs.
 fn point_to_other_block(finding: &mut Finding, tree: &Value) {
-    let guessed = finding.hint.as_deref().is_some_and(|hint| hint.starts_with("did you mean"));
-    let Some(key) = finding.path.last_key().filter(|_| finding.message == "unknown key" && !guessed) else {
+    let guessed = finding.remedy.as_deref().is_some_and(|hint| hint.starts_with("did you mean"));
+    let Some(key) = finding.path.last_key().filter(|_| finding.what == "unknown key" && !guessed) else {
         return;
     };
     let mut found = Vec::new();
     collect_paths(tree, &KeyPath::default(), key, &mut found);
     if let [only] = found.as_slice() {
-        finding.hint = Some(format!("the key belongs elsewhere: `{only}`"));
+        finding.remedy = Some(format!("the key belongs elsewhere: `{only}`"));
     }
 }
 
@@ -417,9 +417,9 @@ fn not_yaml(name: &str, text: &str, error: &serde_yaml::Error) -> ConfigErrors {
     };
     let report = Report {
         path: String::new(),
-        message: format!("it is not readable YAML: {message}"),
-        origin,
-        hint: Some(hint.to_string()),
+        what: format!("it is not readable YAML: {message}"),
+        place: origin,
+        remedy: Some(hint.to_string()),
     };
     ConfigErrors { name: name.to_string(), reports: vec![report] }
 }

@@ -74,22 +74,22 @@ impl Batch {
         }
     }
 
-    fn fill_row(&mut self, b: usize, segments: &[Segment], plan: &Plan) {
+    fn fill_row(&mut self, b: usize, segments: &[Segment], packed: &PackedRows) {
         let k = self.chunk_size;
         let mut place = b * self.context;
         for (number, segment) in (0..).zip(segments) {
             for i in 0..segment.len {
                 let chunk = segment.start + i;
                 let ids = &mut self.ids[place * k..(place + 1) * k];
-                plan.layout.write_chunk(
-                    &plan.file,
+                packed.layout.write_chunk(
+                    &packed.file,
                     segment.document as usize,
                     chunk as usize,
-                    plan.special,
+                    packed.special,
                     ids,
                 );
                 self.filled[place] = true;
-                self.target[place] = i >= segment.fresh && !(plan.layout.bos_chunk && chunk == 0);
+                self.target[place] = i >= segment.fresh && !(packed.layout.bos_chunk && chunk == 0);
                 self.predicts[place] = i + 1 < segment.len && i + 1 >= segment.fresh;
                 self.segments[place] = number;
                 self.documents[place] = segment.document;
@@ -126,14 +126,14 @@ impl Batch {
 }
 
 #[derive(Clone, Debug)]
-struct Plan {
+struct PackedRows {
     file: TokenFile,
     layout: Layout,
     special: SpecialTokens,
     rows: Rows,
 }
 
-impl Plan {
+impl PackedRows {
     fn batch(&self, places: impl Iterator<Item = usize>, examples: Vec<u32>) -> Batch {
         let mut batch = Batch::filler(self.layout, self.special.pad, examples);
         for (b, row) in places.enumerate() {
@@ -151,7 +151,7 @@ impl Plan {
 /// All rows of a token file, packed, in a new order every epoch. Stateless: a batch is a function of its step.
 #[derive(Clone, Debug)]
 pub struct RowPlan {
-    plan: Plan,
+    packed: PackedRows,
     seed: u64,
 }
 
@@ -165,28 +165,28 @@ impl RowPlan {
         check_documents(file)?;
         let segments = segments(file, layout, &(0..file.len()).collect::<Vec<_>>(), 1, None).collect();
         let rows = pack::best_fit(segments, layout.context, seed);
-        Ok(Self { plan: Plan { file: file.clone(), layout, special, rows }, seed })
+        Ok(Self { packed: PackedRows { file: file.clone(), layout, special, rows }, seed })
     }
 
     /// Number of rows: an epoch.
     pub fn rows(&self) -> usize {
-        self.plan.rows.len()
+        self.packed.rows.len()
     }
 
     /// The layout of the rows.
     pub fn layout(&self) -> Layout {
-        self.plan.layout
+        self.packed.layout
     }
 
     /// Chunks that an epoch predicts.
     pub fn predicted_chunks(&self) -> u64 {
-        self.plan.predicted()
+        self.packed.predicted()
     }
 
     /// Share of the chunk positions that are not filler.
     pub fn fill(&self) -> f64 {
-        let filled: u64 = self.plan.rows.segments.iter().map(|s| s.len as u64).sum();
-        filled as f64 / (self.rows() * self.plan.layout.context).max(1) as f64
+        let filled: u64 = self.packed.rows.segments.iter().map(|s| s.len as u64).sum();
+        filled as f64 / (self.rows() * self.packed.layout.context).max(1) as f64
     }
 
     /// Rows `rows` of the `global_rows` rows of this step (from 0). However a step is divided in smaller batches,
@@ -203,7 +203,7 @@ impl RowPlan {
             permute(global % n, n, mix2(self.seed, global / n)) as usize
         };
         let examples = rows.clone().map(|r| r as u32).collect();
-        self.plan.batch(rows.map(place), examples)
+        self.packed.batch(rows.map(place), examples)
     }
 
     /// Batches for measuring: the given documents (see [`spread`]) in their order, not shuffled, short documents
@@ -231,7 +231,7 @@ impl RowPlan {
         }
         let segments = segments(file, layout, documents, options.overlap, options.max_chunks);
         let rows = pack::in_order(segments, layout.context);
-        Ok(EvaluationRows { plan: Plan { file: file.clone(), layout, special, rows } })
+        Ok(EvaluationRows { packed: PackedRows { file: file.clone(), layout, special, rows } })
     }
 }
 
@@ -289,23 +289,23 @@ pub fn spread(total: usize, count: Option<usize>) -> Vec<usize> {
 /// Rows in document order.
 #[derive(Clone, Debug)]
 pub struct EvaluationRows {
-    plan: Plan,
+    packed: PackedRows,
 }
 
 impl EvaluationRows {
     /// Number of rows.
     pub fn rows(&self) -> usize {
-        self.plan.rows.len()
+        self.packed.rows.len()
     }
 
     /// The layout of the rows.
     pub fn layout(&self) -> Layout {
-        self.plan.layout
+        self.packed.layout
     }
 
     /// Chunks that are predicted.
     pub fn predicted_chunks(&self) -> u64 {
-        self.plan.predicted()
+        self.packed.predicted()
     }
 
     /// These rows; `examples` are their numbers.
@@ -314,7 +314,7 @@ impl EvaluationRows {
     /// If a row does not exist.
     pub fn batch(&self, rows: Range<usize>) -> Batch {
         let examples = rows.clone().map(|r| r as u32).collect();
-        self.plan.batch(rows, examples)
+        self.packed.batch(rows, examples)
     }
 
     /// All rows, `rows_per_batch` at a time (the last batch may have fewer).

@@ -1,11 +1,11 @@
 //! What the `data` and `tokenizer` parts of a run's configuration say.
 //!
 //! Choices are written as a map with one key (`source: { path: text.txt }`), in YAML and in JSON;
-//! unknown keys are errors. What a type cannot express is checked by `problems`.
+//! unknown keys are errors. What a type cannot express is checked by `validate`.
 
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
+use calm_config::Problems;
 use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -176,69 +176,40 @@ impl<'de> Deserialize<'de> for Validation {
     }
 }
 
-/// Something that a configuration asks for and that cannot be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// Path of the key inside this part of the configuration, such as `validation` or `bpe.vocab_size`.
-    pub key: Cow<'static, str>,
-    /// What is wrong.
-    pub message: String,
-    /// What to write instead.
-    pub hint: String,
-}
-
-impl Problem {
-    fn new(key: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { key: Cow::Borrowed(key), message: message.into(), hint: hint.into() }
-    }
-}
-
 impl DataConfig {
-    /// Everything that is impossible here, without touching a file.
-    pub fn problems(&self) -> Vec<Problem> {
-        let mut problems = Vec::new();
+    /// Adds everything that is impossible here, without touching a file; key paths are relative to this block.
+    pub fn validate(&self, problems: &mut Problems) {
         if let Validation::Share(share) = self.validation
             && !(share > 0.0 && share < 1.0)
         {
-            problems.push(Problem::new(
-                "validation",
-                format!("the held-out share is {share}, it must lie between 0 and 1"),
-                "write a share such as 0.05, or { path: FILE } for a held-out file of its own",
-            ));
+            problems
+                .add("validation", format!("the held-out share is {share}, it must lie between 0 and 1"))
+                .remedy("write a share such as 0.05, or { path: FILE } for a held-out file of its own");
         }
         if let (Source::Crates(_), Validation::Path(_)) = (&self.source, &self.validation) {
-            problems.push(Problem::new(
-                "validation",
-                "a crates manifest lists its held-out crates itself",
-                "remove `validation`, or use `source: { path: ... }`",
-            ));
+            problems
+                .add("validation", "a crates manifest lists its held-out crates itself")
+                .remedy("remove `validation`, or use `source: { path: ... }`");
         }
         if self.max_bytes == Some(0) {
-            problems.push(Problem::new(
-                "max_bytes",
-                "0 bytes leave no training text",
-                "write null for all of it",
-            ));
+            problems.add("max_bytes", "0 bytes leave no training text").remedy("write null for all of it");
         }
-        problems
     }
 }
 
 impl TokenizerConfig {
-    /// Everything that is impossible here, without touching a file.
-    pub fn problems(&self) -> Vec<Problem> {
-        match self {
-            Self::Bpe(bpe) if bpe.vocab_size < SMALLEST_BPE => vec![Problem::new(
-                "bpe.vocab_size",
-                format!("a byte-level vocabulary of {} is too small", bpe.vocab_size),
-                format!("{SMALLEST_BPE} or more: 256 bytes and BOS, EOS, PAD"),
-            )],
-            Self::Bpe(bpe) if bpe.vocab_size > (1 << 24) => vec![Problem::new(
-                "bpe.vocab_size",
-                format!("a vocabulary of {} is too large to train", bpe.vocab_size),
-                "at most 16777216",
-            )],
-            _ => Vec::new(),
+    /// Adds everything that is impossible here, without touching a file; key paths are relative to this block.
+    pub fn validate(&self, problems: &mut Problems) {
+        let Self::Bpe(BpeConfig { vocab_size }) = self else { return };
+        if *vocab_size < SMALLEST_BPE {
+            problems
+                .add("bpe.vocab_size", format!("a byte-level vocabulary of {vocab_size} is too small"))
+                .remedy(format!("{SMALLEST_BPE} or more: 256 bytes and BOS, EOS, PAD"));
+        }
+        if *vocab_size > 1 << 24 {
+            problems
+                .add("bpe.vocab_size", format!("a vocabulary of {vocab_size} is too large to train"))
+                .remedy("at most 16777216");
         }
     }
 
@@ -328,14 +299,18 @@ mod tests {
     #[test]
     fn impossible_values_are_named_with_a_hint() {
         let d = DataConfig { validation: Validation::Share(1.5), max_bytes: Some(0), ..Default::default() };
-        assert_eq!(
-            d.problems().iter().map(|p| p.key.as_ref()).collect::<Vec<_>>(),
-            ["validation", "max_bytes"]
-        );
+        let found = |check: &dyn Fn(&mut Problems)| {
+            let mut problems = Problems::new();
+            check(&mut problems);
+            problems
+        };
+        let data = found(&|p| d.validate(p));
+        assert_eq!(data.iter().map(|p| p.path.to_string()).collect::<Vec<_>>(), ["validation", "max_bytes"]);
+        assert!(data.iter().all(|p| p.remedy.is_some()));
         let t = TokenizerConfig::Bpe(BpeConfig { vocab_size: 258 });
-        assert!(t.problems()[0].hint.contains("259"));
-        assert!(DataConfig::default().problems().is_empty());
-        assert!(TokenizerConfig::default().problems().is_empty());
+        assert!(found(&|p| t.validate(p)).iter().any(|p| p.remedy.as_ref().unwrap().contains("259")));
+        assert!(found(&|p| DataConfig::default().validate(p)).is_empty());
+        assert!(found(&|p| TokenizerConfig::default().validate(p)).is_empty());
     }
 
     #[test]

@@ -10,6 +10,7 @@
 
 use std::path::{Path, PathBuf};
 
+use calm_config::Problems;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -112,11 +113,10 @@ pub fn prepare(
     cache: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Corpus> {
-    if let Some(problem) = tokenizer.problems().first() {
-        return Err(Error::Config(format!(
-            "tokenizer.{}: {}; {}",
-            problem.key, problem.message, problem.hint
-        )));
+    let mut problems = Problems::new();
+    tokenizer.validate(&mut problems);
+    if let Some(error) = Error::first_of("tokenizer", &problems) {
+        return Err(error);
     }
     let loaded = source::load(data, &mut |done, total| progress(Progress::Reading { done, total }))?;
     let train_hash = hash_documents(&loaded.train);

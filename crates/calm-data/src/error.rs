@@ -1,7 +1,9 @@
-//! What can go wrong with data: each message says what, where, and what to do about it.
+//! What can go wrong with data: each message says what and where, and [`Error::remedy`] what to do about it.
 
 use std::io;
 use std::path::{Path, PathBuf};
+
+use calm_config::Problems;
 
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -11,13 +13,13 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// A file or folder that is not there.
-    #[error("{path}: no such file or folder; check the path (it is taken from the current folder)", path = path.display())]
+    #[error("{path}: no such file or folder", path = path.display())]
     Missing {
         /// The path as given.
         path: PathBuf,
     },
     /// A file or folder that may not be read or written.
-    #[error("{path}: no permission to {action} it; change its permissions or choose another path", path = path.display())]
+    #[error("{path}: no permission to {action} it", path = path.display())]
     Permission {
         /// What was tried: `read`, `write`.
         action: &'static str,
@@ -25,7 +27,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// Any other failure of the operating system, a full disk among them.
-    #[error("{path}: cannot {action} it: {source}{}", io_remedy(source), path = path.display())]
+    #[error("{path}: cannot {action} it: {source}", path = path.display())]
     Io {
         /// What was tried: `read`, `write`.
         action: &'static str,
@@ -35,7 +37,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A source without any text.
-    #[error("{path}: there is no text in it{detail}; give a text file, a folder of text files, or .json/.jsonl records with a `text` field", path = path.display())]
+    #[error("{path}: there is no text in it{detail}", path = path.display())]
     Empty {
         /// The file or folder.
         path: PathBuf,
@@ -43,7 +45,7 @@ pub enum Error {
         detail: String,
     },
     /// A file that is not text.
-    #[error("{path}: not a text file ({what} at byte {at}); it must be UTF-8: convert it (for example with iconv), or take it out of the source", path = path.display())]
+    #[error("{path}: not a text file ({what} at byte {at})", path = path.display())]
     Binary {
         /// The file.
         path: PathBuf,
@@ -53,7 +55,7 @@ pub enum Error {
         at: usize,
     },
     /// A compressed file that ends early or is damaged.
-    #[error("{path}: the {format} data is damaged or cut short ({source}); download or copy the file again", path = path.display())]
+    #[error("{path}: the {format} data is damaged or cut short ({source})", path = path.display())]
     Compressed {
         /// The file.
         path: PathBuf,
@@ -63,7 +65,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A record that is not JSON.
-    #[error("{path}, line {line}: not valid JSON ({message}); each line must hold one object, or the file one array of objects{}", cut_short(*truncated), path = path.display())]
+    #[error("{path}, line {line}: not valid JSON ({message})", path = path.display())]
     Json {
         /// The file.
         path: PathBuf,
@@ -75,7 +77,7 @@ pub enum Error {
         truncated: bool,
     },
     /// A record without text.
-    #[error("{path}, {place}: this record has no `text` field that is a string; every record needs one", path = path.display())]
+    #[error("{path}, {place}: this record has no `text` field that is a string", path = path.display())]
     NoText {
         /// The file.
         path: PathBuf,
@@ -83,7 +85,7 @@ pub enum Error {
         place: String,
     },
     /// Too few documents for a held-out split.
-    #[error("{path}: {documents} document(s) cannot be divided in a training and a held-out part; give more text, or a held-out file with `validation: {{ path: FILE }}`", path = path.display())]
+    #[error("{path}: {documents} document(s) cannot be divided in a training and a held-out part", path = path.display())]
     TooSmall {
         /// The source.
         path: PathBuf,
@@ -91,7 +93,7 @@ pub enum Error {
         documents: usize,
     },
     /// A manifest that cannot be used.
-    #[error("{path}: not a usable manifest of crates: {message}; restore the file, or write it anew with `cargo run --release -p calm-data --example pin_crates`", path = path.display())]
+    #[error("{path}: not a usable manifest of crates: {message}", path = path.display())]
     Manifest {
         /// The manifest.
         path: PathBuf,
@@ -99,7 +101,7 @@ pub enum Error {
         message: String,
     },
     /// Crates of the default corpus that are not on this machine.
-    #[error("{count} crate(s) of the corpus are not on this machine: {list}; run `cargo fetch` in {project} (it needs the network once){note}", count = crates.len(), list = some_of(crates), project = project.display())]
+    #[error("{count} crate(s) of the corpus are not on this machine: {list}", count = crates.len(), list = some_of(crates))]
     MissingCrates {
         /// Names with versions.
         crates: Vec<String>,
@@ -109,7 +111,7 @@ pub enum Error {
         note: String,
     },
     /// A crate whose files are not those of the manifest.
-    #[error("{path}: {what} of crate {name} differ from the manifest (expected {expected}, found {found}); remove this folder and run `cargo fetch`, so that cargo unpacks it again", path = path.display())]
+    #[error("{path}: {what} of crate {name} differ from the manifest (expected {expected}, found {found})", path = path.display())]
     CrateContent {
         /// Name and version.
         name: String,
@@ -127,12 +129,20 @@ pub enum Error {
     TokenizerFile {
         /// The file.
         path: PathBuf,
-        /// What is wrong, with a remedy.
+        /// What is wrong.
         message: String,
+        /// What to give instead; empty where that is plain.
+        remedy: String,
     },
     /// A failure inside a tokenizer.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// A tokenizer whose ids are not those of a model.
+    #[error("tokenizer: it does not fit the model's vocabulary: {}", problems.join("; "))]
+    Unfit {
+        /// Everything that differs.
+        problems: Vec<String>,
+    },
     /// A vocabulary that cannot hold all bytes and the special tokens.
     #[error(
         "a vocabulary of {size} is too small: a byte-level tokenizer needs {smallest} (256 bytes, BOS, EOS, PAD) or more"
@@ -144,7 +154,7 @@ pub enum Error {
         smallest: usize,
     },
     /// A token file that is not whole.
-    #[error("{path}: not a usable token file: {message}; delete it, it is made anew from the text", path = path.display())]
+    #[error("{path}: not a usable token file: {message}", path = path.display())]
     TokenFile {
         /// The file.
         path: PathBuf,
@@ -154,9 +164,16 @@ pub enum Error {
     /// A layout of rows that cannot work.
     #[error("layout: {0}")]
     Layout(String),
-    /// A configuration that cannot work; see [`crate::Problem`].
-    #[error("{0}")]
-    Config(String),
+    /// A configuration that cannot work.
+    #[error("{key}: {what}")]
+    Config {
+        /// Path of the key.
+        key: String,
+        /// What is wrong with it.
+        what: String,
+        /// What to write instead.
+        remedy: Option<String>,
+    },
 }
 
 impl Error {
@@ -174,16 +191,76 @@ impl Error {
         Self::TokenFile { path: path.to_path_buf(), message: message.into() }
     }
 
-    pub(crate) fn tokenizer_file(path: &Path, message: impl Into<String>) -> Self {
-        Self::TokenizerFile { path: path.to_path_buf(), message: message.into() }
+    /// A tokenizer file with what is wrong and what to give instead (may be empty).
+    pub(crate) fn tokenizer_file(path: &Path, message: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::TokenizerFile { path: path.to_path_buf(), message: message.into(), remedy: remedy.into() }
+    }
+
+    /// The first of these problems with the block `block` of a configuration.
+    pub(crate) fn first_of(block: &str, problems: &Problems) -> Option<Self> {
+        problems.iter().next().map(|problem| Self::Config {
+            key: format!("{block}.{}", problem.path),
+            what: problem.what.clone(),
+            remedy: problem.remedy.clone(),
+        })
+    }
+
+    /// What to do about it, where that is known.
+    pub fn remedy(&self) -> Option<String> {
+        let fixed = match self {
+            Self::Missing { .. } => "check the path (it is taken from the current folder)",
+            Self::Permission { .. } => "change its permissions or choose another path",
+            Self::Io { source, .. } => io_remedy(source)?,
+            Self::Empty { .. } => {
+                "give a text file, a folder of text files, or .json/.jsonl records with a `text` field"
+            }
+            Self::Binary { .. } => {
+                "it must be UTF-8: convert it (for example with iconv), or take it out of the source"
+            }
+            Self::Compressed { .. } => "download or copy the file again",
+            Self::Json { truncated: false, .. } => {
+                "each line must hold one object, or the file one array of objects"
+            }
+            Self::Json { truncated: true, .. } => {
+                "each line must hold one object, or the file one array of objects; the file seems to be cut short: \
+                 download or copy it again"
+            }
+            Self::NoText { .. } => "every record needs one",
+            Self::TooSmall { .. } => "give more text, or a held-out file with `validation: { path: FILE }`",
+            Self::Manifest { .. } => {
+                "restore the file, or write it anew with `cargo run --release -p calm-data --example pin_crates`"
+            }
+            Self::MissingCrates { project, note, .. } => {
+                let project = project.display();
+                return Some(format!("run `cargo fetch` in {project} (it needs the network once){note}"));
+            }
+            Self::CrateContent { .. } => {
+                "remove this folder and run `cargo fetch`, so that cargo unpacks it again"
+            }
+            Self::TokenizerFile { remedy, .. } if !remedy.is_empty() => remedy,
+            Self::TokenFile { .. } => "delete it, it is made anew from the text",
+            Self::Config { remedy, .. } => remedy.as_deref()?,
+            Self::TokenizerFile { .. }
+            | Self::Tokenizer(_)
+            | Self::Unfit { .. }
+            | Self::Vocabulary { .. }
+            | Self::Layout(_) => return None,
+        };
+        Some(fixed.to_owned())
+    }
+
+    /// Message and remedy in one text.
+    #[cfg(test)]
+    pub(crate) fn told(&self) -> String {
+        self.remedy().map_or_else(|| self.to_string(), |remedy| format!("{self}; {remedy}"))
     }
 }
 
-fn io_remedy(source: &io::Error) -> &'static str {
+fn io_remedy(source: &io::Error) -> Option<&'static str> {
     match source.kind() {
-        io::ErrorKind::StorageFull => "; free some space, or choose another cache folder",
-        io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => "; check the path",
-        _ => "",
+        io::ErrorKind::StorageFull => Some("free some space, or choose another cache folder"),
+        io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => Some("check the path"),
+        _ => None,
     }
 }
 
@@ -194,10 +271,6 @@ fn some_of(names: &[String]) -> String {
     if names.len() > SHOWN { format!("{shown} and {} more", names.len() - SHOWN) } else { shown }
 }
 
-fn cut_short(truncated: bool) -> &'static str {
-    if truncated { "; the file seems to be cut short: download or copy it again" } else { "" }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,7 +278,7 @@ mod tests {
     #[test]
     fn a_long_list_of_missing_crates_is_shortened_but_counted() {
         let crates = (0..30).map(|i| format!("crate-{i} 1.0.0")).collect();
-        let error = Error::MissingCrates { crates, project: "here".into(), note: String::new() }.to_string();
+        let error = Error::MissingCrates { crates, project: "here".into(), note: String::new() }.told();
         assert!(
             error.starts_with("30 crate(s)") && error.contains("and 10 more; run `cargo fetch`"),
             "{error}"
@@ -216,11 +289,11 @@ mod tests {
     #[test]
     fn missing_and_forbidden_files_have_a_remedy() {
         let path = Path::new("x.txt");
-        let missing = Error::io("read", path, io::Error::from(io::ErrorKind::NotFound)).to_string();
+        let missing = Error::io("read", path, io::Error::from(io::ErrorKind::NotFound)).told();
         assert!(missing.contains("x.txt") && missing.contains("check the path"), "{missing}");
-        let forbidden = Error::io("read", path, io::Error::from(io::ErrorKind::PermissionDenied)).to_string();
+        let forbidden = Error::io("read", path, io::Error::from(io::ErrorKind::PermissionDenied)).told();
         assert!(forbidden.contains("permission"), "{forbidden}");
-        let full = Error::io("write", path, io::Error::from(io::ErrorKind::StorageFull)).to_string();
+        let full = Error::io("write", path, io::Error::from(io::ErrorKind::StorageFull)).told();
         assert!(full.contains("free some space"), "{full}");
     }
 }

@@ -32,9 +32,7 @@ pub mod tokenizer;
 
 pub use batch::{Batch, EvaluationOptions, EvaluationRows, RowPlan, spread};
 pub use chunks::Layout;
-pub use config::{
-    BpeConfig, CharsConfig, DataConfig, Llama3Config, Problem, Source, TokenizerConfig, Validation,
-};
+pub use config::{BpeConfig, CharsConfig, DataConfig, Llama3Config, Source, TokenizerConfig, Validation};
 pub use corpus::{Corpus, CorpusSummary, Progress, SplitSummary, prepare, prepare_file};
 pub use document::Document;
 pub use error::{Error, Result};

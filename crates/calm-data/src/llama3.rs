@@ -30,7 +30,7 @@ const SPECIAL_TOKENS: usize = 256;
 pub fn read_ranks(path: &Path) -> Result<Vec<Vec<u8>>> {
     let text = std::fs::read_to_string(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::InvalidData => {
-            Error::tokenizer_file(path, "a rank file is text: `base64 rank` on each line")
+            Error::tokenizer_file(path, "a rank file is text: `base64 rank` on each line", "")
         }
         _ => Error::io("read", path, e),
     })?;
@@ -39,7 +39,7 @@ pub fn read_ranks(path: &Path) -> Result<Vec<Vec<u8>>> {
         if line.trim().is_empty() {
             continue;
         }
-        let wrong = |what: &str| Error::tokenizer_file(path, format!("line {}: {what}", number + 1));
+        let wrong = |what: &str| Error::tokenizer_file(path, format!("line {}: {what}", number + 1), "");
         let (token, rank) = line.split_once(' ').ok_or_else(|| wrong("expected `base64 rank`"))?;
         let token = STANDARD.decode(token).map_err(|_| wrong("the token is not base64"))?;
         let rank: usize = rank.trim().parse().map_err(|_| wrong("the rank is not a number"))?;
@@ -56,14 +56,14 @@ pub fn read_ranks(path: &Path) -> Result<Vec<Vec<u8>>> {
     let count = tokens.len();
     let tokens: Vec<Vec<u8>> = tokens.into_iter().flatten().collect();
     if tokens.len() != count || count == 0 {
-        let message = format!("{} of {count} ranks are missing; copy the file again", count - tokens.len());
-        return Err(Error::tokenizer_file(path, message));
+        let message = format!("{} of {count} ranks are missing", count - tokens.len());
+        return Err(Error::tokenizer_file(path, message, "copy the file again"));
     }
     let mut bytes = [false; 256];
     tokens.iter().filter(|t| t.len() == 1).for_each(|t| bytes[t[0] as usize] = true);
     if let Some(missing) = bytes.iter().position(|b| !b) {
         let message = format!("byte {missing} has no token: this is not a byte-level rank file");
-        return Err(Error::tokenizer_file(path, message));
+        return Err(Error::tokenizer_file(path, message, ""));
     }
     Ok(tokens)
 }
@@ -89,13 +89,14 @@ fn read_names(path: &Path, ranks: usize) -> Result<Vec<String>> {
     let config: Config = serde_json::from_slice(&json).map_err(|e| {
         Error::tokenizer_file(
             path,
-            format!("{e}; give the `tokenizer_config.json` with `added_tokens_decoder`"),
+            e.to_string(),
+            "give the `tokenizer_config.json` with `added_tokens_decoder`",
         )
     })?;
     let mut names = std::collections::BTreeMap::new();
     for (id, token) in config.added_tokens_decoder {
         let id: usize = id.parse().map_err(|_| {
-            Error::tokenizer_file(path, format!("`{id}` in `added_tokens_decoder` is not a token id"))
+            Error::tokenizer_file(path, format!("`{id}` in `added_tokens_decoder` is not a token id"), "")
         })?;
         names.insert(id, token.content);
     }
@@ -103,7 +104,7 @@ fn read_names(path: &Path, ranks: usize) -> Result<Vec<String>> {
         let message = format!(
             "its special tokens do not follow the {ranks} ranks: the two files do not belong together"
         );
-        return Err(Error::tokenizer_file(path, message));
+        return Err(Error::tokenizer_file(path, message, ""));
     }
     Ok(names.into_values().collect())
 }
@@ -193,7 +194,7 @@ mod tests {
             ("IQ== 0".to_string(), "byte 0 has no token"),
             (String::new(), "missing"),
         ] {
-            let error = ranks_of(&lines).unwrap_err().to_string();
+            let error = ranks_of(&lines).unwrap_err().told();
             assert!(error.contains(expected) && error.contains("ranks.model"), "{error}");
         }
     }
@@ -214,6 +215,6 @@ mod tests {
         assert_eq!(read_names(&path, 256).unwrap(), ["<s>"]);
         assert!(read_names(&path, 300).unwrap_err().to_string().contains("do not belong together"));
         std::fs::write(&path, "{}").unwrap();
-        assert!(read_names(&path, 256).unwrap_err().to_string().contains("added_tokens_decoder"));
+        assert!(read_names(&path, 256).unwrap_err().told().contains("added_tokens_decoder"));
     }
 }

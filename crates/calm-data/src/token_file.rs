@@ -405,7 +405,7 @@ mod tests {
         let whole = fs::read(&path).unwrap();
         let refused = |bytes: &[u8]| {
             fs::write(&path, bytes).unwrap();
-            let error = TokenFile::open(&path).unwrap_err().to_string();
+            let error = TokenFile::open(&path).unwrap_err().told();
             assert!(error.contains("train.tokens") && error.contains("delete it"), "{error}");
             error
         };

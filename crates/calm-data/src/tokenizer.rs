@@ -105,7 +105,7 @@ impl Tokenizer {
         if problems.is_empty() {
             return Ok(Self(self.0.clone(), Some(vocabulary)));
         }
-        Err(Error::Tokenizer(format!("it does not fit the model's vocabulary: {}", problems.join("; "))))
+        Err(Error::Unfit { problems })
     }
 
     /// Why this tokenizer cannot be the one of a model with these ids; empty when it can.
@@ -225,12 +225,12 @@ impl Tokenizer {
     pub fn load(path: &Path) -> Result<Self> {
         let json = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
         if let Some(chars) = Chars::from_json(&json) {
-            return Ok(Self::from_chars(chars.map_err(|message| Error::tokenizer_file(path, message))?));
+            return Ok(Self::from_chars(chars.map_err(|message| Error::tokenizer_file(path, message, ""))?));
         }
         let pipeline = tokenizers::Tokenizer::from_bytes(&json).map_err(|e| {
             let hint = "give the `tokenizer.json` of the Hugging Face tokenizers library; \
                         Llama-3 BPE ranks go under `tokenizer: { llama3: { ranks: ... } }`";
-            Error::tokenizer_file(path, format!("{e}; {hint}"))
+            Error::tokenizer_file(path, e.to_string(), hint)
         })?;
         Self::from_pipeline(pipeline)
     }
@@ -371,7 +371,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tokenizer.json");
         std::fs::write(&path, "{\"model\": 3}").unwrap();
-        let error = Tokenizer::load(&path).unwrap_err().to_string();
+        let error = Tokenizer::load(&path).unwrap_err().told();
         assert!(error.contains("tokenizer.json") && error.contains("Hugging Face"), "{error}");
     }
 }

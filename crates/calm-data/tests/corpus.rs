@@ -219,7 +219,7 @@ fn what_cannot_work_is_refused_with_a_remedy() {
     let error = |data: &DataConfig, tokenizer: &TokenizerConfig| {
         prepare(data, tokenizer, &cache, &mut |_| ()).unwrap_err()
     };
-    let small = error(&config(&text), &bpe(100)).to_string();
+    let small = error(&config(&text), &bpe(100)).remedy().unwrap();
     assert!(small.contains("259"), "{small}");
     let share = DataConfig { validation: Validation::Share(0.0), ..config(&text) };
     assert!(error(&share, &bpe(300)).to_string().contains("between 0 and 1"));

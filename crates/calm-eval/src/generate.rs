@@ -73,6 +73,16 @@ pub enum GenerateError {
     Temperature(#[from] TemperatureError<candle_core::Error>),
 }
 
+impl GenerateError {
+    /// What to do about it, where that is known.
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            Self::Model(_) => None,
+            Self::Temperature(e) => e.remedy(),
+        }
+    }
+}
+
 /// Generates after `prompt` (tokens without BOS); `emit` gets the new tokens of each chunk as they come and
 /// returns false to stop.
 ///

@@ -82,9 +82,7 @@ impl Reader {
 #[derive(Debug, Error)]
 pub enum ProtocolError {
     /// Chunk starts of this K are no multiples of each other's.
-    #[error(
-        "aligned positions every {every} tokens: chunks of K = {chunk_size} do not start there; take a multiple of K"
-    )]
+    #[error("aligned positions every {every} tokens: chunks of K = {chunk_size} do not start there")]
     Every {
         /// Tokens between positions.
         every: usize,
@@ -92,7 +90,7 @@ pub enum ProtocolError {
         chunk_size: usize,
     },
     /// The window must hold whole steps, at least two.
-    #[error("an aligned context of {context} tokens with positions every {every}; take a multiple of {every}, at least {}", 2 * every)]
+    #[error("an aligned context of {context} tokens with positions every {every}")]
     Windows {
         /// Tokens in a window.
         context: usize,
@@ -100,9 +98,7 @@ pub enum ProtocolError {
         every: usize,
     },
     /// The model was trained on shorter sequences.
-    #[error(
-        "a context of {context} tokens: this model was trained on {trained} (its context times K); take no more"
-    )]
+    #[error("a context of {context} tokens: this model was trained on {trained} (its context times K)")]
     TooLong {
         /// Tokens asked for.
         context: usize,
@@ -110,9 +106,7 @@ pub enum ProtocolError {
         trained: usize,
     },
     /// The text does not fill one block.
-    #[error(
-        "the text does not fill one block of {block} tokens; score more documents, or shorten the block with a smaller context"
-    )]
+    #[error("the text does not fill one block of {block} tokens")]
     NoBlock {
         /// Tokens in a block.
         block: usize,
@@ -120,6 +114,21 @@ pub enum ProtocolError {
     /// Batches cannot be made.
     #[error(transparent)]
     Data(#[from] calm_data::Error),
+}
+
+impl ProtocolError {
+    /// What to do about it, where that is known.
+    pub fn remedy(&self) -> Option<String> {
+        Some(match self {
+            Self::Every { .. } => "take a multiple of K".into(),
+            Self::Windows { every, .. } => format!("take a multiple of {every}, at least {}", 2 * every),
+            Self::TooLong { .. } => "take no more".into(),
+            Self::NoBlock { .. } => {
+                "score more documents, or shorten the block with a smaller context".into()
+            }
+            Self::Data(e) => return e.remedy(),
+        })
+    }
 }
 
 /// Which positions of a batch are scored, and which belong together in standard errors.

@@ -422,7 +422,7 @@ pub(super) fn write_calm(
     let keys = json!({
         "architectures": [kind.architecture()],
         "model_type": kind.model_type(),
-        "ae_path": super::export::AE_FOLDER,
+        "ae_path": super::AE_FOLDER,
         "vocab_size": vocab_size,
         "patch_size": c.chunk_size,
         "latent_size": c.autoencoder.latent_size(c.chunk_size),

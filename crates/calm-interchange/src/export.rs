@@ -11,12 +11,9 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value};
 
 use super::config::{REFERENCE_TARGETS, write_autoencoder, write_calm, write_llama};
-use super::{AE_PREFIX, Kind, Origin, OriginPart, dtype_of, require_empty};
+use super::{AE_FOLDER, AE_PREFIX, Kind, Origin, OriginPart, dtype_of, require_empty};
 use calm_run::checkpoint::{Which, write_json};
 use calm_run::{Error, Result, Run, Stage};
-
-/// Folder of a CALM's autoencoder inside the exported one (`ae_path`).
-pub const AE_FOLDER: &str = "ae";
 
 /// How to export.
 #[derive(Clone, Debug, Default)]

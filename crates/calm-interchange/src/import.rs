@@ -90,9 +90,9 @@ pub fn import(options: &ImportOptions) -> Result<ImportReport> {
     };
     findings.problems.extend(part.weights.problems.iter().cloned());
     let plan = match kind {
-        Kind::Autoencoder => Plan::autoencoder(part, &mut findings),
-        Kind::Llama => Plan::baseline(part, &mut findings),
-        Kind::Energy | Kind::Flow | Kind::Diffusion => Plan::calm(part, kind, options, &mut findings)?,
+        Kind::Autoencoder => ImportPlan::autoencoder(part, &mut findings),
+        Kind::Llama => ImportPlan::baseline(part, &mut findings),
+        Kind::Energy | Kind::Flow | Kind::Diffusion => ImportPlan::calm(part, kind, options, &mut findings)?,
     };
     // Without sound sizes there is no model to compare the tensors with.
     let comparable = findings.problems.is_empty();
@@ -133,7 +133,7 @@ fn refuse(folder: &Path, findings: Findings) -> Error {
 }
 
 /// Everything that was read, before it is checked against a model.
-struct Plan {
+struct ImportPlan {
     kind: Kind,
     /// The language model.
     model: Option<(Part, LmPlan)>,
@@ -157,7 +157,7 @@ struct AutoencoderPlan {
     config: AutoencoderConfig,
 }
 
-impl Plan {
+impl ImportPlan {
     fn autoencoder(part: Part, findings: &mut Findings) -> Self {
         let mut keys = Keys::new(&part.label, &part.config, findings);
         let (common, config) = config::autoencoder(&mut keys);
@@ -488,7 +488,7 @@ fn resolve(config: &RunConfig, findings: &mut Findings) -> Result<Option<Resolve
 }
 
 fn write(
-    plan: &Plan,
+    plan: &ImportPlan,
     resolved: &Resolved<RunConfig>,
     built: &[(Stage, ParamStore)],
     tokenizer: &(Tokenizer, String),

@@ -41,6 +41,9 @@ use calm_run::{Error, ORIGIN, Result, Run};
 /// Prefix of the autoencoder's tensors in a language model's file.
 const AE_PREFIX: &str = "ae_model.";
 
+/// Folder of a CALM's autoencoder inside the exported one (`ae_path`).
+const AE_FOLDER: &str = "ae";
+
 /// What an imported model was, as `reference.json` of its run records it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Origin {

@@ -21,9 +21,7 @@ pub enum WeightsError {
         source: std::io::Error,
     },
     /// The content is not a whole safetensors file.
-    #[error(
-        "{path} is not a valid safetensors file ({reason}); it may be truncated: restore it or use another checkpoint"
-    )]
+    #[error("{path} is not a valid safetensors file ({reason})")]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -33,6 +31,16 @@ pub enum WeightsError {
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+}
+
+impl WeightsError {
+    /// What to do about it, where that is known.
+    pub fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::Malformed { .. } => Some("it may be truncated: restore it or use another checkpoint"),
+            Self::Io { .. } | Self::Tensor(_) => None,
+        }
+    }
 }
 
 /// Writes `tensors` in name order with string metadata.

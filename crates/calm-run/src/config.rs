@@ -201,10 +201,8 @@ impl Schedule {
 }
 
 impl StageConfig {
-    fn validate(&self, at: &str, problems: &mut Problems) {
-        let mut add = |key: &str, message: String| {
-            problems.add(&format!("{at}.{key}"), message);
-        };
+    /// Adds what cannot be trained; key paths are relative to this block.
+    fn validate(&self, problems: &mut Problems) {
         for (key, value) in [
             ("steps", self.steps),
             ("batch_rows", self.batch_rows as u64),
@@ -212,28 +210,28 @@ impl StageConfig {
             ("log_every", self.log_every),
         ] {
             if value == 0 {
-                add(key, "must be at least 1".into());
+                problems.add(key, "must be at least 1");
             }
         }
         if self.steps > u64::from(u32::MAX) {
-            add("steps", format!("is {}: at most {}", self.steps, u32::MAX));
+            problems.add("steps", format!("is {}: at most {}", self.steps, u32::MAX));
         }
         if self.context < 2 {
-            add("context", "must be at least 2: one chunk to predict and one to predict it from".into());
+            problems.add("context", "must be at least 2: one chunk to predict and one to predict it from");
         }
         if self.accumulation > 0 && !self.batch_rows.is_multiple_of(self.accumulation) {
-            add(
+            problems.add(
                 "accumulation",
                 format!("{} micro-batches do not divide batch_rows {}", self.accumulation, self.batch_rows),
             );
         }
         for (key, value) in [("learning_rate", self.learning_rate), ("clip_norm", self.clip_norm)] {
             if !(value > 0.0 && value.is_finite()) {
-                add(key, format!("is {value}: must be above 0"));
+                problems.add(key, format!("is {value}: must be above 0"));
             }
         }
         if self.warmup_steps > self.steps {
-            add(
+            problems.add(
                 "warmup_steps",
                 format!("is {}: longer than the stage's {} steps", self.warmup_steps, self.steps),
             );
@@ -241,14 +239,14 @@ impl StageConfig {
         let a = &self.adamw;
         for (key, value) in [("adamw.beta1", a.beta1), ("adamw.beta2", a.beta2)] {
             if !(0.0..1.0).contains(&value) {
-                add(key, format!("is {value}: must be at least 0 and below 1"));
+                problems.add(key, format!("is {value}: must be at least 0 and below 1"));
             }
         }
         if a.eps.is_nan() || a.eps <= 0.0 {
-            add("adamw.eps", format!("is {}: must be above 0", a.eps));
+            problems.add("adamw.eps", format!("is {}: must be above 0", a.eps));
         }
         if !(a.weight_decay >= 0.0 && a.weight_decay.is_finite()) {
-            add("adamw.weight_decay", format!("is {}: must be 0 or more", a.weight_decay));
+            problems.add("adamw.weight_decay", format!("is {}: must be 0 or more", a.weight_decay));
         }
         let (share, floor) = match self.schedule {
             Schedule::Constant => (1.0, 0.0),
@@ -256,10 +254,10 @@ impl StageConfig {
             Schedule::Decay { share, floor } => (share, floor),
         };
         if !(share > 0.0 && share <= 1.0) {
-            add("schedule.decay.share", format!("is {share}: must be above 0 and at most 1"));
+            problems.add("schedule.decay.share", format!("is {share}: must be above 0 and at most 1"));
         }
         if !(0.0..=1.0).contains(&floor) {
-            add("schedule", format!("floor is {floor}: must lie between 0 and 1"));
+            problems.add("schedule", format!("floor is {floor}: must lie between 0 and 1"));
         }
     }
 }
@@ -268,12 +266,8 @@ impl Validate for RunConfig {
     const VERSION: u64 = SCHEMA_VERSION;
 
     fn validate(&self, problems: &mut Problems) {
-        for p in self.data.problems() {
-            problems.add(&format!("data.{}", p.key), p.message).hint(p.hint);
-        }
-        for p in self.tokenizer.problems() {
-            problems.add(&format!("tokenizer.{}", p.key), p.message).hint(p.hint);
-        }
+        problems.within("data", |p| self.data.validate(p));
+        problems.within("tokenizer", |p| self.tokenizer.validate(p));
         if let Some(v) = self.vocabulary {
             for (key, id) in [("bos", v.bos), ("eos", v.eos), ("pad", v.pad)] {
                 if id as usize >= v.size {
@@ -289,7 +283,7 @@ impl Validate for RunConfig {
         problems.within("model", |p| p.within(name, |p| self.model.validate(p)));
         match (&self.train.autoencoder, self.model.autoencoder()) {
             (Some(stage), Some(_)) => {
-                stage.validate("train.autoencoder", problems);
+                problems.within("train.autoencoder", |p| stage.validate(p));
                 if stage.recompute {
                     let message = "only layers of a backbone are computed again: remove it here";
                     problems.add("train.autoencoder.recompute", message);
@@ -298,7 +292,7 @@ impl Validate for RunConfig {
             (None, Some(_)) => {
                 problems
                     .add("train.autoencoder", format!("{} needs its first stage", self.model.title()))
-                    .hint("add `autoencoder: { steps, batch_rows, context, learning_rate }` under `train`");
+                    .remedy("add `autoencoder: { steps, batch_rows, context, learning_rate }` under `train`");
             }
             (Some(_), None) => {
                 let message = format!("{} has no autoencoder: remove this stage", self.model.title());
@@ -306,7 +300,7 @@ impl Validate for RunConfig {
             }
             (None, None) => {}
         }
-        self.train.lm.validate("train.lm", problems);
+        problems.within("train.lm", |p| self.train.lm.validate(p));
         problems.within("eval", |p| self.eval.validate(p));
     }
 }

@@ -56,20 +56,26 @@ pub enum Error {
         /// Steps done.
         step: u64,
     },
+    /// Positions that cannot be scored.
+    #[error(transparent)]
+    Protocol(ProtocolError),
     /// Anything else a user can mend.
-    #[error("{message}")]
+    #[error("{what}")]
     User {
         /// What is wrong and where.
-        message: String,
-        /// What to do.
-        hint: String,
+        what: String,
+        /// What to do; empty where that is not known.
+        remedy: String,
     },
 }
 
+/// What to do about a full disk.
+const FULL: &str = "free some disk space and run again with --resume; what was saved before is whole";
+
 impl Error {
     /// A mistake with its remedy.
-    pub fn user(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self::User { message: message.into(), hint: hint.into() }
+    pub fn user(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::User { what: what.into(), remedy: remedy.into() }
     }
 
     /// A failed file operation.
@@ -78,9 +84,17 @@ impl Error {
     }
 
     /// What the user can do about it, if we know.
-    pub fn hint(&self) -> Option<String> {
+    pub fn remedy(&self) -> Option<String> {
         match self {
-            Self::User { hint, .. } if !hint.is_empty() => Some(hint.clone()),
+            Self::User { remedy, .. } => Some(remedy.clone()).filter(|remedy| !remedy.is_empty()),
+            Self::Data(e) => e.remedy(),
+            Self::Protocol(e) => e.remedy(),
+            Self::Weights(calm_nn::WeightsError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::StorageFull =>
+            {
+                Some(FULL.into())
+            }
+            Self::Weights(e) => e.remedy().map(str::to_owned),
             Self::NotFinite { stage, .. } => Some(format!(
                 "lower the learning rate or lengthen the warm-up (--set train.{stage}.learning_rate=...); \
                  --resume goes on from the last checkpoint, --restart begins anew"
@@ -90,23 +104,14 @@ impl Error {
                 std::io::ErrorKind::PermissionDenied => {
                     Some("check the permissions, or choose another folder with --out".into())
                 }
-                std::io::ErrorKind::StorageFull => Some(
-                    "free some disk space and run again with --resume; what was saved before is whole".into(),
-                ),
+                std::io::ErrorKind::StorageFull => Some(FULL.into()),
                 std::io::ErrorKind::NotFound => {
                     Some("check the path; the file may have been moved or deleted".into())
                 }
                 _ if *verb != "read" => Some("check the path, or choose another folder with --out".into()),
                 _ => None,
             },
-            Self::Weights(calm_nn::WeightsError::Io { source, .. })
-                if source.kind() == std::io::ErrorKind::StorageFull =>
-            {
-                Some(
-                    "free some disk space and run again with --resume; what was saved before is whole".into(),
-                )
-            }
-            _ => None,
+            Self::Tensor(_) | Self::Config(_) => None,
         }
     }
 }
@@ -115,11 +120,7 @@ impl From<ProtocolError> for Error {
     fn from(e: ProtocolError) -> Self {
         match e {
             ProtocolError::Data(e) => e.into(),
-            e => {
-                let text = e.to_string();
-                let (what, remedy) = text.split_once("; ").unwrap_or((&text, ""));
-                Self::user(what, remedy)
-            }
+            e => Self::Protocol(e),
         }
     }
 }

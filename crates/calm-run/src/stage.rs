@@ -60,6 +60,6 @@ mod tests {
         }
         let wrong = "encoder".parse::<Stage>().unwrap_err();
         assert!(wrong.to_string().contains("encoder"));
-        assert!(wrong.hint().is_some_and(|r| r.contains("`lm`")));
+        assert!(wrong.remedy().is_some_and(|r| r.contains("`lm`")));
     }
 }

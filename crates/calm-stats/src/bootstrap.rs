@@ -70,11 +70,21 @@ pub struct BrierDifference {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum PairError {
     /// A document is scored in one set only.
-    #[error("document {0} is scored for one model only: compare models on the same documents")]
+    #[error("document {0} is scored for one model only")]
     Unpaired(u64),
     /// Nothing to compare.
     #[error("no documents to compare")]
     Empty,
+}
+
+impl PairError {
+    /// What to do about it, where that is known.
+    pub fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::Unpaired(_) => Some("compare models on the same documents"),
+            Self::Empty => None,
+        }
+    }
 }
 
 /// Brier-1..4 and BrierLM with standard errors.

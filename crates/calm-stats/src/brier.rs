@@ -25,15 +25,13 @@ pub const NGRAM: usize = 4;
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BrierError {
     /// The collision term compares two independent samples.
-    #[error("a Brier score needs at least 2 samples a position, {0} given: draw more samples")]
+    #[error("a Brier score needs at least 2 samples a position, {0} given")]
     TooFewSamples(usize),
     /// The accuracy term has nothing to average.
-    #[error("no sample to compare with the target: draw at least one")]
+    #[error("no sample to compare with the target")]
     NoAccuracySample,
     /// The target is shorter than the n-gram and does not end in EOS.
-    #[error(
-        "the target n-gram has {0} tokens, {NGRAM} are needed: leave this position out, or end the text in EOS"
-    )]
+    #[error("the target n-gram has {0} tokens, {NGRAM} are needed")]
     ShortTarget(usize),
     /// A sample stops while it still agrees with what it is compared with.
     #[error(
@@ -65,6 +63,21 @@ pub enum BrierError {
         /// K.
         chunk_size: usize,
     },
+}
+
+impl BrierError {
+    /// What to do about it, where that is known.
+    pub fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::TooFewSamples(_) => Some("draw more samples"),
+            Self::NoAccuracySample => Some("draw at least one"),
+            Self::ShortTarget(_) => Some("leave this position out, or end the text in EOS"),
+            Self::ShortSample(_)
+            | Self::Probability { .. }
+            | Self::MissingSquares(_)
+            | Self::Shape { .. } => None,
+        }
+    }
 }
 
 /// Ids that make the end of a text absorbing: after `eos` everything is `pad`.

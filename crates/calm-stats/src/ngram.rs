@@ -26,9 +26,7 @@ use crate::brier::{BrierSums, NGRAM};
 #[derive(Debug, Error, PartialEq)]
 pub enum NgramError {
     /// A token or special id is outside the vocabulary.
-    #[error(
-        "token {token} in {place} is outside the vocabulary of {vocab}: was the text encoded by another tokenizer?"
-    )]
+    #[error("token {token} in {place} is outside the vocabulary of {vocab}")]
     Token {
         /// The id.
         token: u32,
@@ -46,6 +44,16 @@ pub enum NgramError {
     /// The target n-gram is too short.
     #[error("the target n-gram has {0} tokens, {NGRAM} are needed unless the text ends inside")]
     ShortTarget(usize),
+}
+
+impl NgramError {
+    /// What to do about it, where that is known.
+    pub fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::Token { .. } => Some("was the text encoded by another tokenizer?"),
+            Self::Empty | Self::Lambda(_) | Self::ShortTarget(_) => None,
+        }
+    }
 }
 
 /// Ids that the n-gram models need, all below the vocabulary size.

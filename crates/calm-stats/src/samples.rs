@@ -37,9 +37,7 @@ pub enum SamplesError {
         source: io::Error,
     },
     /// Not a JSON object of the format.
-    #[error(
-        "line {line}: {source}; expected {{\"document\": id, \"target\": [4 tokens], \"samples\": [[4 tokens], [4 tokens], ...]}}"
-    )]
+    #[error("line {line}: {source}")]
     Json {
         /// Line number.
         line: usize,
@@ -55,9 +53,24 @@ pub enum SamplesError {
         source: BrierError,
     },
     /// No line at all.
-    #[error("the file holds no positions: one JSON object a line is expected")]
+    #[error("the file holds no positions")]
     Empty,
 }
+
+impl SamplesError {
+    /// What to do about it, where that is known.
+    pub fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::Read { .. } => None,
+            Self::Json { .. } | Self::Empty => Some(FORMAT),
+            Self::Position { source, .. } => source.remedy(),
+        }
+    }
+}
+
+/// What a file of samples must be.
+pub const FORMAT: &str = "one JSON object a line: {\"document\": 7, \"target\": [t1, t2, t3, t4], \
+                          \"samples\": [[..], [..]]}; tokens are ids or strings";
 
 /// A token: a whole number or a string.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -206,7 +219,7 @@ mod tests {
         for (bad, part) in [
             ("{", "EOF"),
             (r#"{"target": [1, 2, 3, 4], "samples": []}"#, "document"),
-            (r#"{"document": 0, "target": [1.5], "samples": []}"#, "expected"),
+            (r#"{"document": 0, "target": [1.5], "samples": []}"#, "did not match"),
             (r#"{"document": 0, "target": [1, 2, 3, 4], "samples": [[1, 2, 3, 4]]}"#, "at least 2 samples"),
             (r#"{"document": 0, "target": [1, 2], "samples": [[1, 2, 3, 4], [1, 2, 3, 4]]}"#, "target"),
             (r#"{"document": 0, "target": [1, 2, 3, 4], "samples": [[1, 2], [1, 2]]}"#, "2 tokens"),

@@ -165,12 +165,10 @@ pub struct SeededDifference {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SeedError {
     /// No run at all.
-    #[error("no scores to average: give those of at least one seed")]
+    #[error("no scores to average")]
     NoSeeds,
     /// A document is scored in one of two runs only.
-    #[error(
-        "document {document} is not scored in both of run 1 and run {run} of a model: score all its seeds on the same documents"
-    )]
+    #[error("document {document} is not scored in both of run 1 and run {run} of a model")]
     Document {
         /// The document.
         document: u64,
@@ -178,9 +176,7 @@ pub enum SeedError {
         run: usize,
     },
     /// A document is scored at more positions in one run than in another.
-    #[error(
-        "document {document} has {found} positions in run {run} of a model and {expected} in run 1: score all its seeds on the same positions"
-    )]
+    #[error("document {document} has {found} positions in run {run} of a model and {expected} in run 1")]
     Positions {
         /// The document.
         document: u64,
@@ -194,6 +190,18 @@ pub enum SeedError {
     /// The two models were not scored on the same documents.
     #[error(transparent)]
     Pair(#[from] PairError),
+}
+
+impl SeedError {
+    /// What to do about it, where that is known.
+    pub fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::NoSeeds => Some("give those of at least one seed"),
+            Self::Document { .. } => Some("score all its seeds on the same documents"),
+            Self::Positions { .. } => Some("score all its seeds on the same positions"),
+            Self::Pair(e) => e.remedy(),
+        }
+    }
 }
 
 /// Brier-1..4 and BrierLM of one recipe, one element of `sums` a seed.

@@ -37,9 +37,7 @@ pub enum TemperatureError<E> {
     #[error("temperature {0} is outside (0, 1]: a black-box sampler can only be sharpened")]
     Range(f64),
     /// The batch approximation exists for T = 1/n alone.
-    #[error(
-        "the batch approximation needs a temperature 1/n, {temperature} is none: take {below:.4} or {above:.4}, or the exact sampler"
-    )]
+    #[error("the batch approximation needs a temperature 1/n, {temperature} is none")]
     NotReciprocal {
         /// The temperature asked for.
         temperature: f64,
@@ -49,9 +47,7 @@ pub enum TemperatureError<E> {
         above: f64,
     },
     /// The budget of the exact sampler is spent.
-    #[error(
-        "no sample was accepted within {draws} draws ({matched} of them usable): raise the budget or the temperature, or allow the biased fallback"
-    )]
+    #[error("no sample was accepted within {draws} draws ({matched} of them usable)")]
     Budget {
         /// Draws made.
         draws: usize,
@@ -59,9 +55,7 @@ pub enum TemperatureError<E> {
         matched: usize,
     },
     /// No draw satisfied the predicate.
-    #[error(
-        "none of {draws} draws reproduces the remainder of the prompt: draw more, or give a prompt of whole chunks"
-    )]
+    #[error("none of {draws} draws reproduces the remainder of the prompt")]
     NoMatch {
         /// Draws made.
         draws: usize,
@@ -72,6 +66,22 @@ pub enum TemperatureError<E> {
     /// The black box failed.
     #[error("drawing a chunk failed: {0}")]
     Draw(E),
+}
+
+impl<E> TemperatureError<E> {
+    /// What to do about it, where that is known.
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            Self::NotReciprocal { below, above, .. } => {
+                Some(format!("take {below:.4} or {above:.4}, or the exact sampler"))
+            }
+            Self::Budget { .. } => {
+                Some("raise the budget or the temperature, or allow the biased fallback".into())
+            }
+            Self::NoMatch { .. } => Some("draw more, or give a prompt of whole chunks".into()),
+            Self::Range(_) | Self::Empty(_) | Self::Draw(_) => None,
+        }
+    }
 }
 
 /// A temperature in (0, 1], split as the algorithms need it.

@@ -183,7 +183,7 @@ impl Validate for AblationConfig {
             problems.add(key, format!("is {amount}: must be above 0"));
         }
         if self.seeds.is_empty() {
-            problems.add("seeds", "lists no seed").hint("for example [1, 2, 3]");
+            problems.add("seeds", "lists no seed").remedy("for example [1, 2, 3]");
         }
         let mut seeds = self.seeds.clone();
         seeds.sort_unstable();
@@ -195,7 +195,7 @@ impl Validate for AblationConfig {
         problems.at_least("validation.documents", self.validation.documents, 1);
         problems.at_least("validation.tokens", self.validation.tokens, 1);
         if self.variants.is_empty() {
-            problems.add("variants", "lists nothing").hint("for example - { name: k4, config: k4 }");
+            problems.add("variants", "lists nothing").remedy("for example - { name: k4, config: k4 }");
         }
         for (i, v) in self.variants.iter().enumerate() {
             let at = format!("variants[{i}]");
@@ -203,7 +203,7 @@ impl Validate for AblationConfig {
             {
                 problems
                     .add(&format!("{at}.name"), format!("`{}` cannot name a folder", v.name))
-                    .hint("letters, digits and - _ . = +");
+                    .remedy("letters, digits and - _ . = +");
             }
             if self.variants[..i].iter().any(|other| other.name == v.name) {
                 problems.add(&format!("{at}.name"), format!("`{}` is there already", v.name));
@@ -216,7 +216,7 @@ impl Validate for AblationConfig {
             if values.as_array().is_none_or(Vec::is_empty) {
                 problems
                     .add(&format!("grid.{key}"), "must list values")
-                    .hint(format!("for example {key}: [1, 2]"));
+                    .remedy(format!("for example {key}: [1, 2]"));
             }
         }
         let s = &self.score;

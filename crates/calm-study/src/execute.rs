@@ -13,7 +13,7 @@ use calm_run::{Begin, Error, Result, Run, Stage};
 use crate::plan::{Ablation, SharedAutoencoder, autoencoder_key};
 
 /// File of an ablation's folder with the runs that failed and why; gone when all are well.
-pub const FAILURES: &str = "failures.json";
+const FAILURES: &str = "failures.json";
 
 /// A process to be started.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +48,12 @@ pub trait Worker {
 /// Why runs failed, by name.
 pub type Failures = BTreeMap<String, String>;
 
+/// The runs that failed when this ablation was last executed.
+pub fn failures(ablation: &Path) -> Failures {
+    let text = std::fs::read_to_string(ablation.join(FAILURES)).unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
+}
+
 /// Makes the folders of all runs, or checks that those which are there hold the same runs.
 ///
 /// # Errors
@@ -80,7 +86,7 @@ pub fn prepare(ablation: &Ablation, corpus: &Corpus) -> Result<()> {
 
 fn create(folder: &Path, config: &Resolved<RunConfig>, ablation: &Path) -> Result<Run> {
     Run::create(folder, config, Begin::New).map_err(|e| match e {
-        Error::User { message, .. } => Error::user(message, other_folder(ablation)),
+        Error::User { what, .. } => Error::user(what, other_folder(ablation)),
         e => e,
     })
 }

@@ -18,7 +18,7 @@ use crate::config::{Budget, Sharing};
 use crate::costs;
 use crate::execute::{Failures, finished};
 use crate::plan::{Ablation, PlannedRun};
-use crate::score::{RunScores, Scored, aligned, curve, kept, kept_reconstruction};
+use crate::score::{RunScores, Scored, curve, kept, kept_reconstruction};
 
 /// A run that is trained and scored.
 struct Finished<'a> {
@@ -33,10 +33,51 @@ struct Finished<'a> {
 /// A file of the folder is damaged, or runs were scored on different documents.
 pub fn gather(ablation: &Ablation, failures: &Failures, machine: Machine) -> Result<Study> {
     let config = &ablation.config;
-    let protocol = aligned(ablation)?;
     let bootstrap = Bootstrap { replicates: config.score.bootstrap, seed: 0 };
-    let mut all: Vec<Vec<Finished<'_>>> = Vec::new();
     let mut notes = Vec::new();
+    let all = finished_runs(ablation, failures, &mut notes)?;
+    let first = all.iter().flatten().next();
+    let record = first.map(|f| f.run.record()).transpose()?.flatten().unwrap_or_default();
+    same_text(all.iter().flatten(), &record)?;
+    if let Budget::Seconds(seconds) = config.budget {
+        note_off_budget(all.iter().flatten(), seconds, &mut notes)?;
+    }
+    let differences = differences(ablation, &all, &bootstrap, &mut notes)?;
+    Ok(Study {
+        name: ablation.folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
+        description: config.description.clone(),
+        budget: budget(ablation),
+        corpus: record.corpus.clone(),
+        corpus_hash: record.corpus_hash.clone(),
+        vocab_size: record.vocab_size,
+        aligned: protocol_words(&ablation.protocol()?),
+        reference: config.score.reference_documents.map(|n| {
+            format!(
+                "{n} documents joined without EOS, in blocks as long as each model's context; every K at its own \
+                 chunk starts, so that scores compare with the same K only"
+            )
+        }),
+        batch_draws: config.score.draws,
+        machine,
+        variants: variants(ablation, &all, record.vocab_size, &bootstrap)?,
+        differences,
+        autoencoders: autoencoders(ablation, record.vocab_size)?,
+        ngrams: first.map(|f| f.scores.ngrams.clone()).unwrap_or_default(),
+        failures: failures
+            .iter()
+            .map(|(run, reason)| Failure { run: run.clone(), reason: reason.clone() })
+            .collect(),
+        notes,
+    })
+}
+
+/// The runs of each variant that are trained and scored, by rising seed.
+fn finished_runs<'a>(
+    ablation: &'a Ablation,
+    failures: &Failures,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Vec<Finished<'a>>>> {
+    let mut all = Vec::new();
     for i in 0..ablation.variants.len() {
         let mut found = Vec::new();
         for planned in ablation.runs_of(i) {
@@ -52,80 +93,89 @@ pub fn gather(ablation: &Ablation, failures: &Failures, machine: Machine) -> Res
         found.sort_by_key(|f| f.run.config.seed);
         all.push(found);
     }
-    let first = all.iter().flatten().next();
-    let record = first.map(|f| f.run.record()).transpose()?.flatten().unwrap_or_default();
-    same_text(all.iter().flatten(), &record)?;
-    if let Budget::Seconds(seconds) = config.budget {
-        for f in all.iter().flatten() {
-            let spent = f.run.checkpoints(Stage::Lm).latest()?.map_or(0.0, |s| s.seconds);
-            if (spent / seconds - 1.0).abs() > OFF_BUDGET {
-                notes.push(format!("{} trained for {spent:.1} s instead of {seconds} s", f.planned.name));
-            }
+    Ok(all)
+}
+
+/// Notes runs that took clearly more or less than their seconds.
+fn note_off_budget<'a>(
+    runs: impl Iterator<Item = &'a Finished<'a>>,
+    seconds: f64,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    for f in runs {
+        let spent = f.run.checkpoints(Stage::Lm).latest()?.map_or(0.0, |s| s.seconds);
+        if (spent / seconds - 1.0).abs() > OFF_BUDGET {
+            notes.push(format!("{} trained for {spent:.1} s instead of {seconds} s", f.planned.name));
         }
     }
+    Ok(())
+}
+
+/// Every variant that has a run planned, with what its finished runs give.
+fn variants(
+    ablation: &Ablation,
+    all: &[Vec<Finished<'_>>],
+    vocab: usize,
+    bootstrap: &Bootstrap,
+) -> Result<Vec<Variant>> {
     let rounds = costs::kept(ablation, None);
-    let mut study = Study {
-        name: ablation.folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
-        description: config.description.clone(),
-        budget: budget(ablation),
-        corpus: record.corpus.clone(),
-        corpus_hash: record.corpus_hash.clone(),
-        vocab_size: record.vocab_size,
-        aligned: protocol_words(&protocol),
-        reference: config.score.reference_documents.map(|n| {
-            format!(
-                "{n} documents joined without EOS, in blocks as long as each model's context; every K at its own \
-                 chunk starts, so that scores compare with the same K only"
-            )
-        }),
-        batch_draws: config.score.draws,
-        machine,
-        ngrams: first.map(|f| f.scores.ngrams.clone()).unwrap_or_default(),
-        failures: failures.iter().map(|(run, reason)| Failure { run: run.clone(), reason: reason.clone() }).collect(),
-        ..Study::default()
-    };
-    for (i, (variant, runs)) in ablation.variants.iter().zip(&all).enumerate() {
+    let mut variants = Vec::new();
+    for (i, (variant, runs)) in ablation.variants.iter().zip(all).enumerate() {
         let Some(planned) = ablation.runs_of(i).next() else { continue };
         let settings = &planned.config.value;
-        let costs = formula(planned, record.vocab_size, config.score.draws);
-        study.variants.push(Variant {
+        let costs = formula(planned, vocab, ablation.config.score.draws);
+        variants.push(Variant {
             name: variant.name.clone(),
             chunk_size: settings.chunk_size(),
             probabilities: settings.model.draws() == DrawKind::Exact,
             settings: variant.settings.clone(),
-            aligned: over_seeds(runs, |s| Some(&s.aligned), &bootstrap)?,
-            reference: over_seeds(runs, |s| s.reference.as_ref(), &bootstrap)?,
+            aligned: over_seeds(runs, |s| Some(&s.aligned), bootstrap)?,
+            reference: over_seeds(runs, |s| s.reference.as_ref(), bootstrap)?,
             measured: rounds.variants.get(&variant.name).and_then(|r| costs::summary(r)),
             runs: runs.iter().map(|f| seed_run(f, costs.training())).collect::<Result<_>>()?,
             costs,
         });
     }
-    if let Some(reference) = all.first() {
-        for (variant, runs) in ablation.variants.iter().zip(&all).skip(1).filter(|(_, runs)| !runs.is_empty())
-        {
-            // Only runs from the same seeds pair.
-            let pairs: Vec<(BrierSums, BrierSums)> = runs
-                .iter()
-                .filter_map(|f| {
-                    let other = reference.iter().find(|r| r.run.config.seed == f.run.config.seed)?;
-                    Some((f.scores.aligned.sums.clone(), other.scores.aligned.sums.clone()))
-                })
-                .collect();
-            let against = &ablation.variants[0].name;
-            if pairs.is_empty() {
-                notes.push(format!("{} has no seed in common with {against}: no difference", variant.name));
-                continue;
-            }
-            if pairs.len() < runs.len().max(reference.len()) {
-                let n = pairs.len();
-                notes.push(format!("the difference of {} to {against} is that of {n} seed(s)", variant.name));
-            }
-            let (own, other): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
-            let d = seeds::difference_over_seeds(&own, &other, &bootstrap).map_err(unpaired)?;
-            study.differences.push(difference(&variant.name, against, &d));
+    Ok(variants)
+}
+
+/// Differences of all variants to the first, each over the seeds that both have.
+fn differences(
+    ablation: &Ablation,
+    all: &[Vec<Finished<'_>>],
+    bootstrap: &Bootstrap,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Difference>> {
+    let mut differences = Vec::new();
+    let Some(reference) = all.first() else { return Ok(differences) };
+    let against = &ablation.variants[0].name;
+    for (variant, runs) in ablation.variants.iter().zip(all).skip(1).filter(|(_, runs)| !runs.is_empty()) {
+        // Only runs from the same seeds pair.
+        let pairs: Vec<(BrierSums, BrierSums)> = runs
+            .iter()
+            .filter_map(|f| {
+                let other = reference.iter().find(|r| r.run.config.seed == f.run.config.seed)?;
+                Some((f.scores.aligned.sums.clone(), other.scores.aligned.sums.clone()))
+            })
+            .collect();
+        if pairs.is_empty() {
+            notes.push(format!("{} has no seed in common with {against}: no difference", variant.name));
+            continue;
         }
+        if pairs.len() < runs.len().max(reference.len()) {
+            let n = pairs.len();
+            notes.push(format!("the difference of {} to {against} is that of {n} seed(s)", variant.name));
+        }
+        let (own, other): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        let d = seeds::difference_over_seeds(&own, &other, bootstrap).map_err(unpaired)?;
+        differences.push(difference(&variant.name, against, &d));
     }
-    study.notes = notes;
+    Ok(differences)
+}
+
+/// The autoencoders that are trained and whose reconstruction is measured.
+fn autoencoders(ablation: &Ablation, vocab: usize) -> Result<Vec<Autoencoder>> {
+    let mut found = Vec::new();
     for autoencoder in &ablation.autoencoders {
         let run = Run { folder: autoencoder.folder.clone(), config: autoencoder.config.value.clone() };
         if !finished(&run.folder, &run.config, Stage::Autoencoder)? {
@@ -138,7 +188,7 @@ pub fn gather(ablation: &Ablation, failures: &Failures, machine: Machine) -> Res
         };
         let k = run.config.chunk_size();
         let state = run.checkpoints(Stage::Autoencoder).latest()?.unwrap_or_default();
-        study.autoencoders.push(Autoencoder {
+        found.push(Autoencoder {
             name: autoencoder.name.clone(),
             variants: autoencoder.variants.clone(),
             seed: run.config.seed,
@@ -152,10 +202,10 @@ pub fn gather(ablation: &Ablation, failures: &Failures, machine: Machine) -> Res
             posterior_std: r.posterior_std,
             collapsed_dimensions: r.collapsed_dimensions,
             seconds: state.seconds,
-            flops: settings.training_flops(k, record.vocab_size).total() * state.tokens as f64,
+            flops: settings.training_flops(k, vocab).total() * state.tokens as f64,
         });
     }
-    Ok(study)
+    Ok(found)
 }
 
 /// Share by which a run may miss a budget of seconds before the report says so.
@@ -188,7 +238,7 @@ fn same_text<'a>(runs: impl Iterator<Item = &'a Finished<'a>>, first: &RunRecord
 fn unpaired(e: impl std::fmt::Display) -> Error {
     Error::user(
         format!("the runs do not pair: {e}"),
-        "remove scores.json from the runs' folders and run again",
+        "remove the files scores-*.json from the runs' folders and run again",
     )
 }
 
@@ -295,3 +345,6 @@ fn difference(variant: &str, against: &str, d: &SeededDifference) -> Difference 
         brier: d.brier.iter().map(contrast).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,9 +3,9 @@
 //! into a [`calm_report::Study`].
 //!
 //! ```text
-//!   ablation.yaml ── expand ──> plan: autoencoders, runs      (config, plan)
+//!   ablation.yaml ── expand ──> plan: autoencoders, runs      (config, survey, plan)
 //!        folder  <── execute ── one process a run             (execute)
-//!   scores.json  <── score ──── the same positions for all    (score)
+//! scores-*.json  <── score ──── the same positions for all    (alignment, score)
 //!    costs.json  <── measure ── all variants in turn          (costs)
 //!    study.json  <── gather ─── means over seeds, differences (gather)
 //! ```
@@ -13,12 +13,16 @@
 //! Every step looks at what the folder holds already and does the rest: a stopped ablation is continued by
 //! running it again.
 
+pub mod alignment;
 pub mod config;
 pub mod costs;
 pub mod execute;
+pub mod folder;
 pub mod gather;
+pub mod outlook;
 pub mod plan;
 pub mod score;
+pub mod survey;
 
 /// Names what a kept result depends on.
 pub fn hash(what: &serde_json::Value) -> String {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use calm_config::{ConfigErrors, ConfigText, Resolved, load};
+use calm_eval::protocol::Protocol;
 use calm_run::Run;
 use calm_run::checkpoint::write_json;
 use calm_run::config::RunConfig;
@@ -11,8 +12,8 @@ use calm_run::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::alignment;
 use crate::config::{AblationConfig, Budget, Sharing};
-use crate::score;
 
 /// Warm-up takes at most a fifth of a run: a short budget must not end inside it.
 const WARMUP_SHARE: u64 = 5;
@@ -90,7 +91,7 @@ pub struct PlannedRun {
 }
 
 /// What a budget has to know of a variant.
-pub trait Sizes {
+pub trait BudgetFacts {
     /// V of a configuration's tokenizer.
     fn vocab_size(&mut self, config: &RunConfig) -> Result<usize>;
     /// Training tokens a second that these variants reach on this machine.
@@ -106,7 +107,7 @@ impl Ablation {
         config: &AblationConfig,
         folder: &Path,
         find: Find<'_>,
-        sizes: &mut dyn Sizes,
+        facts: &mut dyn BudgetFacts,
     ) -> Result<Self> {
         let asked = named_apart(combinations(config))?;
         let mut drafts = Vec::new();
@@ -115,11 +116,11 @@ impl Ablation {
             bases.push((name.clone(), load::<RunConfig>(find(base)?, overrides)?.value));
         }
         let rates = match config.budget {
-            Budget::Seconds(_) => sizes.rates(&bases)?,
+            Budget::Seconds(_) => facts.rates(&bases)?,
             _ => vec![0.0; bases.len()],
         };
         for (i, (name, base, overrides)) in asked.iter().enumerate() {
-            let budget = budget_overrides(config, name, &bases[i].1, rates[i], sizes)?;
+            let budget = budget_overrides(config, name, &bases[i].1, rates[i], facts)?;
             let all: Vec<String> = overrides.iter().cloned().chain(budget).collect();
             drafts.push((name.clone(), base.clone(), all));
         }
@@ -179,7 +180,7 @@ impl Ablation {
             .map(|((name, ..), settings)| Variant { name, settings })
             .collect();
         ablation.comparable()?;
-        score::check(&ablation)?;
+        alignment::check(&config.score, &ablation.configs())?;
         Ok(ablation)
     }
 
@@ -330,21 +331,17 @@ impl Ablation {
         self.runs.iter().filter(move |r| r.variant == variant)
     }
 
-    /// Shortest context of all runs, in tokens.
-    pub fn context_tokens(&self) -> usize {
-        let tokens = |r: &PlannedRun| r.config.value.train.lm.context * r.config.value.chunk_size();
-        self.runs.iter().map(tokens).min().unwrap_or(0)
+    /// Where all runs are scored alike.
+    ///
+    /// # Errors
+    /// The window holds no two positions.
+    pub fn protocol(&self) -> Result<Protocol> {
+        alignment::protocol(&self.config.score, &self.configs())
     }
 
-    /// Smallest number of tokens that is a whole number of chunks for every run.
-    pub fn common_chunk(&self) -> usize {
-        let sizes: BTreeSet<usize> = self.runs.iter().map(|r| r.config.value.chunk_size()).collect();
-        sizes.into_iter().fold(1, |a, b| a / gcd(a, b) * b)
+    fn configs(&self) -> Vec<&RunConfig> {
+        self.runs.iter().map(|r| &r.config.value).collect()
     }
-}
-
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// Name, configuration, overrides.
@@ -430,7 +427,7 @@ fn budget_overrides(
     name: &str,
     config: &RunConfig,
     rate: f64,
-    sizes: &mut dyn Sizes,
+    facts: &mut dyn BudgetFacts,
 ) -> Result<Vec<String>> {
     let mut config = config.clone();
     let mut out = Vec::new();
@@ -456,7 +453,7 @@ fn budget_overrides(
     let tokens = match ablation.budget {
         Budget::Tokens(tokens) => tokens,
         Budget::Flops(flops) => {
-            let vocab = sizes.vocab_size(&config)?;
+            let vocab = facts.vocab_size(&config)?;
             flops / config.model.training_flops(vocab, lm.context).total()
         }
         Budget::Seconds(seconds) => seconds * rate,

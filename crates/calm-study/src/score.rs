@@ -6,7 +6,7 @@ use std::path::Path;
 use calm_data::{Corpus, spread};
 use calm_eval::EvalConfig;
 use calm_eval::generate::{Decoding, GenerateOptions, generate};
-use calm_eval::protocol::{Protocol, ProtocolError, REFERENCE_EXACT_BLOCK, REFERENCE_SAMPLED_BLOCK, Reader};
+use calm_eval::protocol::{Protocol, REFERENCE_EXACT_BLOCK, REFERENCE_SAMPLED_BLOCK, Reader};
 use calm_eval::reconstruction::ReconstructionReport;
 use calm_eval::score::VERSION;
 use calm_lm::{LanguageModel, Sampler, TokenDecoding};
@@ -42,7 +42,7 @@ const SAMPLE_TOKENS: usize = 64;
 
 /// What was scored, and what came of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Kept<T> {
+struct KeptScores<T> {
     /// Hash of all that the scores depend on.
     key: String,
     #[serde(flatten)]
@@ -73,52 +73,6 @@ pub struct Scored {
     pub bits_per_byte: Option<f64>,
 }
 
-/// Where all runs are scored alike.
-///
-/// # Errors
-/// The window holds no two positions.
-pub fn aligned(ablation: &Ablation) -> Result<Protocol> {
-    let s = &ablation.config.score;
-    let every = s.every.unwrap_or_else(|| ablation.common_chunk());
-    let context = s.context.unwrap_or(ablation.context_tokens() / every * every);
-    let bos = ablation.runs.iter().all(|r| r.config.value.bos_chunk);
-    let first = if bos { 0 } else { every };
-    let protocol = Protocol::Aligned { every, context, first, tokens_per_document: s.tokens_per_document };
-    if context < 2 * every {
-        return Err(Error::user(
-            format!("a context of {context} tokens holds no two positions {every} tokens apart"),
-            "lengthen the contexts (context_tokens), or leave the largest chunk size out",
-        ));
-    }
-    Ok(protocol)
-}
-
-/// Whether every run can be scored by the aligned protocol; before anything is trained.
-///
-/// # Errors
-/// Positions are no chunk starts of a run, or windows longer than its context.
-pub fn check(ablation: &Ablation) -> Result<()> {
-    if ablation.runs.is_empty() {
-        return Ok(());
-    }
-    let Protocol::Aligned { every, context, .. } = aligned(ablation)? else { return Ok(()) };
-    for run in &ablation.runs {
-        let config = &run.config.value;
-        let chunk_size = config.chunk_size();
-        let trained = config.train.lm.context * chunk_size;
-        if !every.is_multiple_of(chunk_size) {
-            return Err(ProtocolError::Every { every, chunk_size }.into());
-        }
-        if !context.is_multiple_of(every) {
-            return Err(ProtocolError::Windows { context, every }.into());
-        }
-        if context > trained {
-            return Err(ProtocolError::TooLong { context, trained }.into());
-        }
-    }
-    Ok(())
-}
-
 /// The reference protocol of a run.
 fn reference(reader: &Reader) -> Protocol {
     Protocol::reference(reader, REFERENCE_SAMPLED_BLOCK, REFERENCE_EXACT_BLOCK, false)
@@ -137,7 +91,7 @@ pub fn score(
     reporter: &mut dyn Reporter,
 ) -> Result<()> {
     let mut ngram: Option<NgramModels> = None;
-    let protocol = aligned(ablation)?;
+    let protocol = ablation.protocol()?;
     let mut corpus: Option<Corpus> = None;
     for planned in &ablation.runs {
         if !finished(&planned.folder, &planned.config.value, Stage::Lm)?
@@ -159,7 +113,7 @@ pub fn score(
         }
         reporter.note(&format!("scoring {}", planned.name));
         match score_run(&run, corpus, &protocol, &ablation.config.score, ngram.as_ref(), device, reporter) {
-            Ok(scores) => write_json(&file(&run, SCORES, &key), &Kept { key, scores })?,
+            Ok(scores) => keep(&run, SCORES, key, scores)?,
             Err(e) => {
                 reporter.warn(&format!("{} cannot be scored: {e}", planned.name));
                 failures.insert(planned.name.clone(), format!("it was trained, but cannot be scored: {e}"));
@@ -172,9 +126,8 @@ pub fn score(
         }
         let run = Run { folder: autoencoder.folder.clone(), config: autoencoder.config.value.clone() };
         let eval = eval_config(&ablation.config.score, run.config.chunk_size());
-        let key = hash(&json!([VERSION, run.autoencoder_hash()?, eval.documents, eval.chunks_per_document]));
-        let path = file(&run, RECONSTRUCTION, &key);
-        if read::<ReconstructionReport>(&path, &key).is_some() {
+        let key = reconstruction_key(&run, &eval)?;
+        if read::<ReconstructionReport>(&file(&run, RECONSTRUCTION, &key), &key).is_some() {
             continue;
         }
         if corpus.is_none() {
@@ -184,7 +137,7 @@ pub fn score(
         let (tokenizer, held_out) = (&corpus.tokenizer, &corpus.validation);
         reporter.note(&format!("scoring autoencoder {}", autoencoder.name));
         match reconstruct_run(&run, tokenizer, held_out, Which::Best, &eval, device, reporter) {
-            Ok(scores) => write_json(&path, &Kept { key, scores })?,
+            Ok(scores) => keep(&run, RECONSTRUCTION, key, scores)?,
             Err(e) => {
                 reporter.warn(&format!("autoencoder {} cannot be scored: {e}", autoencoder.name));
                 failures
@@ -197,15 +150,18 @@ pub fn score(
 
 /// The scores of a run, if they are those of its weights by this ablation's protocol.
 pub fn kept(ablation: &Ablation, run: &Run) -> Result<Option<RunScores>> {
-    let key = run_key(run, &aligned(ablation)?, &ablation.config.score)?;
+    let key = run_key(run, &ablation.protocol()?, &ablation.config.score)?;
     Ok(read(&file(run, SCORES, &key), &key))
 }
 
 /// An autoencoder's reconstruction, if it is that of its weights.
 pub fn kept_reconstruction(ablation: &Ablation, run: &Run) -> Result<Option<ReconstructionReport>> {
-    let eval = eval_config(&ablation.config.score, run.config.chunk_size());
-    let key = hash(&json!([VERSION, run.autoencoder_hash()?, eval.documents, eval.chunks_per_document]));
+    let key = reconstruction_key(run, &eval_config(&ablation.config.score, run.config.chunk_size()))?;
     Ok(read(&file(run, RECONSTRUCTION, &key), &key))
+}
+
+fn reconstruction_key(run: &Run, eval: &EvalConfig) -> Result<String> {
+    Ok(hash(&json!([VERSION, run.autoencoder_hash()?, eval.documents, eval.chunks_per_document])))
 }
 
 fn run_key(run: &Run, protocol: &Protocol, score: &ScoreConfig) -> Result<String> {
@@ -216,10 +172,31 @@ fn run_key(run: &Run, protocol: &Protocol, score: &ScoreConfig) -> Result<String
     Ok(hash(&json!([VERSION, weights, protocol, how])))
 }
 
+fn keep<T: Serialize>(run: &Run, what: &str, key: String, scores: T) -> Result<()> {
+    write_json(&file(run, what, &key), &KeptScores { key, scores })
+}
+
+/// Keeps scores of a run that nobody drew.
+#[cfg(test)]
+pub(crate) fn keep_made_up(ablation: &Ablation, run: &Run, scores: &RunScores) -> Result<()> {
+    keep(run, SCORES, run_key(run, &ablation.protocol()?, &ablation.config.score)?, scores)
+}
+
+/// Keeps the reconstruction of an autoencoder that nobody measured.
+#[cfg(test)]
+pub(crate) fn keep_made_up_reconstruction(
+    ablation: &Ablation,
+    run: &Run,
+    report: &ReconstructionReport,
+) -> Result<()> {
+    let eval = eval_config(&ablation.config.score, run.config.chunk_size());
+    keep(run, RECONSTRUCTION, reconstruction_key(run, &eval)?, report)
+}
+
 /// What is kept under this key; anything else is made anew.
 fn read<T: DeserializeOwned>(path: &Path, key: &str) -> Option<T> {
     let text = std::fs::read_to_string(path).ok()?;
-    let kept: Kept<T> = serde_json::from_str(&text).ok()?;
+    let kept: KeptScores<T> = serde_json::from_str(&text).ok()?;
     (kept.key == key).then_some(kept.scores)
 }
 
@@ -292,8 +269,9 @@ fn samples(
     let sharper = match model.tempered_sampler(half) {
         Some(sampler) => sample(run, &*sampler, prompt, Decoding::Plain, "T = 0.5", corpus)?,
         None => {
-            let half = Temperature::new::<candle_core::Error>(0.5)
-                .map_err(|e| Error::user(format!("the batch sampler: {e}"), ""))?;
+            let half = Temperature::new::<candle_core::Error>(0.5).map_err(|e| {
+                Error::user(format!("the batch sampler: {e}"), e.remedy().unwrap_or_default())
+            })?;
             let batch = Decoding::Batch { temperature: half, samples: score.draws };
             let name = format!("T = 0.5, batch of {}", score.draws);
             sample(run, &*model.sampler(), prompt, batch, &name, corpus)?
@@ -321,7 +299,7 @@ fn sample(
         tokens.extend_from_slice(new);
         true
     })
-    .map_err(|e| Error::user(format!("cannot draw a sample: {e}"), ""))?;
+    .map_err(|e| Error::user(format!("cannot draw a sample: {e}"), e.remedy().unwrap_or_default()))?;
     Ok(Sample {
         decoding: name.to_owned(),
         prompt: corpus.tokenizer.decode(prompt),

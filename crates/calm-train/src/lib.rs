@@ -14,5 +14,6 @@ pub mod plan;
 pub mod recorder;
 mod reuse;
 pub mod scoring;
+pub mod step;
 pub mod task;
 pub mod training;

@@ -104,8 +104,9 @@ pub fn measure(
         costs.generation = Some(rate(run, &*sampler, &opening, Decoding::Plain, options.seconds)?);
         // Below T = 1 a black box draws many samples; what has probabilities costs the same at any temperature.
         if run.config.model.draws() == DrawKind::Sampled {
-            let half = Temperature::new::<candle_core::Error>(0.5)
-                .map_err(|e| Error::user(format!("the batch sampler: {e}"), ""))?;
+            let half = Temperature::new::<candle_core::Error>(0.5).map_err(|e| {
+                Error::user(format!("the batch sampler: {e}"), e.remedy().unwrap_or_default())
+            })?;
             let batch = Decoding::Batch { temperature: half, samples: options.draws };
             costs.generation_batch = Some(rate(run, &*sampler, &opening, batch, options.seconds)?);
         }
@@ -141,7 +142,7 @@ fn rate(run: &Run, sampler: &dyn Sampler, opening: &[u32], decoding: Decoding, s
             tokens += new.len().max(1);
             started.elapsed().as_secs_f64() < seconds
         })
-        .map_err(|e| Error::user(format!("cannot generate: {e}"), ""))?;
+        .map_err(|e| Error::user(format!("cannot generate: {e}"), e.remedy().unwrap_or_default()))?;
         if tokens == before {
             break;
         }

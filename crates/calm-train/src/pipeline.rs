@@ -456,6 +456,6 @@ pub fn sample_text(run: &Run, model: &dyn LanguageModel, corpus: &Corpus) -> Res
         tokens.extend_from_slice(t);
         true
     })
-    .map_err(|e| Error::user(format!("cannot draw a sample: {e}"), ""))?;
+    .map_err(|e| Error::user(format!("cannot draw a sample: {e}"), e.remedy().unwrap_or_default()))?;
     Ok(corpus.tokenizer.decode(&tokens))
 }

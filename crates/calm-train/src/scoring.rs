@@ -141,7 +141,7 @@ impl Scorer<'_> {
 }
 
 fn ngram_error(e: NgramError) -> Error {
-    Error::user(format!("n-gram models: {e}"), "")
+    Error::user(format!("n-gram models: {e}"), e.remedy().unwrap_or_default())
 }
 
 /// Unigram and bigram counts of a training split.

@@ -259,7 +259,7 @@ mod tests {
     #[test]
     fn a_wrong_name_or_manifest_is_an_error_with_a_remedy() {
         let e = Task::find("wikitext2").unwrap_err();
-        assert!(e.hint().unwrap().contains("wikitext103-test"));
+        assert!(e.remedy().unwrap().contains("wikitext103-test"));
         assert!(Task::parse("x", "name: x").unwrap_err().to_string().contains("no manifest"));
         let other = TASKS[0].1.replace("field: text", "field: body");
         assert!(Task::parse("x", &other).unwrap_err().to_string().contains("text.field"));

@@ -172,7 +172,7 @@ fn interrupted(result: calm_run::Result<(Run, Results)>, stage: Stage, step: u64
     match result.map(|_| ()) {
         Err(e @ Error::Interrupted { .. }) => {
             assert!(e.to_string().contains(&format!("step {step} of stage {stage}")), "{e}");
-            assert!(e.hint().unwrap().contains("--resume"));
+            assert!(e.remedy().unwrap().contains("--resume"));
         }
         other => panic!("expected an interruption, got {other:?}"),
     }
@@ -180,7 +180,7 @@ fn interrupted(result: calm_run::Result<(Run, Results)>, stage: Stage, step: u64
 
 fn hint(result: calm_run::Result<(Run, Results)>) -> (String, String) {
     let e = result.map(|_| ()).unwrap_err();
-    (e.to_string(), e.hint().unwrap_or_else(|| panic!("no remedy: {e}")))
+    (e.to_string(), e.remedy().unwrap_or_else(|| panic!("no remedy: {e}")))
 }
 
 #[test]
@@ -283,7 +283,7 @@ fn a_loss_that_is_no_number_stops_the_run_and_what_was_saved_stays_whole() {
         let result = house.train(name, &config, &house.options(), &mut Watch::default()).map(|_| ());
         let Err(e @ Error::NotFinite { .. }) = result else { panic!("{name}: {result:?}") };
         assert!(e.to_string().contains("at step 2"), "{e}");
-        let remedy = e.hint().unwrap();
+        let remedy = e.remedy().unwrap();
         assert!(remedy.contains(&format!("train.{stage}.learning_rate")), "{remedy}");
         let run = Run::open(&house.path(name)).unwrap();
         let tokenizer = run.tokenizer().unwrap();

@@ -8,7 +8,7 @@ use anyhow::Result;
 use calm_eval::EvalConfig;
 use calm_kernels::device::Choice;
 use calm_stats::bootstrap::{Bootstrap, report};
-use calm_stats::samples::{DocumentNames, SampleToken, SamplesOptions, score_samples};
+use calm_stats::samples::{DocumentNames, FORMAT, SampleToken, SamplesOptions, score_samples};
 use calm_train::pipeline::prepare_data;
 use calm_train::scoring::{reconstruct_run, score_run};
 
@@ -100,7 +100,7 @@ fn samples(path: &Path, args: &BrierArgs, printer: &Printer) -> Result<()> {
     });
     let mut names = DocumentNames::default();
     let sums = score_samples(BufReader::new(file), &SamplesOptions { eos }, &mut names)
-        .map_err(|e| Hinted::new(format!("{}: {e}", path.display()), SAMPLES_FORMAT))?;
+        .map_err(|e| Hinted::new(format!("{}: {e}", path.display()), e.remedy().unwrap_or(FORMAT)))?;
     let r = report(&sums, &Bootstrap::default());
     match args.text.format {
         Format::Json => printer.result(&serde_json::to_string_pretty(&r)?)?,
@@ -108,9 +108,6 @@ fn samples(path: &Path, args: &BrierArgs, printer: &Printer) -> Result<()> {
     }
     Ok(())
 }
-
-const SAMPLES_FORMAT: &str = "one JSON object a line: {\"document\": 7, \"target\": [t1, t2, t3, t4], \
-                              \"samples\": [[..], [..]]}; tokens are ids or strings";
 
 /// `calm eval autoencoder`
 pub fn autoencoder(args: &ReconstructArgs, device: Choice, printer: &Printer) -> Result<()> {

@@ -207,11 +207,12 @@ fn stream(
 }
 
 fn explain(e: GenerateError) -> anyhow::Error {
-    let hint = match &e {
+    // In the words of the command line.
+    let remedy = match &e {
         GenerateError::Temperature(_) => "raise --draws (the budget), add --fallback, or raise --temperature",
         GenerateError::Model(_) => "",
     };
-    Hinted::new(e.to_string(), hint).into()
+    Hinted::new(e.to_string(), remedy).into()
 }
 
 fn summary(r: &GenerateReport, seconds: f64, printer: &Printer) {

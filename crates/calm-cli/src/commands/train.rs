@@ -101,7 +101,7 @@ fn dry_run(config: &RunConfig, args: &TrainArgs, choice: Choice, printer: &Print
         }
         // A plan for another machine may be asked for where the text is not.
         (Err(e), Some(vocab)) => {
-            let text = format!("the text cannot be read here ({})", first_part(&e.to_string()));
+            let text = format!("the text cannot be read here ({e})");
             Plan::of_sizes(config, vocab, None, text, &target)
         }
         (Err(e), None) => return Err(e.into()),
@@ -127,11 +127,6 @@ fn vocabulary(config: &RunConfig) -> Option<usize> {
         _ => None,
     };
     config.vocabulary.map(|v| v.size).or(own)
-}
-
-/// A message without its remedy.
-fn first_part(text: &str) -> &str {
-    text.split("; ").next().unwrap_or(text)
 }
 
 fn show(results: &Results, format: Format, printer: &Printer) -> Result<()> {

@@ -30,6 +30,8 @@ struct Module {
     words: BTreeSet<String>,
     /// What is declared here.
     items: BTreeSet<String>,
+    /// All texts in quotes.
+    texts: Vec<String>,
 }
 
 /// The modules of a crate.
@@ -126,6 +128,12 @@ impl Graph {
         circles.into_iter().collect()
     }
 
+    /// All texts in quotes, each with its module.
+    pub fn texts(&self) -> impl Iterator<Item = (String, &str)> {
+        let of = move |m: usize| self.modules[m].texts.iter().map(move |text| (self.name(m), text.as_str()));
+        (0..self.modules.len()).flat_map(of)
+    }
+
     /// Every arrow between these modules, for a message.
     pub fn arrows_between(&self, names: &[String]) -> Vec<String> {
         let all = (0..self.modules.len()).filter(|m| names.contains(&self.name(*m)));
@@ -196,7 +204,12 @@ impl Module {
                     }
                     at += 1;
                 }
-                (None, _) => at += 1,
+                (None, _) => {
+                    if let Token::Text(text) = &code[at] {
+                        module.texts.push(text.clone());
+                    }
+                    at += 1;
+                }
             }
         }
         // `const fn name` and the like name an item twice.

@@ -5,9 +5,24 @@
 
 mod circles;
 mod graph;
+mod remedies;
 mod tokens;
 
 use std::path::{Path, PathBuf};
+
+use graph::Graph;
+
+/// The modules of every crate, and of every binary, by the crate's name.
+fn graphs() -> Vec<(String, Graph)> {
+    let mut graphs = Vec::new();
+    for folder in crates() {
+        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+        let roots = ["src/lib.rs", "src/main.rs"].map(|root| folder.join(root));
+        graphs
+            .extend(roots.iter().filter(|root| root.is_file()).map(|root| (name.clone(), Graph::read(root))));
+    }
+    graphs
+}
 
 /// The folders of all crates of the workspace.
 fn crates() -> Vec<PathBuf> {

@@ -1,4 +1,4 @@
-//! Problems of a configuration, and how they are shown: all together, each with its place and a hint.
+//! Problems of a configuration, and how they are shown: all together, each with its place and a remedy.
 
 use crate::locate::{KeyPath, Part, Place};
 use std::fmt::{self, Display};
@@ -23,12 +23,12 @@ impl Problems {
 
     /// Adds a problem with the value at `path` (`calm.latent_size`, `stages[1].steps`); a remedy and the
     /// other keys it depends on are added to what is returned.
-    pub fn add(&mut self, path: &str, message: impl Into<String>) -> &mut Problem {
+    pub fn add(&mut self, path: &str, what: impl Into<String>) -> &mut Problem {
         self.list.push(Problem {
             path: self.prefix.join(&KeyPath::parse(path)),
             prefix: self.prefix.clone(),
-            message: message.into(),
-            hint: None,
+            what: what.into(),
+            remedy: None,
             involved: Vec::new(),
         });
         let last = self.list.len() - 1;
@@ -36,9 +36,9 @@ impl Problems {
     }
 
     /// Adds a problem unless `holds`.
-    pub fn require(&mut self, holds: bool, path: &str, message: &str, hint: &str) {
+    pub fn require(&mut self, holds: bool, path: &str, what: &str, remedy: &str) {
         if !holds {
-            self.add(path, message).hint(hint);
+            self.add(path, what).remedy(remedy);
         }
     }
 
@@ -46,7 +46,7 @@ impl Problems {
     pub fn within_range<N: PartialOrd + Display>(&mut self, path: &str, value: N, low: N, high: N) {
         if !(value >= low && value <= high) {
             self.add(path, format!("{value} is out of range"))
-                .hint(format!("a value from {low} to {high} is possible"));
+                .remedy(format!("a value from {low} to {high} is possible"));
         }
     }
 
@@ -54,7 +54,7 @@ impl Problems {
     pub fn at_least<N: PartialOrd + Display>(&mut self, path: &str, value: N, low: N) {
         if value.partial_cmp(&low).is_none_or(|order| order.is_lt()) {
             self.add(path, format!("{value} is too small"))
-                .hint(format!("the smallest possible value is {low}"));
+                .remedy(format!("the smallest possible value is {low}"));
         }
     }
 
@@ -81,25 +81,42 @@ impl Problems {
         self.list.len()
     }
 
+    /// The problems, in the order in which they were added.
+    pub fn iter(&self) -> std::slice::Iter<'_, Problem> {
+        self.list.iter()
+    }
+
     pub(super) fn into_list(self) -> Vec<Problem> {
         self.list
     }
 }
 
-/// One broken rule.
-#[derive(Debug)]
+impl<'a> IntoIterator for &'a Problems {
+    type Item = &'a Problem;
+    type IntoIter = std::slice::Iter<'a, Problem>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+/// One broken rule: what is wrong, with which key, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    pub(super) path: KeyPath,
+    /// The key path of the value that breaks the rule.
+    pub path: KeyPath,
     prefix: KeyPath,
-    pub(super) message: String,
-    pub(super) hint: Option<String>,
+    /// What is wrong.
+    pub what: String,
+    /// What to do about it, if that is known.
+    pub remedy: Option<String>,
     pub(super) involved: Vec<KeyPath>,
 }
 
 impl Problem {
     /// Says what to do about it: the valid range, the value that would fit.
-    pub fn hint(&mut self, hint: impl Into<String>) -> &mut Self {
-        self.hint = Some(hint.into());
+    pub fn remedy(&mut self, remedy: impl Into<String>) -> &mut Self {
+        self.remedy = Some(remedy.into());
         self
     }
 
@@ -118,8 +135,8 @@ pub(super) struct Finding {
     pub part: Part,
     /// Which one, for a key that is written more than once.
     pub occurrence: usize,
-    pub message: String,
-    pub hint: Option<String>,
+    pub what: String,
+    pub remedy: Option<String>,
 }
 
 /// A problem with its place, ready to be shown.
@@ -128,11 +145,11 @@ pub struct Report {
     /// The key path, `model.calm.latent_size`.
     pub path: String,
     /// What is wrong.
-    pub message: String,
+    pub what: String,
     /// Where it was written.
-    pub origin: Origin,
+    pub place: Origin,
     /// What to do about it.
-    pub hint: Option<String>,
+    pub remedy: Option<String>,
 }
 
 /// Where a faulty value comes from.
@@ -167,20 +184,20 @@ impl ConfigErrors {
     /// A single problem with the file as a whole.
     pub fn whole_file(
         name: impl Into<String>,
-        message: impl Into<String>,
-        hint: Option<impl Into<String>>,
+        what: impl Into<String>,
+        remedy: Option<impl Into<String>>,
     ) -> Self {
         let report = Report {
             path: String::new(),
-            message: message.into(),
-            origin: Origin::Absent,
-            hint: hint.map(Into::into),
+            what: what.into(),
+            place: Origin::Absent,
+            remedy: remedy.map(Into::into),
         };
         Self { name: name.into(), reports: vec![report] }
     }
 
     pub(super) fn sorted(name: &str, mut reports: Vec<Report>) -> Self {
-        reports.sort_by_key(|report| match &report.origin {
+        reports.sort_by_key(|report| match &report.place {
             Origin::Absent => (0, 0, 0),
             Origin::File { place, .. } => (1, place.line, place.column),
             Origin::Override(_) => (2, 0, 0),
@@ -198,11 +215,11 @@ impl Display for ConfigErrors {
         for (i, report) in self.reports.iter().enumerate() {
             let number = format!("{:>3}. ", i + 1);
             let text = match report.path.as_str() {
-                "" => report.message.clone(),
-                path => format!("{path}: {}", report.message),
+                "" => report.what.clone(),
+                path => format!("{path}: {}", report.what),
             };
             write!(f, "\n\n{}", wrap(&text, &number, "     "))?;
-            match &report.origin {
+            match &report.place {
                 Origin::File { place, line } => {
                     write!(f, "\n     at {}:{}:{}", self.name, place.line, place.column)?;
                     write!(f, "\n{}", excerpt(*place, line))?;
@@ -212,8 +229,8 @@ impl Display for ConfigErrors {
                 }
                 Origin::Absent => {}
             }
-            if let Some(hint) = &report.hint {
-                write!(f, "\n{}", wrap(&format!("hint: {hint}"), "     ", "           "))?;
+            if let Some(remedy) = &report.remedy {
+                write!(f, "\n{}", wrap(&format!("hint: {remedy}"), "     ", "           "))?;
             }
         }
         Ok(())
@@ -327,7 +344,7 @@ mod tests {
             p.within_range("fine", 1.0, 0.0, 2.0);
             p.at_least("fine", 3, 1);
         });
-        problems.add("steps", "odd").hint("even").involves(&["other"]);
+        problems.add("steps", "odd").remedy("even").involves(&["other"]);
         problems.require(true, "x", "m", "h");
         assert_eq!((problems.len(), problems.is_empty()), (3, false));
         let paths: Vec<_> = problems.into_list().iter().map(|p| p.path.to_string()).collect();

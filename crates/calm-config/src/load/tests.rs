@@ -101,7 +101,7 @@ impl Validate for Demo {
         if self.train.warmup > self.train.steps {
             problems
                 .add("train.warmup", format!("{} is more than `train.steps`", self.train.warmup))
-                .hint(format!("at most {}", self.train.steps))
+                .remedy(format!("at most {}", self.train.steps))
                 .involves(&["train.steps"]);
         }
     }

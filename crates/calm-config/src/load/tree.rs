@@ -77,8 +77,8 @@ impl Node<'_> {
             path: self.path.clone(),
             part,
             occurrence,
-            message: message.to_string(),
-            hint: Some(hint.to_string()),
+            what: message.to_string(),
+            remedy: Some(hint.to_string()),
         });
     }
 

@@ -212,5 +212,5 @@ fn describe(complaint: &Complaint, path: &KeyPath, root: &Value) -> (Finding, Op
         Complaint::Other(message) => (message.clone(), String::new()),
     };
     let hint = (!hint.is_empty()).then_some(hint);
-    (Finding { path: path.clone(), part, occurrence: 0, message, hint }, meant)
+    (Finding { path: path.clone(), part, occurrence: 0, what: message, remedy: hint }, meant)
 }

@@ -260,25 +260,25 @@ mod tests {
     fn a_changed_crate_is_an_error_that_names_it() {
         let (folder, pinned) = sample();
         fs::write(folder.path().join("src/lib.rs"), "fn b() {}").unwrap();
-        let error = load_crate(&pinned, folder.path()).unwrap_err().to_string();
+        let error = load_crate(&pinned, folder.path()).unwrap_err().told();
         assert!(
             error.contains("a 1.0.0") && error.contains("contents") && error.contains("cargo fetch"),
             "{error}"
         );
         fs::write(folder.path().join("src/new.rs"), "fn b() {}").unwrap();
-        let error = load_crate(&pinned, folder.path()).unwrap_err().to_string();
+        let error = load_crate(&pinned, folder.path()).unwrap_err().told();
         assert!(error.contains("expected 2, found 3"), "{error}");
     }
 
     #[test]
     fn missing_crates_are_listed_with_the_command_that_fetches_them() {
         let keys = [("a".to_string(), "1.0.0".to_string()), ("b".to_string(), "2.0.0".to_string())];
-        let error = missing_crates(&[&keys[0], &keys[1]], None, Some("offline".into())).to_string();
+        let error = missing_crates(&[&keys[0], &keys[1]], None, Some("offline".into())).told();
         assert!(error.contains("2 crate(s)") && error.contains("a 1.0.0, b 2.0.0"), "{error}");
         assert!(error.contains("cargo fetch") && error.contains("offline"), "{error}");
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("Cargo.lock"), "").unwrap();
-        let error = missing_crates(&[&keys[0]], Some(folder.path().into()), None).to_string();
+        let error = missing_crates(&[&keys[0]], Some(folder.path().into()), None).told();
         assert!(
             error.contains("pin_crates") && error.contains(&folder.path().display().to_string()),
             "{error}"
@@ -290,13 +290,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("crates.yaml");
         fs::write(&path, "version: 1\nheld_out: []\nexcluded: {}\nsurprise: 1\n").unwrap();
-        let error = Manifest::read(&path).unwrap_err().to_string();
+        let error = Manifest::read(&path).unwrap_err().told();
         assert!(
             error.contains("surprise") && error.contains("line 4") && error.contains("crates.yaml"),
             "{error}"
         );
         fs::write(&path, "version: 9\nheld_out: []\nexcluded: {}\ncrates: []\n").unwrap();
-        assert!(Manifest::read(&path).unwrap_err().to_string().contains("version 9"));
+        assert!(Manifest::read(&path).unwrap_err().told().contains("version 9"));
         let error = load(&folder.path().join("none.yaml"), &mut |_, _| ()).unwrap_err();
         assert!(matches!(error, Error::Missing { .. }));
     }

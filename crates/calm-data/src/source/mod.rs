@@ -17,6 +17,8 @@ pub use loaded::{Loaded, Skipped};
 
 use std::path::Path;
 
+use calm_config::Problems;
+
 use crate::config::{DataConfig, Source, Validation};
 use crate::document::Document;
 use crate::error::{Error, Result};
@@ -26,8 +28,10 @@ use crate::error::{Error, Result};
 /// # Errors
 /// When the source is missing, damaged or without text, or cannot be divided.
 pub fn load(config: &DataConfig, reading: &mut dyn FnMut(u64, u64)) -> Result<Loaded> {
-    if let Some(problem) = config.problems().first() {
-        return Err(Error::Config(format!("data.{}: {}; {}", problem.key, problem.message, problem.hint)));
+    let mut problems = Problems::new();
+    config.validate(&mut problems);
+    if let Some(error) = Error::first_of("data", &problems) {
+        return Err(error);
     }
     let mut loaded = match &config.source {
         Source::Crates(manifest) => crates::load(manifest, reading)?,
@@ -131,7 +135,7 @@ mod tests {
 
     #[test]
     fn one_document_or_copies_of_one_cannot_be_divided() {
-        let error = divide(read(1), 0.5, Path::new("small.txt")).unwrap_err().to_string();
+        let error = divide(read(1), 0.5, Path::new("small.txt")).unwrap_err().told();
         assert!(error.contains("small.txt") && error.contains("validation: { path"), "{error}");
         let mut copies = read(3);
         copies.documents.iter_mut().for_each(|d| d.text = "same".into());

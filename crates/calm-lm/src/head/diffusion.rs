@@ -10,7 +10,7 @@
 //! sampling  from N(0, I) through respaced steps s_i:  x ← m̂_i(x) + σ_i · temperature · noise (none at i = 0)
 //! ```
 //! (Nichol and Dhariwal 2021, "Improved denoising diffusion probabilistic models"; the paper's alternative
-//! head.) w_t and the weights of m̂ are in [`Schedule`]: written with e they do without the
+//! head.) w_t and the weights of m̂ are in [`NoiseSchedule`]: written with e they do without the
 //! predicted x of the textbook form, in which two numbers 10⁴ times larger cancel at t = T − 1.
 
 use calm_autoencoder::Posterior;
@@ -22,7 +22,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::adaln::{self, AdaLnNet};
-use super::schedule::Schedule;
+use super::schedule::NoiseSchedule;
 use super::{Head, HeadSettings, blocks, draw_targets, wide};
 use crate::BackboneConfig;
 
@@ -134,8 +134,8 @@ pub struct DiffusionHead {
     config: DiffusionConfig,
     latent_size: usize,
     net: AdaLnNet,
-    training: Schedule,
-    sampling: Schedule,
+    training: NoiseSchedule,
+    sampling: NoiseSchedule,
 }
 
 /// What one evaluation of the loss computed.
@@ -179,7 +179,7 @@ impl DiffusionHead {
         }
         let net = &b.under("generative_head").under("net");
         let blocks = config.blocks(backbone.layers);
-        let training = Schedule::cosine(config.steps);
+        let training = NoiseSchedule::cosine(config.steps);
         Ok(Self {
             net: AdaLnNet::new(net, backbone.hidden_size, blocks, latent_size, 2 * latent_size)?,
             sampling: training.respaced(config.sampling_steps),
@@ -195,12 +195,12 @@ impl DiffusionHead {
     }
 
     /// The schedule of the loss.
-    pub fn training_schedule(&self) -> &Schedule {
+    pub fn training_schedule(&self) -> &NoiseSchedule {
         &self.training
     }
 
     /// The respaced schedule of the sampler.
-    pub fn sampling_schedule(&self) -> &Schedule {
+    pub fn sampling_schedule(&self) -> &NoiseSchedule {
         &self.sampling
     }
 

@@ -27,7 +27,7 @@ pub use adaln::AdaLnNet;
 pub use diffusion::{DiffusionConfig, DiffusionHead, DiffusionTerms, VariationalTerm};
 pub use energy::{EnergyConfig, EnergyHead};
 pub use flow::{FlowConfig, FlowHead, FlowTerms, FlowTime, Solver};
-pub use schedule::Schedule;
+pub use schedule::NoiseSchedule;
 
 /// A generative head is a loss and a sampler. All noise comes in through [`Noise`]: keyed streams in
 /// training, given tensors in tests.

@@ -10,7 +10,7 @@
 
 /// Tables of a process of T steps, index = step.
 #[derive(Clone, Debug)]
-pub struct Schedule {
+pub struct NoiseSchedule {
     /// The step that the net is told, for every step of this process.
     pub timesteps: Vec<u32>,
     /// β
@@ -23,7 +23,7 @@ pub struct Schedule {
     pub ln_posterior: Vec<f64>,
 }
 
-impl Schedule {
+impl NoiseSchedule {
     /// The cosine schedule of `steps` ≥ 2 steps.
     pub fn cosine(steps: usize) -> Self {
         let bar = |i: usize| {
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn respacing_keeps_the_ends_and_the_distributions_between() {
-        let full = Schedule::cosine(1000);
+        let full = NoiseSchedule::cosine(1000);
         let few = full.respaced(100);
         assert_eq!((few.steps(), few.timesteps[0], few.timesteps[99]), (100, 0, 999));
         for (i, &s) in few.timesteps.iter().enumerate() {
@@ -117,7 +117,7 @@ mod tests {
     fn the_weights_are_those_of_the_textbook_posterior_mean() {
         // Mean = c₁ x̂ + c₂ x_i with c₁ = β √acp_{i−1}/(1 − acp_i), c₂ = √(1 − β)(1 − acp_{i−1})/(1 − acp_i) and
         // x̂ = x_i/√acp_i − √(1/acp_i − 1)·noise.
-        let s = Schedule::cosine(1000).respaced(50);
+        let s = NoiseSchedule::cosine(1000).respaced(50);
         for i in 1..50 {
             let (beta, acp, before) = (s.betas[i], s.alphas_cumprod[i], s.alphas_cumprod[i - 1]);
             let c1 = beta * before.sqrt() / (1.0 - acp);

@@ -14,7 +14,7 @@ train:
 
 struct Fixed;
 
-impl Sizes for Fixed {
+impl BudgetFacts for Fixed {
     fn vocab_size(&mut self, _: &RunConfig) -> Result<usize> {
         Ok(300)
     }
@@ -53,7 +53,8 @@ fn a_grid_over_k_keeps_tokens_and_context_in_tokens_equal() {
         assert_eq!(c.train.lm.context * c.chunk_size(), 32, "{}", run.name);
         assert_eq!(c.train.lm.steps, 100, "{}", run.name);
     }
-    assert_eq!((a.common_chunk(), a.context_tokens()), (8, 32));
+    let configs = a.configs();
+    assert_eq!((alignment::common_chunk(&configs), alignment::context_tokens(&configs)), (8, 32));
     let sizes: Vec<&str> = a
         .variants
         .iter()

@@ -77,7 +77,7 @@ fn what_does_not_fit_is_an_error_that_says_what_does() {
     let target = Target::gpu_with(48e9);
     let plan = planned(&config, &target);
     let e = plan.check(&[Stage::Lm]).unwrap_err();
-    let (message, hint) = (e.to_string(), e.hint().unwrap());
+    let (message, hint) = (e.to_string(), e.remedy().unwrap());
     assert!(message.contains("stage lm") && message.contains("a GPU of 48 GB has 47.2 GB free"), "{message}");
     let at = |what: &str| hint.find(what).unwrap_or_else(|| panic!("no {what} in {hint}"));
     let order =
@@ -96,7 +96,7 @@ fn what_does_not_fit_is_an_error_that_says_what_does() {
     // A stage that is not going to be trained need not fit.
     assert!(plan.check(&[]).unwrap().is_none());
     let hopeless = planned(&config, &Target::gpu_with(4e9)).check(&[Stage::Lm]).unwrap_err();
-    assert!(hopeless.hint().unwrap().contains("smaller model"));
+    assert!(hopeless.remedy().unwrap().contains("smaller model"));
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn heads_that_no_kernel_has_are_refused_before_anything_is_trained() {
         shipped("paper/calm-m", &["model.calm.backbone.heads=32", "model.calm.backbone.hidden_size=768"]);
     let plan = planned(&config, &Target::gpu_with(80e9));
     let e = plan.check(&[Stage::Lm]).unwrap_err();
-    assert!(e.to_string().contains("heads of 24") && e.hint().unwrap().contains("--device cpu"), "{e}");
+    assert!(e.to_string().contains("heads of 24") && e.remedy().unwrap().contains("--device cpu"), "{e}");
     assert!(plan.check(&[Stage::Autoencoder]).is_ok());
     let cpu = Target { device: "cpu".into(), gpu: false, free: None, matrix_rate: None };
     assert!(planned(&config, &cpu).check(&[Stage::Lm]).is_ok());

@@ -9,7 +9,8 @@
 //! A set is a `manifest.json` that lists cases by name, kind and files (see `eval/golden/README.md`). Nothing
 //! here knows a size: shapes, exponents, head counts and numbers of samples come from the configs and the
 //! tensors. A case fails with the list of *all* tensors that are off, each with its error; and it fails when
-//! a listed file is not opened or a tensor is not compared with anything.
+//! a listed file is not opened or a tensor is not compared with anything. A set holds cases of every kind, or says
+//! in its manifest which kinds it holds (`"kinds": ["brier"]`).
 
 #![allow(clippy::unwrap_used)] // helpers of tests
 
@@ -27,7 +28,7 @@ mod temperature;
 
 use candle_core::Result;
 use compare::Check;
-use set::Case;
+use set::{Case, Set};
 
 type Runner = fn(&Case, &mut Check) -> Result<()>;
 
@@ -55,10 +56,10 @@ rungs! {
 
 /// Runs all cases of a kind and reports them together.
 fn climb(kind: &str, runner: Runner) {
-    let cases = set::cases().unwrap();
+    let set = Set::read().unwrap();
     let mut failures = Vec::new();
     let mut found = false;
-    for case in cases.iter().filter(|c| c.kind == kind) {
+    for case in set.cases.iter().filter(|c| c.kind == kind) {
         found = true;
         let mut check = Check::default();
         let both = reference::same_weights_in_both_formats(case, &mut check);
@@ -71,18 +72,35 @@ fn climb(kind: &str, runner: Runner) {
         failures.extend_from_slice(check.failures());
     }
     if !found {
-        println!("this set has no case of kind {kind}");
+        assert!(!set.promises(kind), "this set has no case of kind {kind}");
+        println!("this set says that it has no case of kind {kind}");
     }
     assert!(failures.is_empty(), "{} comparisons failed:\n  {}", failures.len(), failures.join("\n  "));
 }
 
+fn known() -> Vec<&'static str> {
+    RUNNERS.iter().map(|(kind, _)| *kind).collect()
+}
+
 #[test]
-fn golden_every_case_of_the_manifest_has_a_runner() {
-    let mut unknown = Vec::new();
-    for case in set::cases().unwrap() {
-        if !RUNNERS.iter().any(|(kind, _)| *kind == case.kind) {
-            unknown.push(format!("{} (kind {})", case.name, case.kind));
-        }
-    }
-    assert!(unknown.is_empty(), "no runner for: {}", unknown.join(", "));
+fn golden_every_kind_has_cases_and_every_case_a_runner() {
+    let wrong = Set::read().unwrap().wrong_kinds(&known());
+    assert!(wrong.is_empty(), "{}", wrong.join(", "));
+}
+
+#[test]
+fn golden_a_kind_may_be_missing_only_where_the_set_says_so() {
+    let mut set = Set::read().unwrap();
+    set.kinds = None;
+    set.cases.retain(|case| case.kind != "brier");
+    assert_eq!(set.wrong_kinds(&known()), ["no case of kind brier"]);
+    set.kinds = Some(known().into_iter().filter(|kind| *kind != "brier").map(str::to_owned).collect());
+    assert!(set.wrong_kinds(&known()).is_empty());
+    set.kinds = Some(vec!["brier".to_owned()]);
+    set.cases.retain(|case| case.kind == "llama_rope");
+    let wrong = set.wrong_kinds(&known());
+    assert_eq!(
+        wrong,
+        ["no case of kind brier", "llama_rope is of kind llama_rope, which the manifest does not list"]
+    );
 }

@@ -21,10 +21,57 @@ pub fn folder() -> PathBuf {
     }
 }
 
-/// The cases of the set, in the manifest's order.
-pub fn cases() -> Result<Vec<Case>> {
-    let root = folder();
-    let manifest = read_json(&root.join("manifest.json"))?;
+/// A set: its cases in the manifest's order, and the kinds that it says it holds (`kinds`; all that there are
+/// where it says nothing).
+pub struct Set {
+    pub cases: Vec<Case>,
+    pub kinds: Option<Vec<String>>,
+}
+
+impl Set {
+    /// The set in [`folder`].
+    pub fn read() -> Result<Self> {
+        let root = folder();
+        let manifest = read_json(&root.join("manifest.json"))?;
+        let kinds = match &manifest["kinds"] {
+            Value::Null => None,
+            kinds => Some(
+                serde_json::from_value(kinds.clone())
+                    .map_err(|e| candle_core::Error::Msg(format!("manifest.json: kinds: {e}")))?,
+            ),
+        };
+        Ok(Self { cases: cases(&root, &manifest)?, kinds })
+    }
+
+    /// Whether cases of a kind have to be here.
+    pub fn promises(&self, kind: &str) -> bool {
+        self.kinds.as_ref().is_none_or(|kinds| kinds.iter().any(|k| k == kind))
+    }
+
+    /// What is wrong with the kinds of the cases, where `known` can be compared: a promised kind without a case, a
+    /// case or a promise of a kind that nothing here compares, and a case of a kind that is not promised.
+    pub fn wrong_kinds(&self, known: &[&str]) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for kind in known.iter().filter(|kind| self.promises(kind)) {
+            if !self.cases.iter().any(|case| case.kind == *kind) {
+                wrong.push(format!("no case of kind {kind}"));
+            }
+        }
+        for kind in self.kinds.iter().flatten().filter(|kind| !known.contains(&kind.as_str())) {
+            wrong.push(format!("no runner for kind {kind}, which the manifest lists"));
+        }
+        for Case { name, kind, .. } in &self.cases {
+            if !known.contains(&kind.as_str()) {
+                wrong.push(format!("no runner for {name} (kind {kind})"));
+            } else if !self.promises(kind) {
+                wrong.push(format!("{name} is of kind {kind}, which the manifest does not list"));
+            }
+        }
+        wrong
+    }
+}
+
+fn cases(root: &Path, manifest: &Value) -> Result<Vec<Case>> {
     let text = |v: &Value, key: &str| match v[key].as_str() {
         Some(s) => Ok(s.to_owned()),
         None => bail!("manifest.json: a case without a {key}"),

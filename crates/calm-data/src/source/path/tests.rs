@@ -34,7 +34,7 @@ fn texts(path: &Path) -> Vec<String> {
 }
 
 fn error(path: &Path) -> String {
-    let error = read_quietly(path).unwrap_err().to_string();
+    let error = read_quietly(path).unwrap_err().told();
     let name = path.file_name().unwrap().to_string_lossy();
     assert!(error.contains(name.as_ref()), "the file is named: {error}");
     error

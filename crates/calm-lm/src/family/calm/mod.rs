@@ -95,7 +95,7 @@ impl FamilyConfig for CalmConfig {
                     "chunk_size",
                     format!("{k} gives latents of 32 numbers a token, more than {LARGEST_LATENT}"),
                 )
-                .hint(format!("set model.{NAME}.autoencoder.latent_size to at most {LARGEST_LATENT}"));
+                .remedy(format!("set model.{NAME}.autoencoder.latent_size to at most {LARGEST_LATENT}"));
         }
         problems.within("autoencoder", |p| self.autoencoder.validate(p));
         problems.within("backbone", |p| self.backbone.validate(p));
