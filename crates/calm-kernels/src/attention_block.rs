@@ -4,16 +4,12 @@
 //! Fused for the reason of [`crate::mlp_block`]. Kept for the backward pass: rotated queries and keys,
 //! values, the heads' output and the scores' log sums.
 
-use crate::attention::{Forward, Sizes, Span, attend, backward, segment_spans};
-use crate::gradients::{gradient_of, put};
-use crate::nary::{Operator, apply};
-use crate::rotary::Rotary;
-use crate::rows::{self, add_to};
-use crate::simd::{Mat, matmul};
-use crate::storage::{Saved, error, ids, tensor, view, views};
-use crate::{rms_norm, with_float};
-use candle_core::{CpuStorage, Result, Shape, Tensor, WithDType};
-use gemm::Parallelism::Rayon;
+use crate::attention::Sizes;
+use crate::backend::{Array, Backend, Block, Blocks, Heads, named};
+use crate::cpu::Cpu;
+use crate::nary::apply;
+use crate::storage::{Saved, error};
+use candle_core::{Result, Tensor};
 
 /// What tells heads and positions apart.
 #[derive(Clone, Copy, Debug)]
@@ -48,8 +44,7 @@ pub fn attention_block(
     [query, key, value, output]: [&Tensor; 4],
     shape: AttentionShape<'_>,
 ) -> Result<Tensor> {
-    const OP: &str = AttentionBlock::NAME;
-    let inputs = [x, norm, query, key, value, output];
+    let inputs = Inputs { x, norm, query, key, value, output }.list();
     let (h, kv) = (shape.heads, shape.kv_heads);
     let fits = match *x.dims() {
         [b, s, d] => {
@@ -65,7 +60,7 @@ pub fn attention_block(
         _ => false,
     };
     if !fits {
-        let dims = inputs.map(Tensor::dims);
+        let dims: Vec<&[usize]> = inputs.iter().map(|t| t.dims()).collect();
         return Err(error(
             OP,
             format_args!(
@@ -78,104 +73,94 @@ pub fn attention_block(
     }
     let (b, s, d) = x.dims3()?;
     let sizes = Sizes { batch: b, queries: s, keys: s, heads: h, kv_heads: kv, head: d / h };
-    on_gpu!(x, crate::cuda::attention_block::attention_block(inputs, sizes, shape));
-    let operator = AttentionBlock {
+    on_gpu!(x, run::<crate::cuda::Gpu>(&inputs, sizes, &shape));
+    run::<Cpu>(&inputs, sizes, &shape)
+}
+
+const OP: &str = "attention_block";
+
+named! { Inputs { x, norm, query, key, value, output } }
+
+fn run<P: Blocks>(inputs: &[&Tensor], sizes: Sizes, shape: &AttentionShape<'_>) -> Result<Tensor> {
+    let Some(x) = inputs.first() else { return Err(error(OP, "has no inputs")) };
+    let block = AttentionBlock::<P> {
         sizes,
-        spans: segment_spans(&ids(OP, shape.segments)?, s),
-        rotary: Rotary::new(&ids(OP, shape.positions)?, sizes.head, shape.theta),
+        positions: P::of(OP, x)?.positions(OP, shape, sizes.head)?,
         eps: shape.eps,
         keep: inputs.iter().any(|t| t.track_op()),
         kept: Saved::new(),
     };
-    apply(operator, &inputs)
+    apply::<P, _>(block, inputs)
 }
 
-struct AttentionBlock {
+struct AttentionBlock<P: Blocks> {
     sizes: Sizes,
-    spans: Vec<Span>,
-    rotary: Rotary,
+    positions: P::Positions,
     eps: f64,
     /// Whether a backward pass may follow.
     keep: bool,
-    /// q, k, v, output of the heads, log sums.
-    kept: Saved<[Tensor; 5]>,
+    kept: Saved<Kept>,
 }
 
-impl AttentionBlock {
-    /// Rows R = B·S, width D, width of keys and values.
-    fn widths(&self) -> (usize, usize, usize) {
-        let s = self.sizes;
-        (s.batch * s.queries, s.heads * s.head, s.kv_heads * s.head)
-    }
-
-    fn dims(&self, heads: usize) -> [usize; 4] {
-        [self.sizes.batch, self.sizes.queries, heads, self.sizes.head]
-    }
+/// What the backward pass needs beside the inputs, as in [`Heads`].
+#[derive(Clone)]
+struct Kept {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    log_sums: Tensor,
 }
 
-impl Operator for AttentionBlock {
-    const NAME: &'static str = "attention_block";
+impl<P: Blocks> Block<P> for AttentionBlock<P> {
+    const NAME: &'static str = OP;
 
-    fn forward(&self, inputs: &[Tensor]) -> Result<(CpuStorage, Shape)> {
-        let (r, d, kv) = self.widths();
-        with_float!(Self::NAME, inputs[0].dtype(), T => {
-            let [x, norm, query, key, value, output] = views::<T, 6>(Self::NAME, inputs)?;
-            let h = rms_norm::forward(&x, &norm, self.eps);
-            let h = Mat::new(&h, r, d);
-            let q = rows::product(r * d, h, Mat::new(&query, d, d).t());
-            let q = self.rotary.rotate(&q, &self.dims(self.sizes.heads));
-            let k = rows::product(r * kv, h, Mat::new(&key, kv, d).t());
-            let k = self.rotary.rotate(&k, &self.dims(self.sizes.kv_heads));
-            let v = rows::product(r * kv, h, Mat::new(&value, kv, d).t());
-            let (out, log_sums) = attend(self.sizes, &self.spans, (&q, &k, &v), &[], self.keep);
-            let mut y = rows::copy(&x);
-            matmul(&mut y, Mat::new(&out, r, d), Mat::new(&output, d, d).t(), true, Rayon(0));
-            if self.keep {
-                let entries = log_sums.len();
-                self.kept.set([
-                    tensor(q, (r, d))?,
-                    tensor(k, (r, kv))?,
-                    tensor(v, (r, kv))?,
-                    tensor(out, (r, d))?,
-                    tensor(log_sums, entries)?,
-                ]);
-            }
-            Ok((<T as WithDType>::to_cpu_storage_owned(y), inputs[0].shape().clone()))
-        })
+    fn forward<B: Backend<Place = P>>(&self, on: &B, inputs: &[Tensor]) -> Result<Array<'static, B>> {
+        let of = Inputs::of(OP, inputs)?.try_map(|t| on.operand(t))?;
+        let (heads, kv_heads) = (self.sizes.heads, self.sizes.kv_heads);
+        let h = on.rms_norm(&of.x, &of.norm, self.eps)?;
+        let q = on.linear(h.mat(), of.query.mat())?;
+        let q = on.rotate(&self.positions, &q, heads, false)?;
+        let k = on.linear(h.mat(), of.key.mat())?;
+        let k = on.rotate(&self.positions, &k, kv_heads, false)?;
+        let v = on.linear(h.mat(), of.value.mat())?;
+        let (out, log_sums) = on.attend(self.sizes, &self.positions, [&q, &k, &v], self.keep)?;
+        let y = on.residual(&of.x, out.mat(), of.output.mat(), None)?;
+        if let Some(log_sums) = log_sums {
+            let (q, k, v, out) = (on.tensor(q)?, on.tensor(k)?, on.tensor(v)?, on.tensor(out)?);
+            self.kept.set(Kept { q, k, v, out, log_sums });
+        }
+        Ok(y)
     }
 
-    fn backward(&self, inputs: &[Tensor], grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let (r, d, kv) = self.widths();
-        let kept = self.kept.get(Self::NAME)?;
-        with_float!(Self::NAME, grad.dtype(), T => {
-            let [x, norm, query, key, value, output] = views::<T, 6>(Self::NAME, inputs)?;
-            let [q, k, v, out, log_sums] = views::<T, 5>(Self::NAME, &kept)?;
-            let dy_ = view::<T>(Self::NAME, grad)?;
-            let dy = Mat::new(&dy_, r, d);
-            let d_output = gradient_of::<T>(&inputs[5], |into, accumulate| {
-                matmul(into, dy.t(), Mat::new(&out, r, d), accumulate, Rayon(0));
-            })?;
-            let d_out = rows::product(r * d, dy, Mat::new(&output, d, d));
-            let kept = Forward { q: &q, k: &k, v: &v, out: &out, log_sums: &log_sums };
-            let (dq, dk, dv) = backward(self.sizes, &self.spans, &kept, &d_out);
-            let back = self.rotary.inverse();
-            let dq = back.rotate(&dq, &self.dims(self.sizes.heads));
-            let dk = back.rotate(&dk, &self.dims(self.sizes.kv_heads));
-            let (dq, dk, dv) = (Mat::new(&dq, r, d), Mat::new(&dk, r, kv), Mat::new(&dv, r, kv));
-            let h = rms_norm::forward(&x, &norm, self.eps);
-            let h = Mat::new(&h, r, d);
-            let of = |input: &Tensor, slope: Mat<'_, T>| {
-                gradient_of::<T>(input, |into, accumulate| matmul(into, slope.t(), h, accumulate, Rayon(0)))
-            };
-            let (d_query, d_key, d_value) = (of(&inputs[2], dq)?, of(&inputs[3], dk)?, of(&inputs[4], dv)?);
-            let mut dh = rows::product(r * d, dq, Mat::new(&query, d, d));
-            matmul(&mut dh, dk, Mat::new(&key, kv, d), true, Rayon(0));
-            matmul(&mut dh, dv, Mat::new(&value, kv, d), true, Rayon(0));
-            let (mut dx, d_norm) = rms_norm::backward(&x, &norm, &dh, self.eps);
-            add_to(&mut dx, &dy_);
-            let d_norm = gradient_of(&inputs[1], |into, accumulate| put(into, &d_norm, accumulate))?;
-            let dx = inputs[0].track_op().then(|| tensor(dx, inputs[0].shape())).transpose()?;
-            Ok(vec![dx, d_norm, d_query, d_key, d_value, d_output])
-        })
+    fn backward<B: Backend<Place = P>>(
+        &self,
+        on: &B,
+        inputs: &[Tensor],
+        grad: &Tensor,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let inputs = Inputs::of(OP, inputs)?;
+        let of = inputs.try_map(|t| on.operand(t))?;
+        let (heads, kv_heads) = (self.sizes.heads, self.sizes.kv_heads);
+        let Kept { q, k, v, out, log_sums } = &self.kept.get(OP)?;
+        let kept = Heads { q: on.read(q)?, k: on.read(k)?, v: on.read(v)?, out: on.read(out)?, log_sums };
+        let dy = on.read(grad)?;
+
+        let output = on.weight_gradient(inputs.output, [(dy.mat(), kept.out.mat())])?;
+        let d_out = on.back(dy.mat(), of.output.mat())?;
+        let [dq, dk, dv] = on.attend_backward(self.sizes, &self.positions, &kept, &d_out)?;
+        let dq = on.rotate(&self.positions, &dq, heads, true)?;
+        let dk = on.rotate(&self.positions, &dk, kv_heads, true)?;
+
+        let h = on.rms_norm(&of.x, &of.norm, self.eps)?;
+        let query = on.weight_gradient(inputs.query, [(dq.mat(), h.mat())])?;
+        let key = on.weight_gradient(inputs.key, [(dk.mat(), h.mat())])?;
+        let value = on.weight_gradient(inputs.value, [(dv.mat(), h.mat())])?;
+        let dh = on.back(dq.mat(), of.query.mat())?;
+        let dh = on.add_back(dh, dk.mat(), of.key.mat())?;
+        let dh = on.add_back(dh, dv.mat(), of.value.mat())?;
+        let (dx, norm) = on.rms_norm_backward(&of.x, (&of.norm, inputs.norm), &dh, &dy, self.eps)?;
+        let x = inputs.x.track_op().then(|| on.gradient(dx, inputs.x)).transpose()?;
+        Ok(Inputs { x, norm, query, key, value, output }.list())
     }
 }

@@ -9,14 +9,11 @@
 //! Fused for the reason of [`crate::mlp_block`]. Kept for the backward pass: what goes into the three
 //! activations; the rest is computed again.
 
-use crate::gradients::{gradient_of, put};
-use crate::nary::{Operator, apply};
-use crate::rows::{self, add_to};
-use crate::simd::{Mat, matmul, matmul_strided};
-use crate::storage::{Saved, error, tensor, view, views};
-use crate::{layer_norm, silu, swiglu, with_float};
-use candle_core::{CpuStorage, Result, Shape, Tensor, WithDType};
-use gemm::Parallelism::Rayon;
+use crate::backend::{Affine, Array, Backend, Block, Blocks, Slope, Weight, named};
+use crate::cpu::Cpu;
+use crate::nary::apply;
+use crate::storage::{Saved, error};
+use candle_core::{Result, Tensor};
 
 /// Weights of a block; D is its width.
 #[derive(Clone, Copy, Debug)]
@@ -42,12 +39,10 @@ pub struct EnergyBlockWeights<'a> {
 /// # Errors
 /// Shapes that do not fit, element types that differ or that the device does not take.
 pub fn energy_block(x: &Tensor, c: &Tensor, w: EnergyBlockWeights<'_>, eps: f64) -> Result<Tensor> {
-    let [first, second, third, down] = [w.first, w.second, w.third, w.down];
-    let inputs = [
-        x, c, w.norm[0], w.norm[1], first[0], first[1], second[0], second[1], third[0], third[1], down[0],
-        down[1],
-    ];
-    let dims = inputs.map(Tensor::dims);
+    let EnergyBlockWeights { norm: [norm, norm_bias], first: [w1, b1], .. } = w;
+    let EnergyBlockWeights { second: [w2, b2], third: [w3, b3], down: [w4, b4], .. } = w;
+    let inputs = Inputs { x, c, norm, norm_bias, w1, b1, w2, b2, w3, b3, w4, b4 }.list();
+    let dims: Vec<&[usize]> = inputs.iter().map(|t| t.dims()).collect();
     let fits = match *x.dims() {
         [r, _, d] => {
             let expected: [&[usize]; 11] =
@@ -58,128 +53,174 @@ pub fn energy_block(x: &Tensor, c: &Tensor, w: EnergyBlockWeights<'_>, eps: f64)
     };
     if !fits {
         return Err(error(
-            EnergyBlock::NAME,
+            OP,
             format_args!(
                 "{dims:?} do not fit: expected x [R, N, D], c [R, D], norm [D] twice, weight and bias of \
                  [D, 2D], [D, D], [2D, D], [D, D]"
             ),
         ));
     }
-    on_gpu!(x, crate::cuda::energy_block::energy_block(x, c, w, eps));
+    if x.dtype() != c.dtype() {
+        let (x, c) = (x.dtype(), c.dtype());
+        return Err(error(OP, format_args!("expects x and c of one element type, got {x:?} and {c:?}")));
+    }
     let keep = inputs.iter().any(|t| t.track_op());
-    apply(EnergyBlock { eps, keep, kept: Saved::new() }, &inputs)
+    let block = EnergyBlock { eps, keep, kept: Saved::new() };
+    on_gpu!(x, apply::<crate::cuda::Gpu, _>(block, &inputs));
+    apply::<Cpu, _>(block, &inputs)
 }
+
+const OP: &str = "energy_block";
+
+named! { Inputs { x, c, norm, norm_bias, w1, b1, w2, b2, w3, b3, w4, b4 } }
 
 struct EnergyBlock {
     eps: f64,
     /// Whether a backward pass may follow.
     keep: bool,
-    /// h W₁ₗᵀ, c W₁ᵣᵀ + b₁, input of the second SiLU, [g | u].
-    kept: Saved<[Tensor; 4]>,
+    kept: Saved<Kept>,
 }
 
-/// Left and right half of W₁ `[D, 2D]`.
-fn halves<T>(first: &[T], d: usize) -> [Mat<'_, T>; 2] {
-    [0, d].map(|at| Mat::strided(&first[at.min(first.len())..], d, d, 2 * d, 1))
+/// What goes into the activations, as [`Backend::before_activation`] gives it.
+#[derive(Clone)]
+struct Kept {
+    /// h W₁ₗᵀ `[R N, D]`.
+    first: Tensor,
+    /// c W₁ᵣᵀ + b₁ `[R, D]`.
+    row: Tensor,
+    /// Input of the second SiLU `[R N, D]`.
+    second: Tensor,
+    /// [g | u] `[R N, 2 D]`.
+    third: Tensor,
 }
 
-impl Operator for EnergyBlock {
-    const NAME: &'static str = "energy_block";
+impl<P: Blocks> Block<P> for EnergyBlock {
+    const NAME: &'static str = OP;
 
-    fn forward(&self, inputs: &[Tensor]) -> Result<(CpuStorage, Shape)> {
-        let (r, n, d) = inputs[0].dims3()?;
-        let rn = r * n;
-        with_float!(Self::NAME, inputs[0].dtype(), T => {
-            let [x, c, nw, nb, w1, b1, w2, b2, w3, b3, w4, b4] = views::<T, 12>(Self::NAME, inputs)?;
-            let [left, right] = halves(&w1, d);
-            let mut row = rows::repeat(&b1, r);
-            matmul(&mut row, Mat::new(&c, r, d), right.t(), true, Rayon(0));
-            let h = layer_norm::forward(&x, d, Some(&nw), Some(&nb), self.eps);
-            let p1 = rows::product(rn * d, Mat::new(&h, rn, d), left.t());
-            drop(h);
-            let u1 = silu::add_forward(&p1, &row, (r, n, d));
-            let mut p2 = rows::repeat(&b2, rn);
-            matmul(&mut p2, Mat::new(&u1, rn, d), Mat::new(&w2, d, d).t(), true, Rayon(0));
-            drop(u1);
-            let u2 = silu::forward(&p2);
-            let mut p3 = rows::repeat(&b3, rn);
-            matmul(&mut p3, Mat::new(&u2, rn, d), Mat::new(&w3, 2 * d, d).t(), true, Rayon(0));
-            drop(u2);
-            let a = swiglu::packed_forward(&p3, d);
-            let mut y = rows::copy(&x);
-            rows::add_row(&mut y, &b4);
-            matmul(&mut y, Mat::new(&a, rn, d), Mat::new(&w4, d, d).t(), true, Rayon(0));
-            if self.keep {
-                let kept = [tensor(p1, (rn, d))?, tensor(row, (r, d))?, tensor(p2, (rn, d))?, tensor(p3, (rn, 2 * d))?];
-                self.kept.set(kept);
-            }
-            Ok((<T as WithDType>::to_cpu_storage_owned(y), inputs[0].shape().clone()))
-        })
+    fn forward<B: Backend<Place = P>>(&self, on: &B, inputs: &[Tensor]) -> Result<Array<'static, B>> {
+        let inputs = Inputs::of(OP, inputs)?;
+        let of = inputs.try_map(|t| on.operand(t))?;
+        let d = of.x.columns;
+        let (left, right) = (of.w1.part(0..d), of.w1.part(d..2 * d));
+        let norm = Affine {
+            arrays: [&of.norm, &of.norm_bias],
+            parameters: [inputs.norm, inputs.norm_bias],
+            eps: self.eps,
+        };
+
+        let row = on.before_activation(of.c.mat(), right, &of.b1)?;
+        let h = on.layer_norm(&of.x, &norm)?;
+        let first = on.linear(h.mat(), left)?;
+        drop(h);
+        let u1 = on.shared_silu(&first, &row, &of.b1)?;
+        let second = on.before_activation(u1.mat(), of.w2.mat(), &of.b2)?;
+        drop(u1);
+        let u2 = on.silu(&second, &of.b2)?;
+        let third = on.before_activation(u2.mat(), of.w3.mat(), &of.b3)?;
+        drop(u2);
+        let a = on.gate(&third, &of.b3)?;
+        let y = on.residual(&of.x, a.mat(), of.w4.mat(), Some(&of.b4))?;
+        if self.keep {
+            self.kept.set(Kept {
+                first: on.tensor(first)?,
+                row: on.tensor(row)?,
+                second: on.tensor(second)?,
+                third: on.tensor(third)?,
+            });
+        }
+        Ok(y)
     }
 
-    fn backward(&self, inputs: &[Tensor], grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let (r, n, d) = inputs[0].dims3()?;
-        let rn = r * n;
-        let kept = self.kept.get(Self::NAME)?;
-        with_float!(Self::NAME, grad.dtype(), T => {
-            let [x, c, nw, nb, w1, _, w2, _, w3, _, w4, _] = views::<T, 12>(Self::NAME, inputs)?;
-            let [p1, row, p2, p3] = views::<T, 4>(Self::NAME, &kept)?;
-            let dy = view::<T>(Self::NAME, grad)?;
-            // Gradients of the weight and the bias of a linear layer from x to a slope dy.
-            let of = |at: usize, slope: Mat<'_, T>, x: Mat<'_, T>| {
-                gradient_of::<T>(&inputs[at], |into, acc| matmul(into, slope.t(), x, acc, Rayon(0)))
-            };
-            let bias = |at: usize, slope: &[T], width: usize| {
-                gradient_of::<T>(&inputs[at], |into, acc| put(into, &rows::column_sums(slope, width), acc))
-            };
+    fn backward<B: Backend<Place = P>>(
+        &self,
+        on: &B,
+        inputs: &[Tensor],
+        grad: &Tensor,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let inputs = Inputs::of(OP, inputs)?;
+        let of = inputs.try_map(|t| on.operand(t))?;
+        let d = of.x.columns;
+        let (left, right) = (of.w1.part(0..d), of.w1.part(d..2 * d));
+        let norm = Affine {
+            arrays: [&of.norm, &of.norm_bias],
+            parameters: [inputs.norm, inputs.norm_bias],
+            eps: self.eps,
+        };
+        let kept = self.kept.get(OP)?;
+        let (first, row) = (on.read(&kept.first)?, on.read(&kept.row)?);
+        let (second, third) = (on.read(&kept.second)?, on.read(&kept.third)?);
+        let dy = on.read(grad)?;
 
-            let slope = Mat::new(&dy, rn, d);
-            let a = swiglu::packed_forward(&p3, d);
-            let (dw4, db4) = (of(10, slope, Mat::new(&a, rn, d))?, bias(11, &dy, d)?);
-            let mut da = a;
-            matmul(&mut da, slope, Mat::new(&w4, d, d), false, Rayon(0));
-            let dp3 = swiglu::packed_backward(&p3, &da, d);
-            drop(da);
+        let slope = Slope { array: on.read(grad)?, sums: None };
+        let b4 = on.bias_gradient(inputs.b4, &slope)?;
+        let down = Weight { mat: of.w4.mat(), parameter: inputs.w4 };
+        let (w4, slope) = on.gate_backward(&third, &of.b3, slope, down)?;
 
-            let slope = Mat::new(&dp3, rn, 2 * d);
-            let u2 = silu::forward(&p2);
-            let (dw3, db3) = (of(8, slope, Mat::new(&u2, rn, d))?, bias(9, &dp3, 2 * d)?);
-            let mut du2 = u2;
-            matmul(&mut du2, slope, Mat::new(&w3, 2 * d, d), false, Rayon(0));
-            drop(dp3);
-            let dp2 = silu::backward(&p2, &du2);
-            drop(du2);
+        let b3 = on.bias_gradient(inputs.b3, &slope)?;
+        let to_gate = Weight { mat: of.w3.mat(), parameter: inputs.w3 };
+        let (w3, slope) = on.silu_backward(&second, &of.b2, slope, to_gate)?;
 
-            let slope = Mat::new(&dp2, rn, d);
-            let u1 = silu::add_forward(&p1, &row, (r, n, d));
-            let (dw2, db2) = (of(6, slope, Mat::new(&u1, rn, d))?, bias(7, &dp2, d)?);
-            let mut du1 = u1;
-            matmul(&mut du1, slope, Mat::new(&w2, d, d), false, Rayon(0));
-            drop(dp2);
-            let (dp1, drow) = silu::add_backward(&p1, &row, &du1, (r, n, d));
-            drop(du1);
+        let b2 = on.bias_gradient(inputs.b2, &slope)?;
+        let to_second = Weight { mat: of.w2.mat(), parameter: inputs.w2 };
+        let (w2, [slope, of_row]) = on.shared_silu_backward(&first, &row, &of.b1, slope, to_second)?;
 
-            let [left, right] = halves(&w1, d);
-            let (slope, row_slope) = (Mat::new(&dp1, rn, d), Mat::new(&drow, r, d));
-            let h = layer_norm::forward(&x, d, Some(&nw), Some(&nb), self.eps);
-            let dw1 = gradient_of::<T>(&inputs[4], |into, acc| {
-                let h = Mat::new(&h, rn, d);
-                matmul_strided(into, 2 * d, slope.t(), h, acc, Rayon(0));
-                let c = Mat::new(&c, r, d);
-                matmul_strided(&mut into[d..], 2 * d, row_slope.t(), c, acc, Rayon(0));
-            })?;
-            let db1 = bias(5, &drow, d)?;
-            let dc = inputs[1].track_op().then(|| tensor(rows::product(r * d, row_slope, right), (r, d))).transpose()?;
-            let mut dh = h;
-            matmul(&mut dh, slope, left, false, Rayon(0));
-            let (mut dx, dp) = layer_norm::backward(&x, d, Some(&nw), &dh, self.eps, true);
-            add_to(&mut dx, &dy);
-            let norm = |at: usize, sums: &[T]| {
-                gradient_of(&inputs[at], |into, accumulate| put(into, sums, accumulate))
-            };
-            let (dnw, dnb) = (norm(2, &dp[..d])?, norm(3, &dp[d..])?);
-            let dx = inputs[0].track_op().then(|| tensor(dx, inputs[0].shape())).transpose()?;
-            Ok(vec![dx, dc, dnw, dnb, dw1, db1, dw2, db2, dw3, db3, dw4, db4])
-        })
+        let b1 = on.bias_gradient(inputs.b1, &of_row)?;
+        let dc = inputs.c.track_op().then(|| on.back(of_row.array.mat(), right)).transpose()?;
+        let c = dc.map(|dc| on.gradient(dc, inputs.c)).transpose()?;
+        let to_first = Weight { mat: left, parameter: inputs.w1 };
+        let of_c = (of_row.array.mat(), of.c.mat());
+        let of_norm = on.layer_norm_backward(&of.x, &norm, slope, to_first, of_c, &dy)?;
+        let (w1, [norm, norm_bias]) = (of_norm.after, of_norm.parameters);
+        let x = inputs.x.track_op().then(|| on.gradient(of_norm.dx, inputs.x)).transpose()?;
+        Ok(Inputs { x, c, norm, norm_bias, w1, b1, w2, b2, w3, b3, w4, b4 }.list())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device;
+    use candle_core::{Device, Var};
+
+    /// Through the operator itself: candle's own sums fail for empty tensors on a GPU.
+    fn empty_batches<P: Blocks>(device: &Device) {
+        let ones = |shape: &[usize]| {
+            let count = shape.iter().product();
+            Var::from_tensor(&device::upload(&vec![1f32; count], shape, device).unwrap()).unwrap()
+        };
+        let d = 4;
+        for (r, n) in [(0, 3), (2, 0)] {
+            let layers: [&[usize]; 10] =
+                [&[d], &[d], &[d, 2 * d], &[d], &[d, d], &[d], &[2 * d, d], &[2 * d], &[d, d], &[d]];
+            let shapes: [&[usize]; 2] = [&[r, n, d], &[r, d]];
+            let inputs: Vec<Tensor> =
+                shapes.into_iter().chain(layers).map(|shape| ones(shape).as_tensor().clone()).collect();
+            let block = EnergyBlock { eps: 1e-5, keep: true, kept: Saved::new() };
+            let place = P::of(OP, &inputs[0]).unwrap();
+            let (_, shape) = place.forward(&block, &inputs).unwrap();
+            assert_eq!(shape.dims(), [r, n, d]);
+            let gradients = place.backward(&block, &inputs, &inputs[0]).unwrap();
+            for (gradient, input) in gradients.into_iter().zip(&inputs) {
+                let gradient = gradient.unwrap().to_device(&Device::Cpu).unwrap();
+                assert_eq!(gradient.dims(), input.dims());
+                assert!(gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|&g| g == 0.0));
+            }
+        }
+    }
+
+    #[test]
+    fn empty_batches_give_gradients_of_zero() {
+        empty_batches::<Cpu>(&Device::Cpu);
+    }
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn empty_batches_give_gradients_of_zero_on_a_gpu() {
+        if let Err(reason) = device::gpus() {
+            assert!(std::env::var_os("CALM_TEST_GPU").is_none(), "{reason}");
+            println!("skipped: {reason} (needs a GPU)");
+            return;
+        }
+        empty_batches::<crate::cuda::Gpu>(&device::open(device::Choice::Cuda(0)).unwrap());
     }
 }

@@ -26,7 +26,9 @@ pub mod simd;
 pub mod storage;
 
 mod adamw;
+mod backend;
 mod copies;
+mod cpu;
 mod cross_entropy;
 mod dropout;
 mod embedding;
@@ -64,7 +66,7 @@ mod attention_inference;
 pub use attention::{GPU_HEAD_SIZES, causal_attention};
 pub use attention_inference::{branch_attention, cached_attention};
 
-// Parts of layers as one operator each.
+// Parts of layers as one operator each, written over `backend` for both.
 mod attention_block;
 mod energy_block;
 mod mlp_block;

@@ -3,14 +3,11 @@
 //! Fused, because between its parts candle's backward pass would fill every gradient with zeros and add to
 //! it. Kept for the backward pass: the outputs of gate and up; h and the gated product are computed again.
 
-use crate::gradients::{gradient_of, put};
-use crate::nary::{Operator, apply};
-use crate::rows::{self, add_to};
-use crate::simd::{Mat, matmul};
-use crate::storage::{Saved, error, tensor, view, views};
-use crate::{rms_norm, swiglu, with_float};
-use candle_core::{CpuStorage, Result, Shape, Tensor, WithDType};
-use gemm::Parallelism::Rayon;
+use crate::backend::{Array, Backend, Block, Blocks, named};
+use crate::cpu::Cpu;
+use crate::nary::apply;
+use crate::storage::{Saved, error};
+use candle_core::{Result, Tensor};
 
 /// `x + (silu(h gateᵀ)·(h upᵀ)) downᵀ` with h = RMSNorm(x)·norm, for x `[.., D]`, norm `[D]`, gate and up
 /// `[I, D]`, down `[D, I]`: a tensor like x, differentiable in all of them.
@@ -21,26 +18,31 @@ use gemm::Parallelism::Rayon;
 /// # Errors
 /// Shapes that do not fit, element types that differ or that the device does not take.
 pub fn mlp_block(x: &Tensor, norm: &Tensor, [gate, up, down]: [&Tensor; 3], eps: f64) -> Result<Tensor> {
-    let inputs = [x, norm, gate, up, down];
     let fits = match (x.dims(), gate.dims()) {
         ([.., d], [i, gd]) => {
             norm.dims() == [*d] && d == gd && up.dims() == [*i, *d] && down.dims() == [*d, *i]
         }
         _ => false,
     };
+    let inputs = Inputs { x, norm, gate, up, down }.list();
     if !fits {
-        let dims = inputs.map(Tensor::dims);
+        let dims: Vec<&[usize]> = inputs.iter().map(|t| t.dims()).collect();
         return Err(error(
-            MlpBlock::NAME,
+            OP,
             format_args!(
                 "{dims:?} do not fit: expected x [.., D], norm [D], gate and up [I, D], down [D, I]"
             ),
         ));
     }
-    on_gpu!(x, crate::cuda::mlp_block::mlp_block(inputs, eps));
     let keep = inputs.iter().any(|t| t.track_op());
-    apply(MlpBlock { eps, keep, gated: Saved::new() }, &inputs)
+    let block = MlpBlock { eps, keep, gated: Saved::new() };
+    on_gpu!(x, apply::<crate::cuda::Gpu, _>(block, &inputs));
+    apply::<Cpu, _>(block, &inputs)
 }
+
+const OP: &str = "mlp_block";
+
+named! { Inputs { x, norm, gate, up, down } }
 
 struct MlpBlock {
     eps: f64,
@@ -50,61 +52,47 @@ struct MlpBlock {
     gated: Saved<[Tensor; 2]>,
 }
 
-/// Rows, width and inner width.
-fn sizes(inputs: &[Tensor]) -> Result<(usize, usize, usize)> {
-    let (i, d) = inputs[2].dims2()?;
-    Ok((inputs[0].elem_count() / d.max(1), d, i))
-}
+impl<P: Blocks> Block<P> for MlpBlock {
+    const NAME: &'static str = OP;
 
-impl Operator for MlpBlock {
-    const NAME: &'static str = "mlp_block";
-
-    fn forward(&self, inputs: &[Tensor]) -> Result<(CpuStorage, Shape)> {
-        let (r, d, i) = sizes(inputs)?;
-        with_float!(Self::NAME, inputs[0].dtype(), T => {
-            let [x, norm, gate, up, down] = views::<T, 5>(Self::NAME, inputs)?;
-            let h = rms_norm::forward(&x, &norm, self.eps);
-            let h = Mat::new(&h, r, d);
-            let g = rows::product(r * i, h, Mat::new(&gate, i, d).t());
-            let u = rows::product(r * i, h, Mat::new(&up, i, d).t());
-            let a = swiglu::forward(&g, &u);
-            let mut y = rows::copy(&x);
-            matmul(&mut y, Mat::new(&a, r, i), Mat::new(&down, d, i).t(), true, Rayon(0));
-            if self.keep {
-                self.gated.set([tensor(g, (r, i))?, tensor(u, (r, i))?]);
-            }
-            Ok((<T as WithDType>::to_cpu_storage_owned(y), inputs[0].shape().clone()))
-        })
+    fn forward<B: Backend<Place = P>>(&self, on: &B, inputs: &[Tensor]) -> Result<Array<'static, B>> {
+        let of = Inputs::of(OP, inputs)?.try_map(|t| on.operand(t))?;
+        let h = on.rms_norm(&of.x, &of.norm, self.eps)?;
+        let g = on.linear(h.mat(), of.gate.mat())?;
+        let u = on.linear(h.mat(), of.up.mat())?;
+        let a = on.swiglu(&g, &u)?;
+        let y = on.residual(&of.x, a.mat(), of.down.mat(), None)?;
+        if self.keep {
+            self.gated.set([on.tensor(g)?, on.tensor(u)?]);
+        }
+        Ok(y)
     }
 
-    fn backward(&self, inputs: &[Tensor], grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let (r, d, i) = sizes(inputs)?;
-        let gated = self.gated.get(Self::NAME)?;
-        with_float!(Self::NAME, grad.dtype(), T => {
-            let [x, norm, gate, up, down] = views::<T, 5>(Self::NAME, inputs)?;
-            let [g, u] = views::<T, 2>(Self::NAME, &gated)?;
-            let dy_ = view::<T>(Self::NAME, grad)?;
-            let dy = Mat::new(&dy_, r, d);
-            let a = swiglu::forward(&g, &u);
-            let d_down = gradient_of::<T>(&inputs[4], |into, accumulate| {
-                matmul(into, dy.t(), Mat::new(&a, r, i), accumulate, Rayon(0));
-            })?;
-            let da = rows::product(r * i, dy, Mat::new(&down, d, i));
-            let (dg, du) = swiglu::backward(&g, &u, &da);
-            let (dg, du) = (Mat::new(&dg, r, i), Mat::new(&du, r, i));
-            let h = rms_norm::forward(&x, &norm, self.eps);
-            let h = Mat::new(&h, r, d);
-            let of = |input: &Tensor, slope: Mat<'_, T>| {
-                gradient_of::<T>(input, |into, accumulate| matmul(into, slope.t(), h, accumulate, Rayon(0)))
-            };
-            let (d_gate, d_up) = (of(&inputs[2], dg)?, of(&inputs[3], du)?);
-            let mut dh = rows::product(r * d, dg, Mat::new(&gate, i, d));
-            matmul(&mut dh, du, Mat::new(&up, i, d), true, Rayon(0));
-            let (mut dx, d_norm) = rms_norm::backward(&x, &norm, &dh, self.eps);
-            add_to(&mut dx, &dy_);
-            let d_norm = gradient_of(&inputs[1], |into, accumulate| put(into, &d_norm, accumulate))?;
-            let dx = inputs[0].track_op().then(|| tensor(dx, inputs[0].shape())).transpose()?;
-            Ok(vec![dx, d_norm, d_gate, d_up, d_down])
-        })
+    fn backward<B: Backend<Place = P>>(
+        &self,
+        on: &B,
+        inputs: &[Tensor],
+        grad: &Tensor,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let inputs = Inputs::of(OP, inputs)?;
+        let of = inputs.try_map(|t| on.operand(t))?;
+        let [g, u] = self.gated.get(OP)?;
+        let (g, u, dy) = (on.read(&g)?, on.read(&u)?, on.read(grad)?);
+
+        let a = on.swiglu(&g, &u)?;
+        let down = on.weight_gradient(inputs.down, [(dy.mat(), a.mat())])?;
+        drop(a);
+        let da = on.back(dy.mat(), of.down.mat())?;
+        let [dg, du] = on.swiglu_backward(&g, &u, &da)?;
+        drop(da);
+
+        let h = on.rms_norm(&of.x, &of.norm, self.eps)?;
+        let gate = on.weight_gradient(inputs.gate, [(dg.mat(), h.mat())])?;
+        let up = on.weight_gradient(inputs.up, [(du.mat(), h.mat())])?;
+        let dh = on.back(dg.mat(), of.gate.mat())?;
+        let dh = on.add_back(dh, du.mat(), of.up.mat())?;
+        let (dx, norm) = on.rms_norm_backward(&of.x, (&of.norm, inputs.norm), &dh, &dy, self.eps)?;
+        let x = inputs.x.track_op().then(|| on.gradient(dx, inputs.x)).transpose()?;
+        Ok(Inputs { x, norm, gate, up, down }.list())
     }
 }

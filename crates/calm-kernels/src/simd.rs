@@ -311,6 +311,16 @@ impl<'a, T> Mat<'a, T> {
         Self { data, rows, cols, row_stride, col_stride }
     }
 
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn columns(&self) -> usize {
+        self.cols
+    }
+
     /// The transpose: strides swapped, nothing copied.
     pub fn t(self) -> Self {
         Self {

@@ -252,6 +252,52 @@ fn inputs_without_a_gradient_get_none_and_results_stay() {
 }
 
 #[test]
+fn gradients_do_not_depend_on_how_many_inputs_ask_for_one() {
+    let here = |t: &Tensor| flat(&t.to_device(&Device::Cpu).unwrap());
+    for device in [Some(Device::Cpu), gpu()].into_iter().flatten() {
+        let there = |t: &Tensor| t.to_dtype(DType::F32).unwrap().to_device(&device).unwrap();
+        let all: Vec<Var> =
+            energy_inputs(4, 3, 8).iter().map(|t| Var::from_tensor(&there(t)).unwrap()).collect();
+        let y = energy(&all).unwrap();
+        let want = y.backward().unwrap();
+        // One to three are inputs of one operator of candle's, more are a chain.
+        for asking in 0..=all.len() {
+            let input = |(i, v): (usize, &Var)| {
+                if i < asking { v.as_tensor().clone() } else { v.as_detached_tensor() }
+            };
+            let t: Vec<Tensor> = all.iter().enumerate().map(input).collect();
+            let weights = EnergyBlockWeights {
+                norm: [&t[2], &t[3]],
+                first: [&t[4], &t[5]],
+                second: [&t[6], &t[7]],
+                third: [&t[8], &t[9]],
+                down: [&t[10], &t[11]],
+            };
+            let some = ops::energy_block(&t[0], &t[1], weights, EPS).unwrap();
+            assert_eq!(here(&some), here(&y));
+            assert_eq!(some.track_op(), asking > 0);
+            if asking == 0 {
+                continue;
+            }
+            let grads = some.backward().unwrap();
+            for (i, v) in all.iter().enumerate() {
+                let wanted = (i < asking).then(|| here(want.get(v).unwrap()));
+                assert_eq!(grads.get(v).map(here), wanted, "input {i} of {asking}");
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_of_two_types_are_refused() {
+    let v: Vec<Var> = energy_inputs(2, 2, 4).iter().map(|t| Var::from_tensor(t).unwrap()).collect();
+    let mut mixed = v.clone();
+    mixed[1] = Var::from_tensor(&v[1].to_dtype(DType::F32).unwrap()).unwrap();
+    let e = energy(&mixed).unwrap_err().to_string();
+    assert!(e.contains("energy_block") && e.contains("x and c"), "{e}");
+}
+
+#[test]
 fn shapes_that_do_not_fit_are_named() {
     let v: Vec<Var> = mlp_inputs(&[3], 4, 5).iter().map(|t| Var::from_tensor(t).unwrap()).collect();
     let e = ops::mlp_block(&v[0], &v[1], [&v[2], &v[4], &v[3]], EPS).unwrap_err().to_string();

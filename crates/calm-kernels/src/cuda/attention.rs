@@ -1,9 +1,9 @@
 //! Twin of `../attention.rs` on `kernels/attention.cu`, `attention_backward.cu` and `attention_spans.cu`.
 
 use super::kept::Kept;
-use super::operator::{Operator, apply};
 use super::{Element, Gpu, Launch, view};
 use crate::attention::Sizes;
+use crate::nary::{Operator, apply};
 use crate::storage::{Saved, error};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
 use candle_core::{CudaStorage, DType, Result, Shape, Tensor};
@@ -191,7 +191,7 @@ pub(super) struct Forward<'a, T> {
     pub(super) k: CudaView<'a, T>,
     pub(super) v: CudaView<'a, T>,
     pub(super) out: CudaView<'a, T>,
-    pub(super) log_sums: &'a CudaSlice<f32>,
+    pub(super) log_sums: CudaView<'a, f32>,
 }
 
 /// (dq, dk, dv)
@@ -220,7 +220,7 @@ pub(super) fn backward<T: Element>(
     let mut dq = gpu.empty::<T>(q.len())?;
     let kernel = format!("attention_queries_{head}_{}", T::SUFFIX);
     let launch = queries_launch::<T>(sizes);
-    launch!(gpu, ATTENTION_BACKWARD, kernel, launch, q, k, v, grad, spans, *log_sums, &delta, &mut dq, &s);
+    launch!(gpu, ATTENTION_BACKWARD, kernel, launch, q, k, v, grad, spans, log_sums, &delta, &mut dq, &s);
 
     let (mut dk, mut dv) = (gpu.empty::<T>(k.len())?, gpu.empty::<T>(v.len())?);
     let kernel = format!("attention_keys_{head}_{}", T::SUFFIX);
@@ -235,7 +235,7 @@ pub(super) fn backward<T: Element>(
         v,
         grad,
         spans,
-        *log_sums,
+        log_sums,
         &delta,
         &mut dk,
         &mut dv,
@@ -266,7 +266,7 @@ struct CausalAttention {
     log_sums: Saved<Arc<CudaSlice<f32>>>,
 }
 
-impl Operator for CausalAttention {
+impl Operator<Gpu> for CausalAttention {
     const NAME: &'static str = "causal_attention";
 
     fn forward(&self, gpu: &Gpu, inputs: &[Tensor]) -> Result<(CudaStorage, Shape)> {
@@ -297,7 +297,7 @@ impl Operator for CausalAttention {
             let [q, k, v, out, grad] = [0, 1, 2, 3, 4].map(|i| view::<T>(Self::NAME, &all[i]));
             let (q, k, v, out, grad) = (q?, k?, v?, out?, grad?);
             let kept =
-                Forward { q: q.get(), k: k.get(), v: v.get(), out: out.get(), log_sums: &log_sums };
+                Forward { q: q.get(), k: k.get(), v: v.get(), out: out.get(), log_sums: log_sums.as_view() };
             let (dq, dk, dv) = backward(gpu, Self::NAME, self.sizes, &self.spans, &kept, &grad.get())?;
             let of = |i: usize, gradient| gpu.tensor::<T>(gradient, inputs[i].shape()).map(Some);
             Ok(vec![of(0, dq)?, of(1, dk)?, of(2, dv)?])

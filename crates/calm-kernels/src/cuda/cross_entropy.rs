@@ -13,8 +13,8 @@
 use super::copies::weight;
 use super::gradients::gradient_of;
 use super::matrix::{Mat, matmul};
-use super::operator::{Operator, apply};
 use super::{Element, Gpu, Launch, View, view};
+use crate::nary::{Operator, apply};
 use crate::storage::Saved;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DevicePtr};
 use candle_core::{CudaStorage, DType, Result, Shape, Tensor};
@@ -368,7 +368,7 @@ fn scale<T: Element>(
     Ok(())
 }
 
-impl Operator for TiedCrossEntropy {
+impl Operator<Gpu> for TiedCrossEntropy {
     const NAME: &'static str = OP;
 
     fn forward(&self, gpu: &Gpu, inputs: &[Tensor]) -> Result<(CudaStorage, Shape)> {

@@ -1,8 +1,8 @@
 //! Twin of `../dropout.rs` on `kernels/dropout.cu`: the mask is drawn where it is used, again for the
 //! gradient.
 
-use super::operator::{Operator, apply};
 use super::{Element, Gpu, Launch, view};
+use crate::nary::{Operator, apply};
 use crate::philox::{NoiseKey, RowId};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CudaStorage, Result, Shape, Tensor};
@@ -34,7 +34,7 @@ impl Dropout {
     }
 }
 
-impl Operator for Dropout {
+impl Operator<Gpu> for Dropout {
     const NAME: &'static str = "dropout";
 
     fn forward(&self, gpu: &Gpu, inputs: &[Tensor]) -> Result<(CudaStorage, Shape)> {

@@ -4,8 +4,8 @@
 
 use super::gpu::failed;
 use super::gradients::gradient_of;
-use super::operator::{Operator, apply};
 use super::{Element, Gpu, Launch, view};
+use crate::nary::{Operator, apply};
 use crate::storage::error;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
 use candle_core::{CudaStorage, DType, Result, Shape, Tensor};
@@ -117,7 +117,7 @@ fn scatter<T: Element>(
     Ok(())
 }
 
-impl Operator for Embedding {
+impl Operator<Gpu> for Embedding {
     const NAME: &'static str = OP;
 
     fn forward(&self, gpu: &Gpu, inputs: &[Tensor]) -> Result<(CudaStorage, Shape)> {

@@ -1,9 +1,9 @@
 //! Twin of `../energy_score.rs` on `kernels/energy_score.cu`: one launch gives the loss and, where it is asked
 //! for, the gradient, which the backward pass scales by each row's upstream gradient.
 
-use super::operator::{Operator, apply};
 use super::{Element, Gpu, Launch, view};
 use crate::energy_score::{Sizes, TargetNoise};
+use crate::nary::{Operator, apply};
 use crate::storage::Saved;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
 use candle_core::{CudaStorage, DType, Result, Shape, Tensor};
@@ -141,7 +141,7 @@ impl EnergyScore {
     }
 }
 
-impl Operator for EnergyScore {
+impl Operator<Gpu> for EnergyScore {
     const NAME: &'static str = OP;
 
     fn forward(&self, gpu: &Gpu, inputs: &[Tensor]) -> Result<(CudaStorage, Shape)> {

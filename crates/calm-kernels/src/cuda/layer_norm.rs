@@ -3,9 +3,9 @@
 use super::copies::weight;
 use super::gpu::address;
 use super::gradients::{gradient_of, put_part};
-use super::operator::{Operator, apply};
 use super::rows::{self, Parts};
 use super::{Element, Gpu, view};
+use crate::nary::{Operator, apply};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CudaStorage, Result, Shape, Tensor};
 
@@ -84,7 +84,7 @@ impl LayerNorm {
     }
 }
 
-impl Operator for LayerNorm {
+impl Operator<Gpu> for LayerNorm {
     const NAME: &'static str = "layer_norm";
 
     fn forward(&self, gpu: &Gpu, inputs: &[Tensor]) -> Result<(CudaStorage, Shape)> {

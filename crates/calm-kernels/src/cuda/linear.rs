@@ -3,8 +3,8 @@
 use super::copies::weight;
 use super::gradients::{gradient_of, put};
 use super::matrix::{Mat, matmul, product};
-use super::operator::{Operator, apply};
 use super::{Element, Gpu, rows, view};
+use crate::nary::{Operator, apply};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CudaStorage, Result, Shape, Tensor};
 
@@ -43,7 +43,7 @@ pub(super) fn forward<T: Element>(
     Ok(y)
 }
 
-impl Operator for Linear {
+impl Operator<Gpu> for Linear {
     const NAME: &'static str = "linear";
 
     fn forward(&self, gpu: &Gpu, inputs: &[Tensor]) -> Result<(CudaStorage, Shape)> {

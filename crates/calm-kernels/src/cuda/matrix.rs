@@ -43,6 +43,14 @@ impl<'a, T> Mat<'a, T> {
         }
     }
 
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(crate) fn columns(&self) -> usize {
+        self.columns
+    }
+
     /// Elements that its memory must have.
     fn span(&self) -> usize {
         let (outer, inner) =
@@ -77,8 +85,9 @@ pub(crate) fn matmul<T: Element, D: Element>(
     stream.context().bind_to_thread().map_err(failed)?;
     if k == 0 {
         // cuBLAS refuses matrices without columns.
-        if !accumulate && stride == n {
-            stream.memset_zeros(dst).map_err(failed)?;
+        let (runs, run) = if stride == n { (1, m * n) } else { (m, n) };
+        for i in (0..runs).filter(|_| !accumulate) {
+            stream.memset_zeros(&mut dst.slice_mut(i * stride..i * stride + run)).map_err(failed)?;
         }
         return Ok(());
     }

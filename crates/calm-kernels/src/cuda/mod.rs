@@ -4,10 +4,11 @@
 //! ```text
 //! ../rms_norm.rs ── checks shapes ──► rms_norm.rs ── launch! ──► kernels/rms_norm.cu
 //!                                         │
-//!        operator.rs: candle's autograd ──┤
-//!        matrix.rs:   cuBLAS ─────────────┤
-//!        gpu.rs:      memory, launches, tensors ┘
+//!       ../nary.rs: candle's autograd ────┤
+//!       matrix.rs:  cuBLAS ───────────────┤
+//!       gpu.rs:     memory, launches, tensors ┘
 //! ```
+//! Blocks of several operators have their formula in `../NAME_block.rs` alone: `backend.rs` is what they run on.
 //!
 //! Activations are f32 or bf16; parameters are f32 tensors, whatever the activations are: where those are
 //! bf16, products read the bf16 copies that [`ComputeCopies`] keeps. Gradients of parameters are f32.
@@ -18,29 +19,26 @@
 
 #[macro_use]
 mod gpu;
+mod backend;
 mod copies;
 pub(crate) mod driver;
 pub(crate) mod gradients;
 mod kept;
 mod matrix;
-mod operator;
 mod rows;
 mod staging;
 mod turns;
 
 pub(crate) mod adamw;
 pub(crate) mod attention;
-pub(crate) mod attention_block;
 pub(crate) mod attention_inference;
 pub(crate) mod cross_entropy;
 pub(crate) mod dropout;
 pub(crate) mod embedding;
-pub(crate) mod energy_block;
-mod energy_block_parts;
+mod energy_block;
 pub(crate) mod energy_score;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
-pub(crate) mod mlp_block;
 pub(crate) mod noise;
 pub(crate) mod rms_norm;
 pub(crate) mod rotary;

@@ -2,9 +2,9 @@
 
 use super::copies::weight;
 use super::gradients::{gradient_of, put};
-use super::operator::{Operator, apply};
 use super::rows::{self, Parts};
 use super::{Element, Gpu, view};
+use crate::nary::{Operator, apply};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CudaStorage, Result, Shape, Tensor};
 
@@ -64,7 +64,7 @@ pub(super) fn backward<T: Element>(
     Ok((dx, Some(dw)))
 }
 
-impl Operator for RmsNorm {
+impl Operator<Gpu> for RmsNorm {
     const NAME: &'static str = "rms_norm";
 
     fn forward(&self, gpu: &Gpu, inputs: &[Tensor]) -> Result<(CudaStorage, Shape)> {

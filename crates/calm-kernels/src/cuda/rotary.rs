@@ -1,8 +1,8 @@
 //! Twin of `../rotary.rs` on `kernels/rotary.cu`.
 
-use super::operator::{Operator, apply};
 use super::turns::Turns;
 use super::{Gpu, view};
+use crate::nary::{Operator, apply};
 use candle_core::{CudaStorage, Result, Shape, Tensor};
 
 const OP: &str = "rotary";
@@ -18,7 +18,7 @@ struct Rotary {
     turns: Turns,
 }
 
-impl Operator for Rotary {
+impl Operator<Gpu> for Rotary {
     const NAME: &'static str = OP;
 
     fn forward(&self, gpu: &Gpu, inputs: &[Tensor]) -> Result<(CudaStorage, Shape)> {

@@ -1,7 +1,7 @@
 //! Twin of `../silu.rs` on `kernels/silu.cu`.
 
-use super::operator::{Operator, apply};
 use super::{Element, Gpu, Launch, view};
+use crate::nary::{Operator, apply};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CudaStorage, Result, Shape, Tensor};
 
@@ -37,7 +37,7 @@ pub(super) fn backward<T: Element>(
     Ok(dx)
 }
 
-impl Operator for Silu {
+impl Operator<Gpu> for Silu {
     const NAME: &'static str = "silu";
 
     fn forward(&self, gpu: &Gpu, inputs: &[Tensor]) -> Result<(CudaStorage, Shape)> {
@@ -92,7 +92,7 @@ pub(super) fn add_backward<T: Element>(
     Ok((dx, drow))
 }
 
-impl Operator for AddSilu {
+impl Operator<Gpu> for AddSilu {
     const NAME: &'static str = "add_silu";
 
     fn forward(&self, gpu: &Gpu, inputs: &[Tensor]) -> Result<(CudaStorage, Shape)> {

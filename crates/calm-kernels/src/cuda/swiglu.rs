@@ -1,7 +1,7 @@
 //! Twin of `../swiglu.rs` on `kernels/swiglu.cu`.
 
-use super::operator::{Operator, apply};
 use super::{Element, Gpu, Launch, view};
+use crate::nary::{Operator, apply};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CudaStorage, Result, Shape, Tensor};
 
@@ -52,7 +52,7 @@ fn width(x: &Tensor) -> usize {
     x.dims().last().copied().unwrap_or(1)
 }
 
-impl Operator for SwiGlu {
+impl Operator<Gpu> for SwiGlu {
     const NAME: &'static str = "swiglu";
 
     fn forward(&self, gpu: &Gpu, inputs: &[Tensor]) -> Result<(CudaStorage, Shape)> {
@@ -110,7 +110,7 @@ pub(super) fn packed_backward<T: Element>(
     Ok(dx)
 }
 
-impl Operator for SwiGluPacked {
+impl Operator<Gpu> for SwiGluPacked {
     const NAME: &'static str = "swiglu_packed";
 
     fn forward(&self, gpu: &Gpu, inputs: &[Tensor]) -> Result<(CudaStorage, Shape)> {
