@@ -3,6 +3,8 @@
 //!
 //! Needs no network: links to other hosts are not followed.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic")]
+
 mod commands;
 mod links;
 mod markdown;
