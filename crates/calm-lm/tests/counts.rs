@@ -6,7 +6,9 @@
 mod common;
 
 use calm_lm::registry::entries;
-use calm_lm::{BaselineConfig, CalmConfig, FamilyConfig, HeadConfig, HeadSettings, LanguageModel, ModelConfig};
+use calm_lm::{
+    BaselineConfig, CalmConfig, FamilyConfig, HeadConfig, HeadSettings, LanguageModel, ModelConfig,
+};
 use calm_nn::{Builder, ParamStore};
 use candle_core::{DType, Device};
 use common::*;
