@@ -1,7 +1,7 @@
 //! Encoder, decoder and training loss.
 
 use calm_kernels as ops;
-use calm_nn::{Builder, Embedding, Init, Linear, Noise, ParamStore, RmsNorm, SwiGlu};
+use calm_nn::{Builder, Embedding, Init, Linear, Noise, ParamStore, Parameter, RmsNorm, SwiGlu};
 use candle_core::{DType, Result, Tensor, bail};
 
 use crate::AutoencoderConfig;
@@ -160,7 +160,7 @@ impl Autoencoder {
     }
 
     /// The tied table `[V, D]`.
-    pub fn embedding_table(&self) -> &Tensor {
+    pub fn embedding_table(&self) -> &Parameter {
         &self.embedding.table
     }
 
@@ -230,7 +230,7 @@ impl Autoencoder {
             return Ok(ids.clone());
         }
         let vocab = self.embedding.table.dim(0)?;
-        let u = noise.uniform("uniform", 1, self.chunk_size, ids.device())?.reshape(ids.shape())?;
+        let u = noise.uniform("uniform", 1, self.chunk_size, &self.embedding.table)?.reshape(ids.shape())?;
         let drawn =
             (&u * (vocab as f64 / share))?.floor()?.clamp(0.0, (vocab - 1) as f64)?.to_dtype(DType::U32)?;
         u.lt(share)?.where_cond(&drawn, ids)
@@ -246,7 +246,7 @@ impl Autoencoder {
         let device = ids.device();
         let ids = &self.with_uniform_tokens(ids, noise)?;
         let input = if self.config.token_dropout > 0.0 {
-            let u = noise.uniform("token", 1, k, device)?.reshape((rows, k))?;
+            let u = noise.uniform("token", 1, k, &self.embedding.table)?.reshape((rows, k))?;
             let keep = u.ge(self.config.token_dropout)?;
             keep.where_cond(ids, &Tensor::full(self.dropped_token, (rows, k), device)?)?
         } else {
@@ -254,10 +254,15 @@ impl Autoencoder {
         };
         let posterior = self.encode(&input)?;
         let dtype = posterior.mean.dtype();
-        let eps = noise.normal("latent", 1, self.latent_size, device)?.squeeze(1)?.to_dtype(dtype)?;
+        let context = self.embedding.table.context();
+        let eps = noise.normal("latent", 1, self.latent_size, context)?.squeeze(1)?.to_dtype(dtype)?;
         let mut z = posterior.sample(&eps)?;
         if self.config.latent_dropout > 0.0 {
-            z = ops::dropout(&z, self.config.latent_dropout, noise.dropout("latent.dropout")?)?;
+            z = ops::dropout(
+                &context.with(&z),
+                self.config.latent_dropout,
+                noise.dropout("latent.dropout")?,
+            )?;
         }
         let hidden = self.decode_hidden(&z)?;
         // Σ over tokens = Σ over chunks of K · (mean over the chunk's tokens).

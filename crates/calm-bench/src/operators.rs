@@ -2,11 +2,11 @@
 //! of a size's training steps. Longer than other files because it is one list.
 
 use calm_kernels as ops;
-use calm_kernels::{AdamWStep, DropoutMask, NoiseKey, RowId, TargetNoise, philox};
+use calm_kernels::{AdamWStep, Context, DropoutMask, NoiseKey, RowId, TargetNoise, philox};
 use calm_nn::{AdamW, AdamWConfig, GradientBucket};
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 
-use crate::place::{Parameter, Place};
+use crate::place::{Parameter, Parameters, Place};
 use crate::size::Size;
 
 /// How far a run goes.
@@ -71,8 +71,8 @@ fn randn(p: &Place, stream: &str, shape: &[usize]) -> Result<Var> {
     Var::from_tensor(&p.tensor(&normal(stream, shape)?)?)
 }
 
-fn parameter(p: &Place, stream: &str, shape: &[usize]) -> Result<Parameter> {
-    p.parameter(&normal(stream, shape)?)
+fn parameter(set: &Parameters<'_>, stream: &str, shape: &[usize]) -> Result<Parameter> {
+    set.add(&normal(stream, shape)?)
 }
 
 /// At least f32, for sums.
@@ -124,12 +124,13 @@ fn bytes(p: &Place, elements: usize) -> Amount {
 
 /// Linear layers, norms and activations.
 fn rows_of_numbers(s: &Size, p: &Place) -> Result<Vec<OperatorCase>> {
+    let set = p.parameters();
     let bytes = |elements: usize| bytes(p, elements);
     let (d, n) = (s.hidden, s.samples);
     let positions = s.batch_rows * s.context_chunks;
     let rows = positions * n;
     let x = randn(p, "x", &[rows, d])?;
-    let (w, b) = (parameter(p, "w", &[d, d])?, parameter(p, "b", &[d])?);
+    let (w, b) = (parameter(&set, "w", &[d, d])?, parameter(&set, "b", &[d])?);
     let (y, c) = (randn(p, "y", &[positions, d])?, randn(p, "c", &[positions, d])?);
     let gate = randn(p, "gate", &[positions, s.intermediate])?;
     let up = randn(p, "up", &[positions, s.intermediate])?;
@@ -225,12 +226,13 @@ fn attention(s: &Size, p: &Place) -> Result<Vec<OperatorCase>> {
     let frequencies = Tensor::from_vec(frequencies, (1, 1, 1, half), &p.device)?;
     let angles = places.to_dtype(DType::F32)?.reshape((b, t, 1, 1))?.broadcast_mul(&frequencies)?;
     let (cos, sin) = (angles.cos()?.to_dtype(p.dtype())?, angles.sin()?.to_dtype(p.dtype())?);
-    let (x1, x2) = (q.clone(), q.clone());
+    let context = Context::new(&p.device);
+    let (x1, x2, shared) = (q.clone(), q.clone(), context.clone());
     list.push(operator(
         "rotary",
         format!("[{b}, {t}, {h}, {dh}]"),
         bytes(4 * b * t * h * dh),
-        tensor_run(move || ops::rotary(&x1, &places, THETA)),
+        tensor_run(move || ops::rotary(&shared.with(&x1), &places, THETA)),
         tensor_run(move || {
             let (a, b) = (x2.narrow(3, 0, half)?, x2.narrow(3, half, half)?);
             let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
@@ -255,12 +257,13 @@ fn attention(s: &Size, p: &Place) -> Result<Vec<OperatorCase>> {
         let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?.to_dtype(q.dtype())?;
         p.matmul(&spread(&v2)?)?.transpose(1, 2)?.contiguous()
     };
+    let shared = context.clone();
     list.push(operator(
         "causal_attention",
         format!("[{b}, {t}, {h}, {dh}]"),
         // Two products forward, five backward, over the keys up to each position.
         Amount::Flops(14.0 * (b * h * dh * t * (t + 1) / 2) as f64),
-        tensor_run(move || ops::causal_attention(&q, &k, &v, &segments)),
+        tensor_run(move || ops::causal_attention(&shared.with(&q), &k, &v, &segments)),
         tensor_run(plain),
     ));
 
@@ -269,7 +272,7 @@ fn attention(s: &Size, p: &Place) -> Result<Vec<OperatorCase>> {
         "cached_attention",
         format!("1 after {t} positions, {h} heads of {dh}"),
         bytes(2 * b * t * kv * dh),
-        tensor_run(move || ops::cached_attention(&one, &keys, &values)),
+        tensor_run(move || ops::cached_attention(&context.with(&one), &keys, &values)),
         None,
     ));
     Ok(list)
@@ -277,11 +280,12 @@ fn attention(s: &Size, p: &Place) -> Result<Vec<OperatorCase>> {
 
 /// Whole parts of layers beside the single operators that they are made of.
 fn parts_of_layers(s: &Size, p: &Place) -> Result<Vec<OperatorCase>> {
+    let set = p.parameters();
     let (b, t, d, i, n) = (s.batch_rows, s.context_chunks, s.hidden, s.intermediate, s.samples);
     let (positions, kv) = (b * t, s.hidden / s.heads * s.kv_heads);
     let x = randn(p, "x", &[b, t, d])?;
-    let norm = parameter(p, "norm", &[d])?;
-    let matrix = |name: &str, o: usize, i: usize| parameter(p, name, &[o, i]);
+    let norm = parameter(&set, "norm", &[d])?;
+    let matrix = |name: &str, o: usize, i: usize| parameter(&set, name, &[o, i]);
     let mut list = Vec::new();
 
     let mlp = [norm.clone(), matrix("gate", i, d)?, matrix("up", i, d)?, matrix("down", d, i)?];
@@ -304,7 +308,7 @@ fn parts_of_layers(s: &Size, p: &Place) -> Result<Vec<OperatorCase>> {
     let (heads, kv_heads) = (s.heads, s.kv_heads);
     let w = [norm, matrix("q", d, d)?, matrix("k", kv, d)?, matrix("v", kv, d)?, matrix("o", d, d)?];
     let (v, x1, x2, places2, segments2) = (w.clone(), x.clone(), x, places.clone(), segments.clone());
-    let products = 12.0 * (positions * d * (d + kv)) as f64;
+    let (products, shared) = (12.0 * (positions * d * (d + kv)) as f64, set.context.clone());
     list.push(operator(
         "attention_block",
         format!("[{b}, {t}, {d}], {heads} heads"),
@@ -316,10 +320,11 @@ fn parts_of_layers(s: &Size, p: &Place) -> Result<Vec<OperatorCase>> {
         }),
         tensor_run(move || {
             let h = ops::rms_norm(&x2, &v[0], EPS)?;
-            let head = |w: &Tensor, n: usize| ops::linear(&h, w, None)?.reshape((b, t, n, d / heads));
-            let q = ops::rotary(&head(&v[1], heads)?, &places2, THETA)?;
-            let k = ops::rotary(&head(&v[2], kv_heads)?, &places2, THETA)?;
-            let mixed = ops::causal_attention(&q, &k, &head(&v[3], kv_heads)?, &segments2)?;
+            let head = |w: &Parameter, n: usize| ops::linear(&h, w, None)?.reshape((b, t, n, d / heads));
+            let q = ops::rotary(&shared.with(&head(&v[1], heads)?), &places2, THETA)?;
+            let k = ops::rotary(&shared.with(&head(&v[2], kv_heads)?), &places2, THETA)?;
+            let v3 = head(&v[3], kv_heads)?;
+            let mixed = ops::causal_attention(&shared.with(&q), &k, &v3, &segments2)?;
             x2.as_tensor() + ops::linear(&mixed.reshape((b, t, d))?, &v[4], None)?
         }),
     ));
@@ -328,7 +333,7 @@ fn parts_of_layers(s: &Size, p: &Place) -> Result<Vec<OperatorCase>> {
     let c = randn(p, "c", &[positions, d])?;
     let [w1, w2, w3, w4] =
         [("1", d, 2 * d), ("2", d, d), ("3", 2 * d, d), ("4", d, d)].map(|(name, o, i)| matrix(name, o, i));
-    let (w, b, b3) = ([w1?, w2?, w3?, w4?], parameter(p, "b", &[d])?, parameter(p, "b3", &[2 * d])?);
+    let (w, b, b3) = ([w1?, w2?, w3?, w4?], parameter(&set, "b", &[d])?, parameter(&set, "b3", &[2 * d])?);
     let (x2, c2, v, b2, b32) = (x.clone(), c.clone(), w.clone(), b.clone(), b3.clone());
     list.push(operator(
         "energy_block",
@@ -359,9 +364,10 @@ fn parts_of_layers(s: &Size, p: &Place) -> Result<Vec<OperatorCase>> {
 
 /// What touches the table of the vocabulary, at the autoencoder's batch.
 fn vocabulary(s: &Size, p: &Place) -> Result<Vec<OperatorCase>> {
+    let set = p.parameters();
     let bytes = |elements: usize| bytes(p, elements);
     let (tokens, width, v) = (s.ae_rows * s.ae_context * s.chunk_size, s.ae_hidden, s.vocab);
-    let (hidden, table) = (randn(p, "hidden", &[tokens, width])?, parameter(p, "table", &[v, width])?);
+    let (hidden, table) = (randn(p, "hidden", &[tokens, width])?, parameter(&set, "table", &[v, width])?);
     let target: Vec<u32> = (0..tokens).map(|i| (i * 7919 % v) as u32).collect();
     let target = Tensor::from_vec(target, tokens, &p.device)?;
     let (constant, constant_table) = (hidden.as_detached_tensor(), table.plain.as_detached_tensor());
@@ -411,11 +417,13 @@ fn noise(s: &Size, p: &Place) -> Result<Vec<OperatorCase>> {
 
     let x = randn(p, "z", &[chunks, l])?;
     let (x2, ids, key) = (x.clone(), row_ids(chunks), NoiseKey::new(1, "dropout", 0));
+    let context = Context::new(&p.device);
+    let shared = context.clone();
     list.push(operator(
         "dropout",
         format!("[{chunks}, {l}]"),
         bytes(4 * chunks * l),
-        tensor_run(move || ops::dropout(&x, 0.15, DropoutMask::Draw { key, rows: &ids })),
+        tensor_run(move || ops::dropout(&shared.with(&x), 0.15, DropoutMask::Draw { key, rows: &ids })),
         tensor_run(move || {
             let keep = Tensor::rand(0f32, 1f32, x2.dims(), x2.device())?.ge(0.15)?;
             x2.as_tensor() * (keep.to_dtype(DType::F32)? / 0.85)?.to_dtype(x2.dtype())?
@@ -435,7 +443,7 @@ fn noise(s: &Size, p: &Place) -> Result<Vec<OperatorCase>> {
         Amount::Flops((positions * (n * m + n * (n - 1) / 2) * 6 * l) as f64),
         tensor_run(move || {
             let noise = TargetNoise::Draw { key, rows: &ids, samples: m };
-            ops::energy_score(&x, &mean, &log_std, noise, alpha)
+            ops::energy_score(&context.with(&x), &mean, &log_std, noise, alpha)
         }),
         tensor_run(move || {
             let x2 = wide(&x2)?;

@@ -1,8 +1,9 @@
 //! Where something is measured, and in which number format.
 
-use calm_kernels::ComputeCopies;
+use calm_kernels::{Context, Operand};
 use calm_nn::{ParamStore, Precision};
 use candle_core::{DType, Device, Result, Tensor, Var};
+use std::cell::RefCell;
 
 /// A device and the format of its activations.
 #[derive(Clone, Debug)]
@@ -56,15 +57,32 @@ impl Place {
         values.to_dtype(self.dtype())?.to_device(&self.device)
     }
 
+    /// An empty set of parameters.
+    pub(crate) fn parameters(&self) -> Parameters<'_> {
+        Parameters { place: self, context: Context::new(&self.device), masters: RefCell::default() }
+    }
+}
+
+/// Parameters that share a context, as those of a model do.
+pub(crate) struct Parameters<'a> {
+    place: &'a Place,
+    pub(crate) context: Context,
+    masters: RefCell<Vec<Tensor>>,
+}
+
+impl Parameters<'_> {
     /// A parameter: f32 for operators, and for compositions in the format of activations.
-    pub(crate) fn parameter(&self, values: &Tensor) -> Result<Parameter> {
-        let master = Var::from_tensor(&values.to_device(&self.device)?)?;
-        let plain = match self.precision {
+    pub(crate) fn add(&self, values: &Tensor) -> Result<Parameter> {
+        let place = self.place;
+        let master = Var::from_tensor(&values.to_device(&place.device)?)?;
+        let plain = match place.precision {
             Precision::F32 => master.clone(),
-            Precision::Bf16 => Var::from_tensor(&self.tensor(values)?)?,
+            Precision::Bf16 => Var::from_tensor(&place.tensor(values)?)?,
         };
-        let copies = ComputeCopies::new([master.as_tensor()], self.dtype())?;
-        Ok(Parameter { master, plain, _copies: copies.map(std::sync::Arc::new) })
+        let mut masters = self.masters.borrow_mut();
+        masters.push(master.as_tensor().clone());
+        self.context.keep_copies(&*masters, place.dtype())?;
+        Ok(Parameter { master: self.context.parameter(master.into_inner())?, plain })
     }
 }
 
@@ -87,19 +105,28 @@ pub(crate) fn gpu_places() -> Vec<Place> {
 }
 
 /// A parameter as operators and as compositions take it.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Parameter {
-    master: Var,
+    /// With a copy in bf16 where activations are in bf16.
+    master: calm_kernels::Parameter,
     /// In the format of activations.
     pub(crate) plain: Var,
-    /// What an operator reads where activations are bf16, as long as the parameter lives.
-    _copies: Option<std::sync::Arc<ComputeCopies>>,
 }
 
 impl std::ops::Deref for Parameter {
     type Target = Tensor;
 
     fn deref(&self) -> &Tensor {
-        self.master.as_tensor()
+        &self.master
+    }
+}
+
+impl Operand for Parameter {
+    fn tensor(&self) -> &Tensor {
+        &self.master
+    }
+
+    fn context(&self) -> Option<&Context> {
+        Some(self.master.context())
     }
 }

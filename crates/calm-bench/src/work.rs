@@ -254,7 +254,7 @@ fn calm(
 /// No memory left on a GPU.
 pub fn build(what: What, size: &Size, place: &Place) -> Result<Step> {
     let s = size.clone();
-    let (device, k) = (place.device.clone(), what.chunk_size(&s));
+    let k = what.chunk_size(&s);
     let store = place.store(SEED)?;
     let rows = s.batch_rows * s.context_chunks;
     match what {
@@ -313,7 +313,7 @@ pub fn build(what: What, size: &Size, place: &Place) -> Result<Step> {
             let batch = batch(s.brier_rows, positions + 1, k, s.vocab);
             let run = move |_| {
                 let options = ScoreOptions { rule: Rule::All, samples: 2, seed: SEED };
-                let scores = score(&model, [batch.clone()].into_iter(), options, &device, |_| ())?;
+                let scores = score(&model, [batch.clone()].into_iter(), options, |_| ())?;
                 Ok(scores.sums.brier().map_or(f64::NAN, |b| b[0] / 100.0))
             };
             Ok(Step { run: Box::new(run), tokens: s.brier_rows * s.brier_tokens })
@@ -333,12 +333,13 @@ fn energy(s: &Size, rows: usize, place: &Place) -> Result<Step> {
     let there = |t: Tensor| t.to_device(&place.device);
     let mean = there(normal("bench/mean", 1)?.squeeze(1)?)?;
     let log_std = there(((normal("bench/log_std", 1)?.squeeze(1)? * 0.1)? - 1.2)?)?;
+    let context = ops::Context::new(&place.device);
     let mut step = 0;
     let run = move |read: bool| {
         let key = NoiseKey::new(SEED, "bench/target", step);
         step += 1;
         let noise = ops::TargetNoise::Draw { key, rows: &ids, samples: m };
-        let loss = ops::energy_score(x.as_tensor(), &mean, &log_std, noise, alpha)?.mean_all()?;
+        let loss = ops::energy_score(&context.with(&x), &mean, &log_std, noise, alpha)?.mean_all()?;
         let gradients = loss.backward()?;
         match gradients.get(x.as_tensor()) {
             Some(_) if !read => Ok(f64::NAN),
@@ -359,8 +360,9 @@ fn attention(s: &Size, place: &Place) -> Result<Step> {
     let q = normal("bench/queries", s.heads)?;
     let (k, v) = (normal("bench/keys", s.kv_heads)?, normal("bench/values", s.kv_heads)?);
     let segments = Tensor::zeros((b, t), DType::U32, &place.device)?;
+    let context = ops::Context::new(&place.device);
     let run = move |read: bool| {
-        let y = ops::causal_attention(&q, &k, &v, &segments)?;
+        let y = ops::causal_attention(&context.with(&q), &k, &v, &segments)?;
         let gradients = y.backward()?;
         match gradients.get(q.as_tensor()) {
             Some(_) if !read => Ok(f64::NAN),

@@ -271,7 +271,7 @@ fn apply(root: &mut Value, raw: &str) -> Result<KeyPath, Box<Report>> {
         let hint = (!hint.is_empty()).then(|| hint.to_string());
         Box::new(Report { path: path.to_string(), what: message, place: origin, remedy: hint })
     };
-    let shape = "write --set key.path=value, for example --set train.seed=2";
+    let shape = "write --set key.path=value, for example --set seed=2";
     let Some((key, text)) = raw.split_once('=') else {
         return Err(fail("", "an override needs a `=`".to_string(), shape));
     };

@@ -12,7 +12,8 @@ use std::collections::BTreeMap;
 
 use calm_data::Batch;
 use calm_lm::{ChunkBatch, DrawKind, DrawRequest, Draws, ExactDraws, LanguageModel, SampledDraws};
-use candle_core::{Device, Result};
+use calm_nn::Destination;
+use candle_core::Result;
 
 use crate::protocol::Rule;
 use calm_stats::brier::{self, BrierSums, EndOfText, NGRAM, SampledPath, Terms, chunks_per_gram};
@@ -23,8 +24,8 @@ use calm_stats::brier::{self, BrierSums, EndOfText, NGRAM, SampledPath, Terms, c
 /// 1: noise by the number of the batch (0.1.0). 2: noise by row and position.
 pub const VERSION: u32 = 2;
 
-/// A batch as tensors.
-pub fn to_tensors(batch: &Batch, device: &Device) -> Result<ChunkBatch> {
+/// A batch as tensors; best made in the context of the model's store.
+pub fn to_tensors(batch: &Batch, to: &dyn Destination) -> Result<ChunkBatch> {
     ChunkBatch::new(
         (batch.rows, batch.context, batch.chunk_size),
         &batch.ids,
@@ -32,7 +33,7 @@ pub fn to_tensors(batch: &Batch, device: &Device) -> Result<ChunkBatch> {
         &batch.segments,
         &batch.predicts,
         &batch.examples,
-        device,
+        to,
     )
 }
 
@@ -153,7 +154,6 @@ pub fn score(
     model: &dyn LanguageModel,
     batches: impl Iterator<Item = Batch>,
     options: ScoreOptions,
-    device: &Device,
     mut progress: impl FnMut(usize),
 ) -> Result<Scores> {
     let special = model.special();
@@ -167,7 +167,7 @@ pub fn score(
             restrict(&mut batch, end, rule);
         }
         if batch.predict_count() > 0 {
-            match model.draw(&to_tensors(&batch, device)?, &request)? {
+            match model.draw(&to_tensors(&batch, model.store().context())?, &request)? {
                 Draws::Sampled(draws) => score_sampled(&mut scores, &batch, &draws, end, rule)?,
                 Draws::Exact(draws) => score_exact(&mut scores, &batch, &draws, end, rule)?,
             }

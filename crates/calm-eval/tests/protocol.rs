@@ -187,7 +187,7 @@ fn numbers_that_do_not_fit_the_model_are_errors_with_a_remedy() {
     let aligned =
         |every, context, first| Protocol::Aligned { every, context, first, tokens_per_document: None };
     let message = |p: Protocol| match p.view(&file, SPECIAL, &reader, &[0, 1]) {
-        Err(e) => e.to_string(),
+        Err(e) => format!("{e}; {}", e.remedy().unwrap_or_default()),
         Ok(_) => String::new(),
     };
     assert!(message(aligned(6, 24, 0)).contains("K = 4"));

@@ -514,8 +514,9 @@ fn damaged_files_are_named_and_nothing_is_written() {
         let path = s.folder().join(file);
         let bytes = fs::read(&path).unwrap();
         fs::write(&path, &bytes[..bytes.len() * 2 / 3]).unwrap();
-        let e = import(&options).unwrap_err().to_string();
-        assert!(e.contains(file) && e.contains(why), "{e}");
+        let e = import(&options).unwrap_err();
+        let told = format!("{e}; {}", e.remedy().unwrap_or_default());
+        assert!(told.contains(file) && told.contains(why), "{told}");
         assert!(!s.path("run").exists());
     }
     let s = Scratch::new("ar_baseline");

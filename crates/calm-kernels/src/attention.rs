@@ -11,6 +11,7 @@
 //! the forward pass, one a (row, key head) in the backward pass, whose key gradients add up in a fixed
 //! order.
 
+use crate::context::Operand;
 use crate::simd::{self, LANES, Mat, Real, dispatch, dot, fold};
 use crate::storage::{self, Saved, error, slice, tensor, view};
 use crate::with_float;
@@ -39,7 +40,8 @@ const BLOCK: usize = 64;
 /// # Errors
 /// Shapes that do not fit, H not a multiple of Hkv, element types that differ or that the device does not
 /// take, segments that are not U32.
-pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Tensor) -> Result<Tensor> {
+pub fn causal_attention(queries: &dyn Operand, k: &Tensor, v: &Tensor, segments: &Tensor) -> Result<Tensor> {
+    let q = queries.tensor();
     let sizes = Sizes::new(OP, q, k, v)?;
     if sizes.keys != sizes.queries || segments.dims() != [sizes.batch, sizes.queries] {
         return Err(error(
@@ -53,7 +55,7 @@ pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Tensor) -
             ),
         ));
     }
-    on_gpu!(q, crate::cuda::attention::causal_attention(sizes, q, k, v, segments));
+    on_gpu!(q, crate::cuda::attention::causal_attention(sizes, queries, k, v, segments));
     let spans = segment_spans(&storage::ids(OP, segments)?, sizes.queries);
     let keep = q.track_op() || k.track_op() || v.track_op();
     let op = CausalAttention { sizes, spans: Arc::new(spans), keep, log_sums: Saved::new() };

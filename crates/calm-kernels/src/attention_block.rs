@@ -4,6 +4,7 @@
 //! Fused for the reason of [`crate::mlp_block`]. Kept for the backward pass: rotated queries and keys,
 //! values, the heads' output and the scores' log sums.
 
+use crate::Operand;
 use crate::attention::Sizes;
 use crate::backend::{Array, Backend, Block, Blocks, Heads, named};
 use crate::cpu::Cpu;
@@ -40,11 +41,11 @@ pub struct AttentionShape<'a> {
 /// differ or that the device does not take, positions or segments that are not U32.
 pub fn attention_block(
     x: &Tensor,
-    norm: &Tensor,
-    [query, key, value, output]: [&Tensor; 4],
+    norm: &dyn Operand,
+    [query, key, value, output]: [&dyn Operand; 4],
     shape: AttentionShape<'_>,
 ) -> Result<Tensor> {
-    let inputs = Inputs { x, norm, query, key, value, output }.list();
+    let inputs = Inputs::<&dyn Operand> { x, norm, query, key, value, output }.list();
     let (h, kv) = (shape.heads, shape.kv_heads);
     let fits = match *x.dims() {
         [b, s, d] => {
@@ -81,11 +82,10 @@ const OP: &str = "attention_block";
 
 named! { Inputs { x, norm, query, key, value, output } }
 
-fn run<P: Blocks>(inputs: &[&Tensor], sizes: Sizes, shape: &AttentionShape<'_>) -> Result<Tensor> {
-    let Some(x) = inputs.first() else { return Err(error(OP, "has no inputs")) };
+fn run<P: Blocks>(inputs: &[&dyn Operand], sizes: Sizes, shape: &AttentionShape<'_>) -> Result<Tensor> {
     let block = AttentionBlock::<P> {
         sizes,
-        positions: P::of(OP, x)?.positions(OP, shape, sizes.head)?,
+        positions: P::of(OP, inputs)?.positions(OP, shape, sizes.head)?,
         eps: shape.eps,
         keep: inputs.iter().any(|t| t.track_op()),
         kept: Saved::new(),
@@ -99,12 +99,12 @@ struct AttentionBlock<P: Blocks> {
     eps: f64,
     /// Whether a backward pass may follow.
     keep: bool,
-    kept: Saved<Kept>,
+    kept: Saved<KeptHeads>,
 }
 
 /// What the backward pass needs beside the inputs, as in [`Heads`].
 #[derive(Clone)]
-struct Kept {
+struct KeptHeads {
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -128,7 +128,7 @@ impl<P: Blocks> Block<P> for AttentionBlock<P> {
         let y = on.residual(&of.x, out.mat(), of.output.mat(), None)?;
         if let Some(log_sums) = log_sums {
             let (q, k, v, out) = (on.tensor(q)?, on.tensor(k)?, on.tensor(v)?, on.tensor(out)?);
-            self.kept.set(Kept { q, k, v, out, log_sums });
+            self.kept.set(KeptHeads { q, k, v, out, log_sums });
         }
         Ok(y)
     }
@@ -142,7 +142,7 @@ impl<P: Blocks> Block<P> for AttentionBlock<P> {
         let inputs = Inputs::of(OP, inputs)?;
         let of = inputs.try_map(|t| on.operand(t))?;
         let (heads, kv_heads) = (self.sizes.heads, self.sizes.kv_heads);
-        let Kept { q, k, v, out, log_sums } = &self.kept.get(OP)?;
+        let KeptHeads { q, k, v, out, log_sums } = &self.kept.get(OP)?;
         let kept = Heads { q: on.read(q)?, k: on.read(k)?, v: on.read(v)?, out: on.read(out)?, log_sums };
         let dy = on.read(grad)?;
 

@@ -9,6 +9,7 @@
 //! the prefix is computed once for all of them.
 
 use crate::attention::{Branch, Sizes, Span, attend, segment_spans};
+use crate::context::Operand;
 use crate::storage::{self, error, tensor, view};
 use crate::with_float;
 use candle_core::{Result, Tensor};
@@ -24,7 +25,8 @@ const BRANCH: &str = "branch_attention";
 ///
 /// # Errors
 /// Shapes that do not fit, fewer keys than queries, element types that differ or that the device does not take.
-pub fn cached_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+pub fn cached_attention(queries: &dyn Operand, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    let q = queries.tensor();
     let sizes = Sizes::new(CACHED, q, k, v)?;
     let Some(cached) = sizes.keys.checked_sub(sizes.queries) else {
         return Err(error(
@@ -36,7 +38,7 @@ pub fn cached_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
             ),
         ));
     };
-    on_gpu!(q, crate::cuda::attention_inference::cached_attention(CACHED, sizes, [q, k, v]));
+    on_gpu!(q, crate::cuda::attention_inference::cached_attention(CACHED, sizes, queries, [k, v]));
     let spans: Vec<Span> =
         (0..sizes.batch).flat_map(|_| (0..sizes.queries).map(|t| (0, (cached + t + 1) as u32))).collect();
     run(CACHED, sizes, &spans, [q, k, v], &[], &[])
@@ -53,13 +55,14 @@ pub fn cached_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
 /// Shapes that do not fit, element types that differ or that the device does not take, segments that are not
 /// U32.
 pub fn branch_attention(
-    q: &Tensor,
+    queries: &dyn Operand,
     k: &Tensor,
     v: &Tensor,
     segments: &Tensor,
     branch_k: &[Tensor],
     branch_v: &[Tensor],
 ) -> Result<Tensor> {
+    let q = queries.tensor();
     let sizes = Sizes::new(BRANCH, q, k, v)?;
     let fits = sizes.keys == sizes.queries
         && segments.dims() == [sizes.batch, sizes.queries]
@@ -85,7 +88,8 @@ pub fn branch_attention(
         crate::cuda::attention_inference::branch_attention(
             BRANCH,
             sizes,
-            [q, k, v],
+            queries,
+            [k, v],
             segments,
             branch_k,
             branch_v

@@ -1,31 +1,38 @@
 //! The CPU as operators see it, and blocks' [`Backend`] on it: f32 and f64.
 
-use crate::AttentionShape;
 use crate::attention::{self, Sizes, Span, segment_spans};
 use crate::backend::{Affine, Array, Backend, Block, Blocks, Heads, NormGradients, Slope, Weight};
+use crate::context::Home;
 use crate::gradients::{gradient_of, put};
 use crate::nary::Place;
 use crate::rotary::Rotary;
 use crate::rows;
 use crate::simd::{Mat, Real, matmul, matmul_strided};
 use crate::storage::{self, View, error, ids, view};
+use crate::{AttentionShape, Operand};
 use crate::{layer_norm, rms_norm, silu, swiglu, with_float};
 use candle_core::{CpuStorage, Result, Shape, Storage, Tensor, WithDType};
 use gemm::Parallelism::Rayon;
 use std::marker::PhantomData;
 use std::ops::{Deref, Range};
+use std::sync::Arc;
 
-/// The CPU.
-pub(crate) struct Cpu;
+/// The CPU, with what an operator keeps of its context.
+#[derive(Clone)]
+pub(crate) struct Cpu {
+    home: Option<Arc<Home>>,
+}
 
 impl Place for Cpu {
     type Storage = CpuStorage;
 
-    fn of(op: &str, tensor: &Tensor) -> Result<Self> {
-        if tensor.device().is_cpu() {
-            return Ok(Self);
+    fn of(op: &str, operands: &[&dyn Operand]) -> Result<Self> {
+        match operands.first().map(|operand| operand.tensor().device()) {
+            Some(device) if !device.is_cpu() => {
+                Err(error(op, format_args!("runs on the CPU, got a tensor on {:?}", device.location())))
+            }
+            _ => Ok(Self { home: Home::of(operands).map(Arc::new) }),
         }
-        Err(error(op, format_args!("runs on the CPU, got a tensor on {:?}", tensor.device().location())))
     }
 
     fn any(storage: CpuStorage) -> Storage {
@@ -53,13 +60,14 @@ impl Blocks for Cpu {
 
     fn positions(&self, op: &str, shape: &AttentionShape<'_>, head: usize) -> Result<Self::Positions> {
         let s = shape.segments.dims().last().copied().unwrap_or(1);
-        let rotary = Rotary::new(&ids(op, shape.positions)?, head, shape.theta);
+        let context = self.home.as_ref().map(|home| &home.context);
+        let rotary = Rotary::new(context, &ids(op, shape.positions)?, head, shape.theta);
         Ok(Positions { spans: segment_spans(&ids(op, shape.segments)?, s), rotary })
     }
 
     fn forward<K: Block<Self>>(&self, block: &K, inputs: &[Tensor]) -> Result<(CpuStorage, Shape)> {
         with_float!(K::NAME, inputs[0].dtype(), T => {
-            let y = block.forward(&OnCpu::<T>::new(K::NAME), inputs)?.data.own();
+            let y = block.forward(&OnCpu::<T>::new(self, K::NAME), inputs)?.data.own();
             Ok((<T as WithDType>::to_cpu_storage_owned(y), inputs[0].shape().clone()))
         })
     }
@@ -70,12 +78,13 @@ impl Blocks for Cpu {
         inputs: &[Tensor],
         grad: &Tensor,
     ) -> Result<Vec<Option<Tensor>>> {
-        with_float!(K::NAME, grad.dtype(), T => block.backward(&OnCpu::<T>::new(K::NAME), inputs, grad))
+        with_float!(K::NAME, grad.dtype(), T => block.backward(&OnCpu::<T>::new(self, K::NAME), inputs, grad))
     }
 }
 
 /// The backend in elements of type T, for the operator of this name.
 pub(crate) struct OnCpu<T> {
+    cpu: Cpu,
     op: &'static str,
     element: PhantomData<T>,
 }
@@ -123,13 +132,13 @@ fn slope<T: Real>(array: Numbers<'static, T>) -> Slope<'static, OnCpu<T>> {
 }
 
 impl<T: Real> OnCpu<T> {
-    fn new(op: &'static str) -> Self {
-        Self { op, element: PhantomData }
+    fn new(cpu: &Cpu, op: &'static str) -> Self {
+        Self { cpu: cpu.clone(), op, element: PhantomData }
     }
 
     /// The gradient of a parameter, written into a buffer or a tensor.
     fn gradient_of(&self, parameter: &Tensor, write: impl FnOnce(&mut [T], bool)) -> Result<Option<Tensor>> {
-        gradient_of(parameter, write)
+        gradient_of(self.cpu.home.as_deref(), parameter, write)
     }
 
     /// The gradient of a parameter that is computed already.

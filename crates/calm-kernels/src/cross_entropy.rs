@@ -10,6 +10,7 @@
 //! once, and no [R, V] matrix exists. The gradients wait inside the operator; the backward pass scales
 //! them. Blocks depend on V alone and sums have a fixed order: results do not depend on threads.
 
+use crate::context::{Home, Operand};
 use crate::gradients::gradient_of;
 use crate::simd::{self, LANES, Mat, Real, dispatch, fold, matmul, rows_per_block};
 use crate::storage::{Saved, error, ids, slice, tensor, to_vec, view};
@@ -43,17 +44,18 @@ fn block_rows(vocabulary: usize) -> usize {
 /// waiting: such a target makes the loss NaN, unless its row has weight 0.
 pub fn tied_cross_entropy(
     hidden: &Tensor,
-    embedding: &Tensor,
+    table: &dyn Operand,
     targets: &Tensor,
     weights: Option<&Tensor>,
 ) -> Result<Tensor> {
+    let embedding = table.tensor();
     let shape = Sizes::of(OP, hidden, embedding)?;
     on_gpu!(hidden, {
         target_shape(OP, targets, &shape)?;
         if let Some(w) = weights {
             weight_shape(w, hidden, &shape)?;
         }
-        crate::cuda::cross_entropy::tied_cross_entropy(hidden, embedding, targets, weights)
+        crate::cuda::cross_entropy::tied_cross_entropy(hidden, table, targets, weights)
     });
     let targets = target_ids(OP, targets, &shape)?;
     let weights = match weights {
@@ -66,7 +68,8 @@ pub fn tied_cross_entropy(
         None => None,
     };
     let wanted = [hidden.track_op(), embedding.track_op()];
-    let op = TiedCrossEntropy { targets, weights, wanted, gradients: Saved::new() };
+    let home = Home::of(&[hidden, table]);
+    let op = TiedCrossEntropy { targets, weights, wanted, home, gradients: Saved::new() };
     hidden.contiguous()?.apply_op2(&embedding.contiguous()?, op)
 }
 
@@ -77,14 +80,15 @@ pub fn tied_cross_entropy(
 /// As [`tied_cross_entropy`].
 pub fn tied_cross_entropy_rows(
     hidden: &Tensor,
-    embedding: &Tensor,
+    table: &dyn Operand,
     targets: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
     const OP: &str = "tied_cross_entropy_rows";
+    let embedding = table.tensor();
     let shape = Sizes::of(OP, hidden, embedding)?;
     on_gpu!(hidden, {
         target_shape(OP, targets, &shape)?;
-        crate::cuda::cross_entropy::rows(hidden, embedding, targets)
+        crate::cuda::cross_entropy::rows(hidden, table, targets)
     });
     let targets = target_ids(OP, targets, &shape)?;
     let (hidden, embedding) = (hidden.contiguous()?, embedding.contiguous()?);
@@ -113,10 +117,11 @@ pub fn tied_cross_entropy_rows(
 ///
 /// # Errors
 /// Shapes or types that do not fit.
-pub fn tied_argmax(hidden: &Tensor, embedding: &Tensor) -> Result<Tensor> {
+pub fn tied_argmax(hidden: &Tensor, table: &dyn Operand) -> Result<Tensor> {
     const OP: &str = "tied_argmax";
+    let embedding = table.tensor();
     let shape = Sizes::of(OP, hidden, embedding)?;
-    on_gpu!(hidden, crate::cuda::cross_entropy::argmax(hidden, embedding));
+    on_gpu!(hidden, crate::cuda::cross_entropy::argmax(hidden, table));
     let (hidden, embedding) = (hidden.contiguous()?, embedding.contiguous()?);
     if hidden.dtype() == DType::F32 && screened_argmax::pays(shape.r) {
         let (h, e) = (view::<f32>(OP, &hidden)?, view::<f32>(OP, &embedding)?);
@@ -215,6 +220,7 @@ struct TiedCrossEntropy {
     weights: Option<Vec<f64>>,
     /// Whether hidden and embedding ask for a gradient.
     wanted: [bool; 2],
+    home: Option<Home>,
     gradients: Saved<[Option<Tensor>; 2]>,
 }
 
@@ -399,7 +405,9 @@ impl CustomOp2 for TiedCrossEntropy {
             let [d_hidden, d_embedding] = [(hidden, &kept[0]), (embedding, &kept[1])].map(|(input, kept)| {
                 let Some(kept) = kept else { return Ok(None) };
                 let kept = view::<T>(OP, kept)?;
-                gradient_of(input, |into, accumulate| put_scaled(into, &kept, factor, accumulate))
+                gradient_of(self.home.as_ref(), input, |into, accumulate| {
+                    put_scaled(into, &kept, factor, accumulate);
+                })
             });
             Ok((d_hidden?, d_embedding?))
         })

@@ -1,5 +1,6 @@
 //! Where tensors live: the CPU, or with the feature `cuda` an NVIDIA GPU.
 
+use crate::context::Destination;
 use candle_core::{DType, Device, Error, Result, Shape, Tensor, WithDType};
 use std::fmt::{Display, Formatter};
 use std::str::FromStr;
@@ -159,11 +160,12 @@ pub trait Upload: WithDType {}
 #[cfg(not(feature = "cuda"))]
 impl<T: WithDType> Upload for T {}
 
-/// A tensor with these elements on the device. To a GPU they go through pinned memory, and nothing waits.
+/// A tensor with these elements on a device. To a GPU they go through the pinned memory of a context, and nothing
+/// waits; without a context they go straight from where they are, which may wait for the GPU.
 ///
 /// # Errors
 /// A number of elements that does not fill the shape; no memory left.
-pub fn upload<T: Upload>(values: &[T], shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
+pub fn upload<T: Upload>(values: &[T], shape: impl Into<Shape>, to: &dyn Destination) -> Result<Tensor> {
     let shape = shape.into();
     if values.len() != shape.elem_count() {
         return Err(crate::storage::error(
@@ -172,10 +174,10 @@ pub fn upload<T: Upload>(values: &[T], shape: impl Into<Shape>, device: &Device)
         ));
     }
     #[cfg(feature = "cuda")]
-    if device.is_cuda() {
-        return crate::cuda::upload(values, shape, device);
+    if to.device().is_cuda() {
+        return crate::cuda::upload(values, shape, to);
     }
-    Tensor::from_slice(values, shape, device)
+    Tensor::from_slice(values, shape, to.device())
 }
 
 /// Whether a device can compute in a format: f32 everywhere, bf16 on a GPU, f64 on the CPU.

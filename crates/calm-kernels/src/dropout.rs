@@ -4,6 +4,7 @@
 //! y = x·mask,   mask = [u ≥ p] / (1 − p),   u uniform in [0, 1)
 //! ```
 
+use crate::context::Operand;
 use crate::philox::{NoiseKey, RowId, uniform_into};
 use crate::simd::{Real, rows_per_block};
 use crate::storage::{error, slice, tensor, to_vec, view};
@@ -31,13 +32,14 @@ struct Dropout<T> {
     mask: Vec<T>,
 }
 
-/// Inverted dropout of `x` `[.., D]` (R rows of D): each element becomes 0 with probability `p`, else is
+/// Inverted dropout of an input x `[.., D]` (R rows of D): each element becomes 0 with probability `p`, else is
 /// multiplied by 1/(1 − p). Differentiable; f32 and f64 on the CPU, f32 and bf16 on a GPU. Without `p` (0) a
 /// drawn mask changes nothing.
 ///
 /// # Errors
 /// `p` outside [0, 1), a mask or a list of rows that does not fit `x`.
-pub fn dropout(x: &Tensor, p: f64, mask: DropoutMask<'_>) -> Result<Tensor> {
+pub fn dropout(input: &dyn Operand, p: f64, mask: DropoutMask<'_>) -> Result<Tensor> {
+    let x = input.tensor();
     if !(0.0..1.0).contains(&p) {
         return Err(error(OP, format_args!("the probability must lie in [0, 1), got {p}")));
     }
@@ -49,7 +51,7 @@ pub fn dropout(x: &Tensor, p: f64, mask: DropoutMask<'_>) -> Result<Tensor> {
         mask.check(x, d)?;
         return match mask {
             DropoutMask::Draw { .. } if p == 0.0 => x.contiguous(),
-            DropoutMask::Draw { key, rows } => crate::cuda::dropout::drawn(x, p, key, rows),
+            DropoutMask::Draw { key, rows } => crate::cuda::dropout::drawn(input, p, key, rows),
             DropoutMask::Given(mask) => x * mask.detach(),
         };
     }

@@ -7,6 +7,7 @@
 //! Backward: the positions are sorted by id (a counting sort), and fixed ranges of ids are summed in
 //! parallel, each by one task, so that no two tasks write the same row.
 
+use crate::context::{Home, Operand};
 use crate::gradients::gradient_of;
 use crate::simd::{Real, rows_per_block};
 use crate::storage::{error, expect_ids, ids, slice, view};
@@ -21,6 +22,7 @@ struct Embedding {
     ids: Vec<u32>,
     dims: Vec<usize>,
     frozen_row: Option<u32>,
+    home: Option<Home>,
 }
 
 /// Rows of `table` `[V, D]` for `ids` (U32, any shape): `[.., D]` of the table's type, f32 or f64 on the CPU, f32
@@ -32,8 +34,8 @@ struct Embedding {
 ///
 /// # Errors
 /// A table that is not a matrix, ids that are not U32 or, on the CPU, not below V.
-pub fn embedding(ids: &Tensor, table: &Tensor, frozen_row: Option<u32>) -> Result<Tensor> {
-    embedding_as(ids, table, frozen_row, table.dtype())
+pub fn embedding(ids: &Tensor, table: &dyn Operand, frozen_row: Option<u32>) -> Result<Tensor> {
+    embedding_as(ids, table, frozen_row, table.tensor().dtype())
 }
 
 /// As [`embedding`], with rows of type `dtype`: the table's own, or on a GPU bf16 rows of an f32 table.
@@ -42,10 +44,11 @@ pub fn embedding(ids: &Tensor, table: &Tensor, frozen_row: Option<u32>) -> Resul
 /// As [`embedding`]; another type.
 pub fn embedding_as(
     ids_tensor: &Tensor,
-    table: &Tensor,
+    weight: &dyn Operand,
     frozen_row: Option<u32>,
     dtype: DType,
 ) -> Result<Tensor> {
+    let table = weight.tensor();
     let &[v, _] = table.dims() else {
         return Err(error(OP, format_args!("the table must be [V, D], got {:?}", table.dims())));
     };
@@ -53,7 +56,7 @@ pub fn embedding_as(
     if let Some(row) = frozen_row.filter(|&row| row as usize >= v) {
         return Err(error(OP, format_args!("frozen row {row} is outside the table {:?}", table.dims())));
     }
-    on_gpu!(table, crate::cuda::embedding::embedding(ids_tensor, table, frozen_row, dtype));
+    on_gpu!(table, crate::cuda::embedding::embedding(ids_tensor, weight, frozen_row, dtype));
     if dtype != table.dtype() {
         return Err(error(
             OP,
@@ -73,7 +76,8 @@ pub fn embedding_as(
             ),
         ));
     }
-    table.contiguous()?.apply_op1(Embedding { ids, dims: ids_tensor.dims().to_vec(), frozen_row })
+    let home = Home::of(&[weight]);
+    table.contiguous()?.apply_op1(Embedding { ids, dims: ids_tensor.dims().to_vec(), frozen_row, home })
 }
 
 impl Embedding {
@@ -148,7 +152,9 @@ impl CustomOp1 for Embedding {
         let grad = grad_res.contiguous()?;
         with_float!(OP, grad.dtype(), T => {
             let grad = view::<T>(OP, &grad)?;
-            gradient_of(table, |out, accumulate| self.scatter::<T>(&grad, out, accumulate, v, d))
+            gradient_of(self.home.as_ref(), table, |out, accumulate| {
+                self.scatter::<T>(&grad, out, accumulate, v, d);
+            })
         })
     }
 }

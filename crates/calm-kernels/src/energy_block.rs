@@ -9,6 +9,7 @@
 //! Fused for the reason of [`crate::mlp_block`]. Kept for the backward pass: what goes into the three
 //! activations; the rest is computed again.
 
+use crate::Operand;
 use crate::backend::{Affine, Array, Backend, Block, Blocks, Slope, Weight, named};
 use crate::cpu::Cpu;
 use crate::nary::apply;
@@ -19,15 +20,15 @@ use candle_core::{Result, Tensor};
 #[derive(Clone, Copy, Debug)]
 pub struct EnergyBlockWeights<'a> {
     /// Weight and bias of the LayerNorm, `[D]` each.
-    pub norm: [&'a Tensor; 2],
+    pub norm: [&'a dyn Operand; 2],
     /// W₁ `[D, 2D]` and b₁ `[D]`.
-    pub first: [&'a Tensor; 2],
+    pub first: [&'a dyn Operand; 2],
     /// W₂ `[D, D]` and b₂ `[D]`.
-    pub second: [&'a Tensor; 2],
+    pub second: [&'a dyn Operand; 2],
     /// W₃ `[2D, D]` and b₃ `[2D]`.
-    pub third: [&'a Tensor; 2],
+    pub third: [&'a dyn Operand; 2],
     /// W₄ `[D, D]` and b₄ `[D]`.
-    pub down: [&'a Tensor; 2],
+    pub down: [&'a dyn Operand; 2],
 }
 
 /// The block on x `[R, N, D]` under the condition c `[R, D]`: a tensor like x, differentiable in x, c and
@@ -41,7 +42,7 @@ pub struct EnergyBlockWeights<'a> {
 pub fn energy_block(x: &Tensor, c: &Tensor, w: EnergyBlockWeights<'_>, eps: f64) -> Result<Tensor> {
     let EnergyBlockWeights { norm: [norm, norm_bias], first: [w1, b1], .. } = w;
     let EnergyBlockWeights { second: [w2, b2], third: [w3, b3], down: [w4, b4], .. } = w;
-    let inputs = Inputs { x, c, norm, norm_bias, w1, b1, w2, b2, w3, b3, w4, b4 }.list();
+    let inputs = Inputs::<&dyn Operand> { x, c, norm, norm_bias, w1, b1, w2, b2, w3, b3, w4, b4 }.list();
     let dims: Vec<&[usize]> = inputs.iter().map(|t| t.dims()).collect();
     let fits = match *x.dims() {
         [r, _, d] => {
@@ -78,12 +79,12 @@ struct EnergyBlock {
     eps: f64,
     /// Whether a backward pass may follow.
     keep: bool,
-    kept: Saved<Kept>,
+    kept: Saved<BeforeActivations>,
 }
 
 /// What goes into the activations, as [`Backend::before_activation`] gives it.
 #[derive(Clone)]
-struct Kept {
+struct BeforeActivations {
     /// h W₁ₗᵀ `[R N, D]`.
     first: Tensor,
     /// c W₁ᵣᵀ + b₁ `[R, D]`.
@@ -121,7 +122,7 @@ impl<P: Blocks> Block<P> for EnergyBlock {
         let a = on.gate(&third, &of.b3)?;
         let y = on.residual(&of.x, a.mat(), of.w4.mat(), Some(&of.b4))?;
         if self.keep {
-            self.kept.set(Kept {
+            self.kept.set(BeforeActivations {
                 first: on.tensor(first)?,
                 row: on.tensor(row)?,
                 second: on.tensor(second)?,
@@ -196,7 +197,7 @@ mod tests {
             let inputs: Vec<Tensor> =
                 shapes.into_iter().chain(layers).map(|shape| ones(shape).as_tensor().clone()).collect();
             let block = EnergyBlock { eps: 1e-5, keep: true, kept: Saved::new() };
-            let place = P::of(OP, &inputs[0]).unwrap();
+            let place = P::of(OP, &[&inputs[0]]).unwrap();
             let (_, shape) = place.forward(&block, &inputs).unwrap();
             assert_eq!(shape.dims(), [r, n, d]);
             let gradients = place.backward(&block, &inputs, &inputs[0]).unwrap();

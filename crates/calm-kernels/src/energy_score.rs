@@ -15,6 +15,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "loops over lanes index several arrays by the same lane")]
 
+use crate::context::Operand;
 use crate::philox::{NoiseKey, RowId, normal_into};
 use crate::simd::{LANES, Real, dispatch, fold};
 use crate::storage::{Saved, error, slice, tensor, to_vec, view};
@@ -79,16 +80,17 @@ struct EnergyScore<T> {
 /// # Errors
 /// N < 2, M < 1, L outside 1..=1024, `alpha` outside (0, 2), or shapes and types that do not fit.
 pub fn energy_score(
-    pred: &Tensor,
+    predictions: &dyn Operand,
     mean: &Tensor,
     log_std: &Tensor,
     noise: TargetNoise<'_>,
     alpha: f64,
 ) -> Result<Tensor> {
+    let pred = predictions.tensor();
     #[cfg(feature = "cuda")]
     if pred.device().is_cuda() {
         let sizes = Sizes::of(pred, mean, log_std, noise, alpha)?;
-        return crate::cuda::energy_score::energy_score(pred, mean, log_std, noise, alpha, sizes);
+        return crate::cuda::energy_score::energy_score(predictions, mean, log_std, noise, alpha, sizes);
     }
     let with_gradient = pred.track_op();
     let pred = pred.contiguous()?;

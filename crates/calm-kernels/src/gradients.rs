@@ -4,29 +4,33 @@
 //! them, on one thread. For parameters, whose gradients are as large as the model, operators instead
 //! write into one flat buffer while [`FlatGradients::collect`] runs: the matrix product of a weight's
 //! gradient adds to it in place. Without a buffer, or for tensors that are no parameters of it, gradients
-//! take candle's way.
+//! take candle's way. The rule on both devices stands in [`crate::context`].
 
+use crate::context::{Context, Home};
 use crate::simd::{Real, rows_per_block};
 use crate::storage::{error, tensor, to_vec};
 #[cfg(feature = "cuda")]
 use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::{DType, Result, Tensor, TensorId};
 use rayon::prelude::*;
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
 
-thread_local! {
-    /// The buffer of the backward pass that runs on this thread.
-    static ACTIVE: RefCell<Option<FlatGradients>> = const { RefCell::new(None) };
+/// Gradients of a list of `f32` parameters of one context, one after the other, on the device of the parameters.
+/// As long as it lives, a backward pass that reaches them must run through it (or another buffer of theirs).
+#[derive(Debug)]
+pub struct FlatGradients {
+    context: Context,
+    collected: Vec<TensorId>,
+    buffer: Buffer,
 }
 
-/// Gradients of a list of `f32` parameters, one after the other, on the device of the parameters.
+/// The gradients themselves; a pass borrows them.
 #[derive(Debug, Default)]
-pub struct FlatGradients {
+pub(crate) struct Buffer {
     places: HashMap<TensorId, usize>,
     ranges: Vec<Range<usize>>,
-    /// Whether a gradient has come since the last [`clear`](Self::clear); what stands elsewhere is old.
+    /// Whether a gradient has come since the last [`clear`](FlatGradients::clear); what stands elsewhere is old.
     written: Vec<bool>,
     /// Whether one has come since the last backward pass began.
     reached: Vec<bool>,
@@ -37,7 +41,7 @@ pub struct FlatGradients {
 enum Values {
     Host(Vec<f32>),
     #[cfg(feature = "cuda")]
-    Device(crate::cuda::gradients::Buffer),
+    Device(crate::cuda::gradients::DeviceBuffer),
 }
 
 impl Default for Values {
@@ -47,42 +51,45 @@ impl Default for Values {
 }
 
 impl FlatGradients {
-    /// A buffer for `parameters`, in this order.
+    /// A buffer for `parameters` of `context`, in this order.
     ///
     /// # Errors
-    /// Parameters on a GPU that has no memory left for it.
-    pub fn new<'a>(parameters: impl IntoIterator<Item = &'a Tensor>) -> Result<Self> {
-        let mut flat = Self::default();
+    /// A GPU that has no memory left for it.
+    pub fn new<'a>(context: &Context, parameters: impl IntoIterator<Item = &'a Tensor>) -> Result<Self> {
+        let mut buffer = Buffer::default();
+        let mut collected = Vec::new();
         let mut end = 0;
-        let mut first = None;
         for (i, parameter) in parameters.into_iter().enumerate() {
-            flat.places.insert(parameter.id(), i);
+            buffer.places.insert(parameter.id(), i);
+            // On the CPU the gradients of others have their own type.
+            if context.device().is_cuda() || parameter.dtype() == DType::F32 {
+                collected.push(parameter.id());
+            }
             let start = end;
             end += parameter.elem_count();
-            flat.ranges.push(start..end);
-            first.get_or_insert(parameter);
+            buffer.ranges.push(start..end);
         }
-        flat.written = vec![false; flat.ranges.len()];
-        flat.reached = flat.written.clone();
-        flat.values = match first {
+        buffer.written = vec![false; buffer.ranges.len()];
+        buffer.reached = buffer.written.clone();
+        buffer.values = match context.device() {
             #[cfg(feature = "cuda")]
-            Some(parameter) if parameter.device().is_cuda() => {
-                let ids = flat.places.keys().copied().collect();
-                Values::Device(crate::cuda::gradients::Buffer::new(parameter, end, ids)?)
+            candle_core::Device::Cuda(_) => {
+                Values::Device(crate::cuda::gradients::DeviceBuffer::new(context, end)?)
             }
             _ => Values::Host(vec![0.0; end]),
         };
-        Ok(flat)
+        context.gradients().add(&collected);
+        Ok(Self { context: context.clone(), collected, buffer })
     }
 
     /// Forgets all gradients: the next contribution to each replaces it.
     pub fn clear(&mut self) {
-        self.written.fill(false);
+        self.buffer.written.fill(false);
     }
 
     /// Whether the last backward pass gave parameter `i` a gradient.
     pub fn reached(&self, i: usize) -> bool {
-        self.reached[i]
+        self.buffer.reached[i]
     }
 
     /// A copy of the gradient of parameter `i`; None since the last [`clear`](Self::clear) if none has come.
@@ -90,13 +97,14 @@ impl FlatGradients {
     /// # Errors
     /// What a GPU answers; on one this waits for it.
     pub fn get(&self, i: usize) -> Result<Option<Vec<f32>>> {
-        if !self.written[i] {
+        if !self.buffer.written[i] {
             return Ok(None);
         }
-        match &self.values {
-            Values::Host(values) => Ok(Some(values[self.ranges[i].clone()].to_vec())),
+        let range = self.buffer.ranges[i].clone();
+        match &self.buffer.values {
+            Values::Host(values) => Ok(Some(values[range].to_vec())),
             #[cfg(feature = "cuda")]
-            Values::Device(buffer) => buffer.read(self.ranges[i].clone()).map(Some),
+            Values::Device(buffer) => buffer.read(range).map(Some),
         }
     }
 
@@ -105,6 +113,67 @@ impl FlatGradients {
     /// # Errors
     /// Parameters that are not on the CPU.
     pub fn host_values(&mut self) -> Result<&[f32]> {
+        self.buffer.host_values()
+    }
+
+    /// Whether the parameters are on a GPU.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_gpu(&self) -> bool {
+        matches!(self.buffer.values, Values::Device(_))
+    }
+
+    /// The GPU, and where it leaves the norm.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device_factor(&self) -> Result<(crate::cuda::Gpu, crate::cuda::adamw::DeviceFactor)> {
+        match &self.buffer.values {
+            Values::Device(buffer) => Ok(buffer.factor()),
+            Values::Host(_) => Err(error("gradients", "are in the memory of the CPU, not on a GPU")),
+        }
+    }
+
+    /// As [`Self::host_values`], on the GPU.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device_values(&mut self) -> Result<&CudaSlice<f32>> {
+        self.buffer.device_values()
+    }
+
+    /// Adds to the gradient of parameter `i` one that candle computed.
+    ///
+    /// # Errors
+    /// Another number of elements.
+    pub fn add(&mut self, i: usize, gradient: &Tensor) -> Result<()> {
+        self.buffer.add(i, gradient)
+    }
+
+    /// Runs a backward pass on this thread whose operators leave the gradients of these parameters here.
+    ///
+    /// # Errors
+    /// Those of `backward`; a pass through a buffer of the same context that runs already.
+    pub fn collect<R>(&mut self, backward: impl FnOnce() -> Result<R>) -> Result<R> {
+        /// Takes the buffer back, also when the pass panics.
+        struct Guard<'a>(&'a mut FlatGradients);
+        impl Drop for Guard<'_> {
+            fn drop(&mut self) {
+                if let Some(buffer) = self.0.context.gradients().end() {
+                    self.0.buffer = buffer;
+                }
+            }
+        }
+        self.buffer.reached.fill(false);
+        self.context.gradients().begin(&mut self.buffer)?;
+        let _guard = Guard(self);
+        backward()
+    }
+}
+
+impl Drop for FlatGradients {
+    fn drop(&mut self) {
+        self.context.gradients().remove(&self.collected);
+    }
+}
+
+impl Buffer {
+    fn host_values(&mut self) -> Result<&[f32]> {
         #[allow(clippy::infallible_destructuring_match, reason = "with the feature `cuda` it can fail")]
         let values = match &mut self.values {
             Values::Host(values) => values,
@@ -121,24 +190,8 @@ impl FlatGradients {
         Ok(values)
     }
 
-    /// Whether the parameters are on a GPU.
     #[cfg(feature = "cuda")]
-    pub(crate) fn on_gpu(&self) -> bool {
-        matches!(self.values, Values::Device(_))
-    }
-
-    /// The GPU, and where it leaves the norm.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn device_factor(&self) -> Result<(crate::cuda::Gpu, crate::cuda::adamw::DeviceFactor)> {
-        match &self.values {
-            Values::Device(buffer) => Ok(buffer.factor()),
-            Values::Host(_) => Err(error("gradients", "are in the memory of the CPU, not on a GPU")),
-        }
-    }
-
-    /// As [`Self::host_values`], on the GPU.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn device_values(&mut self) -> Result<&CudaSlice<f32>> {
+    fn device_values(&mut self) -> Result<&CudaSlice<f32>> {
         let Values::Device(buffer) = &mut self.values else {
             return Err(error("gradients", "are in the memory of the CPU, not on a GPU"));
         };
@@ -150,11 +203,13 @@ impl FlatGradients {
         Ok(buffer.values())
     }
 
-    /// Adds to the gradient of parameter `i` one that candle computed.
-    ///
-    /// # Errors
-    /// Another number of elements.
-    pub fn add(&mut self, i: usize, gradient: &Tensor) -> Result<()> {
+    /// Which parameter has this id.
+    pub(crate) fn place(&self, id: TensorId) -> Option<usize> {
+        self.places.get(&id).copied()
+    }
+
+    /// See [`FlatGradients::add`].
+    pub(crate) fn add(&mut self, i: usize, gradient: &Tensor) -> Result<()> {
         let range = self.ranges[i].clone();
         if gradient.elem_count() != range.len() {
             return Err(error(
@@ -174,86 +229,70 @@ impl FlatGradients {
         }
     }
 
-    /// Runs a backward pass on this thread whose operators leave the gradients of these parameters here.
-    pub fn collect<R>(&mut self, backward: impl FnOnce() -> R) -> R {
-        /// Takes the buffer back, also when the pass panics.
-        struct Guard<'a>(&'a mut FlatGradients, Option<FlatGradients>);
-        impl Drop for Guard<'_> {
-            fn drop(&mut self) {
-                if let Some(flat) = ACTIVE.replace(self.1.take()) {
-                    *self.0 = flat;
-                }
-            }
-        }
-        self.reached.fill(false);
-        let before = ACTIVE.replace(Some(std::mem::take(self)));
-        let _guard = Guard(self, before);
-        backward()
-    }
-
     /// Notes that a gradient of parameter `i` comes: whether it is to be added to what is there.
     fn mark(&mut self, i: usize) -> bool {
         self.reached[i] = true;
         std::mem::replace(&mut self.written[i], true)
     }
 
-    /// Where the gradient of the parameter with this id goes in the memory of the CPU, and whether it is to be
-    /// added; None for a tensor that is no parameter, or on another device.
-    fn host_place(&mut self, id: TensorId) -> Option<(&mut [f32], bool)> {
-        let &i = self.places.get(&id)?;
-        if !matches!(self.values, Values::Host(_)) {
-            return None;
-        }
+    /// Where the gradient of parameter `i` goes in the memory of the CPU, and whether it is to be added.
+    fn host_place(&mut self, i: usize) -> Result<(&mut [f32], bool)> {
         let accumulate = self.mark(i);
         match &mut self.values {
-            Values::Host(values) => Some((&mut values[self.ranges[i].clone()], accumulate)),
+            Values::Host(values) => Ok((&mut values[self.ranges[i].clone()], accumulate)),
             #[cfg(feature = "cuda")]
-            Values::Device(_) => None,
+            Values::Device(_) => Err(error("gradients", "are on a GPU, not in the memory of the CPU")),
         }
     }
 
     /// As [`Self::host_place`], on the GPU: the buffer and the range in it.
     #[cfg(feature = "cuda")]
-    pub(crate) fn device_place(&mut self, id: TensorId) -> Option<(&mut CudaSlice<f32>, Range<usize>, bool)> {
-        let &i = self.places.get(&id)?;
-        if !matches!(self.values, Values::Device(_)) {
-            return None;
-        }
+    pub(crate) fn device_place(&mut self, i: usize) -> Result<(&mut CudaSlice<f32>, Range<usize>, bool)> {
         let accumulate = self.mark(i);
         match &mut self.values {
-            Values::Device(buffer) => Some((buffer.values_mut(), self.ranges[i].clone(), accumulate)),
-            Values::Host(_) => None,
+            Values::Device(buffer) => Ok((buffer.values_mut(), self.ranges[i].clone(), accumulate)),
+            Values::Host(_) => Err(error("gradients", "are in the memory of the CPU, not on a GPU")),
         }
     }
 }
 
-/// Calls `f` with the buffer of the backward pass that runs on this thread, if there is one.
-#[cfg(feature = "cuda")]
-pub(crate) fn with_active<R>(f: impl FnOnce(Option<&mut FlatGradients>) -> R) -> R {
-    ACTIVE.with_borrow_mut(|active| f(active.as_mut()))
-}
-
 /// The gradient of an operator's `input`, computed by `write(destination, accumulate)`: into the flat
-/// buffer (then None), else as a tensor. None as well, and nothing computed, for an input without gradient.
+/// buffer that collects it (then None), else as a tensor. None as well, and nothing computed, for an input without
+/// gradient.
 pub(crate) fn gradient_of<T: Real>(
+    home: Option<&Home>,
     input: &Tensor,
     write: impl FnOnce(&mut [T], bool),
 ) -> Result<Option<Tensor>> {
     if !input.track_op() {
         return Ok(None);
     }
-    let write = ACTIVE.with_borrow_mut(|active| {
-        let Some(flat) = active.as_mut().filter(|_| T::DTYPE == DType::F32) else { return Some(write) };
-        let Some((values, accumulate)) = flat.host_place(input.id()) else { return Some(write) };
-        if let Some(values) = T::from_f32s(values) {
-            write(values, accumulate);
+    let mut write = Some(write);
+    if let Some(home) = home.filter(|_| T::DTYPE == DType::F32) {
+        let collected = home.context.gradients().write(input, |buffer, i| {
+            let (values, accumulate) = buffer.host_place(i)?;
+            if let (Some(values), Some(write)) = (T::from_f32s(values), write.take()) {
+                write(values, accumulate);
+            }
+            Ok(())
+        })?;
+        if !collected && home.collected.contains(&input.id()) {
+            return Err(bucket_gone());
         }
-        None
-    });
+    }
     let Some(write) = write else { return Ok(None) };
     let mut fresh = vec![T::ZERO; input.elem_count()];
     write(&mut fresh, false);
     tensor(fresh, input.shape()).map(Some)
+}
+
+/// What a backward pass answers that needs the bucket of its forward pass.
+pub(crate) fn bucket_gone() -> candle_core::Error {
+    error(
+        "backward",
+        "the bucket that collected a parameter's gradient when the loss was computed is gone; keep it for the \
+         backward pass",
+    )
 }
 
 /// dst = src, or dst += src.
@@ -275,21 +314,30 @@ pub(crate) fn put<T: Real>(dst: &mut [T], src: &[T], accumulate: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::linear;
+    use crate::{Parameter, linear};
     use candle_core::{Device, Var};
 
     fn var(values: &[f32], shape: (usize, usize)) -> Var {
         Var::from_slice(values, shape, &Device::Cpu).unwrap()
     }
 
+    fn parameter(context: &Context, values: &[f32], shape: (usize, usize)) -> Parameter {
+        context.parameter(var(values, shape).into_inner()).unwrap()
+    }
+
+    fn numbers(tensor: &Tensor) -> Vec<f32> {
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
     #[test]
     fn collected_gradients_are_those_of_candle_and_add_up() {
-        let (w, unused) = (var(&[1., 2., 3., 4.], (2, 2)), var(&[0.5], (1, 1)));
+        let context = Context::new(&Device::Cpu);
+        let (w, unused) =
+            (parameter(&context, &[1., 2., 3., 4.], (2, 2)), parameter(&context, &[0.5], (1, 1)));
         let x = var(&[1., -1., 2., 0.], (2, 2));
         let loss = || linear(&x, &w, None).unwrap().sqr().unwrap().sum_all().unwrap();
-        let grads = loss().backward().unwrap();
-        let want: Vec<f32> = grads.get(&w).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        let mut flat = FlatGradients::new([unused.as_tensor(), w.as_tensor()]).unwrap();
+        let want = numbers(loss().backward().unwrap().get(&w).unwrap());
+        let mut flat = FlatGradients::new(&context, [&*unused, &*w]).unwrap();
         for round in 1..3 {
             let grads = flat.collect(|| loss().backward()).unwrap();
             // The input is no parameter of the buffer.
@@ -313,22 +361,64 @@ mod tests {
 
     #[test]
     fn gradients_in_double_precision_take_candles_way() {
+        let context = Context::new(&Device::Cpu);
         let w = Var::from_slice(&[2.0f64], (1, 1), &Device::Cpu).unwrap();
-        let mut flat = FlatGradients::new([w.as_tensor()]).unwrap();
+        let w = context.parameter(w.into_inner()).unwrap();
+        let mut flat = FlatGradients::new(&context, [&*w]).unwrap();
         let loss = linear(&w, &w, None).unwrap().sum_all().unwrap();
-        let grads = flat.collect(|| loss.backward()).unwrap();
-        assert_eq!(grads.get(&w).unwrap().to_vec2::<f64>().unwrap(), [[4.0]]);
+        for grads in [loss.backward(), flat.collect(|| loss.backward())] {
+            assert_eq!(grads.unwrap().get(&w).unwrap().to_vec2::<f64>().unwrap(), [[4.0]]);
+        }
         assert!(!flat.reached(0) && flat.get(0).unwrap().is_none());
     }
 
     #[test]
+    fn a_plain_tensor_takes_candles_way_though_a_buffer_holds_the_same_tensor() {
+        let context = Context::new(&Device::Cpu);
+        let w = var(&[3.0], (1, 1));
+        let mut flat = FlatGradients::new(&context, [w.as_tensor()]).unwrap();
+        let loss = linear(&w, &w, None).unwrap().sum_all().unwrap();
+        let grads = flat.collect(|| loss.backward()).unwrap();
+        assert_eq!(numbers(grads.get(&w).unwrap()), [6.0]);
+    }
+
+    #[test]
+    fn one_pass_at_a_time_runs_through_the_buffers_of_a_context() {
+        let context = Context::new(&Device::Cpu);
+        let (x, w) = (var(&[2.0], (1, 1)), parameter(&context, &[1.0], (1, 1)));
+        let loss = || linear(&x, &w, None).unwrap().sum_all().unwrap();
+        let [mut one, mut two] = [0, 1].map(|_| FlatGradients::new(&context, [&*w]).unwrap());
+        let inner = one.collect(|| Ok(two.collect(|| loss().backward()).is_err()));
+        assert!(inner.unwrap());
+        // Both are whole afterwards, and each has its own gradients.
+        two.collect(|| loss().backward()).unwrap();
+        assert_eq!((one.get(0).unwrap(), two.get(0).unwrap()), (None, Some(vec![2.0])));
+        one.collect(|| loss().backward()).unwrap();
+        assert_eq!(one.get(0).unwrap(), Some(vec![2.0]));
+    }
+
+    #[test]
+    fn a_pass_on_another_thread_is_outside_of_the_buffer() {
+        let context = Context::new(&Device::Cpu);
+        let w = parameter(&context, &[1.0], (1, 1));
+        let loss = || linear(&w, &w, None).unwrap().sum_all().unwrap();
+        let mut flat = FlatGradients::new(&context, [&*w]).unwrap();
+        let elsewhere = flat.collect(|| {
+            Ok(std::thread::scope(|s| s.spawn(|| loss().backward().map(|_| ())).join().unwrap()))
+        });
+        assert!(elsewhere.unwrap().unwrap_err().to_string().contains("outside of the bucket"));
+        assert_eq!(flat.get(0).unwrap(), None);
+    }
+
+    #[test]
     fn the_buffer_comes_back_from_a_pass_that_panics() {
-        let w = var(&[1.0], (1, 1));
-        let mut flat = FlatGradients::new([w.as_tensor()]).unwrap();
+        let context = Context::new(&Device::Cpu);
+        let w = parameter(&context, &[1.0], (1, 1));
+        let mut flat = FlatGradients::new(&context, [&*w]).unwrap();
         flat.add(0, &Tensor::new(&[3f32], &Device::Cpu).unwrap()).unwrap();
-        let pass = std::panic::AssertUnwindSafe(|| flat.collect(|| panic!("in the middle")));
+        let pass = std::panic::AssertUnwindSafe(|| flat.collect::<()>(|| panic!("in the middle")));
         assert!(std::panic::catch_unwind(pass).is_err());
         assert_eq!(flat.get(0).unwrap(), Some(vec![3.0]));
-        assert!(ACTIVE.with_borrow(Option::is_none));
+        assert!(flat.collect(|| Ok(())).is_ok());
     }
 }

@@ -7,6 +7,7 @@
 //! ```
 //! The backward pass computes m and s again from x.
 
+use crate::context::{Home, Operand};
 use crate::gradients::{gradient_of, put};
 use crate::rows;
 use crate::simd::{LANES, Real, dispatch, dot, fold, rows_per_block, sum};
@@ -24,7 +25,14 @@ const OP: &str = "layer_norm";
 ///
 /// # Errors
 /// Shapes that do not fit, element types that differ or that the device does not take.
-pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
+pub fn layer_norm(
+    x: &Tensor,
+    weight: Option<&dyn Operand>,
+    bias: Option<&dyn Operand>,
+    eps: f64,
+) -> Result<Tensor> {
+    let operands = [weight, bias];
+    let [weight, bias] = operands.map(|p| p.map(|p| p.tensor()));
     let fits = match x.dims() {
         [.., d] => [weight, bias].iter().flatten().all(|p| p.dims() == [*d]),
         _ => false,
@@ -40,15 +48,14 @@ pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, ep
             ),
         ));
     }
-    on_gpu!(x, crate::cuda::layer_norm::layer_norm(x, weight, bias, eps));
+    on_gpu!(x, crate::cuda::layer_norm::layer_norm(x, operands, eps));
     let x = x.contiguous()?;
+    let home = Home::of(&operands.into_iter().flatten().collect::<Vec<_>>());
+    let op = LayerNorm { eps, only_bias: weight.is_none() && bias.is_some(), home };
     match (weight, bias) {
-        (None, None) => x.apply_op1(LayerNorm { eps, only_bias: false }),
-        (Some(w), None) => x.apply_op2(&w.contiguous()?, LayerNorm { eps, only_bias: false }),
-        (None, Some(b)) => x.apply_op2(&b.contiguous()?, LayerNorm { eps, only_bias: true }),
-        (Some(w), Some(b)) => {
-            x.apply_op3(&w.contiguous()?, &b.contiguous()?, LayerNorm { eps, only_bias: false })
-        }
+        (None, None) => x.apply_op1(op),
+        (Some(one), None) | (None, Some(one)) => x.apply_op2(&one.contiguous()?, op),
+        (Some(w), Some(b)) => x.apply_op3(&w.contiguous()?, &b.contiguous()?, op),
     }
 }
 
@@ -56,6 +63,7 @@ struct LayerNorm {
     eps: f64,
     /// With two inputs: the second is the bias, not the weight.
     only_bias: bool,
+    home: Option<Home>,
 }
 
 /// (mean, 1 / standard deviation) of a row, the variance from the differences to the mean.
@@ -197,7 +205,9 @@ impl LayerNorm {
                 backward::<T>(&view(OP, x)?, d, weight.as_deref(), &view(OP, &grad)?, self.eps, affine);
             let (dw, db) = dp.split_at(dp.len() / 2);
             let of = |input: Option<&Tensor>, gradient: &[T]| match input {
-                Some(input) => gradient_of(input, |into, accumulate| put(into, gradient, accumulate)),
+                Some(input) => gradient_of(self.home.as_ref(), input, |into, accumulate| {
+                    put(into, gradient, accumulate);
+                }),
                 None => Ok(None),
             };
             Ok((tensor(dx, x.shape())?, of(w, dw)?, of(b, db)?))

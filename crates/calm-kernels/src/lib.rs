@@ -16,6 +16,7 @@ macro_rules! on_gpu {
     };
 }
 
+pub mod context;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub mod device;
@@ -27,7 +28,7 @@ pub mod storage;
 
 mod adamw;
 mod backend;
-mod copies;
+mod collector;
 mod cpu;
 mod cross_entropy;
 mod dropout;
@@ -37,7 +38,7 @@ mod moments;
 mod nary;
 mod noise;
 pub use adamw::{AdamWStep, adamw, squared_norm};
-pub use copies::ComputeCopies;
+pub use context::{Context, Destination, InContext, Operand, Parameter};
 pub use cross_entropy::{tied_argmax, tied_cross_entropy, tied_cross_entropy_rows};
 pub use dropout::{DropoutMask, dropout};
 pub use embedding::{embedding, embedding_as};

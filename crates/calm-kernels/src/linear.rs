@@ -8,6 +8,7 @@
 //! db = Σ_r dy_r        (blocks of rows, combined in order)
 //! ```
 
+use crate::context::{Home, Operand};
 use crate::gradients::{gradient_of, put};
 use crate::rows;
 use crate::simd::{self, Mat, Real, rows_per_block};
@@ -25,7 +26,8 @@ const OP: &str = "linear";
 ///
 /// # Errors
 /// Shapes that do not fit, element types that differ or that the device does not take.
-pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+pub fn linear(x: &Tensor, weight: &dyn Operand, bias: Option<&dyn Operand>) -> Result<Tensor> {
+    let (w, b) = (weight.tensor(), bias.map(|b| b.tensor()));
     let fits = match (x.dims(), w.dims()) {
         ([.., i], [o, wi]) => i == wi && b.is_none_or(|b| b.dims() == [*o]),
         _ => false,
@@ -41,15 +43,18 @@ pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
             ),
         ));
     }
-    on_gpu!(x, crate::cuda::linear::linear(x, w, b));
+    on_gpu!(x, crate::cuda::linear::linear(x, weight, bias));
     let (x, w) = (x.contiguous()?, w.contiguous()?);
+    let op = Linear { home: Home::of(&std::iter::once(weight).chain(bias).collect::<Vec<_>>()) };
     match b {
-        Some(b) => x.apply_op3(&w, &b.contiguous()?, Linear),
-        None => x.apply_op2(&w, Linear),
+        Some(b) => x.apply_op3(&w, &b.contiguous()?, op),
+        None => x.apply_op2(&w, op),
     }
 }
 
-struct Linear;
+struct Linear {
+    home: Option<Home>,
+}
 
 /// Number of rows R, inputs I and outputs O.
 fn sizes(x: &Shape, w: &Shape) -> Result<(usize, usize, usize)> {
@@ -102,7 +107,7 @@ impl Linear {
             } else {
                 None
             };
-            let dw = gradient_of::<T>(w, |dw, accumulate| {
+            let dw = gradient_of::<T>(self.home.as_ref(), w, |dw, accumulate| {
                 simd::matmul(dw, grad.t(), Mat::new(&xs, r, i), accumulate, gemm::Parallelism::Rayon(0));
             })?;
             Ok((dx, dw))
@@ -165,7 +170,9 @@ impl CustomOp3 for Linear {
         let (dx, dw) = self.products(x, w, &grad)?;
         let db = with_float!(OP, grad.dtype(), T => {
             let (dy, o) = (view(OP, &grad)?, b.dims1()?);
-            gradient_of::<T>(b, |db, accumulate| put(db, &rows::column_sums(&dy, o), accumulate))
+            gradient_of::<T>(self.home.as_ref(), b, |db, accumulate| {
+                put(db, &rows::column_sums(&dy, o), accumulate);
+            })
         })?;
         Ok((dx, dw, db))
     }

@@ -3,6 +3,7 @@
 //! Fused, because between its parts candle's backward pass would fill every gradient with zeros and add to
 //! it. Kept for the backward pass: the outputs of gate and up; h and the gated product are computed again.
 
+use crate::Operand;
 use crate::backend::{Array, Backend, Block, Blocks, named};
 use crate::cpu::Cpu;
 use crate::nary::apply;
@@ -17,14 +18,19 @@ use candle_core::{Result, Tensor};
 ///
 /// # Errors
 /// Shapes that do not fit, element types that differ or that the device does not take.
-pub fn mlp_block(x: &Tensor, norm: &Tensor, [gate, up, down]: [&Tensor; 3], eps: f64) -> Result<Tensor> {
+pub fn mlp_block(
+    x: &Tensor,
+    norm: &dyn Operand,
+    [gate, up, down]: [&dyn Operand; 3],
+    eps: f64,
+) -> Result<Tensor> {
     let fits = match (x.dims(), gate.dims()) {
         ([.., d], [i, gd]) => {
             norm.dims() == [*d] && d == gd && up.dims() == [*i, *d] && down.dims() == [*d, *i]
         }
         _ => false,
     };
-    let inputs = Inputs { x, norm, gate, up, down }.list();
+    let inputs = Inputs::<&dyn Operand> { x, norm, gate, up, down }.list();
     if !fits {
         let dims: Vec<&[usize]> = inputs.iter().map(|t| t.dims()).collect();
         return Err(error(

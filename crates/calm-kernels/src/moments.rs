@@ -5,6 +5,7 @@
 //! nothing waits.
 
 use crate::adamw::{AdamWStep, adamw, squared_norm};
+use crate::context::Context;
 use crate::gradients::FlatGradients;
 use crate::storage::error;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor};
@@ -87,11 +88,11 @@ enum Values {
 }
 
 impl Moments {
-    /// Zeros for these parameters; the flag says whether weight decay applies to them.
+    /// Zeros for these parameters of `context`; the flag says whether weight decay applies to them.
     ///
     /// # Errors
     /// Parameters on a GPU that has no memory left for it.
-    pub fn new(parameters: Vec<(Tensor, bool)>) -> Result<Self> {
+    pub fn new(context: &Context, parameters: Vec<(Tensor, bool)>) -> Result<Self> {
         let mut ranges = Vec::with_capacity(parameters.len());
         let mut end = 0;
         for (parameter, _) in &parameters {
@@ -99,10 +100,10 @@ impl Moments {
             end += parameter.elem_count();
             ranges.push(start..end);
         }
-        let values = match parameters.first() {
+        let values = match context.device() {
             #[cfg(feature = "cuda")]
-            Some((first, _)) if first.device().is_cuda() => {
-                Values::Device(crate::cuda::adamw::DeviceMoments::new(first, end)?)
+            candle_core::Device::Cuda(_) => {
+                Values::Device(crate::cuda::adamw::DeviceMoments::new(context, end)?)
             }
             _ => Values::Host([vec![0.0; end], vec![0.0; end]]),
         };

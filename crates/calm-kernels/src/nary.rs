@@ -14,6 +14,8 @@
 //! Parameters that a [`crate::FlatGradients`] on a GPU collects are left out of the graph as long as another
 //! input leads to a variable: their gradients go into the buffer anyway. What remains are a few activations.
 
+use crate::Operand;
+use crate::gradients::bucket_gone;
 use crate::storage::error;
 use candle_core::op::BackpropOp;
 use candle_core::{
@@ -27,8 +29,8 @@ pub(crate) trait Place: Send + Sync + Sized + 'static {
     /// Memory of a tensor there.
     type Storage;
 
-    /// The place of a tensor.
-    fn of(op: &str, tensor: &Tensor) -> Result<Self>;
+    /// The place of operands, in the context of the first that has one.
+    fn of(op: &str, operands: &[&dyn Operand]) -> Result<Self>;
 
     /// Any place's memory.
     fn any(storage: Self::Storage) -> Storage;
@@ -71,18 +73,18 @@ struct Node<P, O> {
 
 /// The operator applied to `inputs`, differentiable in those that lead to a variable. Integer inputs may be
 /// among them.
-pub(crate) fn apply<P: Place, O: Operator<P>>(operator: O, inputs: &[&Tensor]) -> Result<Tensor> {
+pub(crate) fn apply<P: Place, O: Operator<P>>(operator: O, inputs: &[&dyn Operand]) -> Result<Tensor> {
     let Some(first) = inputs.first() else {
         return Err(error(O::NAME, "has no inputs"));
     };
-    let (place, device) = (P::of(O::NAME, first)?, first.device().clone());
-    if let Some(other) = inputs.iter().find(|t| !t.device().same_device(&device)) {
+    let (place, device) = (P::of(O::NAME, inputs)?, first.tensor().device().clone());
+    if let Some(other) = inputs.iter().map(|o| o.tensor()).find(|t| !t.device().same_device(&device)) {
         return Err(error(
             O::NAME,
             format_args!("inputs on {:?} and {:?}", device.location(), other.device().location()),
         ));
     }
-    let inputs = inputs.iter().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?;
+    let inputs = inputs.iter().map(|o| o.tensor().contiguous()).collect::<Result<Vec<_>>>()?;
     let tracked: Vec<usize> = (0..inputs.len()).filter(|&i| inputs[i].track_op()).collect();
     if tracked.is_empty() {
         let (storage, shape) = operator.forward(&place, &inputs)?;
@@ -119,13 +121,8 @@ impl<P: Place, O: Operator<P>> Node<P, O> {
     /// Gradients of the linked inputs.
     fn backward(&self, output: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let mut all = self.operator.backward(&self.place, &self.inputs, output, &grad.contiguous()?)?;
-        if let Some(i) = (0..all.len()).find(|i| all[*i].is_some() && !self.linked.contains(i)) {
-            return Err(error(
-                O::NAME,
-                format_args!(
-                    "the buffer that collected the gradient of input {i} is gone; keep it for the backward pass"
-                ),
-            ));
+        if (0..all.len()).any(|i| all[i].is_some() && !self.linked.contains(&i)) {
+            return Err(bucket_gone());
         }
         Ok(self.linked.iter().map(|&i| all.get_mut(i).and_then(Option::take)).collect())
     }

@@ -1,9 +1,10 @@
 //! Tensors of random numbers, the same bits on every device.
 
+use crate::context::Destination;
 use crate::philox::{self, NoiseKey, RowId};
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
-/// Uniform numbers in [0, 1), f32 `[R, samples, dims]`, made on `device`: those of [`philox::uniform`].
+/// Uniform numbers in [0, 1), f32 `[R, samples, dims]`, made at `to`: those of [`philox::uniform`].
 ///
 /// # Errors
 /// What a GPU answers, such as that its memory is full.
@@ -12,16 +13,16 @@ pub fn noise_uniform(
     rows: &[RowId],
     samples: usize,
     dims: usize,
-    device: &Device,
+    to: &dyn Destination,
 ) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if device.is_cuda() {
-        return crate::cuda::noise::noise("noise_uniform", key, rows, samples, dims, device);
+    if to.device().is_cuda() {
+        return crate::cuda::noise::noise("noise_uniform", key, rows, samples, dims, to);
     }
-    Tensor::from_vec(philox::uniform(key, rows, samples, dims), (rows.len(), samples, dims), device)
+    Tensor::from_vec(philox::uniform(key, rows, samples, dims), (rows.len(), samples, dims), to.device())
 }
 
-/// Standard normal numbers, f32 `[R, samples, dims]`, made on `device`: those of [`philox::normal`].
+/// Standard normal numbers, f32 `[R, samples, dims]`, made at `to`: those of [`philox::normal`].
 ///
 /// # Errors
 /// As [`noise_uniform`].
@@ -30,11 +31,11 @@ pub fn noise_normal(
     rows: &[RowId],
     samples: usize,
     dims: usize,
-    device: &Device,
+    to: &dyn Destination,
 ) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if device.is_cuda() {
-        return crate::cuda::noise::noise("noise_normal", key, rows, samples, dims, device);
+    if to.device().is_cuda() {
+        return crate::cuda::noise::noise("noise_normal", key, rows, samples, dims, to);
     }
-    Tensor::from_vec(philox::normal(key, rows, samples, dims), (rows.len(), samples, dims), device)
+    Tensor::from_vec(philox::normal(key, rows, samples, dims), (rows.len(), samples, dims), to.device())
 }

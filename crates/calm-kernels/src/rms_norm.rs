@@ -7,6 +7,7 @@
 //! ```
 //! The backward pass computes s again from x: one more read of a row that it needs anyway.
 
+use crate::context::{Home, Operand};
 use crate::gradients::{gradient_of, put};
 use crate::rows;
 use crate::simd::{Real, dispatch, dot, rows_per_block, sum_squares};
@@ -23,26 +24,28 @@ const OP: &str = "rms_norm";
 ///
 /// # Errors
 /// Shapes that do not fit, element types that differ or that the device does not take.
-pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+pub fn rms_norm(x: &Tensor, weight: &dyn Operand, eps: f64) -> Result<Tensor> {
+    let w = weight.tensor();
     match x.dims() {
-        [.., d] if weight.dims() == [*d] => {}
+        [.., d] if w.dims() == [*d] => {}
         _ => {
             return Err(error(
                 OP,
                 format_args!(
                     "x {:?} and weight {:?} do not fit: expected x [.., D], weight [D]",
                     x.dims(),
-                    weight.dims()
+                    w.dims()
                 ),
             ));
         }
     }
     on_gpu!(x, crate::cuda::rms_norm::rms_norm(x, weight, eps));
-    x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps })
+    x.contiguous()?.apply_op2(&w.contiguous()?, RmsNorm { eps, home: Home::of(&[weight]) })
 }
 
 struct RmsNorm {
     eps: f64,
+    home: Option<Home>,
 }
 
 #[inline(always)]
@@ -128,7 +131,7 @@ impl CustomOp2 for RmsNorm {
         let grad = grad.contiguous()?;
         with_float!(OP, x.dtype(), T => {
             let (dx, dw) = backward::<T>(&view(OP, x)?, &view(OP, w)?, &view(OP, &grad)?, self.eps);
-            let dw = gradient_of(w, |into, accumulate| put(into, &dw, accumulate))?;
+            let dw = gradient_of(self.home.as_ref(), w, |into, accumulate| put(into, &dw, accumulate))?;
             Ok((Some(tensor(dx, x.shape())?), dw))
         })
     }

@@ -8,6 +8,7 @@
 //! A rotation, so the backward pass is the same with −φ. Angles, sines and cosines are computed in
 //! double precision.
 
+use crate::context::{Context, Operand};
 use crate::rows;
 use crate::simd::{Real, dispatch, rows_per_block};
 use crate::storage::{self, error, slice, tensor, view};
@@ -17,20 +18,21 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDTyp
 use std::sync::{Arc, Mutex, PoisonError};
 
 const OP: &str = "rotary";
-/// Tables up to this many entries stay in memory for the next call.
-const KEPT_ENTRIES: usize = 1 << 22;
-/// Tables (for different θ and head sizes) that stay in memory at the same time.
-const KEPT_TABLES: usize = 4;
+/// Tables up to this many entries stay in the context for the next call.
+const DENSE_ENTRIES: usize = 1 << 22;
+/// Tables (for different θ and head sizes) that a context has at the same time.
+const DENSE_TABLES: usize = 4;
 
-/// Rotates x `[B, S, H, Dh]` by the angles of positions (U32 `[B, S]`) with base θ: a tensor like x.
+/// Rotates an input x `[B, S, H, Dh]` by the angles of positions (U32 `[B, S]`) with base θ: a tensor like x.
 ///
 /// f32 and f64 on the CPU, f32 and bf16 on a GPU; the inputs may have any strides. The positions get no
-/// gradient.
+/// gradient. The table of angles stays in the context of x for the next call.
 ///
 /// # Errors
 /// Shapes that do not fit, an odd head size, positions that are not U32 or on another device, an element type
 /// that the device does not take.
-pub fn rotary(x: &Tensor, positions: &Tensor, theta: f64) -> Result<Tensor> {
+pub fn rotary(input: &dyn Operand, positions: &Tensor, theta: f64) -> Result<Tensor> {
+    let x = input.tensor();
     match (x.dims(), positions.dims()) {
         ([b, s, _, dh], [b2, s2]) if b == b2 && s == s2 && dh % 2 == 0 => {}
         (x, p) => {
@@ -44,8 +46,8 @@ pub fn rotary(x: &Tensor, positions: &Tensor, theta: f64) -> Result<Tensor> {
         }
     }
     storage::expect_ids(OP, positions)?;
-    on_gpu!(x, crate::cuda::rotary::rotary(x, positions, theta));
-    let op = Rotary::new(&storage::ids(OP, positions)?, x.dim(3)?, theta);
+    on_gpu!(x, crate::cuda::rotary::rotary(input, positions, theta));
+    let op = Rotary::new(input.context(), &storage::ids(OP, positions)?, x.dim(3)?, theta);
     x.contiguous()?.apply_op1(op)
 }
 
@@ -57,14 +59,35 @@ struct Turns {
     table: Arc<Vec<f64>>,
 }
 
-struct Kept {
+/// The table for positions 0, 1, 2, … of one θ and half head size.
+#[derive(Debug)]
+struct DenseTable {
     half: usize,
     theta: f64,
     table: Arc<Vec<f64>>,
 }
 
-/// The last tables for positions 0, 1, 2, …: every layer of every step asks for the same ones.
-static KEPT: Mutex<Vec<Kept>> = Mutex::new(Vec::new());
+/// The last tables of a context: every layer of every step asks for the same ones.
+#[derive(Debug, Default)]
+pub(crate) struct DenseTables(Mutex<Vec<DenseTable>>);
+
+impl DenseTables {
+    /// The table for positions `0..rows` at least.
+    fn get(&self, rows: usize, half: usize, theta: f64) -> Arc<Vec<f64>> {
+        let mut tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |t: &DenseTable| t.half == half && t.theta.to_bits() == theta.to_bits();
+        if let Some(t) = tables.iter().find(|t| same(t) && t.table.len() >= rows * 2 * half) {
+            return t.table.clone();
+        }
+        let new = table(0..rows.next_power_of_two() as u32, half, theta);
+        tables.retain(|t| !same(t));
+        if tables.len() == DENSE_TABLES {
+            tables.remove(0);
+        }
+        tables.push(DenseTable { half, theta, table: new.clone() });
+        new
+    }
+}
 
 /// θ^(−i/half) for i below half.
 pub(crate) fn frequencies(half: usize, theta: f64) -> Vec<f64> {
@@ -82,12 +105,14 @@ fn table(positions: impl Iterator<Item = u32>, half: usize, theta: f64) -> Arc<V
 }
 
 impl Turns {
-    fn new(positions: &[u32], half: usize, theta: f64) -> Self {
+    fn new(context: Option<&Context>, positions: &[u32], half: usize, theta: f64) -> Self {
         let rows = positions.iter().max().map_or(0, |&m| m as usize + 1);
-        if rows.saturating_mul(2 * half) <= KEPT_ENTRIES {
-            return Self { index: positions.to_vec(), table: dense_table(rows, half, theta) };
+        if let Some(context) = context
+            && rows.saturating_mul(2 * half) <= DENSE_ENTRIES
+        {
+            return Self { index: positions.to_vec(), table: context.turns().get(rows, half, theta) };
         }
-        // Far positions: a table of the distinct ones.
+        // Far positions, or a table for this call: of the distinct ones.
         let mut distinct = positions.to_vec();
         distinct.sort_unstable();
         distinct.dedup();
@@ -99,22 +124,6 @@ impl Turns {
     }
 }
 
-/// The table for positions `0..rows` at least, from memory if it is there.
-fn dense_table(rows: usize, half: usize, theta: f64) -> Arc<Vec<f64>> {
-    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-    let same = |k: &Kept| k.half == half && k.theta.to_bits() == theta.to_bits();
-    if let Some(k) = kept.iter().find(|k| same(k) && k.table.len() >= rows * 2 * half) {
-        return k.table.clone();
-    }
-    let new = table(0..rows.next_power_of_two() as u32, half, theta);
-    kept.retain(|k| !same(k));
-    if kept.len() == KEPT_TABLES {
-        kept.remove(0);
-    }
-    kept.push(Kept { half, theta, table: new.clone() });
-    new
-}
-
 /// A rotation of heads by the angles of their positions.
 #[derive(Clone)]
 pub(crate) struct Rotary {
@@ -124,8 +133,8 @@ pub(crate) struct Rotary {
 
 impl Rotary {
     /// For positions `[B, S]` and heads of `size` numbers.
-    pub(crate) fn new(positions: &[u32], size: usize, theta: f64) -> Self {
-        Self { turns: Arc::new(Turns::new(positions, size / 2, theta)), negative: false }
+    pub(crate) fn new(context: Option<&Context>, positions: &[u32], size: usize, theta: f64) -> Self {
+        Self { turns: Arc::new(Turns::new(context, positions, size / 2, theta)), negative: false }
     }
 
     /// The way back.
@@ -195,23 +204,30 @@ impl CustomOp1 for Rotary {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::Device;
 
     #[test]
     fn far_positions_use_a_table_of_their_own_with_the_same_angles() {
-        let far = Turns::new(&[4_000_000_000, 3, 3, 70_000], 32, 1e4);
-        assert_eq!(far.index, [2, 0, 0, 1]);
-        assert_eq!(far.table.len(), 3 * 64);
-        let near = Turns::new(&[3], 32, 1e4);
-        assert_eq!(far.table[..64], near.table[3 * 64..4 * 64]);
+        let context = Context::new(&Device::Cpu);
+        let far = [4_000_000_000, 3, 3, 70_000];
+        let near = Turns::new(Some(&context), &[3], 32, 1e4);
+        for context in [Some(&context), None] {
+            let far = Turns::new(context, &far, 32, 1e4);
+            assert_eq!(far.index, [2, 0, 0, 1]);
+            assert_eq!(far.table.len(), 3 * 64);
+            assert_eq!(far.table[..64], near.table[3 * 64..4 * 64]);
+        }
     }
 
     #[test]
-    fn memory_holds_a_few_tables_only() {
+    fn a_context_holds_a_few_tables_only_and_others_hold_their_own() {
+        let [one, two] = [0, 1].map(|_| Context::new(&Device::Cpu));
         for half in 1..12 {
-            Turns::new(&[5], half, 500.0);
+            Turns::new(Some(&one), &[5], half, 500.0);
         }
-        assert!(KEPT.lock().unwrap().len() <= KEPT_TABLES);
-        let a = dense_table(10, 4, 77.0);
-        assert!(dense_table(9, 4, 77.0).len() == a.len());
+        assert_eq!(one.turns().0.lock().unwrap().len(), DENSE_TABLES);
+        assert!(two.turns().0.lock().unwrap().is_empty());
+        let a = one.turns().get(10, 4, 77.0);
+        assert!(Arc::ptr_eq(&one.turns().get(9, 4, 77.0), &a));
     }
 }

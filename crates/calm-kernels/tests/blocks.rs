@@ -5,7 +5,7 @@
 mod common;
 
 use calm_kernels as ops;
-use calm_kernels::{AttentionShape, EnergyBlockWeights, gradcheck};
+use calm_kernels::{AttentionShape, EnergyBlockWeights, Operand, gradcheck};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use common::*;
 
@@ -64,12 +64,18 @@ fn attention_plain(v: &[Var], heads: usize, kv: usize, p: &Places) -> Result<Ten
 }
 
 fn attention(v: &[Var], heads: usize, kv_heads: usize, p: &Places) -> Result<Tensor> {
-    let all: Vec<Tensor> = v.iter().map(|v| v.as_tensor().clone()).collect();
-    attention_of(&all, heads, kv_heads, p)
+    attention_of(&v[0], &v[1], [&v[2], &v[3], &v[4], &v[5]], heads, kv_heads, p)
 }
 
-fn attention_of(v: &[Tensor], heads: usize, kv_heads: usize, p: &Places) -> Result<Tensor> {
-    let there = |t: &Tensor| t.to_device(v[0].device());
+fn attention_of(
+    x: &Tensor,
+    norm: &dyn Operand,
+    matrices: [&dyn Operand; 4],
+    heads: usize,
+    kv_heads: usize,
+    p: &Places,
+) -> Result<Tensor> {
+    let there = |t: &Tensor| t.to_device(x.device());
     let shape = AttentionShape {
         heads,
         kv_heads,
@@ -78,7 +84,7 @@ fn attention_of(v: &[Tensor], heads: usize, kv_heads: usize, p: &Places) -> Resu
         positions: &there(&p.positions)?,
         segments: &there(&p.segments)?,
     };
-    ops::attention_block(&v[0], &v[1], [&v[2], &v[3], &v[4], &v[5]], shape)
+    ops::attention_block(x, norm, matrices, shape)
 }
 
 fn attention_inputs(b: usize, s: usize, d: usize, kv: usize) -> Vec<Tensor> {
@@ -120,7 +126,7 @@ fn attention_equals_its_operators_with_segments_and_shared_keys() {
 #[cfg(feature = "cuda")]
 #[test]
 fn attention_on_a_gpu_takes_f32_parameters_with_bf16_activations() {
-    use calm_kernels::{ComputeCopies, FlatGradients};
+    use calm_kernels::{Context, FlatGradients, Parameter};
     let Some(gpu) = gpu() else { return };
     let (b, s, heads, kv, size) = (2, 20, 4, 2, 32);
     let p = places(b, s);
@@ -136,11 +142,14 @@ fn attention_on_a_gpu_takes_f32_parameters_with_bf16_activations() {
     let weights = round(&round(&random(y.dims(), 77), DType::BF16), DType::F64);
     let want = (&y * &weights).unwrap().sum_all().unwrap().backward().unwrap();
 
-    let mut vars = vec![there(&round(&given[0], DType::BF16))];
-    vars.extend(given[1..].iter().map(|t| there(&round(t, DType::F32))));
+    let context = Context::new(&gpu);
+    let x = there(&round(&given[0], DType::BF16));
+    let parameter = |t: &Tensor| context.parameter(there(&round(t, DType::F32)).into_inner()).unwrap();
+    let parameters: Vec<Parameter> = given[1..].iter().map(parameter).collect();
     let weights = round(&weights, DType::BF16).to_device(&gpu).unwrap();
     let loss = || {
-        let y = attention(&vars, heads, kv, &p).unwrap();
+        let w = &parameters;
+        let y = attention_of(&x, &w[0], [&w[1], &w[2], &w[3], &w[4]], heads, kv, &p).unwrap();
         assert_eq!(y.dtype(), DType::BF16);
         (&y * &weights).unwrap().sum_all().unwrap()
     };
@@ -149,22 +158,23 @@ fn attention_on_a_gpu_takes_f32_parameters_with_bf16_activations() {
         assert!(off <= 2e-2, "gradient of input {i} is off by {off:.1e}");
     };
     let grads = loss().backward().unwrap();
-    for (i, var) in vars.iter().enumerate() {
-        let gradient = grads.get(var).unwrap();
-        assert_eq!(gradient.dtype(), var.dtype());
+    let tensors = || parameters.iter().map(|p| &**p);
+    for (i, tensor) in std::iter::once(x.as_tensor()).chain(tensors()).enumerate() {
+        let gradient = grads.get(tensor).unwrap();
+        assert_eq!(gradient.dtype(), tensor.dtype());
         near(gradient, i);
     }
     // Into the buffer, with and without copies that stay: the same bits, and twice as much after two passes.
-    let mut flat = FlatGradients::new(vars[1..].iter().map(|v| v.as_tensor())).unwrap();
-    let copies = ComputeCopies::new(vars[1..].iter().map(|v| v.as_tensor()), DType::BF16).unwrap();
-    for kept in [copies, None] {
+    let mut flat = FlatGradients::new(&context, tensors()).unwrap();
+    for kept in [true, false] {
+        context.keep_copies(tensors().filter(|_| kept), DType::BF16).unwrap();
         flat.clear();
         for round in 1..3 {
             let loss = loss();
             let collected = flat.collect(|| loss.backward()).unwrap();
-            let of_x = [&collected, &grads].map(|g| common::flat(&here(g.get(&vars[0]).unwrap())));
+            let of_x = [&collected, &grads].map(|g| common::flat(&here(g.get(&x).unwrap())));
             assert_eq!(of_x[0], of_x[1]);
-            for (i, var) in vars[1..].iter().enumerate() {
+            for (i, var) in tensors().enumerate() {
                 assert!(collected.get(var).is_none() && flat.reached(i));
                 let want = common::flat(&here(grads.get(var).unwrap()));
                 let got = flat.get(i).unwrap().unwrap();
@@ -174,7 +184,6 @@ fn attention_on_a_gpu_takes_f32_parameters_with_bf16_activations() {
                 }
             }
         }
-        drop(kept);
     }
 }
 

@@ -385,7 +385,7 @@ fn a_gpu_takes_empty_batches_and_names_bad_arguments() {
 #[cfg(feature = "cuda")]
 #[test]
 fn a_buffer_on_a_gpu_collects_the_gradient_of_the_embedding() {
-    use calm_kernels::{ComputeCopies, FlatGradients};
+    use calm_kernels::{Context, FlatGradients};
     let Some(gpu) = common::gpu() else { return };
     let c = case(33, 16, 100, DType::F32);
     for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 2e-2)] {
@@ -393,8 +393,10 @@ fn a_buffer_on_a_gpu_collects_the_gradient_of_the_embedding() {
         let want = with_gradients(&exact, 0.25, |h, m| plain_rows(h, m, &exact.targets)?.sum_all());
         let (hidden, table) =
             (Var::from_tensor(&there.hidden).unwrap(), Var::from_tensor(&there.embedding).unwrap());
-        let _copies = ComputeCopies::new([table.as_tensor()], dtype).unwrap();
-        let mut flat = FlatGradients::new([table.as_tensor()]).unwrap();
+        let context = Context::new(&gpu);
+        let table = context.parameter(table.into_inner()).unwrap();
+        context.keep_copies([&*table], dtype).unwrap();
+        let mut flat = FlatGradients::new(&context, [&*table]).unwrap();
         for round in [1.0, 2.0] {
             let loss = tied_cross_entropy(&hidden, &table, &there.targets, None).unwrap();
             let loss = (loss * 0.25).unwrap();

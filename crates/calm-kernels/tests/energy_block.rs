@@ -5,7 +5,7 @@
 
 mod common;
 
-use calm_kernels::{ComputeCopies, EnergyBlockWeights, FlatGradients, energy_block};
+use calm_kernels::{Context, EnergyBlockWeights, FlatGradients, Operand, Parameter, energy_block};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use common::{gpu, random, worst};
 
@@ -34,7 +34,7 @@ fn inputs(r: usize, n: usize, d: usize) -> Vec<Tensor> {
     (1..).zip(shapes.into_iter().enumerate()).map(input).collect()
 }
 
-fn block(v: &[Var]) -> Result<Tensor> {
+fn block<T: Operand>(v: &[T]) -> Result<Tensor> {
     let weights = EnergyBlockWeights {
         norm: [&v[2], &v[3]],
         first: [&v[4], &v[5]],
@@ -42,7 +42,7 @@ fn block(v: &[Var]) -> Result<Tensor> {
         third: [&v[8], &v[9]],
         down: [&v[10], &v[11]],
     };
-    energy_block(&v[0], &v[1], weights, EPS)
+    energy_block(v[0].tensor(), v[1].tensor(), weights, EPS)
 }
 
 fn vars(inputs: &[Tensor]) -> Vec<Var> {
@@ -83,10 +83,14 @@ fn parameters_in_f32_go_with_activations_of_either_type_with_and_without_copies_
             let given = inputs(r, n, d);
             let (value, gradients) = wanted(&given, dtype, 0.5);
             for (with_copies, with_buffer) in [(false, false), (true, false), (false, true), (true, true)] {
-                let vars = on_gpu(&given, dtype, &gpu);
-                let parameters = || vars[2..].iter().map(Var::as_tensor);
-                let _copies = with_copies.then(|| ComputeCopies::new(parameters(), DType::BF16).unwrap());
-                let mut flat = with_buffer.then(|| FlatGradients::new(parameters()).unwrap());
+                let context = Context::new(&gpu);
+                let parameter = |v: Var| context.parameter(v.into_inner()).unwrap();
+                let vars: Vec<Parameter> = on_gpu(&given, dtype, &gpu).into_iter().map(parameter).collect();
+                let parameters = || vars[2..].iter().map(|p| &**p);
+                if with_copies {
+                    context.keep_copies(parameters(), DType::BF16).unwrap();
+                }
+                let mut flat = with_buffer.then(|| FlatGradients::new(&context, parameters()).unwrap());
                 // A second pass adds to the buffer.
                 for round in 1..=2 {
                     let y = block(&vars).unwrap();

@@ -89,7 +89,7 @@ fn wrong_shapes_and_types_are_errors_that_name_them() {
         (t(&[3, 4]), t(&[2, 4]), Some(t(&[3]))),
         (scalar, t(&[2, 4]), None),
     ] {
-        let err = linear(&x, &w, b.as_ref()).unwrap_err().to_string();
+        let err = linear(&x, &w, b.as_ref().map(|b| b as _)).unwrap_err().to_string();
         assert!(err.contains("linear") && err.contains(&format!("{:?}", w.dims())), "{err}");
     }
     let err = linear(&t(&[3, 4]), &t(&[2, 4]).to_dtype(DType::F32).unwrap(), None).unwrap_err().to_string();

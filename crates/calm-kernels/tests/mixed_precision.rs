@@ -7,19 +7,20 @@
 mod common;
 
 use calm_kernels as ops;
-use calm_kernels::{ComputeCopies, FlatGradients};
+use calm_kernels::{Context, FlatGradients, Operand, Parameter};
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use common::*;
 
 const EPS: f64 = 1e-5;
 
-/// An operator of x and parameters, in this order.
-type Of<'a> = &'a dyn Fn(&[Tensor]) -> Result<Tensor>;
+/// An operator of x and parameters, in this order, and the plain composition.
+type Of<'a> = &'a dyn Fn(&[Parameter]) -> Result<Tensor>;
+type Plain<'a> = &'a dyn Fn(&[Tensor]) -> Result<Tensor>;
 
 /// `f` of x and parameters, where x is of each type that a GPU takes and the parameters are f32, with and without
 /// copies: value, gradient of x, and twice the gradients of the parameters after two passes into one buffer,
 /// against `plain` in double precision.
-fn check(what: &str, inputs: &[Tensor], f: Of<'_>, plain: Of<'_>) {
+fn check(what: &str, inputs: &[Tensor], f: Of<'_>, plain: Plain<'_>) {
     let Some(gpu) = gpu() else { return };
     for (dtype, tol) in [(DType::F32, 1e-5), (DType::BF16, 2e-2)] {
         let round = |t: &Tensor, to| t.to_dtype(to).unwrap().to_dtype(DType::F64).unwrap();
@@ -30,16 +31,20 @@ fn check(what: &str, inputs: &[Tensor], f: Of<'_>, plain: Of<'_>) {
         });
         for with_copies in [false, true] {
             let there = |(t, &to): (&Tensor, &DType)| t.to_dtype(to)?.to_device(&gpu);
-            let vars: Vec<Var> = rounded
+            let context = Context::new(&gpu);
+            let vars: Vec<Parameter> = rounded
                 .iter()
                 .zip(&types)
-                .map(|pair| Var::from_tensor(&there(pair).unwrap()).unwrap())
+                .map(|pair| Var::from_tensor(&there(pair).unwrap()).unwrap().into_inner())
+                .map(|var| context.parameter(var).unwrap())
                 .collect();
-            let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
-            let mut flat = FlatGradients::new(&tensors[1..]).unwrap();
-            let _copies = with_copies.then(|| ComputeCopies::new(&tensors[1..], dtype).unwrap());
+            let parameters = || vars[1..].iter().map(|p| &**p);
+            let mut flat = FlatGradients::new(&context, parameters()).unwrap();
+            if with_copies {
+                context.keep_copies(parameters(), dtype).unwrap();
+            }
             for pass in 1..3 {
-                let value = f(&tensors).unwrap();
+                let value = f(&vars).unwrap();
                 assert_eq!(value.dtype(), dtype);
                 let weights = random(value.dims(), 99).to_dtype(dtype).unwrap().to_device(&gpu).unwrap();
                 let loss = (&value * weights).unwrap().sum_all().unwrap();
@@ -114,8 +119,10 @@ fn an_f32_table_gives_rows_of_the_activations() {
     let ids: Vec<u32> = (0..count).map(|i| if i % 3 == 0 { 7 } else { i * i % v }).collect();
     let ids = Tensor::new(ids, &Device::Cpu).unwrap();
     let inputs = [random(&[count as usize, d], 1), random(&[v as usize, d], 2)];
-    let rows =
-        |v: &[Tensor]| &v[0] + ops::embedding_as(&ids.to_device(v[0].device())?, &v[1], None, v[0].dtype())?;
+    let rows = |v: &[Parameter]| {
+        let ids = ids.to_device(v[0].device())?;
+        v[0].tensor() + ops::embedding_as(&ids, &v[1], None, v[0].dtype())?
+    };
     check("embedding", &inputs, &rows, &|v| &v[0] + v[1].index_select(&ids, 0)?);
 }
 
@@ -170,26 +177,30 @@ fn a_step_does_not_wait_for_the_gpu() {
     let (b, s, heads, dh, inner) = (2, 9, 2, 8, 24);
     let d = heads * dh;
     let of = |shape: &[usize], dtype| random(shape, 5).to_dtype(dtype).unwrap().to_device(&gpu).unwrap();
-    let parameter = |shape: &[usize]| Var::from_tensor(&of(shape, DType::F32)).unwrap();
+    let context = Context::new(&gpu);
+    let parameter = |shape: &[usize]| {
+        context.parameter(Var::from_tensor(&of(shape, DType::F32)).unwrap().into_inner()).unwrap()
+    };
     let (table, norm, bias) = (parameter(&[30, d]), parameter(&[d]), parameter(&[d]));
     let (gate, up, down) = (parameter(&[inner, d]), parameter(&[inner, d]), parameter(&[d, inner]));
     let (square, wide) = (parameter(&[d, d]), parameter(&[2 * d, d]));
-    let all = [&table, &norm, &bias, &gate, &up, &down, &square, &wide].map(|v| v.as_tensor().clone());
+    let all = || [&table, &norm, &bias, &gate, &up, &down, &square, &wide].map(|p| p.tensor());
     let ids = Tensor::new(&[[4u32; 9], [29; 9]], &gpu).unwrap();
     let rows: Vec<ops::RowId> = (0..18).map(|i| ops::RowId { example: i / 9, position: i % 9 }).collect();
-    let mut flat = FlatGradients::new(&all).unwrap();
-    let _copies = ComputeCopies::new(&all, DType::BF16).unwrap();
+    let mut flat = FlatGradients::new(&context, all()).unwrap();
+    context.keep_copies(all(), DType::BF16).unwrap();
     let mut step = |number: u32| -> Result<()> {
         let key = ops::NoiseKey::new(3, "step", number);
         let x = ops::embedding_as(&ids, &table, Some(0), DType::BF16)?;
         let x = ops::mlp_block(&x, &norm, [&gate, &up, &down], EPS)?;
-        let x = ops::dropout(&x, 0.2, ops::DropoutMask::Draw { key, rows: &rows })?;
+        let x = ops::dropout(&context.with(&x), 0.2, ops::DropoutMask::Draw { key, rows: &rows })?;
         let x = ops::layer_norm(&x, Some(&norm), Some(&bias), EPS)?;
-        let x = ops::rotary(&x.reshape((b, s, heads, dh))?, &ids, 1e4)?.reshape((b, s, d))?;
+        let x = x.reshape((b, s, heads, dh))?;
+        let x = ops::rotary(&context.with(&x), &ids, 1e4)?.reshape((b, s, d))?;
         let x = ops::add_silu(&x, &ops::silu(&x.narrow(1, 0, 1)?.squeeze(1)?)?)?;
         let x = ops::swiglu_packed(&ops::linear(&ops::rms_norm(&x, &norm, EPS)?, &wide, None)?)?;
         let x = ops::swiglu(&x, &ops::linear(&x, &square, Some(&bias))?)?;
-        let noise = ops::noise_normal(key, &rows, 1, d, &gpu)?.reshape((b, s, d))?;
+        let noise = ops::noise_normal(key, &rows, 1, d, &context)?.reshape((b, s, d))?;
         let loss = (x * noise.to_dtype(DType::BF16)?)?.sum_all()?;
         flat.collect(|| loss.backward()).map(|_| ())
     };

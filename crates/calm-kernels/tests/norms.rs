@@ -4,7 +4,7 @@
 
 mod common;
 
-use calm_kernels::{gradcheck, layer_norm, rms_norm};
+use calm_kernels::{Operand, gradcheck, layer_norm, rms_norm};
 use candle_core::{D, DType, Result, Tensor, Var};
 use common::*;
 
@@ -36,7 +36,10 @@ fn layer(
 }
 
 fn ours(x: &Tensor, w: Option<&Tensor>, b: Option<&Tensor>) -> Result<Tensor> {
-    layer_norm(x, w, b, EPS)
+    fn operand(p: Option<&Tensor>) -> Option<&dyn Operand> {
+        p.map(|p| p as _)
+    }
+    layer_norm(x, operand(w), operand(b), EPS)
 }
 
 const SHAPES: [&[usize]; 5] = [&[1], &[3, 7], &[2, 5, 33], &[300, 256], &[70_000, 2]];

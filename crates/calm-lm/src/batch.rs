@@ -1,8 +1,8 @@
 //! A batch of chunk rows as tensors.
 
-use calm_nn::RowId;
 use calm_nn::device::upload;
-use candle_core::{Device, Result, Tensor, bail};
+use calm_nn::{Destination, RowId};
+use candle_core::{Result, Tensor, bail};
 
 /// What the models need of a batch. `segments` says which chunks of a row see each other: position t sees
 /// u ≤ t of the same segment.
@@ -18,10 +18,13 @@ pub struct ChunkBatch {
     pub sources: Vec<u32>,
     /// Noise identity of these R positions.
     pub rows: Vec<RowId>,
+    /// Of the store that it was made for, if it was.
+    context: Option<calm_nn::Context>,
 }
 
 impl ChunkBatch {
-    /// From row-major arrays: `ids [B·S·K]`, `positions`, `segments`, `predicts [B·S]`, `examples [B]`.
+    /// From row-major arrays: `ids [B·S·K]`, `positions`, `segments`, `predicts [B·S]`, `examples [B]`; best made in
+    /// the context of the store whose model takes it.
     pub fn new(
         (b, s, k): (usize, usize, usize),
         ids: &[u32],
@@ -29,7 +32,7 @@ impl ChunkBatch {
         segments: &[u32],
         predicts: &[bool],
         examples: &[u32],
-        device: &Device,
+        to: &dyn Destination,
     ) -> Result<Self> {
         if ids.len() != b * s * k
             || [positions.len(), segments.len(), predicts.len()] != [b * s; 3]
@@ -47,18 +50,27 @@ impl ChunkBatch {
             rows.push(RowId { example: examples[at / s], position: (at % s) as u32 });
         }
         Ok(Self {
-            ids: upload(ids, (b, s, k), device)?,
-            positions: upload(positions, (b, s), device)?,
-            segments: upload(segments, (b, s), device)?,
+            ids: upload(ids, (b, s, k), to)?,
+            positions: upload(positions, (b, s), to)?,
+            segments: upload(segments, (b, s), to)?,
             sources,
             rows,
+            context: to.context().cloned(),
         })
+    }
+
+    /// Where its tensors are, and others beside them are made.
+    pub fn destination(&self) -> &dyn Destination {
+        match &self.context {
+            Some(context) => context,
+            None => self.ids.device(),
+        }
     }
 
     /// The R predicting rows of `x [B, S, D]`: `[R, D]`, differentiable.
     pub fn pick(&self, x: &Tensor) -> Result<Tensor> {
         let (b, s, d) = x.dims3()?;
-        let index = upload(&self.sources, self.sources.len(), self.ids.device())?;
+        let index = upload(&self.sources, self.sources.len(), self.destination())?;
         calm_kernels::embedding(&index, &x.reshape((b * s, d))?, None)
     }
 
@@ -73,7 +85,7 @@ impl ChunkBatch {
         let (b, s, k) = self.ids.dims3()?;
         let index: Vec<u32> =
             self.sources.iter().map(|at| (at + offset).min((at / s as u32 + 1) * s as u32 - 1)).collect();
-        let index = upload(&index, index.len(), self.ids.device())?;
+        let index = upload(&index, index.len(), self.destination())?;
         self.ids.reshape((b * s, k))?.index_select(&index, 0)
     }
 }

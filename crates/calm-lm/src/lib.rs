@@ -14,15 +14,15 @@
 
 pub mod backbone;
 pub mod batch;
-mod context;
+
 pub mod family;
 pub mod head;
 pub mod registry;
 pub mod sampler;
+mod text_state;
 
 pub use backbone::{Backbone, BackboneConfig, Cache};
 pub use batch::ChunkBatch;
-pub use context::Context;
 pub use family::baseline::{Baseline, BaselineConfig};
 pub use family::calm::{Calm, CalmConfig};
 pub use family::{
@@ -34,3 +34,4 @@ pub use head::{
     VariationalTerm,
 };
 pub use sampler::{Continuation, DrawKey, Sampler, SpecialIds};
+pub use text_state::TextState;

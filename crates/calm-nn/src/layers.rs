@@ -1,6 +1,7 @@
-//! Layers: a few tensors and a `forward` each, on the fused operators.
+//! Layers: a few parameters and a `forward` each, on the fused operators.
 
 use calm_kernels as ops;
+use calm_kernels::{Operand, Parameter};
 use candle_core::{DType, Result, Tensor, bail};
 
 use crate::store::{Builder, Init};
@@ -9,9 +10,9 @@ use crate::store::{Builder, Init};
 #[derive(Clone, Debug)]
 pub struct Linear {
     /// `[out, in]`
-    pub weight: Tensor,
+    pub weight: Parameter,
     /// `[out]`
-    pub bias: Option<Tensor>,
+    pub bias: Option<Parameter>,
 }
 
 impl Linear {
@@ -33,7 +34,7 @@ impl Linear {
     ///
     /// # Errors
     /// A layer without a bias.
-    pub fn weight_and_bias(&self) -> Result<[&Tensor; 2]> {
+    pub fn weight_and_bias(&self) -> Result<[&dyn Operand; 2]> {
         match &self.bias {
             Some(bias) => Ok([&self.weight, bias]),
             None => bail!("a linear layer {:?} has no bias", self.weight.dims()),
@@ -42,7 +43,7 @@ impl Linear {
 
     /// `[.., in] -> [.., out]`
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::linear(x, &self.weight, self.bias.as_ref())
+        ops::linear(x, &self.weight, self.bias.as_ref().map(|b| b as _))
     }
 }
 
@@ -50,7 +51,7 @@ impl Linear {
 #[derive(Clone, Debug)]
 pub struct RmsNorm {
     /// `[D]`
-    pub weight: Tensor,
+    pub weight: Parameter,
     /// Added to the mean of squares.
     pub eps: f64,
 }
@@ -71,9 +72,9 @@ impl RmsNorm {
 #[derive(Clone, Debug)]
 pub struct LayerNorm {
     /// `[D]`
-    pub weight: Tensor,
+    pub weight: Parameter,
     /// `[D]`
-    pub bias: Tensor,
+    pub bias: Parameter,
     /// Added to the variance.
     pub eps: f64,
 }
@@ -116,8 +117,7 @@ impl SwiGlu {
 
     /// `x + SwiGLU(norm(x))`, `[.., D] -> [.., D]`.
     pub fn residual(&self, x: &Tensor, norm: &RmsNorm) -> Result<Tensor> {
-        let matrices = [&self.gate.weight, &self.up.weight, &self.down.weight];
-        ops::mlp_block(x, &norm.weight, matrices, norm.eps)
+        ops::mlp_block(x, &norm.weight, [&self.gate.weight, &self.up.weight, &self.down.weight], norm.eps)
     }
 }
 
@@ -125,7 +125,7 @@ impl SwiGlu {
 #[derive(Clone, Debug)]
 pub struct Embedding {
     /// `[V, D]`
-    pub table: Tensor,
+    pub table: Parameter,
     frozen_row: Option<u32>,
     /// Of the vectors that come out: the format of the activations.
     compute: DType,

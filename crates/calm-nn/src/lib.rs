@@ -13,7 +13,7 @@ pub mod noise;
 pub mod optim;
 pub mod store;
 
-pub use calm_kernels::{Clip, NoiseKey, RowId, device, gradcheck, philox};
+pub use calm_kernels::{Clip, Context, Destination, NoiseKey, Parameter, RowId, device, gradcheck, philox};
 pub use dtype::Precision;
 pub use files::{WeightsError, read_weights, write_tensors, write_weights};
 pub use held::{Footing, Held};

@@ -6,8 +6,8 @@
 
 use std::collections::HashMap;
 
-use calm_kernels::{DropoutMask, NoiseKey, RowId, TargetNoise, noise_normal, noise_uniform};
-use candle_core::{Device, Result, Tensor, bail};
+use calm_kernels::{Destination, DropoutMask, NoiseKey, RowId, TargetNoise, noise_normal, noise_uniform};
+use candle_core::{Result, Tensor, bail};
 
 /// A source of noise for R rows.
 #[derive(Clone, Copy)]
@@ -41,11 +41,12 @@ impl<'a> Noise<'a> {
         }
     }
 
-    /// Uniform numbers in [0, 1), shape `[R, samples, dims]`.
-    pub fn uniform(&self, stream: &str, samples: usize, dims: usize, device: &Device) -> Result<Tensor> {
+    /// Uniform numbers in [0, 1), shape `[R, samples, dims]`, on a device; in a context (that of the store, or of a
+    /// parameter) the addresses of the rows are copied to a GPU once.
+    pub fn uniform(&self, stream: &str, samples: usize, dims: usize, to: &dyn Destination) -> Result<Tensor> {
         match *self {
             Self::Keyed { seed, purpose, step, rows } => {
-                noise_uniform(Self::key(seed, purpose, stream, step), rows, samples, dims, device)
+                noise_uniform(Self::key(seed, purpose, stream, step), rows, samples, dims, to)
             }
             Self::Given(t) => {
                 let rows = t.get(stream).map_or(0, |t| t.dims().first().copied().unwrap_or(0));
@@ -54,13 +55,13 @@ impl<'a> Noise<'a> {
         }
     }
 
-    /// Standard normal numbers, shape `[R, samples, dims]`.
-    pub fn normal(&self, stream: &str, samples: usize, dims: usize, device: &Device) -> Result<Tensor> {
+    /// Standard normal numbers, as [`Self::uniform`].
+    pub fn normal(&self, stream: &str, samples: usize, dims: usize, to: &dyn Destination) -> Result<Tensor> {
         match *self {
             Self::Keyed { seed, purpose, step, rows } => {
-                noise_normal(Self::key(seed, purpose, stream, step), rows, samples, dims, device)
+                noise_normal(Self::key(seed, purpose, stream, step), rows, samples, dims, to)
             }
-            Self::Given(_) => self.uniform(stream, samples, dims, device),
+            Self::Given(_) => self.uniform(stream, samples, dims, to),
         }
     }
 
@@ -94,6 +95,7 @@ impl<'a> Noise<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::Device;
 
     #[test]
     fn numbers_belong_to_their_row_and_not_to_the_batch_split() {

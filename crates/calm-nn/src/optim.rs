@@ -31,6 +31,9 @@ impl Default for AdamWConfig {
 
 /// Gradients of all parameters, concatenated in name order: accumulation, norm clipping, the optimiser and
 /// any all-reduce work on this one buffer.
+///
+/// While a bucket lives, backward passes that reach its parameters through our operators run through a bucket of
+/// theirs, on the CPU and on a GPU: a plain `loss.backward()` is an error then. Without one it gives all gradients.
 #[derive(Debug)]
 pub struct GradientBucket {
     params: Vec<(String, Param)>,
@@ -44,7 +47,7 @@ impl GradientBucket {
     /// No memory left on a GPU.
     pub fn new(store: &ParamStore) -> Result<Self> {
         let params = store.params();
-        let gradients = FlatGradients::new(params.iter().map(|(_, p)| p.var.as_tensor()))?;
+        let gradients = FlatGradients::new(store.context(), params.iter().map(|(_, p)| p.var.as_tensor()))?;
         Ok(Self { params, gradients })
     }
 
@@ -57,7 +60,7 @@ impl GradientBucket {
     ///
     /// # Errors
     /// A parameter that the pass gives no gradient: candle cuts the graph silently at operators that have no
-    /// backward.
+    /// backward. Another pass through a bucket of these parameters that is under way.
     pub fn backward(&mut self, loss: &Tensor) -> Result<()> {
         // Most gradients go straight into the bucket; those of candle's own operators come as tensors.
         let grads = self.gradients.collect(|| loss.backward())?;
@@ -117,7 +120,7 @@ impl AdamW {
     pub fn new(store: &ParamStore, config: AdamWConfig) -> Result<Self> {
         let parameters =
             store.params().into_iter().map(|(_, p)| (p.var.as_tensor().clone(), p.decay)).collect();
-        Ok(Self { config, moments: Moments::new(parameters)?, step: 0 })
+        Ok(Self { config, moments: Moments::new(store.context(), parameters)?, step: 0 })
     }
 
     /// Updates done.
@@ -178,10 +181,12 @@ impl AdamW {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layers::{Embedding, LayerNorm, Linear, RmsNorm, SwiGlu};
     use crate::store::Init;
+    use calm_kernels::{Parameter, device};
     use candle_core::DType;
 
-    fn quadratic() -> (ParamStore, Tensor) {
+    fn quadratic() -> (ParamStore, Parameter) {
         let store = ParamStore::new(&Device::Cpu, DType::F32, 3);
         let x = store.builder().weight("x", &[4, 3], Init::Normal(1.0)).unwrap();
         (store, x)
@@ -253,6 +258,54 @@ mod tests {
         let mut opt = AdamW::new(&store, AdamWConfig { weight_decay: 0.0, ..Default::default() }).unwrap();
         opt.update(&mut bucket, 0.1, &Clip::by(1.0)).unwrap();
         assert_eq!(x.flatten_all().unwrap().to_vec1::<f32>().unwrap(), before);
+    }
+
+    /// The CPU, and a GPU if this build can use one and there is one. CALM_TEST_GPU=1 makes its absence an error.
+    fn devices() -> Vec<Device> {
+        let gpu = match device::gpus() {
+            Ok(_) => Some(device::open(device::Choice::Cuda(0)).unwrap()),
+            Err(reason) => {
+                assert!(
+                    std::env::var_os("CALM_TEST_GPU").is_none() || !device::has_cuda(),
+                    "CALM_TEST_GPU: {reason}"
+                );
+                None
+            }
+        };
+        std::iter::once(Device::Cpu).chain(gpu).collect()
+    }
+
+    #[test]
+    fn beside_a_bucket_a_plain_pass_is_the_same_error_on_every_device() {
+        for device in devices() {
+            let store = ParamStore::new(&device, DType::F32, 5);
+            let (b, init) = (store.builder(), Init::Normal(0.5));
+            let norm = RmsNorm::new(&b, "norm", 8, 1e-6).unwrap();
+            let mlp = SwiGlu::new(&b, "mlp", 8, 12, init).unwrap();
+            let table = Embedding::new(&b, "table", 6, 8, init, Some(0)).unwrap();
+            let (after, last) =
+                (LayerNorm::new(&b, "after", 8, 1e-6).unwrap(), Linear::new(&b, "last", 8, 3, init).unwrap());
+            let ids = Tensor::new(&[[1u32, 2], [5, 0]], &device).unwrap();
+            let loss = || {
+                let x = mlp.residual(&table.forward(&ids).unwrap(), &norm).unwrap();
+                last.forward(&after.forward(&x).unwrap()).unwrap().sqr().unwrap().sum_all().unwrap()
+            };
+            let numbers = |t: &Tensor| -> Vec<f32> { t.flatten_all().unwrap().to_vec1().unwrap() };
+            let plain = || -> Vec<Vec<f32>> {
+                let grads = loss().backward().unwrap();
+                store.params().iter().map(|(_, p)| numbers(grads.get(&p.var).unwrap())).collect()
+            };
+            let want = plain();
+            let mut bucket = GradientBucket::new(&store).unwrap();
+            let e = loss().backward().unwrap_err().to_string();
+            assert!(e.contains("outside of the bucket"), "{e}");
+            bucket.backward(&loss()).unwrap();
+            let got: Vec<_> =
+                store.params().iter().map(|(name, _)| bucket.get(name).unwrap().unwrap()).collect();
+            assert_eq!(got, want, "{:?}", device.location());
+            drop(bucket);
+            assert_eq!(plain(), want);
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use calm_kernels::{ComputeCopies, NoiseKey, RowId, philox};
+use calm_kernels::{Context, NoiseKey, Parameter, RowId, philox};
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 
 use crate::dtype::Precision;
@@ -28,7 +28,7 @@ pub enum Init {
 /// One parameter.
 #[derive(Clone, Debug)]
 pub struct Param {
-    /// The variable; layers hold tensors that share its storage.
+    /// The variable; layers hold [`Parameter`]s that share its storage.
     pub var: Var,
     /// Whether weight decay applies (matrices yes; biases and norms no).
     pub decay: bool,
@@ -40,15 +40,13 @@ pub struct Param {
 struct Inner {
     params: BTreeMap<String, Param>,
     aliases: BTreeMap<String, String>,
-    /// In the format of the activations, where that is another.
-    copies: Option<ComputeCopies>,
 }
 
-/// All parameters of one model, sorted by name. Cloning shares the variables.
+/// All parameters of one model, sorted by name, and what operators on them share. Cloning shares the variables.
 #[derive(Clone, Debug)]
 pub struct ParamStore {
     inner: Arc<Mutex<Inner>>,
-    device: Device,
+    context: Context,
     dtype: DType,
     compute: DType,
     seed: u64,
@@ -88,8 +86,9 @@ impl std::fmt::Display for LoadReport {
 impl ParamStore {
     /// An empty store whose initial values come from `seed`.
     pub fn new(device: &Device, dtype: DType, seed: u64) -> Self {
-        let inner = Inner { params: BTreeMap::new(), aliases: BTreeMap::new(), copies: None };
-        Self { inner: Arc::new(Mutex::new(inner)), device: device.clone(), dtype, compute: dtype, seed }
+        let inner = Inner { params: BTreeMap::new(), aliases: BTreeMap::new() };
+        let context = Context::new(device);
+        Self { inner: Arc::new(Mutex::new(inner)), context, dtype, compute: dtype, seed }
     }
 
     /// As [`Self::new`], with parameters and activations in the formats of a precision. After the model is built,
@@ -108,9 +107,8 @@ impl ParamStore {
     /// # Errors
     /// No memory left on a GPU.
     pub fn prepare(&self) -> Result<()> {
-        let mut inner = self.lock();
-        inner.copies = ComputeCopies::new(inner.params.values().map(|p| p.var.as_tensor()), self.compute)?;
-        Ok(())
+        let inner = self.lock();
+        self.context.keep_copies(inner.params.values().map(|p| p.var.as_tensor()), self.compute)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -119,7 +117,12 @@ impl ParamStore {
 
     /// Where the parameters live.
     pub fn device(&self) -> &Device {
-        &self.device
+        self.context.device()
+    }
+
+    /// What operators on the parameters share; uploads and noise that are made there go through its memory.
+    pub fn context(&self) -> &Context {
+        &self.context
     }
 
     /// Number format of the parameters.
@@ -189,18 +192,16 @@ impl ParamStore {
         report.unexpected.sort();
         if report.is_clean() {
             for (param, t) in plan {
-                param.var.set(&t.to_dtype(self.dtype)?.to_device(&self.device)?.contiguous()?)?;
+                param.var.set(&t.to_dtype(self.dtype)?.to_device(self.device())?.contiguous()?)?;
             }
-            if let Some(copies) = &inner.copies {
-                copies.refresh()?;
-            }
+            self.context.refresh_copies()?;
         }
         Ok(report)
     }
 
     /// A copy of all parameters by canonical name, on the CPU.
     pub fn snapshot(&self) -> Result<BTreeMap<String, Tensor>> {
-        let copy = |p: &Param| match self.device {
+        let copy = |p: &Param| match self.device() {
             Device::Cpu => p.var.as_tensor().copy(),
             _ => p.var.as_tensor().to_device(&Device::Cpu),
         };
@@ -214,15 +215,15 @@ impl ParamStore {
         init: Init,
         decay: bool,
         frozen_row: Option<u32>,
-    ) -> Result<Tensor> {
+    ) -> Result<Parameter> {
         let mut inner = self.lock();
         if inner.params.contains_key(&name) {
             bail!("parameter {name} was created twice")
         }
         let var = self.initial(&name, shape, init, frozen_row)?;
-        let t = var.as_tensor().clone();
+        let parameter = self.context.parameter(var.as_tensor().clone())?;
         inner.params.insert(name, Param { var, decay, frozen_row });
-        Ok(t)
+        Ok(parameter)
     }
 
     fn initial(&self, name: &str, shape: &[usize], init: Init, frozen_row: Option<u32>) -> Result<Var> {
@@ -240,7 +241,7 @@ impl ParamStore {
             values[row as usize * width..(row as usize + 1) * width].fill(0.0);
         }
         let values = Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(self.dtype)?;
-        Var::from_tensor(&values.to_device(&self.device)?)
+        Var::from_tensor(&values.to_device(self.device())?)
     }
 
     fn draw(&self, name: &str, shape: &[usize], width: usize, init: Init) -> Vec<f32> {
@@ -296,6 +297,11 @@ impl Builder {
         self.store.device()
     }
 
+    /// What operators on the parameters share.
+    pub fn context(&self) -> &Context {
+        self.store.context()
+    }
+
     /// Number format of the parameters.
     pub fn dtype(&self) -> DType {
         self.store.dtype()
@@ -307,12 +313,12 @@ impl Builder {
     }
 
     /// A parameter with weight decay.
-    pub fn weight(&self, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
+    pub fn weight(&self, name: &str, shape: &[usize], init: Init) -> Result<Parameter> {
         self.store.register(self.path(name), shape, init, true, None)
     }
 
     /// A parameter without weight decay (biases, norms).
-    pub fn plain(&self, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
+    pub fn plain(&self, name: &str, shape: &[usize], init: Init) -> Result<Parameter> {
         self.store.register(self.path(name), shape, init, false, None)
     }
 
@@ -323,7 +329,7 @@ impl Builder {
         shape: [usize; 2],
         init: Init,
         frozen_row: Option<u32>,
-    ) -> Result<Tensor> {
+    ) -> Result<Parameter> {
         self.store.register(self.path(name), &shape, init, true, frozen_row)
     }
 

@@ -284,7 +284,8 @@ mod tests {
         let path = checkpoints.model_path(7);
         let bytes = fs::read(&path).unwrap();
         fs::write(&path, &bytes[..bytes.len() - 5]).unwrap();
-        let e = checkpoints.load_model(7, &small).unwrap_err().to_string();
-        assert!(e.contains("model.safetensors") && e.contains("truncated"), "{e}");
+        let e = checkpoints.load_model(7, &small).unwrap_err();
+        assert!(e.to_string().contains("model.safetensors"), "{e}");
+        assert!(e.remedy().is_some_and(|r| r.contains("truncated")), "{e:?}");
     }
 }

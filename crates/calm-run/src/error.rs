@@ -58,7 +58,7 @@ pub enum Error {
     },
     /// Positions that cannot be scored.
     #[error(transparent)]
-    Protocol(ProtocolError),
+    Protocol(Box<ProtocolError>),
     /// Anything else a user can mend.
     #[error("{what}")]
     User {
@@ -120,7 +120,7 @@ impl From<ProtocolError> for Error {
     fn from(e: ProtocolError) -> Self {
         match e {
             ProtocolError::Data(e) => e.into(),
-            e => Self::Protocol(e),
+            e => Self::Protocol(Box::new(e)),
         }
     }
 }

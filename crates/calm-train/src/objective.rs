@@ -52,7 +52,7 @@ impl Objective for StageOne {
 
     fn loss(&self, batch: &Batch, seed: u64, purpose: &str, step: u32) -> Result<Loss> {
         let (ids, rows) = text_chunks(batch);
-        let ids = upload(&ids, (rows.len(), batch.chunk_size), self.store.device())?;
+        let ids = upload(&ids, (rows.len(), batch.chunk_size), self.store.context())?;
         let loss = self.model.loss(&ids, &Noise::Keyed { seed, purpose, step, rows: &rows })?;
         let part = |name, sum, count| LossPart { name, sum, count };
         let parts = vec![
@@ -81,7 +81,7 @@ impl Objective for dyn LanguageModel + '_ {
     }
 
     fn loss(&self, batch: &Batch, seed: u64, purpose: &str, step: u32) -> Result<Loss> {
-        let b = to_tensors(batch, LanguageModel::store(self).device())?;
+        let b = to_tensors(batch, LanguageModel::store(self).context())?;
         LanguageModel::loss(self, &b, &Noise::Keyed { seed, purpose, step, rows: &b.rows })
     }
 }

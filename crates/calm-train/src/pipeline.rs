@@ -408,7 +408,7 @@ fn train_lm(
         &mut |_, _| {
             let batches = || rows.batches(validation_rows(config));
             let scoring = ScoreOptions { rule: Rule::All, samples: eval.samples, seed };
-            let scores = score(&*model, batches(), scoring, device, |_| {})?;
+            let scores = score(&*model, batches(), scoring, |_| {})?;
             // With probabilities the loss is known from the scores.
             let loss = match scores.cross_entropy {
                 Some((nats, tokens)) => nats / tokens.max(1) as f64,

@@ -30,7 +30,6 @@ pub struct Scorer<'a> {
     run: &'a Run,
     tokenizer: Tokenizer,
     step: u64,
-    device: &'a Device,
     /// With its weights.
     pub model: Box<dyn LanguageModel>,
 }
@@ -51,10 +50,10 @@ impl<'a> Scorer<'a> {
     ///
     /// # Errors
     /// Weights that are missing, damaged or of another shape.
-    pub fn load(run: &'a Run, which: Which, tokenizer: &Tokenizer, device: &'a Device) -> Result<Self> {
+    pub fn load(run: &'a Run, which: Which, tokenizer: &Tokenizer, device: &Device) -> Result<Self> {
         let model = models::load_lm(run, which, tokenizer, device)?;
         let step = run.checkpoints(Stage::Lm).step(which)?;
-        Ok(Self { run, tokenizer: tokenizer.clone(), step, device, model })
+        Ok(Self { run, tokenizer: tokenizer.clone(), step, model })
     }
 
     /// Scores these documents by a protocol, beside n-gram models on the same positions. The contributions by
@@ -84,7 +83,7 @@ impl<'a> Scorer<'a> {
         };
         let options = ScoreOptions { rule: view.rule, samples, seed };
         let progress = |done| reporter.scoring(&label, done, total);
-        let scores = score(&*self.model, view.batches(rows), options, self.device, progress)?;
+        let scores = score(&*self.model, view.batches(rows), options, progress)?;
         let bootstrap = Bootstrap { replicates: eval.bootstrap, seed };
         let ngram = ngram.map(|models| ngram_scores(models, &scores.positions, &bootstrap)).transpose()?;
         let cross_entropy = scores.cross_entropy.map(|(nats, n)| nats / n.max(1) as f64);
@@ -115,7 +114,7 @@ impl<'a> Scorer<'a> {
         let rows = evaluation_rows(held_out, special, self.run.lm_layout(), documents, chunks)?;
         let (mut loss, mut exchanged, mut n) = (0.0, 0.0, 0usize);
         for batch in rows.batches(SCORE_ROWS).take(8).filter(|batch| batch.predict_count() >= 2) {
-            let batch = to_tensors(&batch, self.device)?;
+            let batch = to_tensors(&batch, self.model.store().context())?;
             let seed = self.run.config.seed;
             let noise = Noise::Keyed { seed, purpose: "condition", step: 0, rows: &batch.rows };
             let Some((a, b)) = self.model.condition_check(&batch, &noise)? else { return Ok(None) };

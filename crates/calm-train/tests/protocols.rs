@@ -1,6 +1,8 @@
 //! Models with random weights scored by both protocols.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::fs;
 use std::path::Path;
 
@@ -11,34 +13,12 @@ use calm_eval::score::{self, ScoreOptions, Scores};
 use calm_run::checkpoint::Which;
 use calm_run::config::RunConfig;
 use calm_run::results::BrierResults;
-use calm_run::{Begin, Provenance, Run, Stage};
+use calm_run::{Begin, Provenance, Run};
 use calm_train::init::initialise;
-use calm_train::pipeline::{Reporter, evaluation_rows, prepare_data};
-use calm_train::plan::Plan;
+use calm_train::pipeline::{evaluation_rows, prepare_data};
 use calm_train::scoring::{Scorer, ngram_models, reader};
-use calm_train::training::{Observer, StepReport, Validation};
 use candle_core::Device;
-
-struct Silent;
-
-impl Observer for Silent {
-    fn begin(&mut self, _: Stage, _: u64, _: u64) {}
-    fn step(&mut self, _: &StepReport) {}
-    fn validation(&mut self, _: Stage, _: u64, _: &Validation) {}
-    fn end(&mut self, _: Stage, _: &calm_run::checkpoint::StageState) {}
-    fn should_stop(&self) -> bool {
-        false
-    }
-}
-
-impl Reporter for Silent {
-    fn data(&mut self, _: &calm_data::Progress) {}
-    fn data_done(&mut self) {}
-    fn note(&mut self, _: &str) {}
-    fn plan(&mut self, _: &Plan) {}
-    fn scoring(&mut self, _: &str, _: usize, _: usize) {}
-    fn warn(&mut self, _: &str) {}
-}
+use common::Watch;
 
 /// A run with random weights and 64 tokens of context, in the folder of its text.
 fn run(dir: &Path, chunk_size: usize, bos_chunk: bool) -> Run {
@@ -73,13 +53,14 @@ fn run(dir: &Path, chunk_size: usize, bos_chunk: bool) -> Run {
     let resolved = load::<RunConfig>(ConfigText::new("test", config), &[]).unwrap();
     let run = Run::create(&dir.join(format!("run-{chunk_size}-{bos_chunk}")), &resolved, Begin::New).unwrap();
     let stages =
-        initialise(&run, &dir.join("cache"), Provenance::default(), &Device::Cpu, &mut Silent).unwrap();
+        initialise(&run, &dir.join("cache"), Provenance::default(), &Device::Cpu, &mut Watch::default())
+            .unwrap();
     assert_eq!(stages.len(), if chunk_size == 0 { 1 } else { 2 });
     run
 }
 
 fn held_out(run: &Run, dir: &Path) -> (TokenFile, Tokenizer) {
-    let corpus = prepare_data(run, &dir.join("cache"), &mut Silent).unwrap();
+    let corpus = prepare_data(run, &dir.join("cache"), &mut Watch::default()).unwrap();
     (corpus.validation, corpus.tokenizer)
 }
 
@@ -87,7 +68,7 @@ fn score(run: &Run, dir: &Path, protocol: &Protocol) -> (BrierResults, Scores) {
     let (file, tokenizer) = held_out(run, dir);
     let scorer = Scorer::load(run, Which::Best, &tokenizer, &Device::Cpu).unwrap();
     let documents = spread(file.len(), None);
-    scorer.score(&file, &documents, protocol, &run.config.eval, None, &mut Silent).unwrap()
+    scorer.score(&file, &documents, protocol, &run.config.eval, None, &mut Watch::default()).unwrap()
 }
 
 #[test]
@@ -127,7 +108,7 @@ fn a_models_own_aligned_protocol_gives_the_scores_of_all_its_chunks() {
         let rows = evaluation_rows(&file, tokenizer.special(), run.lm_layout(), None, None).unwrap();
         let options = ScoreOptions { rule: Rule::All, samples: 2, seed: run.config.seed };
         let batches = rows.batches(4);
-        let all = score::score(&*scorer.model, batches, options, &Device::Cpu, |_| {}).unwrap();
+        let all = score::score(&*scorer.model, batches, options, |_| {}).unwrap();
         assert_eq!(own.sums, all.sums);
         assert_eq!(own.positions.len(), all.positions.len());
     }
@@ -146,7 +127,7 @@ fn the_reference_protocol_groups_by_block_and_counts_n_grams_where_asked() {
         let models = ngram_models(&file, &tokenizer).unwrap();
         let eval = &run.config.eval;
         let (r, scores) =
-            scorer.score(&file, &documents, &protocol, eval, Some(&models), &mut Silent).unwrap();
+            scorer.score(&file, &documents, &protocol, eval, Some(&models), &mut Watch::default()).unwrap();
         let tokens: usize = documents.iter().map(|d| file.document_len(*d) + 1).sum();
         let blocks = tokens / 40;
         let starts = match chunk_size {

@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic")]
 
+mod common;
+
 use std::path::Path;
 
 use calm_autoencoder::Autoencoder;
@@ -20,15 +22,15 @@ use calm_lm::{
 use calm_nn::costs::{Breakdown, Count, Flops, Parameters, flops, weights};
 use calm_nn::device::upload;
 use calm_nn::{Embedding, Footing, Held, Init, Noise, NoiseKey, ParamStore, RowId, philox};
-use calm_run::checkpoint::{StageState, Which};
+use calm_run::checkpoint::Which;
 use calm_run::config::RunConfig;
 use calm_run::{Begin, Run, Stage};
 use calm_train::measure::{MeasureOptions, measure};
 use calm_train::models::load_lm;
-use calm_train::pipeline::{Reporter, TrainOptions, train};
+use calm_train::pipeline::{TrainOptions, train};
 use calm_train::plan::{Plan, Target};
-use calm_train::training::{Observer, StepReport, Validation};
 use candle_core::{Device, Result};
+use common::Watch;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -108,7 +110,7 @@ struct Bigram {
 impl Bigram {
     /// `[R]` tokens -> probabilities `[R, V]` of the next.
     fn next(&self, tokens: &[u32]) -> Result<Vec<Vec<f64>>> {
-        let ids = upload(tokens, tokens.len(), self.store.device())?;
+        let ids = upload(tokens, tokens.len(), self.store.context())?;
         let logits = ops::linear(&self.before.forward(&ids)?, &self.after.table, None)?.detach();
         let softmax = |row: Vec<f32>| {
             let p: Vec<f64> = row.iter().map(|l| f64::from(*l).exp()).collect();
@@ -242,39 +244,6 @@ fn register() {
     registry::add(Entry::family::<BigramConfig>("bigram", "The next token from the last."));
 }
 
-/// Watches losses.
-#[derive(Default)]
-struct Watch {
-    losses: Vec<f64>,
-    validations: Vec<f64>,
-    parameters: u64,
-}
-
-impl Observer for Watch {
-    fn begin(&mut self, _: Stage, _: u64, _: u64) {}
-    fn step(&mut self, report: &StepReport) {
-        self.losses.extend(report.values.as_ref().map(|v| v.loss));
-    }
-    fn validation(&mut self, _: Stage, _: u64, validation: &Validation) {
-        self.validations.push(validation.loss);
-    }
-    fn end(&mut self, _: Stage, _: &StageState) {}
-    fn should_stop(&self) -> bool {
-        false
-    }
-}
-
-impl Reporter for Watch {
-    fn data(&mut self, _: &calm_data::Progress) {}
-    fn data_done(&mut self) {}
-    fn note(&mut self, _: &str) {}
-    fn plan(&mut self, plan: &Plan) {
-        self.parameters = plan.stages.iter().map(calm_train::plan::StagePlan::parameter_count).sum();
-    }
-    fn scoring(&mut self, _: &str, _: usize, _: usize) {}
-    fn warn(&mut self, _: &str) {}
-}
-
 fn configuration(dir: &Path, steps: u64) -> calm_config::Resolved<RunConfig> {
     let text = dir.join("text.txt");
     // Each letter is followed by the next one in the alphabet, or by a blank.
@@ -307,7 +276,7 @@ fn a_family_from_elsewhere_goes_through_the_whole_pipeline() {
     assert_eq!(watch.parameters, 2 * 16 * tokenizer.vocab_size() as u64);
     assert_eq!(watch.losses.len(), 80);
     assert!(watch.losses[79] < 0.5 * watch.losses[0], "{:?}", watch.losses);
-    assert!(watch.validations[1] < watch.validations[0]);
+    assert!(watch.validations[1].1.loss < watch.validations[0].1.loss);
 
     // The text is a chain of bigrams: such a model must be far above chance, and its likelihood is known.
     let brier = results.brier.unwrap();

@@ -118,8 +118,8 @@ fn layer_norm_is_the_cpus<T: Element + PartialEq + Debug>() {
             let x = var(&x, (rows, d));
             let w: Option<Var> = with_w.then(|| var(&w, d));
             let b: Option<Var> = with_b.then(|| var(&b, d));
-            let tensors = (w.as_ref().map(Var::as_tensor), b.as_ref().map(Var::as_tensor));
-            let want = calm_kernels::layer_norm(&x, tensors.0, tensors.1, EPS).unwrap();
+            let operands = (w.as_ref().map(|w| w as _), b.as_ref().map(|b| b as _));
+            let want = calm_kernels::layer_norm(&x, operands.0, operands.1, EPS).unwrap();
             assert_close(&y, &flat(&want), OF_NORMS, &what);
             assert_close(&dx, &gradients(&want, &dy, &[&x])[0], OF_NORMS, &format!("dx of {what}"));
             for (parameter, got) in [(w, &dwb[..d]), (b, &dwb[d..])] {

@@ -3,6 +3,7 @@
 use super::copies::copy_of;
 use super::gpu::failed;
 use super::{Gpu, Launch, view};
+use crate::Context;
 use crate::adamw::AdamWStep;
 use crate::gradients::FlatGradients;
 use crate::moments::{Clip, ClipReport, Factor};
@@ -104,9 +105,9 @@ pub(crate) struct DeviceMoments {
 }
 
 impl DeviceMoments {
-    /// Zeros for `count` elements on the GPU of a parameter.
-    pub(crate) fn new(parameter: &Tensor, count: usize) -> Result<Self> {
-        let gpu = Gpu::of("adamw", parameter)?;
+    /// Zeros for `count` elements on the GPU of `context`.
+    pub(crate) fn new(context: &Context, count: usize) -> Result<Self> {
+        let gpu = Gpu::at("adamw", context)?;
         let (first, second) = (gpu.zeros(count)?, gpu.zeros(count)?);
         Ok(Self { gpu, first, second })
     }
@@ -145,7 +146,7 @@ impl DeviceMoments {
                 grad: grad + bytes,
                 m: m + bytes,
                 v: v + bytes,
-                compute: copy_of(parameter),
+                compute: copy_of(&gpu, parameter),
                 count,
                 first_chunk: chunk,
                 decays: u64::from(*decays),

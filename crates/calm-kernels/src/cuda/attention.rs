@@ -1,7 +1,7 @@
 //! Twin of `../attention.rs` on `kernels/attention.cu`, `attention_backward.cu` and `attention_spans.cu`.
 
-use super::kept::Kept;
 use super::{Element, Gpu, Launch, view};
+use crate::Operand;
 use crate::attention::Sizes;
 use crate::nary::{Operator, apply};
 use crate::storage::{Saved, error};
@@ -120,8 +120,7 @@ fn keys_launch<T: Element>(s: Sizes) -> Launch {
 /// Spans `[B, S]` of positions that see their segment (U32 `[B, S]`) up to themselves; once for all layers of a
 /// batch.
 pub(super) fn segment_spans(gpu: &Gpu, op: &str, segments: &Tensor) -> Result<Arc<CudaSlice<Span>>> {
-    static KEPT: Kept<(), CudaSlice<Span>> = Kept::new();
-    KEPT.get(segments, (), || {
+    let make = || {
         let (rows, s) = segments.dims2()?;
         let contiguous = segments.contiguous()?;
         let segments = view::<u32>(op, &contiguous)?;
@@ -132,7 +131,11 @@ pub(super) fn segment_spans(gpu: &Gpu, op: &str, segments: &Tensor) -> Result<Ar
             launch!(gpu, ATTENTION_SPANS, "segment_spans", launch, &segments.get(), &mut spans, &rows, &s);
         }
         Ok(spans)
-    })
+    };
+    match gpu.held() {
+        Some(held) => held.spans.get(segments, (), make),
+        None => make().map(Arc::new),
+    }
 }
 
 /// That there are kernels for heads of this size.
@@ -247,13 +250,13 @@ pub(super) fn backward<T: Element>(
 /// Shapes checked by the caller.
 pub(crate) fn causal_attention(
     sizes: Sizes,
-    q: &Tensor,
+    q: &dyn Operand,
     k: &Tensor,
     v: &Tensor,
     segments: &Tensor,
 ) -> Result<Tensor> {
     let spans = segment_spans(&Gpu::of(CausalAttention::NAME, q)?, CausalAttention::NAME, segments)?;
-    let keep = q.track_op() || k.track_op() || v.track_op();
+    let keep = q.tensor().track_op() || k.track_op() || v.track_op();
     apply(CausalAttention { sizes, spans, keep, log_sums: Saved::new() }, &[q, k, v])
 }
 

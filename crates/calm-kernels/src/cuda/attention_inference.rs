@@ -3,6 +3,7 @@
 
 use super::attention::{DeviceSizes, HEAD_SIZES, Span, aligned, forward, segment_spans};
 use super::{Element, Gpu, Launch, View, rows, view};
+use crate::Operand;
 use crate::attention::Sizes;
 use crate::storage::error;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DevicePtr, DeviceRepr};
@@ -48,9 +49,14 @@ fn views<'a, T: Element>(op: &str, tensors: &'a [Tensor]) -> Result<Vec<View<'a,
 }
 
 /// Shapes checked by the caller; `sizes.keys` is at least `sizes.queries`.
-pub(crate) fn cached_attention(op: &str, sizes: Sizes, inputs: [&Tensor; 3]) -> Result<Tensor> {
-    let gpu = Gpu::of(op, inputs[0])?;
-    let inputs = plain(op, &gpu, inputs)?;
+pub(crate) fn cached_attention(
+    op: &str,
+    sizes: Sizes,
+    q: &dyn Operand,
+    [k, v]: [&Tensor; 2],
+) -> Result<Tensor> {
+    let gpu = Gpu::of(op, q)?;
+    let inputs = plain(op, &gpu, [q.tensor(), k, v])?;
     let cached = sizes.keys - sizes.queries;
     let row = (0..sizes.queries).map(|t| Span { start: 0, end: (cached + t + 1) as u32 });
     let spans: Vec<Span> = (0..sizes.batch).flat_map(|_| row.clone()).collect();
@@ -120,14 +126,15 @@ fn over_cache<T: Element>(
 pub(crate) fn branch_attention(
     op: &str,
     sizes: Sizes,
-    inputs: [&Tensor; 3],
+    q: &dyn Operand,
+    [k, v]: [&Tensor; 2],
     segments: &Tensor,
     branch_k: &[Tensor],
     branch_v: &[Tensor],
 ) -> Result<Tensor> {
-    let gpu = Gpu::of(op, inputs[0])?;
+    let gpu = Gpu::of(op, q)?;
     let spans = segment_spans(&gpu, op, segments)?;
-    let inputs = plain(op, &gpu, inputs)?;
+    let inputs = plain(op, &gpu, [q.tensor(), k, v])?;
     let (keys, values) = (plain(op, &gpu, branch_k)?, plain(op, &gpu, branch_v)?);
     with_element!(op, inputs[0].dtype(), T => {
         let views_of = views::<T>(op, &inputs)?;

@@ -14,15 +14,15 @@
 use super::attention::{self, Span, segment_spans};
 use super::copies::{self, weight};
 use super::energy_block as parts;
-use super::gradients::{gradient_of, is_collected, put, put_part};
+use super::gradients::{gradient_of, put, put_part};
 use super::matrix::{Mat, matmul, product};
 use super::rows::{self, column_sums};
 use super::turns::Turns;
 use super::{Element, Gpu, View, layer_norm, rms_norm, swiglu, view};
-use crate::AttentionShape;
 use crate::attention::Sizes;
 use crate::backend::{Affine, Array, Backend, Block, Blocks, Heads, NormGradients, Slope, Weight};
 use crate::nary::Place;
+use crate::{AttentionShape, Operand};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
 use candle_core::{CudaStorage, Result, Shape, Storage, Tensor};
 use std::marker::PhantomData;
@@ -32,8 +32,8 @@ use std::sync::Arc;
 impl Place for Gpu {
     type Storage = CudaStorage;
 
-    fn of(op: &str, tensor: &Tensor) -> Result<Self> {
-        Gpu::of(op, tensor)
+    fn of(op: &str, operands: &[&dyn Operand]) -> Result<Self> {
+        Gpu::of_all(op, operands)
     }
 
     fn any(storage: CudaStorage) -> Storage {
@@ -45,7 +45,7 @@ impl Place for Gpu {
     }
 
     fn is_collected(&self, tensor: &Tensor) -> bool {
-        is_collected(tensor)
+        self.context().is_some_and(|context| context.gradients().collects(tensor))
     }
 }
 

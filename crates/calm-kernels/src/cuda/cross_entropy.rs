@@ -14,6 +14,7 @@ use super::copies::weight;
 use super::gradients::gradient_of;
 use super::matrix::{Mat, matmul};
 use super::{Element, Gpu, Launch, View, view};
+use crate::Operand;
 use crate::nary::{Operator, apply};
 use crate::storage::Saved;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DevicePtr};
@@ -33,7 +34,7 @@ const FEWEST_COLUMNS: usize = 1024;
 /// Inputs that fit, checked by the caller, but for targets outside the vocabulary: those make the loss NaN.
 pub(crate) fn tied_cross_entropy(
     hidden: &Tensor,
-    embedding: &Tensor,
+    embedding: &dyn Operand,
     targets: &Tensor,
     weights: Option<&Tensor>,
 ) -> Result<Tensor> {
@@ -42,7 +43,7 @@ pub(crate) fn tied_cross_entropy(
 
 fn of_blocks(
     hidden: &Tensor,
-    embedding: &Tensor,
+    embedding: &dyn Operand,
     targets: &Tensor,
     weights: Option<&Tensor>,
     tracked_logits: usize,
@@ -51,7 +52,7 @@ fn of_blocks(
     let op = TiedCrossEntropy {
         targets: targets.contiguous()?,
         weights,
-        wanted: [hidden.track_op(), embedding.track_op()],
+        wanted: [hidden.track_op(), embedding.tensor().track_op()],
         tracked_logits,
         gradients: Saved::new(),
     };
@@ -59,11 +60,11 @@ fn of_blocks(
 }
 
 /// Loss of each row `[R]` in f32 and its most probable id, U32 `[R]`.
-pub(crate) fn rows(hidden: &Tensor, embedding: &Tensor, targets: &Tensor) -> Result<(Tensor, Tensor)> {
+pub(crate) fn rows(hidden: &Tensor, embedding: &dyn Operand, targets: &Tensor) -> Result<(Tensor, Tensor)> {
     const OP: &str = "tied_cross_entropy_rows";
-    let gpu = Gpu::of(OP, hidden)?;
+    let gpu = Gpu::of_all(OP, &[hidden, embedding])?;
     // The embedding as it is: by its id its bf16 copy is found.
-    let (hidden, embedding) = (hidden.detach().contiguous()?, embedding.contiguous()?);
+    let (hidden, embedding) = (hidden.detach().contiguous()?, embedding.tensor().contiguous()?);
     let targets = targets.contiguous()?;
     with_element!(OP, hidden.dtype(), T => {
         let (h, e) = (view::<T>(OP, &hidden)?, weight::<T>(&gpu, OP, &embedding)?);
@@ -72,16 +73,16 @@ pub(crate) fn rows(hidden: &Tensor, embedding: &Tensor, targets: &Tensor) -> Res
         let mut state = State::new(&gpu, product.rows)?;
         forward(&gpu, &product, &targets, &mut state)?;
         let (_, losses) = state.loss(&gpu, None, true)?;
-        let ids = gpu.wrap(gpu.storage(state.id), Shape::from(product.rows))?;
+        let ids = gpu.wrap(gpu.storage(state.id), Shape::from(product.rows));
         Ok((gpu.tensor(losses, product.rows)?, ids))
     })
 }
 
 /// The id with the largest logit of each row, U32 `[R]`.
-pub(crate) fn argmax(hidden: &Tensor, embedding: &Tensor) -> Result<Tensor> {
+pub(crate) fn argmax(hidden: &Tensor, embedding: &dyn Operand) -> Result<Tensor> {
     const OP: &str = "tied_argmax";
-    let gpu = Gpu::of(OP, hidden)?;
-    let (hidden, embedding) = (hidden.detach().contiguous()?, embedding.contiguous()?);
+    let gpu = Gpu::of_all(OP, &[hidden, embedding])?;
+    let (hidden, embedding) = (hidden.detach().contiguous()?, embedding.tensor().contiguous()?);
     with_element!(OP, hidden.dtype(), T => {
         let (h, e) = (view::<T>(OP, &hidden)?, weight::<T>(&gpu, OP, &embedding)?);
         let product = Product::of(h.get(), e.get(), &hidden, &embedding)?;
@@ -97,7 +98,7 @@ pub(crate) fn argmax(hidden: &Tensor, embedding: &Tensor) -> Result<Tensor> {
             );
             Ok(())
         })?;
-        gpu.wrap(gpu.storage(id), Shape::from(product.rows))
+        Ok(gpu.wrap(gpu.storage(id), Shape::from(product.rows)))
     })
 }
 

@@ -1,4 +1,7 @@
 //! The driver: which GPUs there are, and opening one.
+//!
+//! CUDA's libraries and its devices are the process's, so what was opened stands in statics here, and nowhere
+//! else in this crate: what operators share belongs to a [`crate::Context`].
 
 use super::Gpu;
 use super::gpu::failed;
@@ -128,7 +131,7 @@ fn open_new(number: usize) -> Result<Device> {
 
 /// Bytes that nobody has taken, those that the process keeps for itself not counted.
 pub(crate) fn free_memory(device: &Device) -> Result<usize> {
-    let gpu = Gpu::on("free memory", device)?;
+    let gpu = Gpu::at("free memory", device)?;
     gpu.stream().context().bind_to_thread().map_err(failed)?;
     Ok(result::mem_get_info().map_err(failed)?.0)
 }

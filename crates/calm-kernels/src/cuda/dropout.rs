@@ -2,6 +2,7 @@
 //! gradient.
 
 use super::{Element, Gpu, Launch, view};
+use crate::Operand;
 use crate::nary::{Operator, apply};
 use crate::philox::{NoiseKey, RowId};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
@@ -9,7 +10,7 @@ use candle_core::{CudaStorage, Result, Shape, Tensor};
 use std::sync::Arc;
 
 /// x `[.., D]` with a row address for each D, checked by the caller.
-pub(crate) fn drawn(x: &Tensor, p: f64, key: NoiseKey, rows: &[RowId]) -> Result<Tensor> {
+pub(crate) fn drawn(x: &dyn Operand, p: f64, key: NoiseKey, rows: &[RowId]) -> Result<Tensor> {
     let gpu = Gpu::of(Dropout::NAME, x)?;
     apply(Dropout { key, count: rows.len(), rows: gpu.shared(rows)?, p }, &[x])
 }

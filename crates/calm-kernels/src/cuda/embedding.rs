@@ -5,6 +5,7 @@
 use super::gpu::failed;
 use super::gradients::gradient_of;
 use super::{Element, Gpu, Launch, view};
+use crate::Operand;
 use crate::nary::{Operator, apply};
 use crate::storage::error;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
@@ -20,7 +21,7 @@ const TILE: usize = 64;
 /// Rows of type `dtype` of table `[V, D]` for ids (U32, any shape), checked by the caller.
 pub(crate) fn embedding(
     ids: &Tensor,
-    table: &Tensor,
+    table: &dyn Operand,
     frozen_row: Option<u32>,
     dtype: DType,
 ) -> Result<Tensor> {

@@ -2,6 +2,7 @@
 //! for, the gradient, which the backward pass scales by each row's upstream gradient.
 
 use super::{Element, Gpu, Launch, view};
+use crate::Operand;
 use crate::energy_score::{Sizes, TargetNoise};
 use crate::nary::{Operator, apply};
 use crate::storage::Saved;
@@ -18,7 +19,7 @@ const LANES: usize = 16;
 
 /// Inputs of `sizes`, checked by the caller; a loss in f32 for each row.
 pub(crate) fn energy_score(
-    pred: &Tensor,
+    pred: &dyn Operand,
     mean: &Tensor,
     log_std: &Tensor,
     noise: TargetNoise<'_>,
@@ -40,7 +41,7 @@ pub(crate) fn energy_score(
         noise,
         alpha,
         sizes,
-        with_gradient: pred.track_op(),
+        with_gradient: pred.tensor().track_op(),
         gradient: Saved::new(),
     };
     apply(op, &[pred])

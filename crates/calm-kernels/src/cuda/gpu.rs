@@ -1,6 +1,8 @@
 //! The GPU as operators see it: memory, launches, and candle's tensors as slices of device memory.
 
+use super::Shared;
 use crate::storage::error;
+use crate::{Context, Destination, Operand};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::CudaDType;
 use candle_core::cuda_backend::cudarc::cublas::sys::cudaDataType_t;
@@ -8,14 +10,12 @@ use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute_enum as
 use candle_core::cuda_backend::cudarc::driver::{
     CudaFunction, CudaSlice, CudaStream, CudaView, DevicePtr, DeviceRepr, LaunchConfig, ValidAsZeroBits,
 };
-use candle_core::{
-    CpuStorage, CudaDevice, CudaStorage, CustomOp1, DType, Device, Layout, Result, Shape, Storage,
-    StorageRef, Tensor, WithDType,
-};
+use candle_core::op::BackpropOp;
+use candle_core::{CudaDevice, CudaStorage, Device, Result, Shape, Storage, StorageRef, Tensor, WithDType};
 use half::bf16;
 use std::fmt::Display;
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// An element type that kernels exist for.
 pub(crate) trait Element: CudaDType + DeviceRepr + WithDType + ValidAsZeroBits + Send + Sync {
@@ -139,24 +139,51 @@ pub(super) fn address<T>(gpu: &Gpu, slice: Option<&impl DevicePtr<T>>) -> u64 {
     slice.map_or(0, |slice| slice.device_ptr(&gpu.stream()).0)
 }
 
-/// A GPU: a handle, cheap to clone.
+/// A GPU, in a context or not: a handle, cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Gpu {
     device: CudaDevice,
+    context: Option<Context>,
 }
 
 impl Gpu {
-    /// The GPU that a tensor is on.
-    pub(crate) fn of(op: &str, tensor: &Tensor) -> Result<Self> {
-        Self::on(op, tensor.device())
+    /// The GPU that an operand is on, in its context.
+    pub(crate) fn of(op: &str, operand: &dyn Operand) -> Result<Self> {
+        Self::of_all(op, &[operand])
     }
 
-    /// The GPU that a device is.
-    pub(crate) fn on(op: &str, device: &Device) -> Result<Self> {
+    /// The GPU that the first operand is on, in the context of the first that has one.
+    pub(crate) fn of_all(op: &str, operands: &[&dyn Operand]) -> Result<Self> {
+        let Some(first) = operands.first() else {
+            return Err(error(op, "has no inputs"));
+        };
+        Self::new(op, first.tensor().device(), crate::context::of(operands))
+    }
+
+    /// The GPU where something is made.
+    pub(crate) fn at(op: &str, to: &dyn Destination) -> Result<Self> {
+        Self::new(op, to.device(), to.context())
+    }
+
+    fn new(op: &str, device: &Device, context: Option<&Context>) -> Result<Self> {
         match device {
-            Device::Cuda(device) => Ok(Self { device: device.clone() }),
+            Device::Cuda(cuda) => {
+                // A context can be lent to a tensor of another device.
+                let context = context.filter(|c| c.device().same_device(device)).cloned();
+                Ok(Self { device: cuda.clone(), context })
+            }
             other => Err(error(op, format_args!("expects tensors on a GPU, got {:?}", other.location()))),
         }
+    }
+
+    /// The context in which it works.
+    pub(crate) fn context(&self) -> Option<&Context> {
+        self.context.as_ref()
+    }
+
+    /// What that context holds on it.
+    pub(super) fn held(&self) -> Option<&Shared> {
+        self.context.as_ref().map(Context::gpu)
     }
 
     /// As candle's device.
@@ -201,23 +228,34 @@ impl Gpu {
         self.device.alloc_zeros::<T>(count.max(1))
     }
 
-    /// A copy of host memory, through pinned memory: nothing waits for the GPU.
+    /// A copy of host memory: in a context through its pinned memory, so that nothing waits for the GPU.
     pub(crate) fn upload<T: DeviceRepr + Copy + 'static>(&self, host: &[T]) -> Result<CudaSlice<T>> {
-        super::staging::upload(self, host)
+        match self.held() {
+            Some(held) => held.staging.upload(self, host),
+            None => {
+                let mut out = self.raw::<T>(host.len())?;
+                if !host.is_empty() {
+                    self.stream().memcpy_htod(host, &mut out).map_err(failed)?;
+                }
+                Ok(out)
+            }
+        }
     }
 
-    /// As [`Self::upload`], for what several operators of a step need: the same content is copied once.
+    /// As [`Self::upload`], for what several operators of a step need: in a context the same content is copied once.
     pub(crate) fn shared<T: DeviceRepr + Copy + Send + Sync + 'static>(
         &self,
         host: &[T],
     ) -> Result<Arc<CudaSlice<T>>> {
-        super::staging::recent(self, host)
+        match self.held() {
+            Some(held) => held.staging.recent(self, host),
+            None => self.upload(host).map(Arc::new),
+        }
     }
 
     /// A tensor that takes over `data`, without history.
     pub(crate) fn tensor<T: Element>(&self, data: CudaSlice<T>, shape: impl Into<Shape>) -> Result<Tensor> {
-        let storage = self.storage(data);
-        self.wrap(storage, shape.into())
+        Ok(self.wrap(self.storage(data), shape.into()))
     }
 
     /// Device memory as candle's storage.
@@ -225,34 +263,9 @@ impl Gpu {
         CudaStorage::wrap_cuda_slice(data, self.device.clone())
     }
 
-    /// A storage as a tensor: candle makes one only out of an operator's result.
-    pub(crate) fn wrap(&self, storage: CudaStorage, shape: Shape) -> Result<Tensor> {
-        thread_local! {
-            static SEED: std::cell::RefCell<Option<Tensor>> = const { std::cell::RefCell::new(None) };
-        }
-        let device = self.device();
-        let seed = SEED.with_borrow_mut(|seed| match seed {
-            Some(seed) if seed.device().same_device(&device) => Ok(seed.clone()),
-            _ => Tensor::zeros(1, DType::F32, &device).inspect(|t| *seed = Some(t.clone())),
-        })?;
-        seed.apply_op1_no_bwd(&Wrap(Mutex::new(Some((storage, shape)))))
-    }
-}
-
-struct Wrap(Mutex<Option<(CudaStorage, Shape)>>);
-
-impl CustomOp1 for Wrap {
-    fn name(&self) -> &'static str {
-        "wrap"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Err(error("wrap", "runs on a GPU"))
-    }
-
-    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        let mut place = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        place.take().ok_or_else(|| error("wrap", "runs once"))
+    /// A storage as a tensor, without history.
+    pub(crate) fn wrap(&self, storage: CudaStorage, shape: Shape) -> Tensor {
+        Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
     }
 }
 

@@ -4,44 +4,26 @@
 use super::adamw::DeviceFactor;
 use super::gpu::failed;
 use super::{Gpu, Launch, view};
-use crate::gradients::with_active;
+use crate::Context;
 use crate::storage::error;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
-use candle_core::{DType, Result, Tensor, TensorId};
-use std::collections::HashMap;
+use candle_core::{DType, Result, Tensor};
 use std::ops::Range;
-use std::sync::{PoisonError, RwLock};
-
-/// Parameters that some buffer collects, and how many do.
-static COLLECTED: RwLock<Option<HashMap<TensorId, usize>>> = RwLock::new(None);
-
-/// Whether the gradient of this tensor goes into a buffer.
-pub(super) fn is_collected(tensor: &Tensor) -> bool {
-    let collected = COLLECTED.read().unwrap_or_else(PoisonError::into_inner);
-    collected.as_ref().is_some_and(|ids| ids.contains_key(&tensor.id()))
-}
 
 /// The memory of a [`crate::FlatGradients`] on a GPU.
 #[derive(Debug)]
-pub(crate) struct Buffer {
+pub(crate) struct DeviceBuffer {
     gpu: Gpu,
     values: CudaSlice<f32>,
-    ids: Vec<TensorId>,
     factor: DeviceFactor,
 }
 
-impl Buffer {
-    /// For `count` elements of the parameters `ids`, on the GPU of one of them.
-    pub(crate) fn new(parameter: &Tensor, count: usize, ids: Vec<TensorId>) -> Result<Self> {
-        let gpu = Gpu::of("gradients", parameter)?;
-        let values = gpu.zeros::<f32>(count)?;
-        let mut collected = COLLECTED.write().unwrap_or_else(PoisonError::into_inner);
-        let collected = collected.get_or_insert_default();
-        for id in &ids {
-            *collected.entry(*id).or_default() += 1;
-        }
-        let factor = DeviceFactor::new(&gpu)?;
-        Ok(Self { gpu, values, ids, factor })
+impl DeviceBuffer {
+    /// For `count` elements on the GPU of `context`.
+    pub(crate) fn new(context: &Context, count: usize) -> Result<Self> {
+        let gpu = Gpu::at("gradients", context)?;
+        let (values, factor) = (gpu.zeros::<f32>(count)?, DeviceFactor::new(&gpu)?);
+        Ok(Self { gpu, values, factor })
     }
 
     pub(crate) fn values(&self) -> &CudaSlice<f32> {
@@ -73,24 +55,8 @@ impl Buffer {
     }
 }
 
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        let mut collected = COLLECTED.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(collected) = collected.as_mut() {
-            for id in &self.ids {
-                if let Some(count) = collected.get_mut(id) {
-                    *count -= 1;
-                    if *count == 0 {
-                        collected.remove(id);
-                    }
-                }
-            }
-        }
-    }
-}
-
 /// The gradient of an operator's `input`, computed by `write(destination, accumulate)` in f32: into the flat
-/// buffer (then None), else as a tensor of the input's type. None as well, and nothing computed, for an input
+/// buffer of the context that collects it (then None), else as a tensor of the input's type. None as well, and nothing computed, for an input
 /// without gradient.
 pub(super) fn gradient_of(
     gpu: &Gpu,
@@ -101,22 +67,16 @@ pub(super) fn gradient_of(
         return Ok(None);
     }
     let mut write = Some(write);
-    let collected = with_active(|flat| {
-        let Some((values, range, accumulate)) = flat.and_then(|flat| flat.device_place(input.id())) else {
-            return Ok(false);
-        };
-        match write.take() {
-            Some(write) => write(&mut values.slice_mut(range), accumulate).map(|()| true),
-            None => Ok(true),
-        }
-    })?;
-    let Some(write) = write.filter(|_| !collected) else { return Ok(None) };
-    if is_collected(input) {
-        return Err(error(
-            "backward",
-            "a parameter's gradient came outside of the buffer that collects it; run the backward pass through it",
-        ));
+    if let Some(context) = gpu.context() {
+        context.gradients().write(input, |buffer, i| {
+            let (values, range, accumulate) = buffer.device_place(i)?;
+            match write.take() {
+                Some(write) => write(&mut values.slice_mut(range), accumulate),
+                None => Ok(()),
+            }
+        })?;
     }
+    let Some(write) = write else { return Ok(None) };
     let mut fresh = gpu.empty::<f32>(input.elem_count())?;
     write(&mut fresh.slice_mut(..input.elem_count()), false)?;
     let gradient = gpu.tensor(fresh, input.shape())?;

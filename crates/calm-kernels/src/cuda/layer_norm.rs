@@ -5,19 +5,15 @@ use super::gpu::address;
 use super::gradients::{gradient_of, put_part};
 use super::rows::{self, Parts};
 use super::{Element, Gpu, view};
+use crate::Operand;
 use crate::nary::{Operator, apply};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CudaStorage, Result, Shape, Tensor};
 
 /// x `[.., D]`, weight and bias `[D]`, checked by the caller.
-pub(crate) fn layer_norm(
-    x: &Tensor,
-    weight: Option<&Tensor>,
-    bias: Option<&Tensor>,
-    eps: f64,
-) -> Result<Tensor> {
+pub(crate) fn layer_norm(x: &Tensor, [weight, bias]: [Option<&dyn Operand>; 2], eps: f64) -> Result<Tensor> {
     let operator = LayerNorm { eps, weight: weight.is_some() };
-    let inputs: Vec<&Tensor> = [Some(x), weight, bias].into_iter().flatten().collect();
+    let inputs: Vec<&dyn Operand> = [Some(x as _), weight, bias].into_iter().flatten().collect();
     apply(operator, &inputs)
 }
 

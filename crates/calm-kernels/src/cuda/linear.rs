@@ -4,12 +4,13 @@ use super::copies::weight;
 use super::gradients::{gradient_of, put};
 use super::matrix::{Mat, matmul, product};
 use super::{Element, Gpu, rows, view};
+use crate::Operand;
 use crate::nary::{Operator, apply};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CudaStorage, Result, Shape, Tensor};
 
 /// x `[.., I]`, w `[O, I]`, b `[O]`, checked by the caller.
-pub(crate) fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+pub(crate) fn linear(x: &Tensor, w: &dyn Operand, b: Option<&dyn Operand>) -> Result<Tensor> {
     match b {
         Some(b) => apply(Linear, &[x, w, b]),
         None => apply(Linear, &[x, w]),

@@ -11,9 +11,9 @@
 //! Blocks of several operators have their formula in `../NAME_block.rs` alone: `backend.rs` is what they run on.
 //!
 //! Activations are f32 or bf16; parameters are f32 tensors, whatever the activations are: where those are
-//! bf16, products read the bf16 copies that [`ComputeCopies`] keeps. Gradients of parameters are f32.
+//! bf16, products read the bf16 copies that their [`crate::Context`] keeps. Gradients of parameters are f32.
 //!
-//! One stream carries all work of a process. Nothing here waits for the GPU, except where a doc comment says
+//! One stream carries all work of a device. Nothing here waits for the GPU, except where a doc comment says
 //! so: sizes come from shapes, random numbers and masks are made on the GPU, and what comes from the host
 //! goes through pinned memory.
 
@@ -23,9 +23,10 @@ mod backend;
 mod copies;
 pub(crate) mod driver;
 pub(crate) mod gradients;
-mod kept;
 mod matrix;
+mod per_tensor;
 mod rows;
+mod shared;
 mod staging;
 mod turns;
 
@@ -45,12 +46,13 @@ pub(crate) mod rotary;
 pub(crate) mod silu;
 pub(crate) mod swiglu;
 
+use crate::Destination;
 use candle_core::cuda_backend::CudaDType;
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
-use candle_core::{Device, Result, Shape, Tensor};
+use candle_core::{Result, Shape, Tensor};
 
-pub use copies::ComputeCopies;
 pub(crate) use gpu::{Element, Gpu, Launch, View, view};
+pub(crate) use shared::Shared;
 
 /// PTX of `kernels/*.cu`, a constant a file.
 #[allow(dead_code, reason = "the tensor cores' own test launches nothing here")]
@@ -63,8 +65,8 @@ pub trait Upload: CudaDType + DeviceRepr + Copy + 'static {}
 impl<T: CudaDType + DeviceRepr + Copy + 'static> Upload for T {}
 
 /// See [`crate::device::upload`].
-pub(crate) fn upload<T: Upload>(values: &[T], shape: Shape, device: &Device) -> Result<Tensor> {
-    let gpu = Gpu::on("upload", device)?;
+pub(crate) fn upload<T: Upload>(values: &[T], shape: Shape, to: &dyn Destination) -> Result<Tensor> {
+    let gpu = Gpu::at("upload", to)?;
     let storage = gpu.storage(gpu.upload(values)?);
-    gpu.wrap(storage, shape)
+    Ok(gpu.wrap(storage, shape))
 }

@@ -1,9 +1,10 @@
 //! Twin of `../noise.rs` on `kernels/philox.cu`.
 
 use super::{Gpu, Launch};
+use crate::Destination;
 use crate::philox::{NoiseKey, RowId};
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 // SAFETY: three u32 without padding, `NoiseKey` of kernels/philox.cuh.
 unsafe impl DeviceRepr for NoiseKey {}
@@ -17,9 +18,9 @@ pub(crate) fn noise(
     rows: &[RowId],
     samples: usize,
     dims: usize,
-    device: &Device,
+    to: &dyn Destination,
 ) -> Result<Tensor> {
-    let gpu = Gpu::on(kernel, device)?;
+    let gpu = Gpu::at(kernel, to)?;
     let ids = gpu.shared(rows)?;
     let mut out = gpu.empty::<f32>(rows.len() * samples * dims)?;
     let launch = Launch::cells(rows.len() * samples, dims.div_ceil(4));

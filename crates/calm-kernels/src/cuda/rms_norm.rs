@@ -4,12 +4,13 @@ use super::copies::weight;
 use super::gradients::{gradient_of, put};
 use super::rows::{self, Parts};
 use super::{Element, Gpu, view};
+use crate::Operand;
 use crate::nary::{Operator, apply};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CudaStorage, Result, Shape, Tensor};
 
 /// x `[.., D]`, weight `[D]`, checked by the caller.
-pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+pub(crate) fn rms_norm(x: &Tensor, weight: &dyn Operand, eps: f64) -> Result<Tensor> {
     apply(RmsNorm { eps }, &[x, weight])
 }
 

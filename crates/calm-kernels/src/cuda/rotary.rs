@@ -2,15 +2,16 @@
 
 use super::turns::Turns;
 use super::{Gpu, view};
+use crate::Operand;
 use crate::nary::{Operator, apply};
 use candle_core::{CudaStorage, Result, Shape, Tensor};
 
 const OP: &str = "rotary";
 
 /// x `[B, S, H, Dh]`, positions U32 `[B, S]`, checked by the caller.
-pub(crate) fn rotary(x: &Tensor, positions: &Tensor, theta: f64) -> Result<Tensor> {
+pub(crate) fn rotary(x: &dyn Operand, positions: &Tensor, theta: f64) -> Result<Tensor> {
     let gpu = Gpu::of(OP, x)?;
-    let turns = Turns::new(&gpu, OP, positions, x.dim(3)?, theta)?;
+    let turns = Turns::new(&gpu, OP, positions, x.tensor().dim(3)?, theta)?;
     apply(Rotary { turns }, &[x])
 }
 

@@ -1,6 +1,5 @@
 //! Rotary angles on `kernels/rotary.cu`: the table of a batch's positions, made on the GPU, and rotations by it.
 
-use super::kept::Kept;
 use super::{Element, Gpu, Launch, view};
 use crate::rotary::frequencies;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
@@ -16,11 +15,10 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    /// For positions U32 `[B, S]`, heads of `head` numbers, and base `theta`; once for all layers of a batch.
+    /// For positions U32 `[B, S]`, heads of `head` numbers, and base `theta`; in a context once for all layers of a batch.
     pub(super) fn new(gpu: &Gpu, op: &str, positions: &Tensor, head: usize, theta: f64) -> Result<Self> {
-        static KEPT: Kept<(usize, u64), CudaSlice<f32>> = Kept::new();
         let rows = positions.elem_count();
-        let table = KEPT.get(positions, (head, theta.to_bits()), || {
+        let make = || {
             let half = head / 2;
             let contiguous = positions.contiguous()?;
             let positions = view::<u32>(op, &contiguous)?;
@@ -42,7 +40,11 @@ impl Turns {
                 );
             }
             Ok(table)
-        })?;
+        };
+        let table = match gpu.held() {
+            Some(held) => held.turns.get(positions, (head, theta.to_bits()), make)?,
+            None => Arc::new(make()?),
+        };
         Ok(Self { table, rows, head })
     }
 

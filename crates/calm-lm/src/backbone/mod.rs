@@ -104,6 +104,11 @@ impl Backbone {
         &self.config
     }
 
+    /// What operators on its parameters share.
+    fn context(&self) -> &ops::Context {
+        self.norm.weight.context()
+    }
+
     /// One layer on whole rows, as two fused operators: `x [B, S, D]`, `positions` and `segments` U32 `[B, S]`.
     /// The same as [`Self::layer`] with causal attention, which the tests hold equal.
     fn fused_layer(
@@ -121,7 +126,8 @@ impl Backbone {
             positions,
             segments,
         };
-        let matrices = [&layer.query, &layer.key, &layer.value, &layer.output].map(|l| &l.weight);
+        let matrices = [&layer.query, &layer.key, &layer.value, &layer.output];
+        let matrices = matrices.map(|l| &l.weight as &dyn ops::Operand);
         let x = ops::attention_block(x, &layer.input_norm.weight, matrices, shape)?;
         layer.mlp.residual(&x, &layer.post_norm)
     }
@@ -138,8 +144,11 @@ impl Backbone {
         let (heads, kv, size) = (self.config.heads, self.config.kv_heads(), self.config.head_size());
         let theta = self.config.rope_theta;
         let h = layer.input_norm.forward(x)?;
-        let q = ops::rotary(&layer.query.forward(&h)?.reshape((b, t, heads, size))?, positions, theta)?;
-        let k = ops::rotary(&layer.key.forward(&h)?.reshape((b, t, kv, size))?, positions, theta)?;
+        let context = self.context();
+        let q = layer.query.forward(&h)?.reshape((b, t, heads, size))?;
+        let q = ops::rotary(&context.with(&q), positions, theta)?;
+        let k = layer.key.forward(&h)?.reshape((b, t, kv, size))?;
+        let k = ops::rotary(&context.with(&k), positions, theta)?;
         let v = layer.value.forward(&h)?.reshape((b, t, kv, size))?;
         let mixed = attend(&q, &k, &v)?.reshape((b, t, d))?;
         let x = (x + layer.output.forward(&mixed)?)?;
@@ -182,7 +191,7 @@ impl Backbone {
         for i in 0..self.layers.len() {
             x = if self.recompute {
                 let (backbone, positions, segments) = (self.clone(), positions.clone(), segments.clone());
-                ops::recomputed(&x, move |x| {
+                ops::recomputed(self.context(), &x, move |x| {
                     backbone.fused_layer(&backbone.layers[i], x, &positions, &segments)
                 })?
             } else {
@@ -202,7 +211,7 @@ impl Backbone {
         let mut layers = Vec::with_capacity(self.layers.len());
         let hidden = self.run(x, positions, |_, q, k, v| {
             layers.push((k.detach(), v.detach()));
-            ops::causal_attention(q, k, v, segments)
+            ops::causal_attention(&self.context().with(q), k, v, segments)
         })?;
         Ok((hidden, Trunk { layers, positions: positions.clone(), segments: segments.clone() }))
     }
@@ -218,7 +227,7 @@ impl Backbone {
             let own: (Vec<Tensor>, Vec<Tensor>) =
                 branch.steps.iter().chain(std::iter::once(&step)).map(|s| s[i].clone()).unzip();
             let (keys, values) = &trunk.layers[i];
-            ops::branch_attention(q, keys, values, &trunk.segments, &own.0, &own.1)
+            ops::branch_attention(&self.context().with(q), keys, values, &trunk.segments, &own.0, &own.1)
         })?;
         branch.steps.push(step);
         Ok(hidden)
@@ -232,14 +241,14 @@ impl Backbone {
         }
         let from = cache.length as u32;
         let row: Vec<u32> = (from..from + t as u32).collect();
-        let positions = upload(&row.repeat(b), (b, t), x.device())?;
+        let positions = upload(&row.repeat(b), (b, t), self.context())?;
         let mut grown = Vec::with_capacity(self.layers.len());
         let hidden = self.run(x, &positions, |i, q, k, v| {
             let (keys, values) = match cache.layers.get(i) {
                 Some((ck, cv)) => (Tensor::cat(&[ck, &k.detach()], 1)?, Tensor::cat(&[cv, &v.detach()], 1)?),
                 None => (k.detach(), v.detach()),
             };
-            let out = ops::cached_attention(q, &keys, &values);
+            let out = ops::cached_attention(&self.context().with(q), &keys, &values);
             grown.push((keys, values));
             out
         })?;

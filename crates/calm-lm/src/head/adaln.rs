@@ -16,8 +16,8 @@
 use calm_kernels as ops;
 use calm_nn::costs::{flops, layer_norm, weights};
 use calm_nn::device::upload;
-use calm_nn::{Builder, Footing, Held, Init, LayerNorm, Linear};
-use candle_core::{D, DType, Device, Result, Tensor, bail};
+use calm_nn::{Builder, Context, Destination, Footing, Held, Init, LayerNorm, Linear};
+use candle_core::{D, DType, Result, Tensor, bail};
 
 use super::KEPT;
 
@@ -43,14 +43,14 @@ impl TimeEmbedding {
 
     /// `r · n` steps -> `[r, n, D]` in this format.
     fn forward(&self, steps: &[f32], r: usize, n: usize, dtype: DType) -> Result<Tensor> {
-        let waves = waves(steps, r, n, self.first.weight.device())?.to_dtype(dtype)?;
+        let waves = waves(steps, r, n, &self.first.weight)?.to_dtype(dtype)?;
         self.second.forward(&ops::silu(&self.first.forward(&waves)?)?)
     }
 }
 
 /// `[cos(s f) | sin(s f)]`, `[r, n, 256]`. Angles are products in f32, as in the reference: at s = 999 their
 /// rounding is far above that of the cosine.
-fn waves(steps: &[f32], r: usize, n: usize, device: &Device) -> Result<Tensor> {
+fn waves(steps: &[f32], r: usize, n: usize, to: &dyn Destination) -> Result<Tensor> {
     let frequencies: [f32; FREQUENCIES] = std::array::from_fn(|k| {
         let exponent = -(10_000f64.ln() as f32) * k as f32 / FREQUENCIES as f32;
         f64::from(exponent).exp() as f32
@@ -63,7 +63,7 @@ fn waves(steps: &[f32], r: usize, n: usize, device: &Device) -> Result<Tensor> {
             (*c, *d) = (cosine as f32, sine as f32);
         }
     }
-    upload(&out, (r, n, 2 * FREQUENCIES), device)
+    upload(&out, (r, n, 2 * FREQUENCIES), to)
 }
 
 /// `x (1 + scale) + shift`; x `[R, N, D]`, the others `[R, N, D]` or `[R, 1, D]`.
@@ -133,6 +133,11 @@ impl AdaLnNet {
         })
     }
 
+    /// What operators on its parameters share.
+    pub fn context(&self) -> &Context {
+        self.input.weight.context()
+    }
+
     /// The part of the input that all samples and time steps of a row share: hidden `[R, D]` -> `[R, 1, D]`.
     pub fn condition(&self, hidden: &Tensor) -> Result<Tensor> {
         self.condition.forward(hidden)?.unsqueeze(1)
@@ -192,7 +197,7 @@ mod tests {
     use super::*;
     use crate::head::testing::{randomise, values};
     use calm_nn::ParamStore;
-    use candle_core::DType;
+    use candle_core::{DType, Device};
 
     fn net(dtype: DType) -> (ParamStore, AdaLnNet) {
         let store = ParamStore::new(&Device::Cpu, dtype, 5);

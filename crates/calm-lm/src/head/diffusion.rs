@@ -223,7 +223,7 @@ impl DiffusionHead {
         // A number of the tables for every draw, `[R, n, 1]`.
         let table = |f: &dyn Fn(usize) -> f64| -> Result<Tensor> {
             let v: Vec<f64> = steps.iter().map(|&t| f(t as usize)).collect();
-            upload(&v, (r, n, 1), target.device())?.to_dtype(target.dtype())
+            upload(&v, (r, n, 1), self.net.context())?.to_dtype(target.dtype())
         };
         let signal = target.broadcast_mul(&table(&|t| s.alphas_cumprod[t].sqrt())?)?;
         let x = (signal + noise.broadcast_mul(&table(&|t| (1.0 - s.alphas_cumprod[t]).sqrt())?)?)?;
@@ -254,7 +254,7 @@ impl DiffusionHead {
             let ln_var = (&d + s.ln_posterior[0])?;
             let discretised = discretised_nll(&wide(target)?, &offset, &ln_var)?.mean(D::Minus1)?;
             let first: Vec<u8> = steps.iter().map(|&t| u8::from(t == 0)).collect();
-            upload(&first, (r, n), target.device())?.where_cond(&discretised, &nats)?
+            upload(&first, (r, n), self.net.context())?.where_cond(&discretised, &nats)?
         } else {
             nats
         };
@@ -315,9 +315,9 @@ impl Head for DiffusionHead {
     /// `head.noise` normal `[R, n, L]`, `head.time` uniform `[R, n, 1]` (the step is ⌊T·u⌋).
     fn loss(&self, hidden: &Tensor, posterior: &Posterior, noise: &Noise<'_>) -> Result<Tensor> {
         let n = self.config.repeats;
-        let target = draw_targets(posterior, n, noise)?;
+        let target = draw_targets(posterior, n, noise, self.net.context())?;
         let eps =
-            noise.normal("head.noise", n, self.latent_size, hidden.device())?.to_dtype(target.dtype())?;
+            noise.normal("head.noise", n, self.latent_size, self.net.context())?.to_dtype(target.dtype())?;
         let times = noise.uniform("head.time", n, 1, &Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
         let count = self.training.steps();
         let steps: Vec<u32> =
@@ -329,7 +329,7 @@ impl Head for DiffusionHead {
     /// `head.step.<i>`, normal `[R, N, L]`.
     fn sample(&self, hidden: &Tensor, samples: usize, noise: &Noise<'_>) -> Result<Tensor> {
         let draw = |stream: &str| {
-            noise.normal(stream, samples, self.latent_size, hidden.device())?.to_dtype(hidden.dtype())
+            noise.normal(stream, samples, self.latent_size, self.net.context())?.to_dtype(hidden.dtype())
         };
         let start = draw("head.start")?;
         self.generate(hidden, &start, |i| draw(&format!("head.step.{i}")), 1.0, |_, _| Ok(()))
@@ -401,7 +401,7 @@ mod tests {
         streams.insert("head.step.2".into(), c.noise.clone());
         streams.insert("head.step.1".into(), c.start.clone());
         let noise = Noise::Given(&streams);
-        let target = draw_targets(&posterior, 2, &noise).unwrap();
+        let target = draw_targets(&posterior, 2, &noise, c.store.context()).unwrap();
         let terms = c.head.terms(&c.hidden, &target, &c.noise, &[0, 310, 500, 970]).unwrap();
         let loss = c.head.loss(&c.hidden, &posterior, &noise).unwrap();
         assert_eq!(values(&loss), values(&terms.loss().unwrap().mean(1).unwrap()));

@@ -205,7 +205,7 @@ impl EnergyHead {
     }
 
     fn noise(&self, hidden: &Tensor, samples: usize, noise: &Noise<'_>) -> Result<Tensor> {
-        (noise.uniform("head", samples, self.config.noise_size, hidden.device())? - 0.5)?
+        (noise.uniform("head", samples, self.config.noise_size, &self.noise_embedding.weight)? - 0.5)?
             .to_dtype(hidden.dtype())
     }
 }
@@ -215,6 +215,7 @@ impl Head for EnergyHead {
     fn loss(&self, hidden: &Tensor, posterior: &Posterior, noise: &Noise<'_>) -> Result<Tensor> {
         let latents = self.forward(hidden, &self.noise(hidden, self.config.samples, noise)?)?;
         let targets = noise.targets("target", self.config.targets)?;
+        let latents = self.noise_embedding.weight.context().with(&latents);
         ops::energy_score(&latents, &posterior.mean, &posterior.log_std, targets, self.config.alpha)
     }
 

@@ -189,7 +189,7 @@ impl FlowHead {
         times: &[f32],
     ) -> Result<FlowTerms> {
         let (r, n, _) = target.dims3()?;
-        let t = upload(times, (r, n, 1), target.device())?.to_dtype(target.dtype())?;
+        let t = upload(times, (r, n, 1), self.net.context())?.to_dtype(target.dtype())?;
         let velocity = (target - start)?;
         // Not x₀ + t (x₁ − x₀): this form is exact at both ends.
         let x = (start.broadcast_mul(&t.affine(-1.0, 1.0)?)? + target.broadcast_mul(&t)?)?;
@@ -236,16 +236,16 @@ impl Head for FlowHead {
     /// `head.start` normal `[R, n, L]`, `head.time` uniform `[R, n, 1]`.
     fn loss(&self, hidden: &Tensor, posterior: &Posterior, noise: &Noise<'_>) -> Result<Tensor> {
         let n = self.config.repeats;
-        let target = draw_targets(posterior, n, noise)?;
+        let target = draw_targets(posterior, n, noise, self.net.context())?;
         let start =
-            noise.normal("head.start", n, self.latent_size, hidden.device())?.to_dtype(target.dtype())?;
+            noise.normal("head.start", n, self.latent_size, self.net.context())?.to_dtype(target.dtype())?;
         let times = noise.uniform("head.time", n, 1, &Device::Cpu)?.flatten_all()?.to_vec1()?;
         self.terms(hidden, &target, &start, &times)?.loss.mean(1)
     }
 
     /// Without gradient. Noise stream: `head.start` normal `[R, N, L]`; the rest is deterministic.
     fn sample(&self, hidden: &Tensor, samples: usize, noise: &Noise<'_>) -> Result<Tensor> {
-        let start = noise.normal("head.start", samples, self.latent_size, hidden.device())?;
+        let start = noise.normal("head.start", samples, self.latent_size, self.net.context())?;
         let start = start.to_dtype(hidden.dtype())?;
         self.integrate(hidden, &start, self.config.solver, self.config.steps(), |_, _| Ok(()))
     }
@@ -278,7 +278,7 @@ mod tests {
         testing::randomise(&c.store);
         let (posterior, streams) = testing::loss_inputs(&c);
         let noise = Noise::Given(&streams);
-        let target = draw_targets(&posterior, 2, &noise).unwrap();
+        let target = draw_targets(&posterior, 2, &noise, c.store.context()).unwrap();
         let first =
             posterior.sample(&streams["target"].narrow(1, 0, 1).unwrap().squeeze(1).unwrap()).unwrap();
         assert_eq!(values(&target.narrow(1, 0, 1).unwrap()), values(&first));

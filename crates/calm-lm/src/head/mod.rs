@@ -16,7 +16,7 @@ use std::sync::RwLock;
 
 use calm_autoencoder::Posterior;
 use calm_config::Problems;
-use calm_nn::{Builder, Footing, Held, Noise};
+use calm_nn::{Builder, Context, Footing, Held, Noise};
 use candle_core::{DType, Result, Tensor};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
@@ -135,9 +135,9 @@ fn blocks(configured: Option<usize>, layers: usize) -> usize {
 }
 
 /// n samples of the posterior per row, `[R, n, L]`, constants; noise stream `target`.
-fn draw_targets(posterior: &Posterior, n: usize, noise: &Noise<'_>) -> Result<Tensor> {
+fn draw_targets(posterior: &Posterior, n: usize, noise: &Noise<'_>, context: &Context) -> Result<Tensor> {
     let (mean, log_std) = (posterior.mean.detach(), posterior.log_std.detach());
-    let eps = noise.normal("target", n, mean.dim(1)?, mean.device())?.to_dtype(mean.dtype())?;
+    let eps = noise.normal("target", n, mean.dim(1)?, context)?.to_dtype(mean.dtype())?;
     mean.unsqueeze(1)?.broadcast_add(&log_std.exp()?.unsqueeze(1)?.broadcast_mul(&eps)?)
 }
 

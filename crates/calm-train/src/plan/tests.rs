@@ -77,12 +77,12 @@ fn what_does_not_fit_is_an_error_that_says_what_does() {
     let target = Target::gpu_with(48e9);
     let plan = planned(&config, &target);
     let e = plan.check(&[Stage::Lm]).unwrap_err();
-    let (message, hint) = (e.to_string(), e.remedy().unwrap());
+    let (message, remedy) = (e.to_string(), e.remedy().unwrap());
     assert!(message.contains("stage lm") && message.contains("a GPU of 48 GB has 47.2 GB free"), "{message}");
-    let at = |what: &str| hint.find(what).unwrap_or_else(|| panic!("no {what} in {hint}"));
+    let at = |what: &str| remedy.find(what).unwrap_or_else(|| panic!("no {what} in {remedy}"));
     let order =
         ["--set train.lm.accumulation=", "train.lm.recompute=true", "precision=bf16", "train.lm.context="];
-    assert!(order.map(at).is_sorted(), "{hint}");
+    assert!(order.map(at).is_sorted(), "{remedy}");
     // Each of them is what it says.
     let stage = plan.stages.iter().find(|s| s.stage == Stage::Lm).unwrap();
     for remedy in &stage.remedies {

@@ -2,18 +2,18 @@
 
 use calm_kernels as ops;
 use calm_nn::device::upload;
-use calm_nn::{Embedding, Init, Noise, NoiseKey, ParamStore, RowId, philox};
+use calm_nn::{Embedding, Init, Noise, NoiseKey, ParamStore, Parameter, RowId, philox};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::BaselineConfig;
 use super::softmax::{invert, nucleus, probabilities};
 use crate::backbone::Branch;
-use crate::context::Context;
 use crate::family::{
     DrawKind, DrawRequest, Draws, ExactDraws, GRAM, LanguageModel, Loss, TextFormat, TokenDecoding,
 };
 use crate::sampler::{Continuation, DrawKey, Sampler, SpecialIds};
+use crate::text_state::TextState;
 use crate::{Backbone, Cache, ChunkBatch};
 
 /// A Llama language model; parameter names as in published Llama checkpoints.
@@ -22,7 +22,7 @@ pub struct Baseline {
     embedding: Embedding,
     backbone: Backbone,
     /// `[V, D]`
-    output: Tensor,
+    output: Parameter,
     text: TextFormat,
 }
 
@@ -112,7 +112,7 @@ impl Baseline {
                 }
             }
             if step + 1 < GRAM {
-                let ids = upload(&next, (b, s, 1), batch.ids.device())?;
+                let ids = upload(&next, (b, s, 1), batch.destination())?;
                 let x = self.backbone.forward_branch(&self.embed(&ids)?.detach(), &trunk, &mut branch)?;
                 hidden = batch.pick(&x)?.detach();
             }
@@ -152,7 +152,7 @@ impl Baseline {
 
 impl Baseline {
     fn forward_cached(&self, tokens: &[u32], cache: &mut Cache) -> Result<Tensor> {
-        let ids = upload(tokens, (1, tokens.len(), 1), self.output.device())?;
+        let ids = upload(tokens, (1, tokens.len(), 1), &self.output)?;
         self.backbone.forward_cached(&self.embed(&ids)?.detach(), cache)
     }
 }
@@ -228,7 +228,7 @@ impl Sampler for Tempered<'_> {
     }
 
     fn start(&self) -> Result<Box<dyn Continuation + '_>> {
-        let (model, mut context) = (self.model, Context::default());
+        let (model, mut context) = (self.model, TextState::default());
         if model.text.bos_chunk {
             context.extend(&[model.text.special.bos], |t, c| model.forward_cached(t, c))?;
         }
@@ -240,7 +240,7 @@ impl Sampler for Tempered<'_> {
 struct Text<'a> {
     model: &'a Baseline,
     decoding: TokenDecoding,
-    context: Context,
+    context: TextState,
 }
 
 impl Continuation for Text<'_> {

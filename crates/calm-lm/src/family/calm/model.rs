@@ -8,10 +8,10 @@ use candle_core::{DType, Result, Tensor};
 use super::CalmConfig;
 use super::input::ChunkInput;
 use crate::backbone::Branch;
-use crate::context::Context;
 use crate::family::{DrawKind, DrawRequest, Draws, LanguageModel, Loss, SampledDraws, TextFormat};
 use crate::head::Head;
 use crate::sampler::{Continuation, DrawKey, Sampler, SpecialIds};
+use crate::text_state::TextState;
 use crate::{Backbone, Cache, ChunkBatch};
 
 /// Input module, backbone and head, on a frozen autoencoder. Parameter names are those of the reference
@@ -143,9 +143,9 @@ impl Calm {
             if step + 1 == steps || open.is_empty() {
                 break;
             }
-            let ids = upload(&first_of_row, (b, s, k), batch.ids.device())?;
+            let ids = upload(&first_of_row, (b, s, k), batch.destination())?;
             let x = self.backbone.forward_branch(&self.embed(&ids)?.detach(), &trunk, &mut branch)?;
-            let index = upload(&open, open.len(), batch.ids.device())?;
+            let index = upload(&open, open.len(), batch.destination())?;
             hidden = batch.pick(&x)?.detach().index_select(&index, 0)?;
         }
         Ok(out)
@@ -174,8 +174,8 @@ impl Calm {
     ///
     /// # Errors
     /// What a GPU answers.
-    pub fn begin(&self) -> Result<Context> {
-        let mut context = Context::default();
+    pub fn begin(&self) -> Result<TextState> {
+        let mut context = TextState::default();
         if self.text.bos_chunk {
             let bos = vec![self.text.special.bos; self.autoencoder.chunk_size()];
             context.extend(&bos, |t, c| self.forward_cached(t, c))?;
@@ -187,15 +187,14 @@ impl Calm {
     ///
     /// # Errors
     /// Another number of tokens; what a GPU answers.
-    pub fn read(&self, context: &mut Context, tokens: &[u32]) -> Result<()> {
+    pub fn read(&self, context: &mut TextState, tokens: &[u32]) -> Result<()> {
         let (k, text) = (self.autoencoder.chunk_size(), &self.text);
         context.push(tokens, k, text.context, text.special, |t, c| self.forward_cached(t, c))
     }
 
     fn forward_cached(&self, tokens: &[u32], cache: &mut Cache) -> Result<Tensor> {
         let k = self.autoencoder.chunk_size();
-        let device = self.autoencoder.embedding_table().device();
-        let ids = upload(tokens, (1, tokens.len() / k, k), device)?;
+        let ids = upload(tokens, (1, tokens.len() / k, k), self.autoencoder.embedding_table())?;
         self.backbone.forward_cached(&self.embed(&ids)?.detach(), cache)
     }
 }
@@ -248,7 +247,7 @@ impl LanguageModel for Calm {
         let rows = batch.sources.len();
         let shift = rows / 2;
         let index: Vec<u32> = (0..rows).map(|i| ((i + shift) % rows) as u32).collect();
-        let exchanged = hidden.index_select(&upload(&index, rows, hidden.device())?, 0)?;
+        let exchanged = hidden.index_select(&upload(&index, rows, batch.destination())?, 0)?;
         let mean = |h: &Tensor| -> Result<f64> {
             self.head.loss(h, &posterior, noise)?.to_dtype(DType::F64)?.mean_all()?.to_scalar()
         };
@@ -273,7 +272,7 @@ impl Sampler for &Calm {
 /// A text that a CALM continues.
 struct Text<'a> {
     model: &'a Calm,
-    context: Context,
+    context: TextState,
 }
 
 impl Continuation for Text<'_> {

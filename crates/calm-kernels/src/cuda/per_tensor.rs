@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 const ENTRIES: usize = 4;
 
 /// The results for the last few tensors, each with the other arguments `K` that it depends on.
-pub(super) struct Kept<K, V>(Mutex<Vec<Entry<K, V>>>);
+pub(super) struct PerTensor<K, V>(Mutex<Vec<Entry<K, V>>>);
 
 struct Entry<K, V> {
     tensor: TensorId,
@@ -15,11 +15,13 @@ struct Entry<K, V> {
     value: Arc<V>,
 }
 
-impl<K: PartialEq, V> Kept<K, V> {
-    pub(super) const fn new() -> Self {
+impl<K, V> Default for PerTensor<K, V> {
+    fn default() -> Self {
         Self(Mutex::new(Vec::new()))
     }
+}
 
+impl<K: PartialEq, V> PerTensor<K, V> {
     /// The result for `tensor`, by `make` where it is not there. The elements of a tensor must not change; those
     /// of a variable may, so its results do not stay.
     pub(super) fn get(
@@ -51,7 +53,7 @@ mod tests {
 
     #[test]
     fn results_of_the_last_tensors_stay_and_those_of_variables_do_not() {
-        let kept = Kept::<usize, usize>::new();
+        let kept = PerTensor::<usize, usize>::default();
         let zeros = || Tensor::zeros(1, DType::U32, &Device::Cpu).unwrap();
         let tensors: Vec<Tensor> = (0..=ENTRIES).map(|_| zeros()).collect();
         let get = |t: &Tensor, arguments, value| *kept.get(t, arguments, || Ok(value)).unwrap();

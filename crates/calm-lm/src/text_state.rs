@@ -1,20 +1,20 @@
-//! The context of a sampler: tokens so far, the backbone's cache, and the last hidden state.
+//! The state of a text that is being continued: tokens so far, the backbone's cache, and the last hidden state.
 
 use candle_core::{Result, Tensor, bail};
 
 use crate::Cache;
 use crate::sampler::SpecialIds;
 
-/// A context; cloning shares the cached tensors.
+/// A text so far; cloning shares the cached tensors.
 #[derive(Clone, Debug, Default)]
-pub struct Context {
+pub struct TextState {
     tokens: Vec<u32>,
     cache: Cache,
     hidden: Option<Tensor>,
     ended: bool,
 }
 
-impl Context {
+impl TextState {
     /// The tokens pushed so far (without BOS).
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
