@@ -80,7 +80,10 @@ impl Page {
     /// Code spans and links of a line. (Neither goes over the end of a line in our pages, but for the text of a
     /// link, whose target is then found all the same.)
     fn inline(&mut self, line: usize, content: &str) {
-        assert!(content.matches('`').count() % 2 == 0, "a code span goes over the end of a line: {content}");
+        assert!(
+            content.matches('`').count().is_multiple_of(2),
+            "a code span goes over the end of a line: {content}"
+        );
         let mut outside = String::new();
         for (i, part) in content.split('`').enumerate() {
             if i % 2 == 0 {
