@@ -40,3 +40,8 @@ pub use reference::ReferenceBlocks;
 pub use special::{SpecialTokens, Vocabulary};
 pub use token_file::TokenFile;
 pub use tokenizer::Tokenizer;
+
+/// The README's example is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

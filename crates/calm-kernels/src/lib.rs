@@ -76,3 +76,8 @@ pub use energy_block::{EnergyBlockWeights, energy_block};
 pub use gradients::FlatGradients;
 pub use mlp_block::mlp_block;
 pub use moments::{Clip, ClipReport, Moments};
+
+/// The README's example is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -21,3 +21,8 @@ pub use layers::{Embedding, LayerNorm, Linear, RmsNorm, SwiGlu};
 pub use noise::Noise;
 pub use optim::{AdamW, AdamWConfig, GradientBucket};
 pub use store::{Builder, Init, LoadReport, ParamStore};
+
+/// The README's example is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -11,3 +11,8 @@ pub mod rng;
 pub mod samples;
 pub mod seeds;
 pub mod temperature;
+
+/// The README's example is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -21,3 +21,8 @@ pub mod scoring;
 pub mod step;
 pub mod task;
 pub mod training;
+
+/// The README's example is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
