@@ -10,6 +10,7 @@
 //! * [`head`]: what turns a hidden state into samples of the next latent vector; add a head there.
 //! * [`backbone`]: the Llama decoder, teacher-forced, cached, or branched from every position at once.
 //! * [`sampler`]: `draw(n, key) -> chunks`, all that generation knows of a model.
+//! * [`published`]: how a family, a head says itself in the `config.json` of a published checkpoint.
 //! * [`registry`]: how `{NAME: settings}` in a configuration finds its family or head.
 
 pub mod backbone;
@@ -17,6 +18,7 @@ pub mod batch;
 mod context;
 pub mod family;
 pub mod head;
+pub mod published;
 pub mod registry;
 pub mod sampler;
 
