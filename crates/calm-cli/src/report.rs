@@ -2,6 +2,7 @@
 
 use calm_eval::protocol::Protocol;
 use calm_eval::reconstruction::ReconstructionReport;
+use calm_lm::{DrawKind, ModelConfig};
 use calm_nn::Precision;
 use calm_run::Stage;
 use calm_run::results::{BrierResults, ConditionCheck};
@@ -157,9 +158,13 @@ fn brier_cells(name: &str, r: &BrierReport) -> Vec<String> {
 const BRIER_HEADERS: [&str; 6] = ["percent", "Brier-1", "Brier-2", "Brier-3", "Brier-4", "BrierLM"];
 
 /// A model's scores beside the n-gram models.
-pub fn brier(r: &BrierResults) -> String {
-    let name =
-        if r.cross_entropy.is_some() { "baseline".to_owned() } else { format!("CALM, K = {}", r.chunk_size) };
+pub fn brier(model: &ModelConfig, r: &BrierResults) -> String {
+    // Its title without the article.
+    let title = model.title().split_once(' ').map_or(model.title(), |(_, title)| title);
+    let name = match model.draws() {
+        DrawKind::Exact if r.chunk_size == 1 => title.to_owned(),
+        _ => format!("{title}, K = {}", r.chunk_size),
+    };
     let groups = match r.protocol {
         Protocol::Aligned { .. } => "held-out documents",
         Protocol::Reference { .. } => "blocks",
@@ -217,10 +222,7 @@ fn note(r: &BrierReport) -> String {
 
 /// Whether the head uses its condition.
 pub fn condition(c: &ConditionCheck) -> String {
-    format!(
-        "energy loss with true hidden states {:.3}, with exchanged ones {:.3}\n",
-        c.loss, c.loss_exchanged
-    )
+    format!("loss with true hidden states {:.3}, with exchanged ones {:.3}\n", c.loss, c.loss_exchanged)
 }
 
 /// A text set off from what surrounds it.

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use calm_lm::{BaselineConfig, CalmConfig, EnergyConfig, FlowConfig, FlowTime, HeadConfig};
+use calm_lm::ModelConfig;
+use calm_lm::published::{ConfigJson, autoencoder};
 use calm_nn::{ParamStore, write_tensors};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value};
 
-use super::config::{REFERENCE_TARGETS, write_autoencoder, write_calm, write_llama};
-use super::{AE_FOLDER, AE_PREFIX, Kind, Origin, OriginPart, dtype_of, require_empty};
+use super::{AE_FOLDER, AE_PREFIX, Origin, OriginPart, dtype_of, require_empty};
 use calm_run::checkpoint::{Which, write_json};
 use calm_run::{Error, Result, Run, Stage};
 
@@ -29,8 +29,8 @@ pub struct ExportOptions {
 /// What an export wrote.
 #[derive(Clone, Debug)]
 pub struct ExportReport {
-    /// What the folder holds.
-    pub kind: Kind,
+    /// What the folder holds: `architectures` of its `config.json`.
+    pub architecture: &'static str,
     /// The files.
     pub files: Vec<PathBuf>,
     /// Tensors, aliases counted.
@@ -39,7 +39,7 @@ pub struct ExportReport {
     pub notes: Vec<String>,
 }
 
-/// Writes `config.json` and `model.safetensors` with all aliases, and for a CALM its autoencoder in `ae/`.
+/// Writes `config.json` and `model.safetensors` with all aliases; the autoencoder of a model that has one goes to `ae/`.
 ///
 /// # Errors
 /// When the run has no checkpoint, or the folder is not empty or cannot be written.
@@ -54,52 +54,55 @@ pub fn export(run: &Run, options: &ExportOptions) -> Result<ExportReport> {
         notes: Vec::new(),
     };
     let tokenizer = run.tokenizer()?;
-    let (vocab, ids) = (tokenizer.vocab_size(), tokenizer.special());
-    let (cpu, context) = (&Device::Cpu, run.config.train.lm.context);
-    let here = run.on(cpu);
+    let (vocab, ids) = (tokenizer.vocab_size(), models::special_ids(tokenizer.special()));
+    let here = run.on(&Device::Cpu);
     let model = &run.config.model;
-    let kind = if let Some(c) = model.get::<BaselineConfig>() {
-        let lm = models::load_lm(&here, options.which, &tokenizer, cpu)?;
-        let part = export.origin.model.clone().unwrap_or_default();
-        let tensors = export.named(lm.store(), "", &[&part])?;
-        export.write(&options.out, write_llama(&part.config, &c.backbone, vocab, ids, context), tensors)?;
-        Kind::Llama
-    } else if let Some(c) = model.get::<CalmConfig>() {
-        let (ae, _) = models::load_autoencoder(&here, Which::Best, &tokenizer, cpu)?;
-        let own = export.origin.autoencoder.clone().unwrap_or_default();
-        let config = write_autoencoder(&own.config, &c.autoencoder, c.chunk_size, vocab, ids);
-        export.check_autoencoder(c, ids.bos);
-        if run.checkpoints(Stage::Lm).latest()?.is_none() {
-            let tensors = export.named(&ae.store, "", &[&own])?;
-            export.write(&options.out, config, tensors)?;
-            Kind::Autoencoder
-        } else {
-            export.check_head(&c.head);
-            let lm = models::load_lm(&here, options.which, &tokenizer, cpu)?;
-            let part = export.origin.model.clone().unwrap_or_default();
-            // A language model that came without its autoencoder's folder recorded the formats itself.
-            let inner = within(&part);
-            let tensors = export.named(&ae.store, "", &[&own, &inner])?;
-            export.write(&options.out.join(AE_FOLDER), config, tensors)?;
-            let mut tensors = export.named(lm.store(), "", &[&part])?;
-            tensors.extend(export.named(&ae.store, AE_PREFIX, &[&inner, &own])?);
-            export.write(&options.out, write_calm(&part.config, c, vocab, ids, context), tensors)?;
-            export
-                .notes
-                .push(format!("ae_path is {AE_FOLDER}: the reference looks for it from its working folder"));
-            Kind::of_head(&c.head)
+    let trained = run.checkpoints(Stage::Lm).latest()?.is_some();
+    let autoencoder = match model.autoencoder() {
+        Some(settings) => {
+            let json = autoencoder::write(settings, model.chunk_size(), ids.bos);
+            Some((json, models::load_autoencoder(&here, Which::Best, &tokenizer, &Device::Cpu)?.0))
         }
-    } else {
-        return Err(Error::user(
-            format!("{} has no published form", model.title()),
-            "its checkpoints are safetensors already: RUN/lm/step-N/model.safetensors",
-        ));
+        None => None,
+    };
+    let architecture = match autoencoder {
+        Some((json, ae)) if !trained => {
+            let own = export.origin.autoencoder.clone().unwrap_or_default();
+            let architecture = export.say(&json);
+            let tensors = export.named(&ae.store, "", &[&own])?;
+            export.write(&options.out, json.over(&own.config, vocab, ids, None), tensors)?;
+            architecture
+        }
+        autoencoder => {
+            let mut json = model.published().ok_or_else(|| no_published_form(model))?;
+            let lm = models::load_lm(&here, options.which, &tokenizer, &Device::Cpu)?;
+            let part = export.origin.model.clone().unwrap_or_default();
+            let mut tensors = export.named(lm.store(), "", &[&part])?;
+            if let Some((inside, ae)) = autoencoder {
+                let own = export.origin.autoencoder.clone().unwrap_or_default();
+                // A language model that came without its autoencoder's folder recorded the formats itself.
+                let inner = within(&part);
+                export.say(&inside);
+                let folder = options.out.join(AE_FOLDER);
+                let all = export.named(&ae.store, "", &[&own, &inner])?;
+                export.write(&folder, inside.over(&own.config, vocab, ids, None), all)?;
+                tensors.extend(export.named(&ae.store, AE_PREFIX, &[&inner, &own])?);
+                json.keys.insert("ae_path".into(), AE_FOLDER.into());
+                json.notes.push(format!(
+                    "ae_path is {AE_FOLDER}: the reference looks for it from its working folder"
+                ));
+            }
+            let architecture = export.say(&json);
+            let config = json.over(&part.config, vocab, ids, Some(run.config.train.lm.context));
+            export.write(&options.out, config, tensors)?;
+            architecture
+        }
     };
     let text = run.folder.join("tokenizer.json");
     let copy = options.out.join("tokenizer.json");
     fs::copy(&text, &copy).map_err(|e| Error::io("write", &copy, e))?;
     export.files.push(copy);
-    if run.config.bos_chunk && kind != Kind::Autoencoder {
+    if run.config.bos_chunk && trained {
         let k = run.config.chunk_size();
         export.notes.push(format!(
             "trained with a start of document: prompts must begin with {k} times BOS {}",
@@ -112,7 +115,15 @@ pub fn export(run: &Run, options: &ExportOptions) -> Result<ExportReport> {
             export.rounded
         ));
     }
-    Ok(ExportReport { kind, files: export.files, tensors: export.tensors, notes: export.notes })
+    Ok(ExportReport { architecture, files: export.files, tensors: export.tensors, notes: export.notes })
+}
+
+fn no_published_form(model: &ModelConfig) -> Error {
+    let head = model.head().map_or_else(String::new, |head| format!(" with the head {}", head.name()));
+    Error::user(
+        format!("{}{head} has no published form", model.title()),
+        "its checkpoints are safetensors already: RUN/lm/step-N/model.safetensors",
+    )
 }
 
 /// The record of the autoencoder's tensors in a language model's file.
@@ -131,6 +142,12 @@ struct Export {
 }
 
 impl Export {
+    /// Takes over the notes of a part, and names it.
+    fn say(&mut self, json: &ConfigJson) -> &'static str {
+        self.notes.extend(json.notes.iter().cloned());
+        json.names.architecture
+    }
+
     /// All names of all parameters, each in its number format.
     fn named(
         &mut self,
@@ -182,35 +199,6 @@ impl Export {
         self.tensors += tensors.len();
         self.files.extend([settings, weights]);
         Ok(())
-    }
-
-    /// Settings of a head that the reference has as constants.
-    fn check_head(&mut self, head: &HeadConfig) {
-        if let Some(e) = head.get::<EnergyConfig>().filter(|e| e.targets != REFERENCE_TARGETS) {
-            let targets = e.targets;
-            self.notes
-                .push(format!("targets {targets} is not exported: the reference draws {REFERENCE_TARGETS}"));
-        }
-        if head.get::<FlowConfig>().is_some_and(|f| f.time != FlowTime::Floor) {
-            self.notes.push(
-                "the reference tells a flow's net floor(1000 t), not 1000 t: its samples differ".into(),
-            );
-        }
-    }
-
-    /// Settings of the autoencoder that the reference has as constants; they matter to further training only.
-    fn check_autoencoder(&mut self, c: &CalmConfig, bos: u32) {
-        let a = &c.autoencoder;
-        if a.token_dropout != a.latent_dropout {
-            self.notes.push(format!(
-                "latent_dropout {} is not exported: the reference has one ae_dropout, {}",
-                a.latent_dropout, a.token_dropout
-            ));
-        }
-        let dropped = a.dropped_token_id.unwrap_or(bos);
-        if dropped != 0 {
-            self.notes.push(format!("dropped_token_id {dropped} is not exported: the reference uses 0"));
-        }
     }
 }
 

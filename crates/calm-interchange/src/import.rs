@@ -3,21 +3,23 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use calm_autoencoder::{Autoencoder, AutoencoderConfig};
+use calm_autoencoder::Autoencoder;
 use calm_data::{DataConfig, Llama3Config, Source, Tokenizer, TokenizerConfig, Vocabulary, llama3};
-use calm_lm::{BackboneConfig, BaselineConfig, CalmConfig, HeadConfig, TextFormat};
+use calm_lm::family::PublishedFamily;
+use calm_lm::published::autoencoder;
+use calm_lm::published::{Findings, Keys, Names, PublishedText};
+use calm_lm::{ModelConfig, TextFormat};
 use calm_nn::{AdamWConfig, ParamStore, Precision};
 use candle_core::{DType, Device};
-use serde_json::{Map, Value};
 
-use super::config::{self, Common, Ids, Keys, Kind};
-use super::merge::{Place, fill};
-use super::read::{Weights, has_weights, read_config, read_weights_folder};
-use super::{AE_PREFIX, Findings, Origin, OriginPart, require_empty};
+use super::find::{Found, families};
+use super::merge::fill;
+use super::parts::{AutoencoderPlan, Folders, Part, find_autoencoder, place};
+use super::{AE_PREFIX, Origin, OriginPart, require_empty};
 use calm_config::{ConfigText, Resolved, load};
 use calm_eval::EvalConfig;
 use calm_run::checkpoint::file_hash;
-use calm_run::config::{ModelConfig, RunConfig, Schedule, StageConfig, TrainConfig};
+use calm_run::config::{RunConfig, Schedule, StageConfig, TrainConfig};
 use calm_run::{Begin, Error, Provenance, Result, Run, RunRecord, Stage};
 use calm_train::models::special_ids;
 
@@ -39,7 +41,7 @@ pub struct ImportOptions {
     pub out: PathBuf,
     /// The tokenizer; none: `tokenizer.json` in the folder.
     pub tokenizer: Option<TokenizerFrom>,
-    /// A CALM's autoencoder; none: the folder that `ae_path` names, and `ae_model.*` of the weights.
+    /// A language model's autoencoder; none: the folder that `ae_path` names, and `ae_model.*` of the weights.
     pub autoencoder: Option<PathBuf>,
     /// Text for evaluation and further training; none: the default corpus.
     pub data: Option<PathBuf>,
@@ -50,29 +52,14 @@ pub struct ImportOptions {
 /// What an import did.
 #[derive(Clone, Debug)]
 pub struct ImportReport {
-    /// What the folder held.
-    pub kind: Kind,
+    /// What the folder held: `architectures` of its `config.json`.
+    pub architecture: &'static str,
     /// Stages with their numbers of parameters.
     pub stages: Vec<(Stage, usize)>,
     /// Files the weights came from.
     pub files: Vec<PathBuf>,
     /// What a user should know.
     pub notes: Vec<String>,
-}
-
-/// A folder's configuration and weights.
-struct Part {
-    label: String,
-    config: Map<String, Value>,
-    weights: Weights,
-}
-
-impl Part {
-    fn read(folder: &Path) -> Result<Self> {
-        let config = read_config(folder)?;
-        let weights = read_weights_folder(folder)?;
-        Ok(Self { label: folder.join("config.json").display().to_string(), config, weights })
-    }
 }
 
 /// Imports a published folder as a run.
@@ -84,15 +71,14 @@ pub fn import(options: &ImportOptions) -> Result<ImportReport> {
     require_empty(&options.out)?;
     let mut findings = Findings::default();
     let part = Part::read(&options.folder)?;
-    let kind = Kind::of_config(&part.label, &part.config, &mut findings);
-    let Some(kind) = kind else {
+    let found = Found::in_config(&part.label, &part.config, &mut findings);
+    let Some(found) = found else {
         return Err(refuse(&options.folder, findings));
     };
     findings.problems.extend(part.weights.problems.iter().cloned());
-    let plan = match kind {
-        Kind::Autoencoder => ImportPlan::autoencoder(part, &mut findings),
-        Kind::Llama => ImportPlan::baseline(part, &mut findings),
-        Kind::Energy | Kind::Flow | Kind::Diffusion => ImportPlan::calm(part, kind, options, &mut findings)?,
+    let plan = match found {
+        Found::Autoencoder => ImportPlan::autoencoder(part, &mut findings)?,
+        Found::Model(names, family) => ImportPlan::model(part, names, family, options, &mut findings)?,
     };
     // Without sound sizes there is no model to compare the tensors with.
     let comparable = findings.problems.is_empty();
@@ -109,7 +95,7 @@ pub fn import(options: &ImportOptions) -> Result<ImportReport> {
         (Some(resolved), Some(built), Some(tokenizer)) if findings.problems.is_empty() => {
             write(&plan, &resolved, &built, &tokenizer, options)?;
             Ok(ImportReport {
-                kind,
+                architecture: plan.architecture,
                 stages: built.iter().map(|(stage, store)| (*stage, store.element_count())).collect(),
                 files: plan.files(),
                 notes: findings.notes,
@@ -134,119 +120,102 @@ fn refuse(folder: &Path, findings: Findings) -> Error {
 
 /// Everything that was read, before it is checked against a model.
 struct ImportPlan {
-    kind: Kind,
-    /// The language model.
-    model: Option<(Part, LmPlan)>,
-    /// The autoencoder with its own sizes.
+    architecture: &'static str,
+    /// The language model's text, or that of an autoencoder alone.
+    text: PublishedText,
+    /// The language model's settings, on the autoencoder that was found.
+    settings: ModelConfig,
+    model: Option<LmPlan>,
     autoencoder: Option<AutoencoderPlan>,
 }
 
 struct LmPlan {
-    vocab_size: usize,
-    ids: Ids,
-    backbone: BackboneConfig,
-    /// Sizes that must be those of the autoencoder, and the head.
-    calm: Option<(Common, HeadConfig)>,
+    part: Part,
     context: usize,
+    /// Sizes that must be those of the autoencoder, as its own folder names them.
+    sizes: [(&'static str, usize); 3],
 }
 
-struct AutoencoderPlan {
-    /// Its own folder; none: `ae_model.*` of the language model alone.
-    part: Option<Part>,
-    common: Common,
-    config: AutoencoderConfig,
+/// The sizes that a language model and its autoencoder share.
+fn sizes(text: PublishedText, chunk_size: usize, latent_size: usize) -> [(&'static str, usize); 3] {
+    [("vocab_size", text.vocab_size), ("patch_size", chunk_size), ("latent_size", latent_size)]
 }
 
 impl ImportPlan {
-    fn autoencoder(part: Part, findings: &mut Findings) -> Self {
+    fn autoencoder(part: Part, findings: &mut Findings) -> Result<Self> {
         let mut keys = Keys::new(&part.label, &part.config, findings);
-        let (common, config) = config::autoencoder(&mut keys);
+        let published = autoencoder::read(&mut keys);
         keys.finish();
-        let autoencoder = Some(AutoencoderPlan { part: Some(part), common, config });
+        let Some(around) = families().into_iter().find_map(|family| family.around) else {
+            return Err(Error::user(
+                "no family of models here is built on an autoencoder",
+                "add one to the registry, or import a whole model",
+            ));
+        };
         findings.note(
             "an autoencoder alone: the language model of this run is a default that is not trained yet",
         );
-        Self { kind: Kind::Autoencoder, model: None, autoencoder }
+        Ok(Self {
+            architecture: autoencoder::NAMES.architecture,
+            text: published.text,
+            settings: around(published.chunk_size, &published.config),
+            model: None,
+            autoencoder: Some(AutoencoderPlan { part: Some(part), published }),
+        })
     }
 
-    fn baseline(part: Part, findings: &mut Findings) -> Self {
+    fn model(
+        part: Part,
+        names: Names,
+        family: PublishedFamily,
+        options: &ImportOptions,
+        findings: &mut Findings,
+    ) -> Result<Self> {
         let mut keys = Keys::new(&part.label, &part.config, findings);
-        let (vocab_size, ids, backbone, context) = config::llama(&mut keys);
+        let text = keys.text();
+        let mut settings = (family.read)(names, &mut keys);
+        let context = keys.context();
         keys.finish();
-        let lm = LmPlan { vocab_size, ids, backbone, calm: None, context };
-        Self { kind: Kind::Llama, model: Some((part, lm)), autoencoder: None }
-    }
-
-    fn calm(part: Part, kind: Kind, options: &ImportOptions, findings: &mut Findings) -> Result<Self> {
-        let mut keys = Keys::new(&part.label, &part.config, findings);
-        let (common, backbone, head, context) = config::calm(&mut keys, kind);
-        keys.finish();
-        let autoencoder = match autoencoder_folder(options, &part.config, findings) {
-            Some(folder) => {
-                let own = Part::read(&folder)?;
-                findings.problems.extend(own.weights.problems.iter().cloned());
-                if Kind::of_config(&own.label, &own.config, findings).is_some_and(|k| k != Kind::Autoencoder)
-                {
-                    findings.problem(format!("{}: this is not an autoencoder", own.label));
-                }
-                let mut keys = Keys::new(&own.label, &own.config, findings);
-                let (common, config) = config::autoencoder(&mut keys);
-                keys.finish();
-                Some(AutoencoderPlan { part: Some(own), common, config })
+        let chunk_size = settings.chunk_size();
+        let latent_size = settings.autoencoder().map(|a| a.latent_size(chunk_size));
+        let autoencoder = match latent_size {
+            Some(latent_size) => {
+                let folders = Folders { model: &options.folder, asked: options.autoencoder.as_deref() };
+                find_autoencoder(&part, text, chunk_size, latent_size, folders, findings)?
             }
-            None => infer_autoencoder(&part.weights, common, findings).map(|config| AutoencoderPlan {
-                part: None,
-                common,
-                config,
-            }),
+            None => None,
         };
-        let lm = LmPlan {
-            vocab_size: common.vocab_size,
-            ids: common.ids,
-            backbone,
-            calm: Some((common, head)),
-            context,
-        };
-        Ok(Self { kind, model: Some((part, lm)), autoencoder })
-    }
-
-    fn vocab_size(&self) -> usize {
-        match (&self.model, &self.autoencoder) {
-            (Some((_, lm)), _) => lm.vocab_size,
-            (None, Some(a)) => a.common.vocab_size,
-            (None, None) => 1,
+        if let Some(found) = autoencoder.as_ref().map(|a| &a.published) {
+            settings = settings.on_autoencoder(found.chunk_size, &found.config).unwrap_or(settings);
         }
+        let sizes = sizes(text, chunk_size, latent_size.unwrap_or_default());
+        let model = Some(LmPlan { part, context, sizes });
+        Ok(Self { architecture: names.architecture, text, settings, model, autoencoder })
     }
 
     fn files(&self) -> Vec<PathBuf> {
         let own = self.autoencoder.iter().filter_map(|a| a.part.as_ref());
-        let parts = self.model.iter().map(|m| &m.0).chain(own);
+        let parts = self.model.iter().map(|m| &m.part).chain(own);
         parts.flat_map(|p| p.weights.files.clone()).collect()
     }
 
     /// A language model and its autoencoder share three sizes.
     fn agree(&self, findings: &mut Findings) {
-        let (Some((part, lm)), Some(a)) = (&self.model, &self.autoencoder) else { return };
-        let (Some((c, _)), Some(own)) = (&lm.calm, &a.part) else { return };
-        for (key, ours, theirs) in [
-            ("vocab_size", c.vocab_size, a.common.vocab_size),
-            ("patch_size", c.chunk_size, a.common.chunk_size),
-            ("latent_size", c.latent_size, a.common.latent_size),
-        ] {
+        let (Some(lm), Some(a)) = (&self.model, &self.autoencoder) else { return };
+        let Some(own) = &a.part else { return };
+        let of_autoencoder = a.published.config.latent_size(a.published.chunk_size);
+        let theirs = sizes(a.published.text, a.published.chunk_size, of_autoencoder);
+        for ((key, ours), (_, theirs)) in lm.sizes.into_iter().zip(theirs) {
             if ours != theirs {
-                findings.problem(format!("{key} is {ours} in {} and {theirs} in {}", part.label, own.label));
+                let (here, there) = (&lm.part.label, &own.label);
+                findings.problem(format!("{key} is {ours} in {here} and {theirs} in {there}"));
             }
         }
     }
 
     /// The model's ids, checked against the tokenizer.
     fn vocabulary(&self, tokenizer: Option<&(Tokenizer, String)>, findings: &mut Findings) -> Vocabulary {
-        let size = self.vocab_size();
-        let ids = match (&self.model, &self.autoencoder) {
-            (Some((_, lm)), _) => lm.ids,
-            (None, Some(a)) => a.common.ids,
-            (None, None) => Ids::default(),
-        };
+        let PublishedText { vocab_size: size, ids } = self.text;
         let own = tokenizer.map(|t| t.0.special());
         let mut choose = |name: &str, id: Option<u32>, own: Option<u32>, fallback: u32| match (id, own) {
             (Some(id), _) => id,
@@ -258,8 +227,9 @@ impl ImportPlan {
         };
         let bos = choose("bos_token_id", ids.bos, own.map(|s| s.bos), 0);
         let eos = choose("eos_token_id", ids.eos, own.map(|s| s.eos), 0);
-        // Llama models are often published with PAD = EOS. Theirs never is a target: any other id serves.
-        let shared = self.kind == Kind::Llama && ids.pad == Some(eos);
+        // Models of single tokens are often published with PAD = EOS. Theirs never is a target, since no chunk is filled
+        // up with it: any other id serves.
+        let shared = self.settings.chunk_size() == 1 && ids.pad == Some(eos);
         let pad = choose("pad_token_id", ids.pad.filter(|_| !shared), own.map(|s| s.pad), bos);
         if ids.pad.is_none_or(|p| p != pad) && pad == bos {
             findings.note(format!("there is no PAD in the vocabulary: BOS, {bos}, fills up rows"));
@@ -294,25 +264,8 @@ impl ImportPlan {
             checkpoint_every: 0,
             log_every: 10,
         };
-        let context = self.model.as_ref().map_or(512, |(_, lm)| lm.context);
-        let (model, autoencoder): (ModelConfig, _) = match (&self.model, &self.autoencoder) {
-            (Some((_, LmPlan { backbone, calm: None, .. })), _) => {
-                (BaselineConfig { backbone: backbone.clone() }.into(), None)
-            }
-            (model, autoencoder) => {
-                let lm = model.as_ref().map(|m| &m.1);
-                let sizes = autoencoder.as_ref().map(|a| a.common.chunk_size);
-                let calm = CalmConfig {
-                    chunk_size: sizes
-                        .or(lm.and_then(|l| l.calm.as_ref()).map(|c| c.0.chunk_size))
-                        .unwrap_or(1),
-                    autoencoder: autoencoder.as_ref().map(|a| a.config.clone()).unwrap_or_default(),
-                    backbone: lm.map(|l| l.backbone.clone()).unwrap_or_default(),
-                    head: lm.and_then(|l| l.calm.as_ref()).map(|c| c.1.clone()).unwrap_or_default(),
-                };
-                (calm.into(), Some(stage(context.min(512))))
-            }
-        };
+        let context = self.model.as_ref().map_or(512, |lm| lm.context);
+        let autoencoder = self.settings.autoencoder().map(|_| stage(context.min(512)));
         let own = tokenizer.map(|t| {
             let s = t.0.special();
             Vocabulary { size: t.0.vocab_size(), bos: s.bos, eos: s.eos, pad: s.pad }
@@ -321,7 +274,7 @@ impl ImportPlan {
             version: 1,
             description: format!(
                 "{} imported from {}; train and data are placeholders",
-                self.kind.architecture(),
+                self.architecture,
                 options.folder.display()
             ),
             seed: 1,
@@ -334,7 +287,7 @@ impl ImportPlan {
             vocabulary: (own != Some(vocabulary)).then_some(vocabulary),
             // The reference predicts nothing from a start of document.
             bos_chunk: false,
-            model,
+            model: self.settings.clone(),
             train: TrainConfig { autoencoder, lm: stage(context) },
             eval: EvalConfig::default(),
         }
@@ -359,27 +312,26 @@ impl ImportPlan {
         let mut autoencoder = None;
         if let (Some(a), Some(settings)) = (&self.autoencoder, config.model.autoencoder()) {
             let store = new_store();
-            let (k, v) = (config.chunk_size(), a.common.vocab_size);
+            let (k, v) = (config.chunk_size(), a.published.text.vocab_size);
             autoencoder = Some(Autoencoder::with_store(&store, settings, k, v, special.bos)?);
             let mut places = Vec::new();
-            places.extend(
-                self.model.iter().map(|(part, _)| place(part, AE_PREFIX)).filter(|p| !p.1.is_empty()),
-            );
+            let inside = self.model.iter().map(|lm| place(&lm.part, AE_PREFIX));
+            places.extend(inside.filter(|p| !p.1.is_empty()));
             places.extend(a.part.iter().map(|part| place(part, "")));
             fill(&store, &places, findings)?;
             built.push((Stage::Autoencoder, store));
         }
         let complete = autoencoder.is_some() || config.model.autoencoder().is_none();
-        if let Some((part, lm)) = self.model.as_ref().filter(|_| complete) {
+        if let Some(lm) = self.model.as_ref().filter(|_| complete) {
             let store = new_store();
             let text = TextFormat {
-                vocab_size: lm.vocab_size,
+                vocab_size: self.text.vocab_size,
                 special: special_ids(special),
                 context: lm.context,
                 bos_chunk: false,
             };
             config.model.build(&store, &text, autoencoder)?;
-            let (label, mut tensors) = place(part, "");
+            let (label, mut tensors) = place(&lm.part, "");
             if config.model.autoencoder().is_some() {
                 tensors.retain(|name, _| !name.starts_with(AE_PREFIX));
             }
@@ -388,68 +340,6 @@ impl ImportPlan {
         }
         Ok(built)
     }
-}
-
-/// The tensors of a folder whose names start with `prefix`, without it.
-fn place<'a>(part: &'a Part, prefix: &str) -> Place<'a> {
-    let tensors =
-        part.weights.tensors.iter().filter_map(|(n, t)| Some((n.strip_prefix(prefix)?, t))).collect();
-    let file = part.weights.files.first().map(|f| f.display().to_string()).unwrap_or_default();
-    (format!("{file}: {prefix}"), tensors)
-}
-
-/// Where a CALM's autoencoder lies: as asked, or as `ae_path` says, from the folder or from here.
-fn autoencoder_folder(
-    options: &ImportOptions,
-    config: &Map<String, Value>,
-    findings: &mut Findings,
-) -> Option<PathBuf> {
-    if let Some(folder) = &options.autoencoder {
-        return Some(folder.clone());
-    }
-    let path = Path::new(config.get("ae_path")?.as_str()?);
-    let found = [options.folder.join(path), path.to_owned()].into_iter().find(|f| has_weights(f));
-    if found.is_none() {
-        findings.note(format!(
-            "ae_path {} is not there: the autoencoder is read from {AE_PREFIX}*",
-            path.display()
-        ));
-    }
-    found
-}
-
-/// Sizes of an autoencoder that comes without its configuration, from the shapes of its tensors.
-fn infer_autoencoder(
-    weights: &Weights,
-    common: Common,
-    findings: &mut Findings,
-) -> Option<AutoencoderConfig> {
-    let dims = |name: &str| weights.tensors.get(&format!("{AE_PREFIX}{name}")).map(|t| t.dims().to_vec());
-    let layers = |half: &str| {
-        let prefix = format!("{AE_PREFIX}{half}.{half}_layers.");
-        let index = |n: &String| n.strip_prefix(&prefix)?.split('.').next()?.parse::<usize>().ok();
-        weights.tensors.keys().filter_map(index).max().map_or(0, |n| n + 1)
-    };
-    let table = dims("encoder.embed_tokens.weight").or_else(|| dims("decoder.lm_head_weight"));
-    let gate = dims("encoder.encoder_layers.0.mlp.gate_proj.weight");
-    let (Some([_, hidden]), Some([wide, _])) = (table.as_deref(), gate.as_deref()) else {
-        findings.problem(format!(
-            "there is no autoencoder: neither its folder (ae_path, --autoencoder) nor {AE_PREFIX}* in the weights"
-        ));
-        return None;
-    };
-    findings.note(format!(
-        "the autoencoder's sizes come from {AE_PREFIX}*; dropout and KL settings are the published defaults"
-    ));
-    Some(AutoencoderConfig {
-        latent_size: Some(common.latent_size),
-        hidden_size: *hidden,
-        intermediate_size: *wide,
-        encoder_layers: layers("encoder"),
-        decoder_layers: layers("decoder"),
-        dropped_token_id: Some(0),
-        ..AutoencoderConfig::default()
-    })
 }
 
 fn find_tokenizer(options: &ImportOptions, findings: &mut Findings) -> Option<(Tokenizer, String)> {
@@ -500,7 +390,7 @@ fn write(
         let record = RunRecord {
             history: vec![options.provenance.clone()],
             tokenizer_hash: tokenizer.0.hash(),
-            vocab_size: plan.vocab_size(),
+            vocab_size: plan.text.vocab_size,
             corpus: format!("none yet: imported from {}", options.folder.display()),
             platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
             threads: candle_core::utils::get_num_threads(),
@@ -518,7 +408,7 @@ fn write(
         }
         let own = plan.autoencoder.as_ref().and_then(|a| a.part.as_ref());
         let origin = |part: &Part| OriginPart::new(part.config.clone(), Some(&part.weights));
-        Origin { model: plan.model.as_ref().map(|m| origin(&m.0)), autoencoder: own.map(origin) }
+        Origin { model: plan.model.as_ref().map(|m| origin(&m.part)), autoencoder: own.map(origin) }
             .write(&run.folder)?;
         run.write_record(&record)
     };

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! folder ── read ──> tensors ──┐
-//!   config.json ── config ─────┼── import ──> run folder ── export ──> folder
+//!   config.json ── find ───────┼── import ──> run folder ── export ──> folder
 //!   tokenizer ─────────────────┘
 //! ```
 //!
@@ -15,12 +15,16 @@
 //!   tensor is recorded in the run (`reference.json`) and written back by default: import, then export, keeps
 //!   every bit.
 //!
+//! No family and no head is named here: the registries of `calm-lm` say who reads a `config.json`, the settings of a
+//! run what they write into one ([`calm_lm::published`]).
+//!
 //! This room may use runs (`calm-run`) and the models they build (`calm-train`).
 
-mod config;
 mod export;
+mod find;
 mod import;
 mod merge;
+mod parts;
 mod read;
 
 use std::collections::BTreeMap;
@@ -30,7 +34,6 @@ use candle_core::DType;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-pub use config::Kind;
 pub use export::{ExportOptions, ExportReport, export};
 pub use import::{ImportOptions, ImportReport, TokenizerFrom, import};
 pub use read::{Weights, read_config, read_weights_folder};
@@ -41,13 +44,13 @@ use calm_run::{Error, ORIGIN, Result, Run};
 /// Prefix of the autoencoder's tensors in a language model's file.
 const AE_PREFIX: &str = "ae_model.";
 
-/// Folder of a CALM's autoencoder inside the exported one (`ae_path`).
+/// Folder of a language model's autoencoder inside the exported one (`ae_path`).
 const AE_FOLDER: &str = "ae";
 
 /// What an imported model was, as `reference.json` of its run records it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Origin {
-    /// The language model (CALM or baseline).
+    /// The language model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<OriginPart>,
     /// The autoencoder.
@@ -89,23 +92,6 @@ impl Origin {
 
     fn write(&self, folder: &Path) -> Result<()> {
         write_json(&folder.join(ORIGIN), self)
-    }
-}
-
-/// What was found while reading: what forbids the import, and what a user should know.
-#[derive(Debug, Default)]
-struct Findings {
-    problems: Vec<String>,
-    notes: Vec<String>,
-}
-
-impl Findings {
-    fn problem(&mut self, text: impl Into<String>) {
-        self.problems.push(text.into());
-    }
-
-    fn note(&mut self, text: impl Into<String>) {
-        self.notes.push(text.into());
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use calm_lm::published::Findings;
 use calm_nn::ParamStore;
 use candle_core::{DType, Tensor};
 
-use super::{Findings, dtype_name, dtype_of};
+use super::{dtype_name, dtype_of};
 use calm_run::Result;
 
 /// Tensors with the place they came from, which goes before their names in messages.

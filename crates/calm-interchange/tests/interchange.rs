@@ -9,16 +9,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use calm_autoencoder::Autoencoder;
-use calm_config::{ConfigText, load};
+use calm_config::{ConfigText, Problems, load};
 use calm_eval::generate::{Decoding, GenerateOptions, generate};
 use calm_interchange::{
-    ExportOptions, ImportOptions, ImportReport, Kind, TokenizerFrom, export, import, read_weights_folder,
+    ExportOptions, ImportOptions, ImportReport, TokenizerFrom, export, import, read_weights_folder,
 };
+use calm_lm::registry::{self, Entry};
 use calm_lm::{
-    BackboneConfig, Baseline, BaselineConfig, Calm, CalmConfig, DiffusionConfig, FlowConfig, HeadConfig,
-    SpecialIds, TextFormat,
+    BackboneConfig, Baseline, BaselineConfig, Calm, CalmConfig, DiffusionConfig, FlowConfig, Head,
+    HeadConfig, HeadSettings, SpecialIds, TextFormat,
 };
-use calm_nn::{ParamStore, read_weights, write_weights};
+use calm_nn::{Builder, Footing, Held, ParamStore, read_weights, write_weights};
 use calm_run::checkpoint::Which;
 use calm_run::config::RunConfig;
 use calm_run::{Begin, Error, Run, Stage};
@@ -30,6 +31,8 @@ use calm_train::reporter::Reporter;
 use calm_train::scoring::score_run;
 use calm_train::training::{Observer, StepReport, Validation};
 use candle_core::{DType, Device, Tensor};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -191,17 +194,17 @@ fn assert_round_trip(s: &Scratch) -> ImportReport {
 
 #[test]
 fn every_model_comes_back_bit_by_bit() {
-    for (case, kind, stages) in [
-        ("autoencoder_k4", Kind::Autoencoder, vec![Stage::Autoencoder]),
-        ("autoencoder_k2", Kind::Autoencoder, vec![Stage::Autoencoder]),
-        ("calm_energy_k4", Kind::Energy, Stage::ALL.to_vec()),
-        ("calm_energy_k2", Kind::Energy, Stage::ALL.to_vec()),
-        ("ar_baseline", Kind::Llama, vec![Stage::Lm]),
+    for (case, architecture, stages) in [
+        ("autoencoder_k4", "Autoencoder", vec![Stage::Autoencoder]),
+        ("autoencoder_k2", "Autoencoder", vec![Stage::Autoencoder]),
+        ("calm_energy_k4", "EnergyTransformer", Stage::ALL.to_vec()),
+        ("calm_energy_k2", "EnergyTransformer", Stage::ALL.to_vec()),
+        ("ar_baseline", "LlamaForCausalLM", vec![Stage::Lm]),
     ] {
         let s = Scratch::new(case);
         let _ = fs::remove_file(s.folder().join("pytorch_model.bin"));
         let report = assert_round_trip(&s);
-        assert_eq!(report.kind, kind);
+        assert_eq!(report.architecture, architecture);
         assert_eq!(report.stages.iter().map(|s| s.0).collect::<Vec<_>>(), stages);
         // And once more from what was written, with the tokenizer that was written.
         let again = ImportOptions { folder: s.path("out"), out: s.path("again"), ..Default::default() };
@@ -693,4 +696,55 @@ fn an_imported_model_may_be_given_its_text_later() {
     let other = changed("/data/source", json!({"path": "text.txt"}));
     assert!(Run::create(&s.path("run"), &other, Begin::Resume).is_ok());
     assert!(Run::create(&s.path("run"), &changed("/seed", json!(9)), Begin::Resume).is_err());
+}
+
+/// A head that says nothing of published checkpoints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+struct Unpublished {}
+
+impl HeadSettings for Unpublished {
+    fn name(&self) -> &'static str {
+        "unpublished"
+    }
+
+    fn validate(&self, _: &mut Problems) {}
+
+    fn build(&self, _: &Builder, _: &BackboneConfig, _: usize) -> candle_core::Result<Box<dyn Head>> {
+        candle_core::bail!("nobody builds it here")
+    }
+
+    fn parameters(&self, _: &BackboneConfig, _: usize) -> u64 {
+        0
+    }
+
+    fn pass_flops(&self, _: &BackboneConfig, _: usize) -> f64 {
+        0.0
+    }
+
+    fn training_passes(&self) -> usize {
+        1
+    }
+
+    fn held(&self, _: &BackboneConfig, _: usize, _: f64, _: Footing) -> Held {
+        Held::default()
+    }
+}
+
+#[test]
+fn what_has_no_published_form_is_told_so() {
+    registry::add(Entry::head::<Unpublished>("unpublished", "No published form."));
+    let s = Scratch::new("calm_energy_k4");
+    s.import().unwrap();
+    let path = s.path("run").join("config.yaml");
+    let mut tree: Value = serde_yaml::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    tree["model"]["calm"]["head"] = json!({ "unpublished": {} });
+    fs::write(&path, serde_yaml::to_string(&tree).unwrap()).unwrap();
+    let run = Run::open(&s.path("run")).unwrap();
+    let options = ExportOptions { out: s.path("out"), ..Default::default() };
+    let e = export(&run, &options).unwrap_err().to_string();
+    assert!(e.contains("a CALM with the head unpublished has no published form"), "{e}");
+    assert!(!s.path("out").exists());
+    // Its autoencoder has one all the same.
+    fs::remove_dir_all(s.path("run").join("lm")).unwrap();
+    assert_eq!(export(&run, &options).unwrap().architecture, "Autoencoder");
 }

@@ -1,11 +1,13 @@
 //! Settings of which there are several kinds: `{NAME: settings}` in a configuration, one entry a name.
 //!
 //! ```text
-//! model: { calm: {...} }        ModelConfig = Choice<dyn FamilyConfig>, entries in `family/mod.rs`
-//! head:  { energy: {...} }      HeadConfig  = Choice<dyn HeadSettings>, entries in `head/mod.rs`
+//! model: { calm: {...} }        ModelConfig = Choice<dyn FamilyConfig>,
+//! head:  { energy: {...} }      HeadConfig  = Choice<dyn HeadSettings>,
 //! ```
-//! A [`Choice`] reads and writes itself like an enum whose variants are the entries. What is shipped stands in one
-//! list; a crate (or a test) that brings a kind of its own adds it with [`add`] before it reads a configuration.
+//! A [`Choice`] reads and writes itself like an enum whose variants are the entries. What is shipped stands
+//! in `registry/shipped.rs`; a crate (or a test) that brings a kind of its own adds it with [`add`] before it reads a configuration.
+
+mod shipped;
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -50,27 +52,32 @@ type Read<C> = for<'de> fn(&mut dyn erased_serde::Deserializer<'de>) -> Result<B
 
 /// One name that a configuration may choose.
 #[derive(Debug)]
-pub struct Entry<C: ?Sized> {
+pub struct Entry<C: Registered + ?Sized> {
     /// The key in a configuration.
     pub name: &'static str,
     /// What it is, in a line (for the schema).
     pub about: &'static str,
+    /// How it is read from a published checkpoint; None of a kind that never comes as one.
+    pub published: Option<C::Published>,
     pub(crate) read: Read<C>,
     pub(crate) schema: fn(&mut SchemaGenerator) -> Schema,
 }
 
-impl<C: ?Sized> Clone for Entry<C> {
+impl<C: Registered + ?Sized> Clone for Entry<C> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<C: ?Sized> Copy for Entry<C> {}
+impl<C: Registered + ?Sized> Copy for Entry<C> {}
 
 /// A trait of settings that has a registry.
 pub trait Registered: Plain {
     /// Name of the choice in schemas.
     const SCHEMA: &'static str;
+
+    /// How a kind is read from a published checkpoint.
+    type Published: Copy + Debug;
 
     /// The key that chose these settings.
     fn name(&self) -> &'static str;
@@ -197,7 +204,7 @@ impl<C: Registered + ?Sized> de::Visitor<'_> for Name<C> {
 }
 
 /// The settings of an entry.
-struct Settings<C: ?Sized>(Entry<C>);
+struct Settings<C: Registered + ?Sized>(Entry<C>);
 
 impl<'de, C: Registered + ?Sized> DeserializeSeed<'de> for Settings<C> {
     type Value = Choice<C>;

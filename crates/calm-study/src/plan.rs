@@ -522,7 +522,7 @@ pub fn differing_settings(trees: &[&Value]) -> Vec<Vec<(String, String)>> {
         .collect()
 }
 
-/// Leaves by path; the model's kind is no part of it, so that the backbones of a CALM and a baseline meet.
+/// Leaves by path; the model's family is no part of it, so that the backbones of two families meet.
 fn flatten(path: &str, value: &Value, out: &mut BTreeMap<String, String>) {
     let Some(map) = value.as_object().filter(|m| !m.is_empty()) else {
         let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
@@ -530,13 +530,10 @@ fn flatten(path: &str, value: &Value, out: &mut BTreeMap<String, String>) {
         return;
     };
     for (key, child) in map {
-        let choice = path == "model" && (key == "calm" || key == "baseline");
-        let at = match (path.is_empty(), choice) {
-            (true, _) => key.clone(),
-            (_, true) => path.to_owned(),
-            _ => format!("{path}.{key}"),
-        };
-        flatten(&at, child, out);
+        let at = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        // `model: { FAMILY: settings }`.
+        let family = child.as_object().filter(|_| at == "model").and_then(|m| m.values().next());
+        flatten(&at, family.unwrap_or(child), out);
     }
 }
 

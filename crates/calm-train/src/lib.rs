@@ -3,6 +3,9 @@
 //!
 //! What a run keeps lies in `calm-run`; the models come from `calm-lm` and `calm-autoencoder`. This room knows no
 //! command line and no study.
+//!
+//! A loop of one's own needs [`step::Stepper`] and nothing else of this crate: `examples/own_loop.rs` goes from a text
+//! to a trained model in a page (`cargo run --release -p calm-train --example own_loop -- TEXT`).
 
 pub mod held_out;
 pub mod init;

@@ -23,7 +23,10 @@ pub(crate) fn import_autoencoder(
     if !fits {
         return Err(Error::user(
             format!("the autoencoder of {} has another shape", other.folder.display()),
-            "chunk_size and model.calm.autoencoder of both runs must be equal",
+            format!(
+                "chunk_size and model.{}.autoencoder of both runs must be equal",
+                run.config.model.name()
+            ),
         ));
     }
     same_tokenizer(&other, corpus)?;

@@ -81,7 +81,7 @@ pub fn brierlm(args: &BrierArgs, device: Choice, printer: &Printer) -> Result<()
     match args.text.format {
         Format::Json => printer.result(&serde_json::to_string_pretty(&results)?)?,
         Format::Table => {
-            printer.result(&tables::brier(&results))?;
+            printer.result(&tables::brier(&run.config.model, &results))?;
             if let Some(c) = &condition {
                 printer.result(&tables::condition(c))?;
             }

@@ -26,7 +26,7 @@ pub fn run(args: &ExportArgs, printer: &Printer) -> Result<()> {
     let files: Vec<String> = report.files.iter().map(|f| format!("  {}", f.display())).collect();
     Ok(printer.result(&format!(
         "{}: {} tensors written\n{}",
-        report.kind.architecture(),
+        report.architecture,
         report.tensors,
         files.join("\n")
     ))?)

@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use calm_data::Llama3Config;
-use calm_interchange::{ImportOptions, Kind, TokenizerFrom, import};
-use calm_run::Provenance;
+use calm_interchange::{ImportOptions, TokenizerFrom, import};
+use calm_run::{Provenance, Stage};
 
 use crate::args::ImportArgs;
 use crate::ui::Printer;
@@ -43,9 +43,9 @@ pub fn run(args: &ImportArgs, printer: &Printer) -> Result<()> {
     let stages: Vec<String> =
         report.stages.iter().map(|(stage, n)| format!("{stage} with {n} parameters")).collect();
     let out = args.out.display();
-    printer.result(&format!("{}: {} imported into {out}", report.kind.architecture(), stages.join(", ")))?;
+    printer.result(&format!("{}: {} imported into {out}", report.architecture, stages.join(", ")))?;
     let mut next = vec!["next:".to_owned()];
-    if report.kind == Kind::Autoencoder {
+    if report.stages.iter().all(|(stage, _)| *stage == Stage::Autoencoder) {
         next.push(format!("  calm eval autoencoder --run {out} --data TEXT"));
     } else {
         next.push(format!("  calm generate --run {out} --prompt TEXT"));

@@ -192,7 +192,7 @@ pub fn brierlm(
         }
         (Format::Table, ..) => {
             for r in &results {
-                printer.result(&tables::brier(r))?;
+                printer.result(&tables::brier(&run.config.model, r))?;
             }
         }
     }

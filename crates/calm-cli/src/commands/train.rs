@@ -6,6 +6,7 @@ use anyhow::Result;
 use calm_config::load;
 use calm_data::TokenizerConfig;
 use calm_kernels::device::Choice;
+use calm_lm::ModelConfig;
 use calm_run::config::RunConfig;
 use calm_run::results::Results;
 use calm_run::{Begin, Provenance, Run, Stage};
@@ -74,7 +75,7 @@ pub fn run(args: &TrainArgs, device: Choice, printer: &Printer) -> Result<()> {
     if args.skip_scores {
         return Ok(());
     }
-    show(&results, args.format, printer)?;
+    show(&run.config.model, &results, args.format, printer)?;
     next_commands(&run, &folder, &results, printer);
     Ok(())
 }
@@ -130,7 +131,7 @@ fn vocabulary(config: &RunConfig) -> Option<usize> {
     config.vocabulary.map(|v| v.size).or(own)
 }
 
-fn show(results: &Results, format: Format, printer: &Printer) -> Result<()> {
+fn show(model: &ModelConfig, results: &Results, format: Format, printer: &Printer) -> Result<()> {
     if format == Format::Json {
         return Ok(printer.result(&serde_json::to_string_pretty(results)?)?);
     }
@@ -138,7 +139,7 @@ fn show(results: &Results, format: Format, printer: &Printer) -> Result<()> {
         printer.result(&report::autoencoder(r))?;
     }
     if let Some(b) = &results.brier {
-        printer.result(&report::brier(b))?;
+        printer.result(&report::brier(model, b))?;
     }
     if let Some(c) = &results.condition {
         printer.result(&report::condition(c))?;

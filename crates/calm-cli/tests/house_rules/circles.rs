@@ -29,9 +29,8 @@ const KNOWN: &[(&str, &[&str])] = &[
             "rotary",
         ],
     ),
-    ("calm-lm", &["head", "head::diffusion", "head::energy", "head::flow"]),
     ("calm-run", &["error", "stage"]),
-    ("calm-train", &["measure", "memory", "pipeline", "plan", "recorder", "reuse", "scoring"]),
+    ("calm-train", &["measure", "pipeline", "plan", "recorder", "reuse", "scoring"]),
 ];
 
 #[test]

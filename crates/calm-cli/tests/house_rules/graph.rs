@@ -32,6 +32,8 @@ struct Module {
     items: BTreeSet<String>,
     /// All texts in quotes.
     texts: Vec<String>,
+    /// The whole file.
+    code: Vec<Token>,
 }
 
 /// The modules of a crate.
@@ -134,6 +136,30 @@ impl Graph {
         (0..self.modules.len()).flat_map(of)
     }
 
+    /// All files without their tests, each with its module.
+    pub fn files(&self) -> impl Iterator<Item = (String, &[Token])> {
+        (0..self.modules.len()).map(|m| (self.name(m), self.modules[m].code.as_slice()))
+    }
+
+    /// What is declared in modules that begin so, and used outside of them in this crate.
+    pub fn passed_on(&self, within: &str) -> BTreeSet<String> {
+        let inside = |m: &usize| {
+            let rest = self.modules[*m].name.strip_prefix(within);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+        };
+        let (inner, outer): (Vec<usize>, Vec<usize>) = (0..self.modules.len()).partition(inside);
+        let declared = |name: &String| inner.iter().any(|m| self.modules[*m].items.contains(name));
+        let mut found = BTreeSet::new();
+        for m in outer {
+            for import in self.modules[m].imports.iter().filter(|i| declared(&i.name)) {
+                if self.target(m, &import.path, 8).is_some_and(|at| inside(&at)) {
+                    found.insert(import.name.clone());
+                }
+            }
+        }
+        found
+    }
+
     /// Every arrow between these modules, for a message.
     pub fn arrows_between(&self, names: &[String]) -> Vec<String> {
         let all = (0..self.modules.len()).filter(|m| names.contains(&self.name(*m)));
@@ -214,6 +240,7 @@ impl Module {
         }
         // `const fn name` and the like name an item twice.
         module.items.remove("fn");
+        module.code = code;
         (module, children)
     }
 

@@ -5,6 +5,7 @@
 
 mod circles;
 mod graph;
+mod names;
 mod remedies;
 mod tokens;
 

@@ -8,6 +8,7 @@
 
 mod config;
 mod costs;
+mod published;
 
 use calm_kernels as ops;
 use calm_nn::device::upload;

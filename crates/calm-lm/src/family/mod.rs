@@ -5,14 +5,14 @@
 //! LanguageModel  parameters, loss as named parts, draws at every position of a batch, a sampler with state
 //! ```
 //! **Adding a family** is one module here: its settings, which implement [`FamilyConfig`], its model, which implements
-//! [`LanguageModel`]; and its line in [`SHIPPED`]. `crates/calm-train/tests/toy_family.rs` shows a whole one, which
-//! trains, is scored and generates through the same commands as the others.
+//! [`LanguageModel`]; and its line in `registry/shipped.rs`. A family whose checkpoints come as folders of the reference
+//! implementation says so too ([`PublishedFamily`], [`FamilyConfig::published`]).
+//! `crates/calm-train/tests/toy_family.rs` shows a whole one, which trains, is scored and generates through the same
+//! commands as the others.
 
 pub mod baseline;
 pub mod calm;
 mod draws;
-
-use std::sync::RwLock;
 
 use calm_autoencoder::{Autoencoder, AutoencoderConfig};
 use calm_config::Problems;
@@ -22,7 +22,8 @@ use candle_core::{Result, Tensor};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
-use crate::registry::{Choice, Entry, Plain, Registered};
+use crate::published::{ConfigJson, Keys, Names};
+use crate::registry::{Choice, Entry, Plain};
 use crate::sampler::{Sampler, SpecialIds};
 use crate::{ChunkBatch, HeadConfig};
 pub use draws::{DrawKind, DrawRequest, Draws, ExactDraws, GRAM, SampledDraws};
@@ -94,36 +95,31 @@ pub trait FamilyConfig: Plain {
 
     /// What a training step on `positions` positions holds.
     fn held(&self, vocab: usize, positions: f64, on: Footing, recompute: bool) -> Held;
+
+    /// What they write into the `config.json` of a published checkpoint; None without a published form.
+    fn published(&self) -> Option<ConfigJson> {
+        None
+    }
+
+    /// The same model on this autoencoder, of chunks of so many tokens; None of a family without an autoencoder.
+    fn on_autoencoder(&self, _chunk_size: usize, _autoencoder: &AutoencoderConfig) -> Option<ModelConfig> {
+        None
+    }
 }
 
 /// Which model: `{NAME: settings}`.
 pub type ModelConfig = Choice<dyn FamilyConfig>;
 
-/// The families of this crate.
-const SHIPPED: &[Entry<dyn FamilyConfig>] = &[
-    Entry::family::<calm::CalmConfig>(
-        calm::NAME,
-        "Autoencoder and continuous autoregressive language model.",
-    ),
-    Entry::family::<baseline::BaselineConfig>(baseline::NAME, "The same backbone on tokens."),
-];
-
-static ADDED: RwLock<Vec<Entry<dyn FamilyConfig>>> = RwLock::new(Vec::new());
-
-impl Registered for dyn FamilyConfig {
-    const SCHEMA: &'static str = "ModelConfig";
-
-    fn name(&self) -> &'static str {
-        FamilyConfig::name(self)
-    }
-
-    fn shipped() -> &'static [Entry<Self>] {
-        SHIPPED
-    }
-
-    fn added() -> &'static RwLock<Vec<Entry<Self>>> {
-        &ADDED
-    }
+/// How a family is read from a published checkpoint. Its weights come by the names of its parameters and aliases.
+#[derive(Clone, Copy, Debug)]
+pub struct PublishedFamily {
+    /// What its folders may be called.
+    pub names: fn() -> Vec<Names>,
+    /// Its settings from the keys of a folder that is called so. Of its autoencoder, where it has one, only the sizes
+    /// that this folder names: the rest lies in a folder of its own.
+    pub read: fn(Names, &mut Keys<'_>) -> ModelConfig,
+    /// Default settings around a published autoencoder and its chunk size, for families that have one.
+    pub around: Option<fn(usize, &AutoencoderConfig) -> ModelConfig>,
 }
 
 impl Entry<dyn FamilyConfig> {
@@ -135,9 +131,15 @@ impl Entry<dyn FamilyConfig> {
         Self {
             name,
             about,
+            published: None,
             read: |settings| Ok(Box::new(erased_serde::deserialize::<T>(settings)?)),
             schema: |generator| generator.subschema_for::<T>(),
         }
+    }
+
+    /// The same entry, which published checkpoints are read by.
+    pub const fn published(self, form: PublishedFamily) -> Self {
+        Self { published: Some(form), ..self }
     }
 }
 

@@ -20,11 +20,16 @@ use calm_nn::{Builder, Footing, Held, Noise};
 use candle_core::{D, Device, Result, Tensor, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::adaln::{self, AdaLnNet};
 use super::schedule::NoiseSchedule;
-use super::{Head, HeadSettings, blocks, draw_targets, wide};
+use super::{
+    Head, HeadSettings, PublishedHead, blocks, config_json, draw_targets, published_blocks,
+    published_samples, wide,
+};
 use crate::BackboneConfig;
+use crate::published::{ConfigJson, Names};
 
 /// What trains the variances of the diffusion head. All forms agree at steps t > 0; they differ in the
 /// last step, from a slightly noisy vector to the vector itself.
@@ -81,6 +86,18 @@ impl DiffusionConfig {
     }
 }
 
+pub(crate) const PUBLISHED: PublishedHead = PublishedHead {
+    names: Names { architecture: "DiffusionTransformer", model_type: "diffusion" },
+    read: |keys| {
+        // What other heads need of such a folder has no meaning here, and is there all the same.
+        for key in ["noise_size", "beta"] {
+            keys.ignore(key);
+        }
+        let (blocks, repeats) = (published_blocks(keys), published_samples(keys));
+        DiffusionConfig { blocks, repeats, ..DiffusionConfig::reference() }.into()
+    },
+};
+
 impl HeadSettings for DiffusionConfig {
     fn name(&self) -> &'static str {
         "diffusion"
@@ -125,6 +142,11 @@ impl HeadSettings for DiffusionConfig {
     fn held(&self, backbone: &BackboneConfig, _latent_size: usize, rows: f64, on: Footing) -> Held {
         let draws = rows * self.repeats as f64;
         adaln::held(backbone.hidden_size, self.blocks(backbone.layers), draws, on)
+    }
+
+    fn published(&self, layers: usize) -> Option<ConfigJson> {
+        let keys = json!({ "num_mlp_layers": self.blocks(layers), "num_samples": self.repeats });
+        config_json(PUBLISHED.names, keys, Vec::new())
     }
 }
 

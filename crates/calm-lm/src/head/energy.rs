@@ -8,9 +8,13 @@ use calm_nn::{Builder, Footing, Held, Init, LayerNorm, Linear, Noise};
 use candle_core::{Result, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use super::{Head, HeadSettings, KEPT, blocks};
+use super::{
+    Head, HeadSettings, KEPT, PublishedHead, blocks, config_json, published_blocks, published_samples,
+};
 use crate::BackboneConfig;
+use crate::published::{ConfigJson, Names};
 
 const EPS: f64 = 1e-6;
 
@@ -42,6 +46,23 @@ impl EnergyConfig {
         blocks(self.blocks, layers)
     }
 }
+
+/// M, draws of the target posterior in the loss of the reference implementation, where it is a constant.
+const PUBLISHED_TARGETS: usize = 100;
+
+pub(crate) const PUBLISHED: PublishedHead = PublishedHead {
+    names: Names { architecture: "EnergyTransformer", model_type: "energy" },
+    read: |keys| {
+        EnergyConfig {
+            blocks: published_blocks(keys),
+            noise_size: keys.size_or("noise_size", 64),
+            samples: published_samples(keys),
+            targets: PUBLISHED_TARGETS,
+            alpha: keys.real_or("beta", 1.0),
+        }
+        .into()
+    },
+};
 
 impl HeadSettings for EnergyConfig {
     fn name(&self) -> &'static str {
@@ -108,6 +129,21 @@ impl HeadSettings for EnergyConfig {
         let end = drawn * (3.0 * d + 2.0 * latent_size as f64);
         held.keep(KEPT, (begin + inside + end) * on.activation);
         held
+    }
+
+    fn published(&self, layers: usize) -> Option<ConfigJson> {
+        let keys = json!({
+            "num_mlp_layers": self.blocks(layers),
+            "noise_size": self.noise_size,
+            "num_samples": self.samples,
+            "beta": self.alpha,
+        });
+        let mut notes = Vec::new();
+        if self.targets != PUBLISHED_TARGETS {
+            let targets = self.targets;
+            notes.push(format!("targets {targets} is not exported: the reference draws {PUBLISHED_TARGETS}"));
+        }
+        config_json(PUBLISHED.names, keys, notes)
     }
 }
 

@@ -17,10 +17,15 @@ use calm_nn::{Builder, Footing, Held, Noise};
 use candle_core::{D, Device, Result, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::adaln::{self, AdaLnNet};
-use super::{Head, HeadSettings, blocks, draw_targets, wide};
+use super::{
+    Head, HeadSettings, PublishedHead, blocks, config_json, draw_targets, published_blocks,
+    published_samples, wide,
+};
 use crate::BackboneConfig;
+use crate::published::{ConfigJson, Names};
 
 /// How a flow is followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -95,6 +100,18 @@ impl FlowConfig {
     }
 }
 
+pub(crate) const PUBLISHED: PublishedHead = PublishedHead {
+    names: Names { architecture: "FlowTransformer", model_type: "flow" },
+    read: |keys| {
+        // What other heads need of such a folder has no meaning here, and is there all the same.
+        for key in ["noise_size", "beta"] {
+            keys.ignore(key);
+        }
+        let (blocks, repeats) = (published_blocks(keys), published_samples(keys));
+        FlowConfig { blocks, repeats, ..FlowConfig::reference() }.into()
+    },
+};
+
 impl HeadSettings for FlowConfig {
     fn name(&self) -> &'static str {
         "flow"
@@ -133,6 +150,17 @@ impl HeadSettings for FlowConfig {
     fn held(&self, backbone: &BackboneConfig, _latent_size: usize, rows: f64, on: Footing) -> Held {
         let draws = rows * self.repeats as f64;
         adaln::held(backbone.hidden_size, self.blocks(backbone.layers), draws, on)
+    }
+
+    fn published(&self, layers: usize) -> Option<ConfigJson> {
+        let keys = json!({ "num_mlp_layers": self.blocks(layers), "num_samples": self.repeats });
+        let mut notes = Vec::new();
+        if self.time != FlowTime::Floor {
+            notes.push(
+                "the reference tells a flow's net floor(1000 t), not 1000 t: its samples differ".to_owned(),
+            );
+        }
+        config_json(PUBLISHED.names, keys, notes)
     }
 }
 

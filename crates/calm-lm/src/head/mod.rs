@@ -2,17 +2,16 @@
 //!
 //! **Adding a head** is one file here: its settings, which implement [`HeadSettings`] (validation, costs, memory,
 //! the head they build), and the head itself, which implements [`Head`] (a loss and a sampler); and its line in
-//! [`SHIPPED`]. `crates/calm-lm/tests/toy_head.rs` shows a whole one.
+//! `registry/shipped.rs`. A head whose checkpoints come as folders of the reference implementation says so too
+//! ([`PublishedHead`], [`HeadSettings::published`]). `crates/calm-lm/tests/toy_head.rs` shows a whole one.
 
 mod adaln;
-mod diffusion;
-mod energy;
-mod flow;
+pub(crate) mod diffusion;
+pub(crate) mod energy;
+pub(crate) mod flow;
 mod schedule;
 #[cfg(test)]
 mod testing;
-
-use std::sync::RwLock;
 
 use calm_autoencoder::Posterior;
 use calm_config::Problems;
@@ -20,9 +19,11 @@ use calm_nn::{Builder, Context, Footing, Held, Noise};
 use candle_core::{DType, Result, Tensor};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 
 use crate::BackboneConfig;
-use crate::registry::{Choice, Entry, Plain, Registered};
+use crate::published::{ConfigJson, Keys, Names, object};
+use crate::registry::{Choice, Entry, Plain};
 pub use adaln::AdaLnNet;
 pub use diffusion::{DiffusionConfig, DiffusionHead, DiffusionTerms, VariationalTerm};
 pub use energy::{EnergyConfig, EnergyHead};
@@ -69,34 +70,24 @@ pub trait HeadSettings: Plain {
 
     /// What the head holds in a training step on `rows` positions.
     fn held(&self, backbone: &BackboneConfig, latent_size: usize, rows: f64, on: Footing) -> Held;
+
+    /// What they write into the `config.json` of a published checkpoint, under a backbone of `layers`; None without a
+    /// published form.
+    fn published(&self, _layers: usize) -> Option<ConfigJson> {
+        None
+    }
 }
 
 /// Which generative head: `{NAME: settings}`.
 pub type HeadConfig = Choice<dyn HeadSettings>;
 
-/// The heads of this crate.
-const SHIPPED: &[Entry<dyn HeadSettings>] = &[
-    Entry::head::<EnergyConfig>("energy", "One pass, trained with the energy score."),
-    Entry::head::<FlowConfig>("flow", "Several passes along a learned flow from noise to the latent vector."),
-    Entry::head::<DiffusionConfig>("diffusion", "Many passes that take the noise out step by step."),
-];
-
-static ADDED: RwLock<Vec<Entry<dyn HeadSettings>>> = RwLock::new(Vec::new());
-
-impl Registered for dyn HeadSettings {
-    const SCHEMA: &'static str = "HeadConfig";
-
-    fn name(&self) -> &'static str {
-        HeadSettings::name(self)
-    }
-
-    fn shipped() -> &'static [Entry<Self>] {
-        SHIPPED
-    }
-
-    fn added() -> &'static RwLock<Vec<Entry<Self>>> {
-        &ADDED
-    }
+/// How a head is read from a published checkpoint: there the head names the whole model.
+#[derive(Clone, Copy, Debug)]
+pub struct PublishedHead {
+    /// What the model is called.
+    pub names: Names,
+    /// Its settings from the keys of such a model.
+    pub read: fn(&mut Keys<'_>) -> HeadConfig,
 }
 
 impl Entry<dyn HeadSettings> {
@@ -108,9 +99,15 @@ impl Entry<dyn HeadSettings> {
         Self {
             name,
             about,
+            published: None,
             read: |settings| Ok(Box::new(erased_serde::deserialize::<T>(settings)?)),
             schema: |generator| generator.subschema_for::<T>(),
         }
+    }
+
+    /// The same entry, which published checkpoints are read by.
+    pub const fn published(self, form: PublishedHead) -> Self {
+        Self { published: Some(form), ..self }
     }
 }
 
@@ -120,18 +117,27 @@ impl<T: HeadSettings> From<T> for HeadConfig {
     }
 }
 
-impl Default for HeadConfig {
-    fn default() -> Self {
-        EnergyConfig::default().into()
-    }
-}
-
 /// Bytes that a head keeps.
 const KEPT: &str = "kept in the head";
 
 /// Residual blocks of a head under a backbone of `layers`: a quarter of them, unless the settings say.
 fn blocks(configured: Option<usize>, layers: usize) -> usize {
     configured.unwrap_or((layers / 4).max(1))
+}
+
+/// Residual blocks of a published head.
+fn published_blocks(keys: &mut Keys<'_>) -> Option<usize> {
+    Some(keys.size("num_mlp_layers"))
+}
+
+/// N of a published head: samples in the energy loss; the flow and diffusion losses repeat every target so often.
+fn published_samples(keys: &mut Keys<'_>) -> usize {
+    keys.size_or("num_samples", 8)
+}
+
+/// Keys of a head and its notes.
+fn config_json(names: Names, keys: Value, notes: Vec<String>) -> Option<ConfigJson> {
+    Some(ConfigJson { names, keys: object(keys), constants: Map::new(), notes })
 }
 
 /// n samples of the posterior per row, `[R, n, L]`, constants; noise stream `target`.

@@ -1,6 +1,8 @@
 //! The discrete baseline: the same backbone on tokens, with a vocabulary head and shifted cross-entropy.
 
+mod config;
 mod model;
+mod published;
 mod softmax;
 
 use calm_autoencoder::Autoencoder;
@@ -8,23 +10,15 @@ use calm_config::Problems;
 use calm_nn::costs::{Breakdown, Count, Flops, Parameters, flops, weights};
 use calm_nn::{Footing, Held, ParamStore};
 use candle_core::Result;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 use super::{DrawKind, FamilyConfig, LanguageModel, TextFormat};
-use crate::BackboneConfig;
+use crate::published::ConfigJson;
+pub use config::BaselineConfig;
 pub use model::Baseline;
+pub(crate) use published::PUBLISHED;
 
 /// Its key in configurations.
 pub const NAME: &str = "baseline";
-
-/// A discrete language model.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct BaselineConfig {
-    /// The transformer.
-    pub backbone: BackboneConfig,
-}
 
 impl FamilyConfig for BaselineConfig {
     fn name(&self) -> &'static str {
@@ -90,5 +84,9 @@ impl FamilyConfig for BaselineConfig {
         let mut held = self.backbone.held(positions, on, recompute);
         on.cross_entropy(&mut held, vocab, self.backbone.hidden_size, positions);
         held
+    }
+
+    fn published(&self) -> Option<ConfigJson> {
+        Some(published::write(self))
     }
 }

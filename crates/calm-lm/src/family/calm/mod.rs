@@ -6,22 +6,25 @@
 //!   -> hidden [R,D] -> head -> latent [R,N,L] -> frozen autoencoder -> tokens [R,N,K]
 //! ```
 
+mod config;
 mod costs;
 mod input;
 mod model;
+mod published;
 
 use calm_autoencoder::{Autoencoder, AutoencoderConfig};
 use calm_config::Problems;
 use calm_nn::costs::{Flops, Parameters};
 use calm_nn::{Footing, Held, ParamStore};
 use candle_core::{Result, bail};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
-use super::{DrawKind, FamilyConfig, LanguageModel, TextFormat};
+use super::{DrawKind, FamilyConfig, LanguageModel, ModelConfig, TextFormat};
+use crate::HeadConfig;
+use crate::published::ConfigJson;
 use crate::registry::Registered;
-use crate::{BackboneConfig, HeadConfig};
+pub use config::CalmConfig;
 pub use model::Calm;
+pub(crate) use published::PUBLISHED;
 
 /// Its key in configurations.
 pub const NAME: &str = "calm";
@@ -30,30 +33,6 @@ pub const NAME: &str = "calm";
 const LONGEST_CHUNK: usize = 64;
 /// Most numbers of a latent vector.
 const LARGEST_LATENT: usize = 1024;
-
-/// A continuous autoregressive language model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct CalmConfig {
-    /// K, tokens per chunk: the semantic bandwidth of one step.
-    pub chunk_size: usize,
-    /// Stage 1.
-    #[serde(default)]
-    pub autoencoder: AutoencoderConfig,
-    /// Stage 2: the transformer.
-    #[serde(default)]
-    pub backbone: BackboneConfig,
-    /// Stage 2: the generative head.
-    #[serde(default)]
-    pub head: HeadConfig,
-}
-
-impl CalmConfig {
-    /// L.
-    pub fn latent_size(&self) -> usize {
-        self.autoencoder.latent_size(self.chunk_size)
-    }
-}
 
 impl FamilyConfig for CalmConfig {
     fn name(&self) -> &'static str {
@@ -126,5 +105,13 @@ impl FamilyConfig for CalmConfig {
 
     fn held(&self, _vocab: usize, positions: f64, on: Footing, recompute: bool) -> Held {
         costs::held(self, positions, on, recompute)
+    }
+
+    fn published(&self) -> Option<ConfigJson> {
+        published::write(self)
+    }
+
+    fn on_autoencoder(&self, chunk_size: usize, autoencoder: &AutoencoderConfig) -> Option<ModelConfig> {
+        Some(Self { chunk_size, autoencoder: autoencoder.clone(), ..self.clone() }.into())
     }
 }

@@ -1,0 +1,106 @@
+//! The folders that make up a published model: its own, and that of its autoencoder.
+
+use std::path::{Path, PathBuf};
+
+use calm_lm::published::autoencoder::{self, PublishedAutoencoder};
+use calm_lm::published::{Findings, Keys, PublishedText};
+use calm_run::Result;
+use serde_json::{Map, Value};
+
+use super::AE_PREFIX;
+use super::find::Found;
+use super::merge::Place;
+use super::read::{Weights, has_weights, read_config, read_weights_folder};
+
+/// A folder's configuration and weights.
+pub(super) struct Part {
+    pub label: String,
+    pub config: Map<String, Value>,
+    pub weights: Weights,
+}
+
+impl Part {
+    pub(super) fn read(folder: &Path) -> Result<Self> {
+        let config = read_config(folder)?;
+        let weights = read_weights_folder(folder)?;
+        Ok(Self { label: folder.join("config.json").display().to_string(), config, weights })
+    }
+}
+
+/// An autoencoder as it was found.
+pub(super) struct AutoencoderPlan {
+    /// Its own folder; none: `ae_model.*` of the language model alone.
+    pub part: Option<Part>,
+    pub published: PublishedAutoencoder,
+}
+
+/// The tensors of a folder whose names start with `prefix`, without it.
+pub(super) fn place<'a>(part: &'a Part, prefix: &str) -> Place<'a> {
+    let tensors =
+        part.weights.tensors.iter().filter_map(|(n, t)| Some((n.strip_prefix(prefix)?, t))).collect();
+    let file = part.weights.files.first().map(|f| f.display().to_string()).unwrap_or_default();
+    (format!("{file}: {prefix}"), tensors)
+}
+
+/// The autoencoder of a language model: its own folder, or `ae_model.*` of the weights.
+pub(super) fn find_autoencoder(
+    part: &Part,
+    text: PublishedText,
+    chunk_size: usize,
+    latent_size: usize,
+    folders: Folders<'_>,
+    findings: &mut Findings,
+) -> Result<Option<AutoencoderPlan>> {
+    if let Some(folder) = autoencoder_folder(folders, &part.config, findings) {
+        let own = Part::read(&folder)?;
+        findings.problems.extend(own.weights.problems.iter().cloned());
+        if let Some(Found::Model(..)) = Found::in_config(&own.label, &own.config, findings) {
+            findings.problem(format!("{}: this is not an autoencoder", own.label));
+        }
+        let mut keys = Keys::new(&own.label, &own.config, findings);
+        let published = autoencoder::read(&mut keys);
+        keys.finish();
+        return Ok(Some(AutoencoderPlan { part: Some(own), published }));
+    }
+    let inside = part.weights.tensors.iter();
+    let shapes = inside.filter_map(|(n, t)| Some((n.strip_prefix(AE_PREFIX)?, t.dims()))).collect();
+    let Some(config) = autoencoder::infer(&shapes, latent_size) else {
+        findings.problem(format!(
+            "there is no autoencoder: neither its folder (ae_path, --autoencoder) nor {AE_PREFIX}* in the weights"
+        ));
+        return Ok(None);
+    };
+    findings.note(format!(
+        "the autoencoder's sizes come from {AE_PREFIX}*; dropout and KL settings are the published defaults"
+    ));
+    Ok(Some(AutoencoderPlan { part: None, published: PublishedAutoencoder { text, chunk_size, config } }))
+}
+
+/// Where an autoencoder may lie.
+#[derive(Clone, Copy)]
+pub(super) struct Folders<'a> {
+    /// The language model's folder, which `ae_path` starts from.
+    pub model: &'a Path,
+    /// The folder that a user named.
+    pub asked: Option<&'a Path>,
+}
+
+/// Where the autoencoder's folder lies: as asked, or as `ae_path` says, from the folder or from here.
+fn autoencoder_folder(
+    folders: Folders<'_>,
+    config: &Map<String, Value>,
+    findings: &mut Findings,
+) -> Option<PathBuf> {
+    if let Some(folder) = folders.asked {
+        return Some(folder.to_owned());
+    }
+    let path = Path::new(config.get("ae_path")?.as_str()?);
+    let found = [folders.model.join(path), path.to_owned()].into_iter().find(|f| has_weights(f));
+    if found.is_none() {
+        findings.note(format!(
+            "ae_path {} is not there: the autoencoder is read from {AE_PREFIX}*",
+            path.display()
+        ));
+    }
+    found
+}

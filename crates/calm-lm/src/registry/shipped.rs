@@ -1,0 +1,80 @@
+//! What this crate brings: a family, a head is one module and its line here.
+
+use std::sync::RwLock;
+
+use super::{Entry, Registered};
+use crate::family::{FamilyConfig, PublishedFamily, baseline, calm};
+use crate::head::{HeadConfig, HeadSettings, PublishedHead, diffusion, energy, flow};
+
+/// The families of this crate.
+const FAMILIES: &[Entry<dyn FamilyConfig>] = &[
+    Entry::family::<calm::CalmConfig>(
+        calm::NAME,
+        "Autoencoder and continuous autoregressive language model.",
+    )
+    .published(calm::PUBLISHED),
+    Entry::family::<baseline::BaselineConfig>(baseline::NAME, "The same backbone on tokens.")
+        .published(baseline::PUBLISHED),
+];
+
+static ADDED_FAMILIES: RwLock<Vec<Entry<dyn FamilyConfig>>> = RwLock::new(Vec::new());
+
+impl Registered for dyn FamilyConfig {
+    const SCHEMA: &'static str = "ModelConfig";
+
+    type Published = PublishedFamily;
+
+    fn name(&self) -> &'static str {
+        FamilyConfig::name(self)
+    }
+
+    fn shipped() -> &'static [Entry<Self>] {
+        FAMILIES
+    }
+
+    fn added() -> &'static RwLock<Vec<Entry<Self>>> {
+        &ADDED_FAMILIES
+    }
+}
+
+/// The heads of this crate.
+const HEADS: &[Entry<dyn HeadSettings>] = &[
+    Entry::head::<energy::EnergyConfig>("energy", "One pass, trained with the energy score.")
+        .published(energy::PUBLISHED),
+    Entry::head::<flow::FlowConfig>(
+        "flow",
+        "Several passes along a learned flow from noise to the latent vector.",
+    )
+    .published(flow::PUBLISHED),
+    Entry::head::<diffusion::DiffusionConfig>(
+        "diffusion",
+        "Many passes that take the noise out step by step.",
+    )
+    .published(diffusion::PUBLISHED),
+];
+
+static ADDED_HEADS: RwLock<Vec<Entry<dyn HeadSettings>>> = RwLock::new(Vec::new());
+
+impl Registered for dyn HeadSettings {
+    const SCHEMA: &'static str = "HeadConfig";
+
+    type Published = PublishedHead;
+
+    fn name(&self) -> &'static str {
+        HeadSettings::name(self)
+    }
+
+    fn shipped() -> &'static [Entry<Self>] {
+        HEADS
+    }
+
+    fn added() -> &'static RwLock<Vec<Entry<Self>>> {
+        &ADDED_HEADS
+    }
+}
+
+impl Default for HeadConfig {
+    fn default() -> Self {
+        energy::EnergyConfig::default().into()
+    }
+}
