@@ -67,6 +67,8 @@ struct Node<P, O> {
     inputs: Vec<Tensor>,
     /// Indices of the inputs that are in the graph.
     linked: Vec<usize>,
+    /// Indices of those whose gradients go into a buffer.
+    collected: Vec<usize>,
     /// For links, what the operator's backward pass has left.
     gradients: Mutex<Vec<Option<Tensor>>>,
 }
@@ -90,12 +92,13 @@ pub(crate) fn apply<P: Place, O: Operator<P>>(operator: O, inputs: &[&dyn Operan
         let (storage, shape) = operator.forward(&place, &inputs)?;
         return Ok(Tensor::from_storage(P::any(storage), shape, BackpropOp::none(), false));
     }
-    let mut linked: Vec<usize> =
-        tracked.iter().copied().filter(|&i| !place.is_collected(&inputs[i])).collect();
+    let first = tracked[0];
+    let (collected, mut linked): (Vec<usize>, Vec<usize>) =
+        tracked.into_iter().partition(|&i| place.is_collected(&inputs[i]));
     if linked.is_empty() {
-        linked.push(tracked[0]);
+        linked.push(first);
     }
-    let node = Arc::new(Node { operator, place, inputs, linked, gradients: Mutex::default() });
+    let node = Arc::new(Node { operator, place, inputs, linked, collected, gradients: Mutex::default() });
     let input = |i: usize| node.inputs[node.linked[i]].clone();
     let finish = Direct(node.clone());
     match node.linked.len() {
@@ -121,7 +124,7 @@ impl<P: Place, O: Operator<P>> Node<P, O> {
     /// Gradients of the linked inputs.
     fn backward(&self, output: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let mut all = self.operator.backward(&self.place, &self.inputs, output, &grad.contiguous()?)?;
-        if (0..all.len()).any(|i| all[i].is_some() && !self.linked.contains(&i)) {
+        if self.collected.iter().any(|&i| all.get(i).is_some_and(Option::is_some)) {
             return Err(bucket_gone());
         }
         Ok(self.linked.iter().map(|&i| all.get_mut(i).and_then(Option::take)).collect())

@@ -9,6 +9,7 @@ use calm_kernels::{Context, FlatGradients, Operand, Parameter};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use common::*;
+use std::slice::from_ref;
 
 const EPS: f64 = 1e-5;
 const D: usize = 32;
@@ -242,32 +243,30 @@ fn a_lent_context_changes_no_number() {
         let heads = x.reshape((2, 5, 1, D)).unwrap();
         let places = ids(3, (2, 5), &device).unwrap();
         let segments = places.zeros_like().unwrap();
-        let run = |x: &dyn Operand,
-                   heads: &dyn Operand,
-                   to: &dyn ops::Destination|
-         -> Result<Vec<Vec<f64>>> {
-            let plain = heads.tensor();
-            let mask = ops::DropoutMask::Draw { key, rows: &rows };
-            let samples = x.tensor().reshape((5, 2, D))?;
-            let mean = samples.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?.detach();
-            let noise = ops::TargetNoise::Draw { key, rows: &rows[..5], samples: 3 };
-            let score = match x.context() {
-                Some(c) => ops::energy_score(&c.with(&samples), &mean, &mean, noise, 1.0)?,
-                None => ops::energy_score(&samples, &mean, &mean, noise, 1.0)?,
+        let run =
+            |x: &dyn Operand, heads: &dyn Operand, to: &dyn ops::Destination| -> Result<Vec<Vec<f64>>> {
+                let plain = heads.tensor();
+                let mask = ops::DropoutMask::Draw { key, rows: &rows };
+                let samples = x.tensor().reshape((5, 2, D))?;
+                let mean = samples.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?.detach();
+                let noise = ops::TargetNoise::Draw { key, rows: &rows[..5], samples: 3 };
+                let score = match x.context() {
+                    Some(c) => ops::energy_score(&c.with(&samples), &mean, &mean, noise, 1.0)?,
+                    None => ops::energy_score(&samples, &mean, &mean, noise, 1.0)?,
+                };
+                let all = [
+                    ops::noise_normal(key, &rows, 2, 7, to)?,
+                    ops::noise_uniform(key, &rows, 2, 7, to)?,
+                    ops::device::upload(&[1f32, 2., 3.], 3, to)?,
+                    ops::dropout(x, 0.3, mask)?,
+                    score,
+                    ops::rotary(heads, &places, 1e4)?,
+                    ops::causal_attention(heads, plain, plain, &segments)?,
+                    ops::cached_attention(heads, plain, plain)?,
+                    ops::branch_attention(heads, plain, plain, &segments, from_ref(plain), from_ref(plain))?,
+                ];
+                Ok(all.into_iter().map(here).collect())
             };
-            let all = [
-                ops::noise_normal(key, &rows, 2, 7, to)?,
-                ops::noise_uniform(key, &rows, 2, 7, to)?,
-                ops::device::upload(&[1f32, 2., 3.], 3, to)?,
-                ops::dropout(x, 0.3, mask)?,
-                score,
-                ops::rotary(heads, &places, 1e4)?,
-                ops::causal_attention(heads, plain, plain, &segments)?,
-                ops::cached_attention(heads, plain, plain)?,
-                ops::branch_attention(heads, plain, plain, &segments, &[plain.clone()], &[plain.clone()])?,
-            ];
-            Ok(all.into_iter().map(here).collect())
-        };
         let want = run(&x, &heads, &device).unwrap();
         // Twice: the second time tables and uploads are there.
         for _ in 0..2 {

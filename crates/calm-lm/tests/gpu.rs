@@ -10,7 +10,7 @@ use calm_lm::{
     BackboneConfig, Baseline, BaselineConfig, Calm, CalmConfig, ChunkBatch, DiffusionConfig, DrawKey,
     EnergyConfig, FlowConfig, HeadConfig, LanguageModel,
 };
-use calm_nn::{AdamW, AdamWConfig, GradientBucket, Noise, ParamStore, Precision, RowId, device};
+use calm_nn::{AdamW, AdamWConfig, Destination, GradientBucket, Noise, ParamStore, Precision, RowId, device};
 use candle_core::{Device, Tensor};
 use common::{SPECIAL, VOCAB, text, tokens};
 
@@ -79,14 +79,14 @@ fn energy() -> HeadConfig {
     EnergyConfig { noise_size: 6, samples: 4, targets: 8, ..Default::default() }.into()
 }
 
-fn batch(k: usize, device: &Device) -> ChunkBatch {
+fn batch(k: usize, to: &dyn Destination) -> ChunkBatch {
     let (b, s) = (3, 20);
     let positions: Vec<u32> = (0..b * s).map(|at| (at % s) as u32).collect();
     // Two documents a row.
     let segments: Vec<u32> = (0..b * s).map(|at| u32::from(at % s >= 13)).collect();
     let predicts: Vec<bool> = (0..b * s).map(|at| at % s + 1 < s && at % s != 12).collect();
     let ids = tokens(b * s * k, 1);
-    ChunkBatch::new((b, s, k), &ids, &positions, &segments, &predicts, &[0, 1, 2], device).unwrap()
+    ChunkBatch::new((b, s, k), &ids, &positions, &segments, &predicts, &[0, 1, 2], to).unwrap()
 }
 
 /// How often this thread has waited for the device, where that is one that counts (`kernels/host-device`).
@@ -180,7 +180,7 @@ fn train_calm(
 ) -> (Vec<f64>, Vec<f32>) {
     let (store, mut model) = calm(head, device, precision);
     model.set_recompute(recompute);
-    let batch = batch(K, device);
+    let batch = batch(K, store.context());
     train(&store, |step| {
         let noise = Noise::Keyed { seed: 1, purpose: "t", step, rows: &batch.rows };
         let loss = model.loss(&batch, &noise).unwrap();
@@ -206,7 +206,7 @@ fn the_other_heads_learn_on_a_gpu_as_on_the_cpu() {
 fn the_baseline_learns_on_a_gpu_as_on_the_cpu() {
     compare("baseline", |device, precision| {
         let (store, model) = baseline(device, precision);
-        let batch = batch(1, device);
+        let batch = batch(1, store.context());
         train(&store, |step| {
             let noise = Noise::Keyed { seed: 1, purpose: "t", step, rows: &batch.rows };
             let loss = model.loss(&batch, &noise).unwrap();
