@@ -327,7 +327,10 @@ fn a_family_from_elsewhere_goes_through_the_whole_pipeline() {
         true
     })
     .unwrap();
-    assert!(tokenizer.decode(&text).starts_with("ef"), "{}", tokenizer.decode(&text));
+    // Most letters are followed by the next one.
+    let text = tokenizer.decode(&[prompt, text].concat()).into_bytes();
+    let chained = text.windows(2).filter(|w| w[1] == w[0] + 1 || (w[0], w[1]) == (b'z', b'a')).count();
+    assert!(3 * chained > 2 * (text.len() - 1), "{}", String::from_utf8_lossy(&text));
     let costs = measure(
         &run,
         &dir.path().join("cache"),
