@@ -6,28 +6,11 @@
 
 use crate::Operand;
 use crate::attention::Sizes;
-use crate::backend::{Array, Backend, Block, Blocks, Heads, named};
+use crate::backend::{Array, AttentionShape, Backend, Block, Blocks, Heads, named};
 use crate::cpu::Cpu;
 use crate::nary::apply;
 use crate::storage::{Saved, error};
 use candle_core::{Result, Tensor};
-
-/// What tells heads and positions apart.
-#[derive(Clone, Copy, Debug)]
-pub struct AttentionShape<'a> {
-    /// Query heads H.
-    pub heads: usize,
-    /// Key and value heads Hkv, a divisor of H.
-    pub kv_heads: usize,
-    /// Base of the rotary angles.
-    pub theta: f64,
-    /// Of the norm.
-    pub eps: f64,
-    /// U32 `[B, S]`, for the rotary angles.
-    pub positions: &'a Tensor,
-    /// U32 `[B, S]`: a position sees the run of equal ids up to itself.
-    pub segments: &'a Tensor,
-}
 
 /// `x + attention(h)` outputᵀ for x `[B, S, D]`, norm `[D]`, query and output `[D, D]`, key and value
 /// `[Hkv·D/H, D]`: a tensor like x, differentiable in all of them.

@@ -12,11 +12,27 @@
 //! fast (a bias inside of a product or inside of a kernel, memory used again or written once more), a
 //! method is as coarse as that way needs.
 
-use crate::AttentionShape;
 use crate::attention::Sizes;
 use crate::nary::{Operator, Place};
 use candle_core::{Result, Shape, Tensor};
 use std::ops::Range;
+
+/// What tells heads and positions apart.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionShape<'a> {
+    /// Query heads H.
+    pub heads: usize,
+    /// Key and value heads Hkv, a divisor of H.
+    pub kv_heads: usize,
+    /// Base of the rotary angles.
+    pub theta: f64,
+    /// Of the norm.
+    pub eps: f64,
+    /// U32 `[B, S]`, for the rotary angles.
+    pub positions: &'a Tensor,
+    /// U32 `[B, S]`: a position sees the run of equal ids up to itself.
+    pub segments: &'a Tensor,
+}
 
 /// A place that blocks run at.
 pub(crate) trait Blocks: Place {

@@ -10,7 +10,8 @@ use calm_run::checkpoint::write_json;
 use calm_run::config::RunConfig;
 use calm_run::{Begin, Error, Result, Run, Stage};
 
-use crate::plan::{Ablation, SharedAutoencoder, autoencoder_key};
+use crate::plan::{Ablation, SharedAutoencoder};
+use crate::settings::autoencoder_key;
 
 /// File of an ablation's folder with the runs that failed and why; gone when all are well.
 const FAILURES: &str = "failures.json";

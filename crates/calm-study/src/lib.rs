@@ -22,6 +22,7 @@ pub mod gather;
 pub mod outlook;
 pub mod plan;
 pub mod score;
+mod settings;
 pub mod survey;
 
 /// Names what a kept result depends on.

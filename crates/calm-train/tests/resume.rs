@@ -1,5 +1,6 @@
 //! What a run must hold to whatever happens to it: stopped and resumed, cut in micro-batches, on any number of
 //! threads, blown up, or begun from another run. Tiny models on a generated text.
+//! A little longer than other files: all of it happens in one house.
 
 // Helpers outside of test functions may panic too.
 #![allow(clippy::unwrap_used)]
