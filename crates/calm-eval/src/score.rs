@@ -37,7 +37,7 @@ pub fn to_tensors(batch: &Batch, to: &dyn Destination) -> Result<ChunkBatch> {
     )
 }
 
-/// Scores of one model, and the closed-form scores of others on the same positions.
+/// Scores of one model, and the positions they were taken at.
 #[derive(Clone, Debug, Default)]
 pub struct Scores {
     /// Contributions by document (by block in the reference protocol).

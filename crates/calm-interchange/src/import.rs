@@ -229,7 +229,8 @@ impl ImportPlan {
         let eos = choose("eos_token_id", ids.eos, own.map(|s| s.eos), 0);
         // Models of single tokens are often published with PAD = EOS. Theirs never is a target, since no chunk is filled
         // up with it: any other id serves.
-        let shared = self.settings.chunk_size() == 1 && ids.pad == Some(eos);
+        let tokens = self.settings.chunk_size() == 1 && self.settings.autoencoder().is_none();
+        let shared = tokens && ids.pad == Some(eos);
         let pad = choose("pad_token_id", ids.pad.filter(|_| !shared), own.map(|s| s.pad), bos);
         if ids.pad.is_none_or(|p| p != pad) && pad == bos {
             findings.note(format!("there is no PAD in the vocabulary: BOS, {bos}, fills up rows"));

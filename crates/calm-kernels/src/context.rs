@@ -21,13 +21,15 @@
 //! **Gradients, one rule on both devices.** While a [`crate::FlatGradients`] of a context lives, the gradients that
 //! operators compute for its parameters go into it, and only in a pass that runs through it
 //! ([`crate::FlatGradients::collect`]), on the thread that runs the pass. Any other backward pass that reaches such
-//! a parameter through an operator is an error, also if the buffer lived only when the operator ran: never a
-//! gradient that is missing, or that appears in a buffer which nobody asked. Without a buffer plain
+//! a parameter, through an operator that took it as one (a contiguous [`Parameter`] in a parameter's place), is an
+//! error, also if the buffer lived only when the operator ran: never a gradient that is missing, or that appears in
+//! a buffer which nobody asked. In an activation's place a parameter is an activation. Without a buffer plain
 //! `loss.backward()` gives all gradients. (To make the plain pass work beside a buffer, a GPU would have to keep every
 //! parameter in candle's graph, at some ten launches a layer.) A buffer on the CPU collects `f32` parameters;
 //! those in `f64` (of gradient checks) take candle's way with it and without.
 //!
-//! A handle is cheap to clone. Locks are held for a look-up, never while an operator computes.
+//! A handle is cheap to clone. A lock is held while something is looked up or, the first time, made (a table, an upload,
+//! the copies); never while an operator works on activations.
 
 use crate::collector::Collector;
 use crate::rotary::DenseTables;

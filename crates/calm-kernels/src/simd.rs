@@ -1,6 +1,8 @@
 //! Number kernels shared by all operators: dispatch to the widest vector unit, elementary functions
 //! as polynomials, sums over fixed lanes, and a bounds-checked front to the matrix product.
 //!
+//! (A little longer than other files: one dispatch serves all of it.)
+//!
 //! Nothing here uses fused multiply-add or the C mathematics library: every function is a fixed
 //! sequence of IEEE additions and multiplications, so that scalar code, any vector width and a GPU
 //! twin give the same bits. The loops are written for the compiler to vectorise: wrap them in

@@ -16,7 +16,7 @@ pub enum Noise<'a> {
     Keyed {
         /// Seed of the run.
         seed: u64,
-        /// Purpose, put in front of every stream name (`train`, `eval`, ...).
+        /// Purpose, put in front of every stream name (`train`, `validation`, `score`, ...).
         purpose: &'a str,
         /// Step of the run.
         step: u32,

@@ -41,7 +41,7 @@ pub enum Error {
     NotFinite {
         /// Stage.
         stage: Stage,
-        /// `loss` or `gradient norm`.
+        /// `the training loss`, `the validation loss` or `the gradient norm`.
         what: &'static str,
         /// NaN or infinite.
         value: f64,

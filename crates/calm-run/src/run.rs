@@ -283,12 +283,12 @@ pub enum Begin {
 /// and the autoencoder decide stage 1, the others the language model only, which is nothing without its autoencoder.
 fn restarted_setting(difference: &str, begin: Begin) -> bool {
     let Begin::Restart(restarted) = begin else { return false };
-    let of = |settings: &str, keys: &[&str]| keys.iter().any(|key| settings.starts_with(key));
-    let family = difference.strip_prefix("model.").and_then(|rest| rest.split_once('.'));
-    let stage = match family {
-        Some((_, settings)) if of(settings, &["chunk_size:", "autoencoder."]) => Some(Stage::Autoencoder),
+    // The key alone: values have dots of their own. Another family (`model.NAME` as a whole) is another run.
+    let key = difference.split_once(": ").map_or(difference, |(key, _)| key);
+    let stage = match key.strip_prefix("model.").and_then(|rest| rest.split_once('.')) {
+        Some((_, key)) if key == "chunk_size" || key.starts_with("autoencoder.") => Some(Stage::Autoencoder),
         Some(_) => Some(Stage::Lm),
-        None => Stage::ALL.into_iter().find(|stage| of(difference, &[&format!("train.{stage}.")])),
+        None => Stage::ALL.into_iter().find(|stage| key.starts_with(&format!("train.{stage}."))),
     };
     match restarted {
         None => true,
@@ -334,6 +334,22 @@ fn differences(old: &serde_json::Value, new: &serde_json::Value, resume: bool) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stage_that_is_begun_anew_may_be_another_one_of_the_same_family() {
+        let allowed = |difference: &str| {
+            [Some(Stage::Lm), Some(Stage::Autoencoder), None]
+                .map(|stage| restarted_setting(difference, Begin::Restart(stage)))
+        };
+        assert_eq!(allowed("model.calm.backbone.init_std: 0.02 -> 0.1"), [true, true, true]);
+        assert_eq!(allowed("train.lm.steps: 5 -> 6"), [true, true, true]);
+        assert_eq!(allowed("model.calm.chunk_size: 2 -> 4"), [false, true, true]);
+        assert_eq!(allowed("model.calm.autoencoder.hidden_size: 2 -> 4"), [false, true, true]);
+        assert_eq!(allowed("train.autoencoder.steps: 5 -> 6"), [false, true, true]);
+        assert_eq!(allowed(r#"model.calm: {"kl_weight":0.5} -> null"#), [false, false, true]);
+        assert_eq!(allowed("seed: 1 -> 2"), [false, false, true]);
+        assert!(!restarted_setting("train.lm.steps: 5 -> 6", Begin::Resume));
+    }
 
     #[test]
     fn a_resumed_run_may_change_how_it_trains_but_not_what() {

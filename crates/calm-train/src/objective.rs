@@ -104,7 +104,7 @@ pub fn validation_loss<O: Objective + ?Sized>(
         }
         let loss = objective.loss(&batch, seed, "validation", 0)?;
         sum += scalar(&loss.sum)?;
-        count += targets;
+        count += loss.targets;
     }
     Ok(sum / count.max(1) as f64)
 }

@@ -199,7 +199,7 @@ impl Plan {
         {
             return Err(Error::user(
                 format!("attention on a GPU has no heads of {size} numbers, only of {GPU_HEAD_SIZES:?}"),
-                "choose backbone.heads so that hidden_size / heads is one of them, or --device cpu",
+                "choose the heads of the model's backbone so that hidden_size / heads is one of them, or --device cpu",
             ));
         }
         let Some(free) = self.target.free else { return Ok(None) };

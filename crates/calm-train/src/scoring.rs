@@ -21,8 +21,6 @@ use calm_run::checkpoint::Which;
 use calm_run::results::{BrierResults, ConditionCheck};
 use calm_run::{Error, Result, Run, Stage};
 
-/// Rows of a batch, as long as they are short.
-const ROWS: usize = 4;
 /// Tokens of a batch, from which on it has fewer rows: memory stays bounded with long contexts.
 const BATCH_TOKENS: usize = 8192;
 
@@ -73,7 +71,7 @@ impl<'a> Scorer<'a> {
     ) -> Result<(BrierResults, Scores)> {
         let reader = reader(self.run);
         let view = protocol.view(held_out, self.tokenizer.special(), &reader, documents)?;
-        let rows = (BATCH_TOKENS / protocol.row_tokens()).clamp(1, ROWS);
+        let rows = (BATCH_TOKENS / protocol.row_tokens()).clamp(1, SCORE_ROWS);
         let total = view.batch_count(rows);
         let seed = self.run.config.seed;
         let label = format!("BrierLM, {}", protocol.name());

@@ -95,7 +95,7 @@ impl Training<'_> {
                 let validation = validate(state.step, last)?;
                 if !validation.loss.is_finite() {
                     let stage = objective.stage();
-                    return Err(not_finite(stage, "validation loss", validation.loss, state.step));
+                    return Err(not_finite(stage, "the validation loss", validation.loss, state.step));
                 }
                 observer.validation(objective.stage(), state.step, &validation);
                 if state.best.is_none_or(|b| validation.loss < b.loss) {

@@ -2,6 +2,8 @@
 //! them with the CPU operators of `calm-kernels` on a machine without a GPU. Nothing depends on this
 //! crate; `kernels/README.md` explains how a kernel runs on the host.
 //!
+//! (Longer than other files: it is one list of kernels.)
+//!
 //! A kernel that exists for f32 and bf16 is a field of [`Kernels`], the others are plain functions. The
 //! arguments are those of the `KERNEL` line in the `.cu` file, after the [`Launch`].
 

@@ -1,6 +1,6 @@
 """FLOPs of a step by formula: 2 a weight and use, full attention, training = 3 × forward, nothing else counted.
 
-The conventions of `calm-eval`'s costs. Per chunk unless said otherwise.
+The conventions of `calm-nn`'s costs. Per chunk unless said otherwise.
 """
 
 import math

@@ -9,7 +9,7 @@ use calm_data::Tokenizer;
 use calm_eval::generate::{Decoding, GenerateError, GenerateOptions, GenerateReport, generate};
 use calm_kernels::device::Choice;
 use calm_lm::{DrawKind, Sampler, TokenDecoding};
-use calm_stats::temperature::{ExactOptions, Temperature};
+use calm_stats::temperature::{ExactOptions, Temperature, TemperatureError};
 
 use super::{open_run, which};
 use crate::args::{GenerateArgs, SamplerName};
@@ -65,11 +65,13 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
             }
             let model = models::load_lm(&run, which, &tokenizer, &device)?;
             let decoding = TokenDecoding { temperature: args.temperature, top_p: args.top_p };
-            let Some(sampler) = model.tempered_sampler(decoding) else {
-                bail!(Hinted::new(
+            let sampler = match model.tempered_sampler(decoding) {
+                Some(sampler) => sampler,
+                None if decoding == TokenDecoding::default() => model.sampler(),
+                None => bail!(Hinted::new(
                     format!("{title} cannot be sampled at a temperature"),
                     "leave --temperature and --top-p away"
-                ));
+                )),
             };
             stream(&*sampler, &tokenizer, &prompt, Decoding::Plain, args, printer)
         }
@@ -209,8 +211,10 @@ fn stream(
 fn explain(e: GenerateError) -> anyhow::Error {
     // In the words of the command line.
     let remedy = match &e {
-        GenerateError::Temperature(_) => "raise --draws (the budget), add --fallback, or raise --temperature",
-        GenerateError::Model(_) => "",
+        GenerateError::Temperature(TemperatureError::Budget { .. } | TemperatureError::NoMatch { .. }) => {
+            "raise --draws (the budget), add --fallback, or raise --temperature".to_owned()
+        }
+        e => e.remedy().unwrap_or_default(),
     };
     Hinted::new(e.to_string(), remedy).into()
 }

@@ -75,7 +75,7 @@ pub trait FamilyConfig: Plain {
     /// Creates the model's parameters in `store`, on the autoencoder where it needs one.
     ///
     /// # Errors
-    /// A missing autoencoder; no memory left on a GPU.
+    /// An autoencoder that is missing or of other sizes; no memory left on a GPU.
     fn build(
         &self,
         store: &ParamStore,
@@ -164,7 +164,7 @@ pub struct Loss {
 /// A number beside the loss.
 #[derive(Clone, Debug)]
 pub struct LossPart {
-    /// Its name in the metrics.
+    /// Its name in the metrics; `loss` is that of the loss itself.
     pub name: &'static str,
     /// Sum over whatever it is a mean of: scalar without gradient.
     pub sum: Tensor,

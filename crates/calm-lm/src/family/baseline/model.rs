@@ -117,7 +117,7 @@ impl Baseline {
                 hidden = batch.pick(&x)?.detach();
             }
         }
-        // The next tokens of a row are the targets of the positions after it.
+        // The next tokens of a text are the targets of the positions after it (where a text ends, those of the next).
         let after = |row: usize| std::array::from_fn(|n| out.log_p.get(row + n).copied().unwrap_or(0.0));
         out.gram_log_p = (0..rows).map(after).collect();
         Ok(out)

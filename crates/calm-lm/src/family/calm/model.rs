@@ -3,7 +3,7 @@
 use calm_autoencoder::{Autoencoder, Posterior};
 use calm_nn::device::upload;
 use calm_nn::{Embedding, Init, Noise, ParamStore, RowId};
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::CalmConfig;
 use super::input::ChunkInput;
@@ -30,13 +30,21 @@ impl Calm {
     /// Creates the parameters in `store`.
     ///
     /// # Errors
-    /// No memory left on a GPU.
+    /// An autoencoder of other sizes; no memory left on a GPU.
     pub fn new(
         store: &ParamStore,
         config: &CalmConfig,
         autoencoder: Autoencoder,
         text: &TextFormat,
     ) -> Result<Self> {
+        let made_for =
+            (autoencoder.embedding_table().dim(0)?, autoencoder.chunk_size(), autoencoder.latent_size());
+        let wanted = (text.vocab_size, config.chunk_size, config.latent_size());
+        if made_for != wanted {
+            bail!(
+                "the autoencoder's vocabulary, chunk size and latent size are {made_for:?}, the model's {wanted:?}"
+            )
+        }
         let (b, d) = (store.builder(), config.backbone.hidden_size);
         let init = Init::Normal(config.backbone.init_std);
         let t = b.under("transformer");
@@ -157,7 +165,7 @@ impl Calm {
         let Noise::Keyed { seed, purpose, step, rows: ids } = *noise else {
             return self.decode(&self.head.sample(hidden, samples, noise)?);
         };
-        let block = (4096 / samples).max(1);
+        let block = (4096 / samples.max(1)).max(1);
         let mut out = Vec::with_capacity(rows * samples * self.autoencoder.chunk_size());
         for at in (0..rows).step_by(block) {
             let n = block.min(rows - at);
@@ -283,6 +291,9 @@ impl Continuation for Text<'_> {
     fn draw(&self, samples: usize, key: DrawKey) -> Result<Vec<Vec<u32>>> {
         let (model, context) = (self.model, &self.context);
         let k = model.autoencoder.chunk_size();
+        if samples == 0 {
+            return Ok(Vec::new());
+        }
         // A stream counts samples in 16 bits: larger pools are several rows.
         let per_row = samples.min(1 << 12);
         let rows: Vec<RowId> = (0..samples.div_ceil(per_row))
