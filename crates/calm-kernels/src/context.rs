@@ -23,7 +23,8 @@
 //! ([`crate::FlatGradients::collect`]), on the thread that runs the pass. Any other backward pass that reaches such
 //! a parameter, through an operator that took it as one (a contiguous [`Parameter`] in a parameter's place), is an
 //! error, also if the buffer lived only when the operator ran: never a gradient that is missing, or that appears in
-//! a buffer which nobody asked. In an activation's place a parameter is an activation. Without a buffer plain
+//! a buffer which nobody asked. In an activation's place a parameter's gradient takes candle's way on the CPU, and a GPU
+//! refuses the graph. Without a buffer plain
 //! `loss.backward()` gives all gradients. (To make the plain pass work beside a buffer, a GPU would have to keep every
 //! parameter in candle's graph, at some ten launches a layer.) A buffer on the CPU collects `f32` parameters;
 //! those in `f64` (of gradient checks) take candle's way with it and without.
