@@ -253,6 +253,7 @@ fn flow_and_diffusion_checkpoints_come_back_bit_by_bit() {
             backbone,
             head: head.clone(),
             decode: Default::default(),
+            likelihood: None,
         };
         Calm::new(&store, &config, ae, &text).unwrap();
         let mut tensors = s.tensors();
