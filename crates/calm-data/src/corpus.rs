@@ -34,13 +34,15 @@ pub enum Progress {
         /// All bytes.
         total: u64,
     },
-    /// Counting words to train the tokenizer; when all bytes are done, merges are being learned.
+    /// Counting words to train the tokenizer.
     TrainingTokenizer {
         /// Bytes counted.
         done: u64,
         /// All bytes.
         total: u64,
     },
+    /// Learning the tokenizer's merges from the words; nobody knows how far that is.
+    LearningMerges,
     /// Encoding the text.
     Tokenizing {
         /// Bytes encoded.
@@ -180,7 +182,7 @@ fn hash_documents(documents: &[Document]) -> [u8; 32] {
 }
 
 fn tokens_folder(cache: &Path, data: &[u8; 32], tokenizer: &Tokenizer) -> PathBuf {
-    let key = blake3::hash(&[*data, tokenizer.hash_bytes()].concat());
+    let key = blake3::hash(&[*data, tokenizer.encoding_key()].concat());
     cache.join("tokens").join(&key.to_hex()[..32])
 }
 
@@ -208,7 +210,10 @@ fn make_tokenizer(
     let tokenizer = match config {
         TokenizerConfig::Bpe(bpe) => {
             let total = bytes(train);
-            let mut report = |done| progress(Progress::TrainingTokenizer { done, total });
+            let mut report = |training| match training {
+                bpe::Training::Counting(done) => progress(Progress::TrainingTokenizer { done, total }),
+                bpe::Training::Learning => progress(Progress::LearningMerges),
+            };
             bpe::train(&texts, bpe.vocab_size, &mut report)?
         }
         _ => Tokenizer::characters(texts),

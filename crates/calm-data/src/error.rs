@@ -137,6 +137,14 @@ pub enum Error {
     /// A failure inside a tokenizer.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// A text that a tokenizer cannot encode.
+    #[error("{}: {message}", tokenizer.as_ref().map_or("tokenizer".into(), |path| path.display().to_string()))]
+    Encode {
+        /// Its file, if it was read from one.
+        tokenizer: Option<PathBuf>,
+        /// What is wrong.
+        message: String,
+    },
     /// A tokenizer whose ids are not those of a model.
     #[error("tokenizer: it does not fit the model's vocabulary: {}", problems.join("; "))]
     Unfit {
@@ -238,6 +246,10 @@ impl Error {
                 "remove this folder and run `cargo fetch`, so that cargo unpacks it again"
             }
             Self::TokenizerFile { remedy, .. } if !remedy.is_empty() => remedy,
+            Self::Encode { .. } => {
+                "take such text out of the source, or give a tokenizer that has a token for every byte, as \
+                 `tokenizer: { bpe: { vocab_size: ... } }` trains one"
+            }
             Self::TokenFile { .. } => "delete it, it is made anew from the text",
             Self::Config { remedy, .. } => remedy.as_deref()?,
             Self::TokenizerFile { .. }

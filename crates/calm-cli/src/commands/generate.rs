@@ -118,50 +118,6 @@ fn decoding(title: &str, args: &GenerateArgs) -> Result<Decoding> {
     })
 }
 
-/// Turns token bytes into text as soon as whole characters are there.
-struct Utf8Stream {
-    pending: Vec<u8>,
-}
-
-impl Utf8Stream {
-    /// Adds bytes; returns the text that is complete.
-    fn push(&mut self, bytes: &[u8]) -> String {
-        self.pending.extend_from_slice(bytes);
-        let mut text = String::new();
-        loop {
-            match std::str::from_utf8(&self.pending) {
-                Ok(s) => {
-                    text.push_str(s);
-                    self.pending.clear();
-                    return text;
-                }
-                Err(e) => {
-                    let good = e.valid_up_to();
-                    text.push_str(&String::from_utf8_lossy(&self.pending[..good]));
-                    match e.error_len() {
-                        // An unfinished character waits for its remaining bytes.
-                        None => {
-                            self.pending.drain(..good);
-                            return text;
-                        }
-                        Some(bad) => {
-                            text.push(char::REPLACEMENT_CHARACTER);
-                            self.pending.drain(..good + bad);
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// What was left unfinished.
-    fn finish(&mut self) -> String {
-        let rest = if self.pending.is_empty() { "" } else { "\u{fffd}" };
-        self.pending.clear();
-        rest.to_owned()
-    }
-}
-
 fn stream(
     sampler: &dyn Sampler,
     tokenizer: &Tokenizer,
@@ -174,35 +130,21 @@ fn stream(
     let options =
         GenerateOptions { max_tokens: args.max_tokens, decoding, seed: args.seed, remainder_budget: 4096 };
     printer.text(prompt)?;
-    let mut utf8 = Utf8Stream { pending: Vec::new() };
+    let mut stream = tokenizer.stream_after(prompt, &tokens);
     let mut broken = None;
     let started = Instant::now();
-    let mut all = Vec::new();
-    let mut shown = 0;
-    let report = generate(sampler, &tokens, &options, |new| {
-        let text = if tokenizer.is_byte_exact() {
-            utf8.push(&tokenizer.decode_bytes(new))
-        } else {
-            // Word vocabularies put spaces between tokens: only the text of all of them is right.
-            all.extend_from_slice(new);
-            let whole = tokenizer.decode(&all);
-            let fresh = whole.get(shown..).unwrap_or_default().to_owned();
-            shown = whole.len();
-            fresh
-        };
-        match printer.text(&text) {
-            Ok(()) => true,
-            Err(e) => {
-                broken = Some(e);
-                false
-            }
+    let report = generate(sampler, &tokens, &options, |new| match printer.text(&stream.push(new)) {
+        Ok(()) => true,
+        Err(e) => {
+            broken = Some(e);
+            false
         }
     })
     .map_err(explain)?;
     if let Some(e) = broken {
         return Err(e.into());
     }
-    printer.text(&utf8.finish())?;
+    printer.text(&stream.finish())?;
     printer.text("\n")?;
     summary(&report, started.elapsed().as_secs_f64(), printer);
     Ok(())
@@ -236,29 +178,5 @@ fn summary(r: &GenerateReport, seconds: f64, printer: &Printer) {
     }
     if r.fallbacks > 0 {
         printer.warn(format!("{} chunks came from the biased fallback: their budget was spent", r.fallbacks));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn characters_cut_in_two_wait_for_their_other_half() {
-        let mut s = Utf8Stream { pending: Vec::new() };
-        let bytes = "aé€".as_bytes();
-        let mut text = String::new();
-        for b in bytes {
-            text.push_str(&s.push(&[*b]));
-        }
-        assert_eq!(text, "aé€");
-        assert_eq!(s.finish(), "");
-    }
-
-    #[test]
-    fn bytes_that_are_no_text_become_replacement_characters() {
-        let mut s = Utf8Stream { pending: Vec::new() };
-        assert_eq!(s.push(&[b'a', 0xff, b'b', 0xc3]), "a\u{fffd}b");
-        assert_eq!(s.finish(), "\u{fffd}");
     }
 }
