@@ -196,7 +196,7 @@ fn load_crate(pinned: &PinnedCrate, folder: &Path) -> Result<Vec<Document>> {
             continue;
         }
         let bytes = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
-        documents.push(Document::new(id, super::path::text(&path, bytes)?));
+        documents.push(Document::new(id, super::bytes::text(&path, bytes)?));
     }
     let differs = |what, expected: String, found: String| {
         Err(Error::CrateContent { name: name.clone(), path: folder.into(), what, expected, found })
