@@ -75,7 +75,7 @@ pub fn import(options: &ImportOptions) -> Result<ImportReport> {
     let Some(found) = found else {
         return Err(refuse(&options.folder, findings));
     };
-    findings.problems.extend(part.weights.problems.iter().cloned());
+    part.report(&mut findings);
     let plan = match found {
         Found::Autoencoder => ImportPlan::autoencoder(part, &mut findings)?,
         Found::Model(names, family) => ImportPlan::model(part, names, family, options, &mut findings)?,

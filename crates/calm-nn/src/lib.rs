@@ -6,7 +6,7 @@
 
 pub mod costs;
 pub mod dtype;
-mod files;
+pub mod files;
 pub mod held;
 pub mod layers;
 pub mod noise;

@@ -24,7 +24,7 @@ impl BackboneConfig {
             intermediate_size: keys.size("intermediate_size"),
             heads,
             kv_heads: (kv_heads != heads).then_some(kv_heads),
-            rope_theta: keys.real_or("rope_theta", d.rope_theta),
+            rope_theta: keys.rope_theta(d.rope_theta),
             norm_eps: keys.real_or("rms_norm_eps", d.norm_eps),
             init_std: keys.real_or("initializer_range", d.init_std),
         }
