@@ -19,7 +19,7 @@ pub mod pipeline;
 pub mod plan;
 pub mod recorder;
 pub mod reporter;
-mod reuse;
+pub mod reuse;
 pub mod scoring;
 pub mod step;
 pub mod task;

@@ -13,13 +13,14 @@ use calm_run::{Begin, Provenance, Run, Stage};
 use calm_train::options::TrainOptions;
 use calm_train::pipeline::train;
 use calm_train::plan::{Plan, Target, describe};
+use calm_train::reuse;
 
 use super::RUNS;
 use crate::args::{Format, TrainArgs};
 use crate::error::Hinted;
 use crate::hardware;
 use crate::screen::Screen;
-use crate::ui::Printer;
+use crate::ui::{Printer, pasted};
 use crate::{report, shipped, version};
 
 /// Runs the command.
@@ -46,6 +47,10 @@ pub fn run(args: &TrainArgs, device: Choice, printer: &Printer) -> Result<()> {
             )
             .into());
         }
+    }
+    if !args.resume {
+        let (init_from, autoencoder) = (args.init_from.as_deref(), args.autoencoder.as_deref());
+        reuse::check(&resolved.value, args.stage, init_from, autoencoder)?;
     }
     let choice = device;
     let device = hardware::open(choice, printer)?;
@@ -154,7 +159,7 @@ fn next_commands(run: &Run, folder: &PathBuf, results: &Results, printer: &Print
     let run_option = if *folder == Path::new(RUNS).join("quickstart") {
         String::new()
     } else {
-        format!(" --run {}", folder.display())
+        format!(" --run {}", pasted(folder))
     };
     let mut lines = vec!["next:".to_owned()];
     if results.brier.is_some() {
@@ -164,6 +169,6 @@ fn next_commands(run: &Run, folder: &PathBuf, results: &Results, printer: &Print
     if run.config.model.autoencoder().is_some() {
         lines.push(format!("  calm eval autoencoder{run_option}"));
     }
-    lines.push(format!("  tensorboard --logdir {}", folder.join("tensorboard").display()));
+    lines.push(format!("  tensorboard --logdir {}", pasted(&folder.join("tensorboard"))));
     printer.note(lines.join("\n"));
 }

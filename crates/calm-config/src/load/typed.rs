@@ -4,7 +4,7 @@
 //! stand-in that the type accepts, and the tree is read again, until it fits. Faults of stand-ins are not
 //! the user's and are never noted.
 
-use super::hints::{Complaint, nearest, suggestion, wrong_value};
+use super::hints::{Complaint, integer_range, nearest, suggestion, wrong_value};
 use super::report::Finding;
 use super::tree;
 use crate::locate::{KeyPath, Part, Step};
@@ -75,6 +75,13 @@ pub(super) fn read<T: DeserializeOwned>(mut root: Value) -> Reading<T> {
             }
             continue;
         }
+        // `1e3` and `2.0` are whole numbers too.
+        if let Complaint::Wrong { expected, .. } = &complaint
+            && let Some(whole) = tree::get(&root, &path).and_then(|node| whole(node, expected))
+            && tree::set(&mut root, &path, whole)
+        {
+            continue;
+        }
         let (finding, meant) = describe(&complaint, &path, &root);
         unreliable.extend(meant);
         findings.push(finding);
@@ -94,6 +101,15 @@ pub(super) fn read<T: DeserializeOwned>(mut root: Value) -> Reading<T> {
     }
     unreliable.extend(stand_ins.0.into_keys());
     Reading { value: None, findings, unreliable }
+}
+
+/// A float without a fraction as the whole number that is expected.
+fn whole(node: &Value, expected: &str) -> Option<Value> {
+    /// 2^53: up to here every whole number has a float of its own.
+    const MOST: f64 = 9_007_199_254_740_992.0;
+    let value = node.as_f64().filter(|v| node.is_f64() && v.fract() == 0.0 && v.abs() <= MOST)? as i64;
+    let (low, high) = integer_range(expected)?;
+    (low..=high).contains(&i128::from(value)).then(|| json!(value))
 }
 
 /// Nodes whose content is made up, with what is still to be tried there.
