@@ -39,7 +39,7 @@ fn text_that_cannot_be_read_is_named_with_what_to_do() {
         ("cut.jsonl", &["line 2", "cut short"]),
         ("cut.txt.gz", &["gzip", "cut short"]),
         ("cut.txt.zst", &["zstd", "cut short"]),
-        ("no.txt.gz", &["gzip", "damaged"]),
+        ("no.txt.gz", &["gzip", "not compressed"]),
         ("tiny.txt", &["cannot be divided", "give more text"]),
     ] {
         let set = format!("data.source.path={file}");
