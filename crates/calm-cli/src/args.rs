@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use exchange::{DtypeName, ExportArgs, ExportFormat, ImportArgs};
 pub use measure::{BenchArgs, BenchItem, DoctorArgs, PrecisionName};
+use shared::whole;
 pub use shared::{CheckpointName, ConfigSource, Format, RunSource};
 
 /// Train, measure and compare Continuous Autoregressive Language Models.
@@ -165,19 +166,6 @@ fn bytes(text: &str) -> Result<f64, String> {
     size.filter(|s| *s > 0.0 && s.is_finite())
         .ok_or_else(|| "a number and a unit, such as 80GB or 24GiB".into())
 }
-
-/// A whole number, also as `1e3`: settings are read that way too.
-fn whole<N: TryFrom<u64>>(text: &str) -> Result<N, String> {
-    let number = text.parse::<u64>().ok().or_else(|| {
-        let value = text.parse::<f64>().ok()?;
-        // Up to here every whole number has a float of its own.
-        (value.fract() == 0.0 && (0.0..=MOST_EXACT).contains(&value)).then_some(value as u64)
-    });
-    number.and_then(|n| n.try_into().ok()).ok_or_else(|| "a whole number".into())
-}
-
-/// 2^53.
-const MOST_EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// `calm init`
 #[derive(Debug, Args)]

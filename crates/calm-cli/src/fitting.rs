@@ -79,6 +79,8 @@ impl Fitting {
 
     /// A remedy without the parts that name an option which this command does not have; none if nothing is left.
     pub fn fit(&self, remedy: &str) -> Option<String> {
+        let of_ablation = (self.name == "ablate").then(|| in_ablation(remedy));
+        let remedy = of_ablation.as_deref().unwrap_or(remedy);
         let parts = parts(remedy);
         let kept: Vec<&(&str, &str)> = parts.iter().filter(|(_, part)| self.can(part)).collect();
         if kept.len() == parts.len() {
@@ -101,19 +103,46 @@ impl Fitting {
     }
 }
 
-/// The parts of a remedy, each with what stands between it and the one before. Parentheses are not divided.
+/// A remedy with the settings of a run where an ablation has them: its own `--set` knows the keys of its file alone.
+fn in_ablation(remedy: &str) -> String {
+    let mut out = String::new();
+    let mut rest = remedy;
+    while let Some((before, mut after)) = rest.split_once("--set ") {
+        let mut settings = Vec::new();
+        loop {
+            let end = after.find([' ', ',', ';', ')', '\n']).unwrap_or(after.len());
+            let (setting, behind) = after.split_at(end);
+            settings.push(setting.replacen('=', ": ", 1));
+            match behind.strip_prefix(" --set ") {
+                Some(next) => after = next,
+                None => {
+                    after = behind;
+                    break;
+                }
+            }
+        }
+        out.push_str(before);
+        out.push_str(&format!("`set: {{ {} }}`", settings.join(", ")));
+        rest = after;
+    }
+    out + rest
+}
+
+/// The parts of a remedy, each with what stands between it and the one before. What stands in parentheses or
+/// backticks is not divided.
 fn parts(remedy: &str) -> Vec<(&str, &str)> {
     const SEPARATORS: [&str; 3] = ["; ", ", or ", ", "];
     let mut parts = Vec::new();
-    let (mut from, mut before, mut depth, mut at) = (0, "", 0usize, 0);
+    let (mut from, mut before, mut depth, mut quoted, mut at) = (0, "", 0usize, false, 0);
     while at < remedy.len() {
         let rest = &remedy[at..];
         match rest.as_bytes()[0] {
             b'(' => depth += 1,
             b')' => depth = depth.saturating_sub(1),
+            b'`' => quoted = !quoted,
             _ => {}
         }
-        let separator = SEPARATORS.iter().find(|s| depth == 0 && rest.starts_with(**s));
+        let separator = SEPARATORS.iter().find(|s| depth == 0 && !quoted && rest.starts_with(**s));
         if let Some(separator) = separator {
             parts.push((before, &remedy[from..at]));
             before = separator;
@@ -148,6 +177,16 @@ mod tests {
             eval.fit("check the permissions, or choose another folder with --out").as_deref(),
             Some("check the permissions")
         );
+    }
+
+    #[test]
+    fn settings_of_runs_stand_in_the_set_of_an_ablation() {
+        let ablate = Fitting::of(&["ablate"]);
+        let remedy = "--set train.lm.accumulation=2 --set precision=bf16 (20 GB); --set seed=2, or less";
+        let expected =
+            "`set: { train.lm.accumulation: 2, precision: bf16 }` (20 GB); `set: { seed: 2 }`, or less";
+        assert_eq!(ablate.fit(remedy).as_deref(), Some(expected));
+        assert_eq!(Fitting::of(&["train"]).fit(remedy).as_deref(), Some(remedy));
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Configurations by name: a file, `configs/NAME.yaml` of the current folder, or the copy inside the binary.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use calm_config::{ConfigErrors, ConfigText};
 
+use crate::start::home;
 use crate::ui::pasted;
 
 /// Name and text of every configuration in `configs/` (a test holds the list to the folder).
@@ -90,9 +91,13 @@ pub fn find(name: &str) -> Result<ConfigText, ConfigErrors> {
     find_among(name, Kind::Run)
 }
 
-/// The file of a name as it was typed.
-fn file(name: &str) -> &Path {
-    Path::new(if name == "-" { "/dev/stdin" } else { name })
+/// The file of a name as it was typed, or as an ablation's file names it.
+fn file(name: &str) -> PathBuf {
+    match (name, name.strip_prefix("~/"), home()) {
+        ("-", ..) => "/dev/stdin".into(),
+        (_, Some(below), Some(home)) => home.join(below),
+        _ => name.into(),
+    }
 }
 
 /// Something that is read like a file and lies in no folder: `<(...)`, `/dev/stdin`.
@@ -110,14 +115,14 @@ fn find_among(name: &str, kind: Kind) -> Result<ConfigText, ConfigErrors> {
 
 fn find_text(name: &str, kind: Kind) -> Result<ConfigText, ConfigErrors> {
     let path = file(name);
-    if path.is_file() || is_pipe(path) || name.ends_with(".yaml") || name.ends_with(".yml") {
+    if path.is_file() || is_pipe(&path) || name.ends_with(".yaml") || name.ends_with(".yml") {
         if !path.exists() {
             let bare = name.trim_end_matches(".yaml").trim_end_matches(".yml").trim_start_matches("configs/");
             if let Some((_, text)) = shipped_as(bare) {
                 return Ok(ConfigText::new(format!("configs/{bare}.yaml"), text));
             }
         }
-        return ConfigText::read(path);
+        return ConfigText::read(&path);
     }
     let local = Path::new("configs").join(format!("{name}.yaml"));
     if local.is_file() {
@@ -155,7 +160,7 @@ fn shipped_as(name: &str) -> Option<(&'static str, &'static str)> {
 pub fn run_name(name: &str) -> String {
     let path = file(name);
     match path.file_stem() {
-        Some(stem) if !is_pipe(path) => stem.to_string_lossy().into_owned(),
+        Some(stem) if !is_pipe(&path) => stem.to_string_lossy().into_owned(),
         _ => "run".into(),
     }
 }

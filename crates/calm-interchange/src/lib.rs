@@ -27,6 +27,8 @@ mod merge;
 mod parts;
 mod pickle;
 mod read;
+mod sizes;
+mod tensors;
 mod torch;
 
 use std::collections::BTreeMap;

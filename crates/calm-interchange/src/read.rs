@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 
 use calm_run::{Error, Result};
 
+use super::tensors::Found;
 use super::torch;
 
 /// Tensors of one folder, in their own number formats.
@@ -28,17 +29,6 @@ pub struct Weights {
     /// What a sharded folder's index says and its files do not hold, or the other way round.
     pub problems: Vec<String>,
     /// How names were read.
-    pub notes: Vec<String>,
-}
-
-/// What one file holds.
-#[derive(Default)]
-pub(super) struct Found {
-    /// Tensors by their names.
-    pub tensors: BTreeMap<String, Tensor>,
-    /// Tensors of a number format that no weights have, with it.
-    pub others: BTreeMap<String, String>,
-    /// Where in the file they were found.
     pub notes: Vec<String>,
 }
 

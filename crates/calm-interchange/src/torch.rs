@@ -13,7 +13,7 @@ use candle_core::{DType, Device, Tensor};
 use zip::ZipArchive;
 
 use super::pickle::{Id, Node, Pickle};
-use super::read::Found;
+use super::tensors::Found;
 
 /// Why a file cannot be read, and what to do.
 pub(super) struct Fault {
@@ -121,7 +121,7 @@ impl Archive {
             return Err(fault("it is a TorchScript program", SAVE_ANEW));
         }
         let folder = names.iter().find_map(|name| name.strip_suffix("data.pkl"));
-        let folder = folder.ok_or_else(|| fault("it is an archive without data.pkl", SAVE_ANEW))?.to_owned();
+        let folder = folder.ok_or_else(|| fault("it is an archive of something else", SAVE_ANEW))?.to_owned();
         Ok(Self { zip, folder })
     }
 

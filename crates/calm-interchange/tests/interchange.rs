@@ -515,6 +515,17 @@ fn settings_that_cannot_be_represented_are_reported() {
         assert!(s.refused().contains(&format!("{key} is {value}")), "{}", s.refused());
     }
 
+    // A model far larger than its weights is told before one is made in memory.
+    for (key, value) in
+        [("vocab_size", 4_000_000), ("intermediate_size", 4_000_000), ("num_hidden_layers", 4_000_000)]
+    {
+        let s = Scratch::new("ar_baseline");
+        let options = s.options();
+        s.set(key, json!(value));
+        let e = import(&options).unwrap_err().to_string();
+        assert!(e.contains("describes a model of") && e.contains("the weights hold"), "{key}: {e}");
+    }
+
     let s = Scratch::new("autoencoder_k2");
     s.set("num_encoder_layers", json!(3));
     assert!(s.refused().contains("encoder_layers: is 3: must be even"), "{}", s.refused());

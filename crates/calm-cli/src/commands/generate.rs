@@ -29,7 +29,8 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
             std::io::stdin().read_to_string(&mut text).map_err(|e| {
                 Hinted::new(format!("cannot read the prompt from standard input: {e}"), "give UTF-8 text")
             })?;
-            text
+            // What PowerShell puts in front of a pipe.
+            text.trim_start_matches('\u{feff}').to_owned()
         }
         Some(text) => text.to_owned(),
         None => String::new(),

@@ -67,7 +67,8 @@ fn a_place_that_cannot_be_written_to_is_named() {
     for out in ["text.txt/run", "text.txt"] {
         house.refuses(&train(&["--out", out]), &["text.txt", "hint:", "--out"]);
     }
-    house.refuses(&train(&["--cache", "text.txt/cache"]), &["text.txt/cache", "check the path"]);
+    house
+        .refuses(&train(&["--cache", "text.txt/cache"]), &["text.txt/cache", "cannot be written", "--cache"]);
     // Losing the results to a full disk is a failure, unlike a closed pipe.
     if let Ok(full) = fs::OpenOptions::new().write(true).open("/dev/full") {
         let done = house.command(&["config", "calm.yaml"]).stdout(full).output().unwrap();

@@ -86,7 +86,7 @@ pub fn mutated(seeds: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
 fn change(input: &mut Vec<u8>, seeds: &[Vec<u8>], random: &mut Random) {
     let at = random.below(input.len() + 1);
     // Short ranges more often than long ones.
-    let most = 1 << random.below(12);
+    let most = 1 << random.below(10);
     let end = (at + 1 + random.below(most)).min(input.len());
     let range = at.min(end)..end;
     match random.below(12) {
@@ -105,7 +105,7 @@ fn change(input: &mut Vec<u8>, seeds: &[Vec<u8>], random: &mut Random) {
         6 => drop(input.drain(range)),
         7 => {
             let piece = input[range].to_vec();
-            for _ in 0..=random.below(40) {
+            for _ in 0..=random.below(12) {
                 input.splice(at..at, piece.iter().copied());
             }
         }

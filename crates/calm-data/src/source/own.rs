@@ -45,9 +45,16 @@ pub(super) fn inside(folder: &Path) -> Vec<&'static str> {
         (is_run, RUN),
         (is_ablation, ABLATION),
         (REPORT.iter().all(|name| file(name)), REPORT),
-        (CACHE.iter().all(|name| folder.join(name).is_dir()), CACHE),
+        (is_cache(folder), CACHE),
     ];
     kinds.iter().filter(|(is, _)| *is).flat_map(|(_, names)| names.iter().copied()).collect()
+}
+
+/// Whether a folder is a cache: token files lie in folders that are named by a hash.
+fn is_cache(folder: &Path) -> bool {
+    let hashed = |name: &str| name.len() == 32 && name.bytes().all(|b| b.is_ascii_hexdigit());
+    let tokens = fs::read_dir(folder.join("tokens")).into_iter().flatten().flatten();
+    folder.join("tokenizers").is_dir() && tokens.into_iter().any(|e| hashed(&e.file_name().to_string_lossy()))
 }
 
 /// Whether a file is the resolved configuration of a run, which names every block.

@@ -50,7 +50,7 @@ pub fn read(path: &Path, reading: &mut dyn FnMut(u64, u64)) -> Result<Read> {
             reading(done, total);
         }
         found.description = format!(
-            "{} of {} files in {}{}",
+            "{} documents of {} files in {}{}",
             found.documents.len(),
             files.len(),
             path.display(),

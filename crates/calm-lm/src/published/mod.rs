@@ -101,6 +101,9 @@ const FIXED: [(&str, &str, &str); 6] = [
 /// The context of a model whose `config.json` names none, in positions.
 const DEFAULT_CONTEXT: usize = 2048;
 
+/// The largest width, vocabulary or number of layers that is read: beyond it a file is damaged.
+const LARGEST_SIZE: u64 = 1 << 22;
+
 impl<'a> Keys<'a> {
     /// Keys of a `config.json` that messages call `file`; settings that no model here has are problems at once.
     pub fn new(file: &'a str, map: &'a Map<String, Value>, findings: &'a mut Findings) -> Self {
@@ -138,11 +141,15 @@ impl<'a> Keys<'a> {
 
     /// A size that must be there, 1 or more; 1 stands in for it otherwise.
     pub fn size(&mut self, key: &'static str) -> usize {
+        self.size_up_to(key, LARGEST_SIZE)
+    }
+
+    fn size_up_to(&mut self, key: &'static str, most: u64) -> usize {
         match self.get(key) {
             None => self.problem(key, "is missing"),
             Some(value) => match value.as_u64() {
-                Some(n) if n > 0 && n <= u64::from(u32::MAX) => return n as usize,
-                _ => self.problem(key, format!("is {value}: it must be a whole number of 1 or more")),
+                Some(n) if n > 0 && n <= most => return n as usize,
+                _ => self.problem(key, format!("is {value}: it must be a whole number from 1 to {most}")),
             },
         }
         1
@@ -223,7 +230,8 @@ impl<'a> Keys<'a> {
 
     /// S of a language model, in positions.
     pub fn context(&mut self) -> usize {
-        self.size_or("max_position_embeddings", DEFAULT_CONTEXT)
+        let key = "max_position_embeddings";
+        if self.get(key).is_some() { self.size_up_to(key, u32::MAX.into()) } else { DEFAULT_CONTEXT }
     }
 
     /// Reports what was not understood.

@@ -342,20 +342,22 @@ fn outputs_of_this_program_are_left_out_and_said() {
     f.write("runs/report/report.html", "<html>");
     f.write("runs/report/report.csv", "a,b");
     f.write("runs/report/study.json", "{}");
-    f.write("cache/tokens/x/train.tokens", [0]);
+    f.write("cache/tokens/0123456789abcdef0123456789abcdef/train.tokens", [0]);
     f.write("cache/tokenizers/x.json", "{}");
     // Somebody else's.
+    f.write("texts/tokens/a.txt", "x");
+    f.write("texts/tokenizers/a.txt", "y");
     f.write("app/config.yaml", "version: 1\nname: app\n");
     let found = read_quietly(f.0.path()).unwrap();
     let ids: Vec<&str> = found.documents.iter().map(|d| d.id.as_str()).collect();
-    assert_eq!(ids, ["a.txt", "app/config.yaml"]);
+    assert_eq!(ids, ["a.txt", "app/config.yaml", "texts/tokenizers/a.txt", "texts/tokens/a.txt"]);
     assert_eq!(found.skipped.own, 3);
     assert!(found.description.contains("left out: 3 outputs of calm"), "{}", found.description);
     // A source that is itself the folder of a run.
     f.write("config.yaml", config);
     f.write("metrics.jsonl", "{\"step\": 1}\n");
     let found = read_quietly(f.0.path()).unwrap();
-    assert_eq!((found.documents.len(), found.skipped.own), (2, 5));
+    assert_eq!((found.documents.len(), found.skipped.own), (4, 5));
     let runs = error(&f.path("runs"));
     assert!(runs.contains("2 outputs of calm"), "{runs}");
 }
