@@ -206,7 +206,13 @@ impl ImportPlan {
             .autoencoder
             .as_ref()
             .and_then(|a| Some((self.settings.autoencoder()?, a.published.chunk_size)));
-        sizes::fit(&self.settings, autoencoder, self.text.vocab_size, read, findings)
+        sizes::fit(
+            self.model.is_some().then_some(&self.settings),
+            autoencoder,
+            self.text.vocab_size,
+            read,
+            findings,
+        )
     }
 
     fn files(&self) -> Vec<PathBuf> {

@@ -13,14 +13,15 @@ const SMALL: u64 = 1 << 20;
 
 /// Adds a problem if the model is far larger than what was read; whether it may be made.
 pub(super) fn fit<'a>(
-    model: &ModelConfig,
+    model: Option<&ModelConfig>,
     autoencoder: Option<(&AutoencoderConfig, usize)>,
     vocab: usize,
     read: impl Iterator<Item = &'a Tensor>,
     findings: &mut Findings,
 ) -> bool {
     let first = autoencoder.map_or(0, |(config, chunk_size)| config.parameters(chunk_size, vocab).total().0);
-    let described = model.parameters(vocab).total().0.saturating_add(first);
+    let second = model.map_or(0, |model| model.parameters(vocab).total().0);
+    let described = first.saturating_add(second);
     let held: u64 = read.map(|tensor| tensor.elem_count() as u64).sum();
     let fits = described <= MORE.saturating_mul(held).saturating_add(SMALL);
     if !fits {
