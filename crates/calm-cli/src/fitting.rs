@@ -63,6 +63,12 @@ impl Fitting {
         if full {
             return Some(self.full_disk().to_owned());
         }
+        // What a library says of the system's EAGAIN; a message is all that is left of it.
+        if own.is_none() && error.chain().any(|cause| cause.to_string().contains("os error 11")) {
+            return Some(
+                "the system starts no more threads: lower --threads, or raise its limit (ulimit -u)".into(),
+            );
+        }
         own.and_then(|remedy| self.fit(&remedy))
     }
 

@@ -84,9 +84,8 @@ pub fn threads(threads: Option<usize>) -> Result<(Option<usize>, Option<String>)
     // The stack of a main thread.
     let pool = || rayon::ThreadPoolBuilder::new().stack_size(8 << 20);
     let refused = |e: &rayon::ThreadPoolBuildError| std::error::Error::source(e).map(ToString::to_string);
-    // One thread is there for certain: this one. A pool can be tried once, so a thread is tried before.
-    let alone = used == Some(1) && std::thread::Builder::new().spawn(|| ()).is_err();
-    let built = if alone { pool().num_threads(1).use_current_thread() } else { pool() }.build_global();
+    // One thread is there for certain: this one.
+    let built = if used == Some(1) { pool().use_current_thread() } else { pool() }.build_global();
     // Without a cause there is a pool already, which is as good.
     if let Err(e) = built
         && let Some(why) = refused(&e)
@@ -94,7 +93,7 @@ pub fn threads(threads: Option<usize>) -> Result<(Option<usize>, Option<String>)
         let n = used.unwrap_or(cores);
         return Err(Hinted::new(
             format!("the system starts no {n} threads: {why}"),
-            "--threads 1 needs the fewest; more are limited by `ulimit -u`",
+            "--threads 1 does without; how many there may be, `ulimit -u` says",
         ));
     }
     Ok((used.or(threads), note))

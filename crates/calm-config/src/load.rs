@@ -175,7 +175,10 @@ where
     if let (Value::Object(map), true) = (&mut root, replaced.contains(&KeyPath::parse("version"))) {
         map.insert("version".to_string(), json!(T::VERSION));
     }
-    let mut reading = typed::read::<T>(root);
+    let mut reading = typed::read::<T>(root, &|path| {
+        let by = applied.iter().rev().find(|o| o.path == *path)?;
+        by.raw.split_once('=').map(|(_, text)| text.trim().to_string())
+    });
     reading.findings.retain(|finding| !replaced.contains(&finding.path));
     unreliable.append(&mut reading.unreliable);
     let resolved = reading.value.as_ref().map(|value| serde_json::to_value(value).unwrap_or_default());

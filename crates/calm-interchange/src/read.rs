@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use calm_data::source::records::strict;
@@ -246,7 +246,7 @@ pub fn read_config(folder: &Path) -> Result<Map<String, Value>> {
     let path = folder.join("config.json");
     let text = match fs::read(&path) {
         Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             return Err(Error::user(
                 format!("{} is not a published model: it has no config.json", folder.display()),
                 "give the folder that holds config.json and model.safetensors or pytorch_model.bin",

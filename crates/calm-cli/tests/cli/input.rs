@@ -49,6 +49,20 @@ fn whole_numbers_may_have_an_exponent_in_files_and_settings() {
 }
 
 #[test]
+fn a_text_that_is_typed_stays_one_whatever_yaml_makes_of_it() {
+    let house = House::new();
+    for text in ["a, b: c.txt", "123", "1e3", "true", "[a, b]"] {
+        let set = format!("data.source.path={text}");
+        let out = house.ok(&["config", "calm.yaml", "--set", &set]);
+        let tree: serde_json::Value = serde_yaml::from_str(&out).unwrap();
+        assert_eq!(tree["data"]["source"]["path"], text, "{out}");
+    }
+    house.write("n.yaml", CALM.replace("path: text.txt", "path: 123"));
+    house.refuses(&["config", "n.yaml"], &["expected text", "put it in quotes"]);
+    house.refuses(&["config", "calm.yaml", "--set", "tokenizer=bpe"], &["found only its name"]);
+}
+
+#[test]
 fn a_byte_order_mark_is_no_document() {
     let house = House::new();
     house.write("bom.yaml", format!("\u{feff}{CALM}"));

@@ -74,6 +74,7 @@ pub(super) fn wrong_value(found: &str, expected: &str) -> (String, String) {
             "null" | "unit value" => "nothing".to_string(),
             "map" => "a block of keys".to_string(),
             "sequence" => "a list".to_string(),
+            "unit variant" => "only its name".to_string(),
             other => other.replace("boolean ", "").replace('`', ""),
         },
     };
@@ -87,7 +88,7 @@ pub(super) fn wrong_value(found: &str, expected: &str) -> (String, String) {
         } else if let (false, Ok(value)) = (integer, plain.parse::<f64>()) {
             hint = format!("write {value}, without separators or quotes");
         }
-    } else if expected == "a string" && (number.is_some() || matches!(found.as_str(), "true" | "false")) {
+    } else if is_text(expected) && (number.is_some() || matches!(found.as_str(), "true" | "false")) {
         hint = format!("put it in quotes: \"{}\"", number.unwrap_or(&found));
     } else if expected == "a boolean" && text.is_some() {
         let yes = text.is_some_and(|t| ["yes", "on", "y"].contains(&t.to_lowercase().as_str()));
@@ -96,6 +97,11 @@ pub(super) fn wrong_value(found: &str, expected: &str) -> (String, String) {
         hint = format!("{hint}; or leave the key out, if it has a default");
     }
     (format!("expected {wanted}, found {found}"), hint)
+}
+
+/// Whether text is expected.
+pub(super) fn is_text(expected: &str) -> bool {
+    matches!(expected, "a string" | "path string" | "a borrowed string")
 }
 
 /// What is expected, as a noun and as a hint.
@@ -110,7 +116,7 @@ fn expectation(expected: &str) -> (String, String) {
     }
     let (noun, hint) = match expected {
         "f64" | "f32" => ("a number", "a number such as 0.5 or 3e-4"),
-        "a string" | "path string" | "a borrowed string" => ("text", "a word, or text in quotes"),
+        text if is_text(text) => ("text", "a word, or text in quotes"),
         "a boolean" => ("true or false", "write `true` or `false`"),
         "a sequence" => ("a list", "a list: `[a, b]`, or lines that start with `- `"),
         "a map" => ("a block of keys", "`key: value` lines, indented below it"),
