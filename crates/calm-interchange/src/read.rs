@@ -6,8 +6,7 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use calm_data::source::records::strict;
-use calm_nn::WeightsError;
-use calm_nn::files::is_pointer;
+use calm_nn::{WeightsError, is_pointer};
 use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 use serde::Deserialize;

@@ -13,14 +13,13 @@ use calm_run::{Begin, Provenance, Run, Stage};
 use calm_train::options::TrainOptions;
 use calm_train::pipeline::train;
 use calm_train::plan::{Plan, Target, describe};
-use calm_train::reuse;
 
 use super::RUNS;
 use crate::args::{Format, TrainArgs};
 use crate::error::Hinted;
 use crate::hardware;
 use crate::screen::Screen;
-use crate::ui::{Printer, pasted};
+use crate::ui::Printer;
 use crate::{report, shipped, version};
 
 /// Runs the command.
@@ -50,7 +49,7 @@ pub fn run(args: &TrainArgs, device: Choice, printer: &Printer) -> Result<()> {
     }
     if !args.resume {
         let (init_from, autoencoder) = (args.init_from.as_deref(), args.autoencoder.as_deref());
-        reuse::check(&resolved.value, args.stage, init_from, autoencoder)?;
+        calm_train::borrow::check(&resolved.value, args.stage, init_from, autoencoder)?;
     }
     let choice = device;
     let device = hardware::open(choice, printer)?;
@@ -159,7 +158,7 @@ fn next_commands(run: &Run, folder: &PathBuf, results: &Results, printer: &Print
     let run_option = if *folder == Path::new(RUNS).join("quickstart") {
         String::new()
     } else {
-        format!(" --run {}", pasted(folder))
+        format!(" --run {}", crate::ui::pasted(folder))
     };
     let mut lines = vec!["next:".to_owned()];
     if results.brier.is_some() {
@@ -169,6 +168,6 @@ fn next_commands(run: &Run, folder: &PathBuf, results: &Results, printer: &Print
     if run.config.model.autoencoder().is_some() {
         lines.push(format!("  calm eval autoencoder{run_option}"));
     }
-    lines.push(format!("  tensorboard --logdir {}", pasted(&folder.join("tensorboard"))));
+    lines.push(format!("  tensorboard --logdir {}", crate::ui::pasted(&folder.join("tensorboard"))));
     printer.note(lines.join("\n"));
 }
