@@ -29,7 +29,8 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
             std::io::stdin().read_to_string(&mut text).map_err(|e| {
                 Hinted::new(format!("cannot read the prompt from standard input: {e}"), "give UTF-8 text")
             })?;
-            text
+            // What PowerShell puts in front of a pipe.
+            text.trim_start_matches('\u{feff}').to_owned()
         }
         Some(text) => text.to_owned(),
         None => String::new(),
@@ -56,11 +57,24 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
             stream(&*model.sampler(), &tokenizer, &prompt, decoding, args, printer)
         }
         DrawKind::Exact => {
+            let given = [
+                ("--sampler", args.sampler.is_some()),
+                ("--draws", args.draws.is_some()),
+                ("--fallback", args.fallback),
+            ];
+            if let Some((option, _)) = given.iter().find(|(_, given)| *given) {
+                bail!(Hinted::new(
+                    format!("{option}: {title} is sampled by its probabilities, at any temperature"),
+                    format!("leave {option} away; --temperature and --top-p shape the draws"),
+                ));
+            }
             let top_p_fits = args.top_p > 0.0 && args.top_p <= 1.0;
-            if !((0.0..=10.0).contains(&args.temperature) && top_p_fits) {
+            if !((0.0..=HOTTEST).contains(&args.temperature) && top_p_fits) {
                 bail!(Hinted::new(
                     format!("--temperature {} --top-p {}", args.temperature, args.top_p),
-                    format!("{title} takes a temperature of 0 or more and a top-p above 0 and at most 1"),
+                    format!(
+                        "{title} takes a temperature from 0 to {HOTTEST} and a top-p above 0 and at most 1"
+                    ),
                 ));
             }
             let model = models::load_lm(&run, which, &tokenizer, &device)?;
@@ -78,6 +92,9 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
     }
 }
 
+/// The highest temperature of probabilities: far above it all tokens are as probable as each other.
+const HOTTEST: f64 = 10.0;
+
 /// Draws per chunk of the batch sampler, unless asked for otherwise.
 const POOL: usize = 200;
 
@@ -93,7 +110,7 @@ fn decoding(title: &str, args: &GenerateArgs) -> Result<Decoding> {
     if args.draws == Some(0) {
         bail!(Hinted::new("--draws 0 leaves nothing to choose from", "give 1 or more"));
     }
-    Ok(match args.sampler {
+    Ok(match args.sampler.unwrap_or(SamplerName::Batch) {
         SamplerName::Batch => {
             if temperature.reciprocal::<candle_core::Error>().is_err() {
                 bail!(Hinted::new(
