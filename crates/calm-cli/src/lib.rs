@@ -10,6 +10,7 @@ mod memory;
 mod report;
 mod screen;
 pub mod shipped;
+mod stop;
 pub mod ui;
 pub mod version;
 
@@ -18,9 +19,11 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use args::{Cli, Command, EvalCommand};
+use stop::Stop;
 use ui::{Printer, UiOptions, Verbosity};
 
-/// Parses the command line and runs it. Exit code 0: done; 1: an error, printed with its remedy; 2: usage.
+/// Parses the command line and runs it. Exit code 0: done; 1: an error, printed with its remedy; 2: usage; 128 and the
+/// signal: stopped.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -34,9 +37,15 @@ pub fn main() -> ExitCode {
     settle_threads(cli.threads);
     let verbosity = if cli.quiet { Verbosity::Quiet } else { Verbosity::Normal };
     let printer = Printer::new(UiOptions { verbosity, ..UiOptions::default() });
+    let stop = Stop::listen(&printer);
     // On a thread of the pool: one outside would sleep and be woken for every parallel loop.
-    let result = rayon::scope(|_| run(&cli, &printer));
-    printer.conclude_with(result, error::remedy)
+    match rayon::scope(|_| run(&cli, &stop, &printer)) {
+        Err(e) if error::is_stop(&e) => {
+            printer.stopped(&e.to_string(), error::remedy(&e).as_deref());
+            ExitCode::from(stop.code())
+        }
+        result => printer.conclude_with(result, error::remedy),
+    }
 }
 
 /// Decides the thread counts of everything below, before any thread exists.
@@ -58,7 +67,7 @@ fn settle_threads(threads: Option<usize>) {
     let _ = rayon::ThreadPoolBuilder::new().stack_size(8 << 20).build_global();
 }
 
-fn run(cli: &Cli, printer: &Printer) -> anyhow::Result<()> {
+fn run(cli: &Cli, stop: &Stop, printer: &Printer) -> anyhow::Result<()> {
     if cli.threads == Some(0) {
         return Err(error::Hinted::new("--threads 0", "give 1 or more").into());
     }
@@ -71,11 +80,11 @@ fn run(cli: &Cli, printer: &Printer) -> anyhow::Result<()> {
             let help = Cli::command().render_help().to_string();
             Ok(printer.result(&help)?)
         }
-        Some(Command::Train(a)) => commands::train::run(a, device, printer),
+        Some(Command::Train(a)) => commands::train::run(a, device, stop, printer),
         Some(Command::Init(a)) => commands::init::run(a, printer),
         Some(Command::Eval(EvalCommand::Brierlm(a))) => commands::eval::brierlm(a, device, printer),
         Some(Command::Eval(EvalCommand::Autoencoder(a))) => commands::eval::autoencoder(a, device, printer),
-        Some(Command::Ablate(a)) => commands::ablate::run(a, cli.threads, device, printer),
+        Some(Command::Ablate(a)) => commands::ablate::run(a, cli.threads, device, stop, printer),
         Some(Command::Report(a)) => commands::report::run(a, device, printer),
         Some(Command::Bench(a)) => commands::bench::run(a, device, printer),
         Some(Command::Doctor(a)) => commands::doctor::run(a, device, printer),

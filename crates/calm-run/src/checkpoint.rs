@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use calm_nn::finite::non_finite;
 use calm_nn::{AdamW, ParamStore, read_weights, write_weights};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
+use crate::divergence::Trend;
 use crate::error::{Error, Result};
 
 /// What a stage remembers besides tensors. All noise and all batches are functions of the step.
@@ -24,6 +26,34 @@ pub struct StageState {
     pub seconds: f64,
     /// The best validation so far.
     pub best: Option<Best>,
+    /// Whether a validation was due after this step when the stage was stopped; it is made up for first.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub validation_due: bool,
+    /// Batches that are left out, after a spike.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<Skipped>,
+    /// Where loss and gradient norm were going.
+    #[serde(default)]
+    pub trend: Trend,
+    /// The checkpoint before, kept until a step from this one has been seen.
+    #[serde(skip)]
+    pub keep: Option<u64>,
+}
+
+impl StageState {
+    /// Place of the next step's batch in the sequence of all batches: the step itself, beyond what was left out.
+    pub fn batch(&self) -> u64 {
+        self.step + self.skipped.iter().filter(|s| s.after <= self.step).map(|s| s.batches).sum::<u64>()
+    }
+}
+
+/// Batches that are left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// After so many steps.
+    pub after: u64,
+    /// So many batches.
+    pub batches: u64,
 }
 
 /// The best validation.
@@ -183,18 +213,58 @@ impl Checkpoints {
         write().inspect_err(|_| {
             let _ = fs::remove_dir_all(&partial);
         })?;
+        self.sweep(state);
+        Ok(())
+    }
+
+    /// Removes checkpoints before this state's that are neither the best nor to be kept.
+    pub fn sweep(&self, state: &StageState) {
         for step in self.steps() {
-            if step < state.step && state.best.is_none_or(|b| b.step != step) {
+            let kept = state.best.is_some_and(|b| b.step == step) || state.keep == Some(step);
+            if step < state.step && !kept {
                 let _ = fs::remove_dir_all(self.path(step));
             }
         }
-        Ok(())
+    }
+
+    /// Removes a checkpoint from which nothing can go on.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn discard(&self, step: u64) -> Result<()> {
+        let path = self.path(step);
+        fs::remove_dir_all(&path).map_err(|e| Error::io("remove", &path, e))
+    }
+
+    /// Reads a checkpoint with `read`, which is given its step. Where it was replaced in the meantime by a training that
+    /// goes on, the one that is there now is read.
+    ///
+    /// # Errors
+    /// As [`Checkpoints::step`] and `read`.
+    pub fn reading<T>(&self, which: Which, mut read: impl FnMut(u64) -> Result<T>) -> Result<T> {
+        let mut left = 5;
+        loop {
+            let step = self.step(which)?;
+            match read(step) {
+                Err(_) if left > 0 && !self.path(step).join(STATE).is_file() => left -= 1,
+                result => return result,
+            }
+        }
     }
 }
 
 /// Loads a weights file into a store; every mismatch is reported at once.
 pub fn load_weights(path: &Path, store: &ParamStore) -> Result<()> {
     let (tensors, _) = read_weights(path, store.device())?;
+    if let Some(name) = non_finite(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))? {
+        return Err(Error::user(
+            format!(
+                "{} holds numbers that are not finite (in {name}): its training diverged",
+                path.display()
+            ),
+            "take another checkpoint or another run; trained anew, a lower learning rate helps",
+        ));
+    }
     let report = store.load(&tensors)?;
     if report.is_clean() {
         return Ok(());

@@ -19,7 +19,7 @@ use crate::reporter::Reporter;
 use calm_eval::EvalConfig;
 use calm_run::checkpoint::Which;
 use calm_run::results::{BrierResults, ConditionCheck};
-use calm_run::{Error, Result, Run, Stage};
+use calm_run::{Error, Result, Run};
 
 /// Tokens of a batch, from which on it has fewer rows: memory stays bounded with long contexts.
 const BATCH_TOKENS: usize = 8192;
@@ -50,8 +50,7 @@ impl<'a> Scorer<'a> {
     /// # Errors
     /// Weights that are missing, damaged or of another shape.
     pub fn load(run: &'a Run, which: Which, tokenizer: &Tokenizer, device: &Device) -> Result<Self> {
-        let model = models::load_lm(run, which, tokenizer, device)?;
-        let step = run.checkpoints(Stage::Lm).step(which)?;
+        let (model, step) = models::load_lm_with_step(run, which, tokenizer, device)?;
         Ok(Self { run, tokenizer: tokenizer.clone(), step, model })
     }
 

@@ -13,5 +13,6 @@ mod generate;
 mod house;
 mod loss_trace;
 mod old_run;
+mod resuming;
 mod stopping;
 mod train;
