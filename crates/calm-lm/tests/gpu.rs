@@ -44,7 +44,7 @@ fn autoencoder_config() -> AutoencoderConfig {
         latent_size: Some(8),
         hidden_size: 32,
         intermediate_size: 48,
-        init_std: 0.3,
+        init: calm_nn::WeightInit::Normal(0.3),
         ..Default::default()
     }
 }

@@ -23,7 +23,7 @@ fn backbone() -> BackboneConfig {
         kv_heads: Some(2),
         rope_theta: 5e5,
         norm_eps: 1e-5,
-        init_std: 0.01,
+        init: calm_nn::WeightInit::Normal(0.01),
     }
 }
 

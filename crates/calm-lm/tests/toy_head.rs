@@ -40,7 +40,7 @@ impl HeadSettings for NormalConfig {
     }
 
     fn build(&self, b: &Builder, backbone: &BackboneConfig, latent_size: usize) -> Result<Box<dyn Head>> {
-        let init = Init::Normal(backbone.init_std);
+        let init: Init = backbone.init.into();
         let mean = Linear::new(&b.under("normal_head"), "mean", backbone.hidden_size, latent_size, init)?;
         Ok(Box::new(NormalHead { mean, spread: self.spread, latent_size }))
     }

@@ -17,6 +17,8 @@ use crate::dtype::Precision;
 pub enum Init {
     /// Normal with this standard deviation.
     Normal(f64),
+    /// Normal with a standard deviation of 1/sqrt(size of the last dimension): what goes into a matrix.
+    FanIn,
     /// Uniform in ±sqrt(6 / (fan_in + fan_out)) (Xavier/Glorot).
     Xavier,
     /// All 0.
@@ -235,7 +237,7 @@ impl ParamStore {
         let mut values = match init {
             Init::Zeros => vec![0f32; count],
             Init::Ones => vec![1f32; count],
-            Init::Normal(_) | Init::Xavier => self.draw(name, shape, width, init),
+            Init::Normal(_) | Init::FanIn | Init::Xavier => self.draw(name, shape, width, init),
         };
         if let Some(row) = frozen_row {
             values[row as usize * width..(row as usize + 1) * width].fill(0.0);
@@ -258,16 +260,18 @@ impl ParamStore {
                 v.iter_mut().for_each(|x| *x = (2.0 * *x - 1.0) * bound);
                 v
             }
-            Init::Normal(std) => {
-                let mut v = philox::normal(key, &rows, 1, piece);
-                v.iter_mut().for_each(|x| *x *= std as f32);
-                v
-            }
+            Init::Normal(std) => scaled(philox::normal(key, &rows, 1, piece), std),
+            Init::FanIn => scaled(philox::normal(key, &rows, 1, piece), (width as f64).sqrt().recip()),
             Init::Zeros | Init::Ones => Vec::new(),
         };
         values.truncate(count);
         values
     }
+}
+
+fn scaled(mut values: Vec<f32>, by: f64) -> Vec<f32> {
+    values.iter_mut().for_each(|x| *x *= by as f32);
+    values
 }
 
 /// Creates parameters under a name prefix.

@@ -333,7 +333,7 @@ mod tests {
             [Some(Stage::Lm), Some(Stage::Autoencoder), None]
                 .map(|stage| restarted_setting(key, Begin::Restart(stage)))
         };
-        assert_eq!(allowed("model.calm.backbone.init_std"), [true, true, true]);
+        assert_eq!(allowed("model.calm.backbone.init"), [true, true, true]);
         assert_eq!(allowed("train.lm.steps"), [true, true, true]);
         assert_eq!(allowed("model.calm.chunk_size"), [false, true, true]);
         assert_eq!(allowed("model.calm.autoencoder.hidden_size"), [false, true, true]);

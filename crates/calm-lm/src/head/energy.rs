@@ -207,7 +207,7 @@ impl EnergyHead {
         latent_size: usize,
     ) -> Result<Self> {
         let d = backbone.hidden_size;
-        let init = Init::Normal(backbone.init_std);
+        let init: Init = backbone.init.into();
         let root = b;
         let b = &b.under("mlp_generator");
         let last = b.under("final_layer");

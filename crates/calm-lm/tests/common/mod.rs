@@ -23,7 +23,7 @@ pub fn autoencoder_config() -> AutoencoderConfig {
         latent_size: Some(8),
         hidden_size: 16,
         intermediate_size: 24,
-        init_std: 0.3,
+        init: calm_nn::WeightInit::Normal(0.3),
         ..Default::default()
     }
 }

@@ -40,7 +40,7 @@ impl Baseline {
     /// No memory left on a GPU.
     pub fn new(store: &ParamStore, config: &BaselineConfig, text: &TextFormat) -> Result<Self> {
         let (b, v, d) = (store.builder(), text.vocab_size, config.backbone.hidden_size);
-        let init = Init::Normal(config.backbone.init_std);
+        let init: Init = config.backbone.init.into();
         let m = b.under("model");
         Ok(Self {
             store: store.clone(),

@@ -46,7 +46,7 @@ impl Calm {
             )
         }
         let (b, d) = (store.builder(), config.backbone.hidden_size);
-        let init = Init::Normal(config.backbone.init_std);
+        let init: Init = config.backbone.init.into();
         let t = b.under("transformer");
         let pad = Some(text.special.pad);
         Ok(Self {
