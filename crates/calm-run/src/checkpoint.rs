@@ -338,6 +338,51 @@ mod tests {
     }
 
     #[test]
+    fn a_checkpoint_that_is_replaced_while_it_is_read_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(dir.path());
+        let store = store();
+        let opt = AdamW::new(&store, AdamWConfig::default()).unwrap();
+        let save = |step| {
+            let state = StageState { step, ..Default::default() };
+            checkpoints.save(&state, &store, &opt, &BTreeMap::new()).unwrap();
+        };
+        save(1);
+        let mut seen = Vec::new();
+        let read = checkpoints.reading(Which::Latest, |step| {
+            seen.push(step);
+            // A training that goes on.
+            if step == 1 {
+                save(2);
+            }
+            load_weights(&checkpoints.model_path(step), &store).map(|()| step)
+        });
+        assert_eq!((read.unwrap(), seen), (2, vec![1, 2]));
+        // What fails for another reason fails at once.
+        let mut tries = 0;
+        let failed: Result<()> = checkpoints.reading(Which::Latest, |_| {
+            tries += 1;
+            Err(Error::user("no", ""))
+        });
+        assert!(failed.is_err() && tries == 1);
+    }
+
+    #[test]
+    fn the_checkpoint_before_is_kept_until_it_is_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(dir.path());
+        let store = store();
+        let opt = AdamW::new(&store, AdamWConfig::default()).unwrap();
+        for (step, keep) in [(1, None), (2, Some(1)), (3, Some(2))] {
+            let state = StageState { step, keep, ..Default::default() };
+            checkpoints.save(&state, &store, &opt, &BTreeMap::new()).unwrap();
+        }
+        assert_eq!(checkpoints.steps(), [2, 3]);
+        checkpoints.sweep(&StageState { step: 3, ..Default::default() });
+        assert_eq!(checkpoints.steps(), [3]);
+    }
+
+    #[test]
     fn weights_that_do_not_fit_or_are_cut_off_are_errors_that_name_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::new(dir.path());

@@ -83,10 +83,18 @@ impl<'a> Scorer<'a> {
         let progress = |done| reporter.scoring(&label, done, total);
         let scores = score(&*self.model, view.batches(rows), options, progress)?;
         let bootstrap = Bootstrap { replicates: eval.bootstrap, seed };
+        let found = report(&scores.sums, &bootstrap);
+        if found.positions == 0 {
+            let k = self.run.config.chunk_size();
+            return Err(Error::user(
+                format!("nothing to score: no position of these documents has K = {k} tokens to predict"),
+                "longer documents are needed; with bos_chunk: true a model is scored from the first chunk on",
+            ));
+        }
         let ngram = ngram.map(|models| ngram_scores(models, &scores.positions, &bootstrap)).transpose()?;
         let cross_entropy = scores.cross_entropy.map(|(nats, n)| nats / n.max(1) as f64);
         let results = BrierResults {
-            report: report(&scores.sums, &bootstrap),
+            report: found,
             protocol: *protocol,
             chunk_size: self.run.config.chunk_size(),
             samples,

@@ -68,6 +68,8 @@ impl Training<'_> {
             self.checkpoints.save(&state, objective.store(), stepper.optimizer(), self.metadata)?;
         }
         let on_cpu = objective.store().device().is_cpu();
+        // A checkpoint that was due in a spike is written when it has passed.
+        let mut postponed = false;
         while state.step < c.steps {
             let next = state.step + 1;
             let last = next == c.steps;
@@ -100,16 +102,18 @@ impl Training<'_> {
             observer.step(&report);
 
             let stop = observer.should_stop() && !last;
-            let mut save = last || stop || due(c.checkpoint_every);
+            let mut save = last || stop || due(c.checkpoint_every) || postponed;
             state.validation_due = stop && due(c.eval_every);
             if last || (due(c.eval_every) && !stop) {
                 let found = validate(state.step, last).and_then(|v| checked(stage, state.step, v));
                 let found = found.map_err(|e| watch.explain(e, &state))?;
                 // A better validation than ever is no spike's.
                 let better = self.validated(stage, &mut state, found, observer);
-                save = better || (save && (last || watch.may_save(&state)));
+                postponed = save && !better && !last && !watch.may_save(&state);
+                save = better || (save && !postponed);
             } else if save {
-                save = watch.may_save(&state);
+                postponed = !watch.may_save(&state);
+                save = !postponed;
             }
             if save && report.values.is_none() && !report.skipped {
                 // A stop that came in the middle of a step on a GPU: nobody has looked at it yet.
