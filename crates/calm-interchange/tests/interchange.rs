@@ -247,7 +247,13 @@ fn flow_and_diffusion_checkpoints_come_back_bit_by_bit() {
         let ae = Autoencoder::with_store(&own, &ae_config, 4, 71, 1).unwrap();
         let special = SpecialIds { bos: 1, eos: 34, pad: 70 };
         let text = TextFormat { vocab_size: 71, special, context: 64, bos_chunk: false };
-        let config = CalmConfig { chunk_size: 4, autoencoder: ae_config, backbone, head: head.clone() };
+        let config = CalmConfig {
+            chunk_size: 4,
+            autoencoder: ae_config,
+            backbone,
+            head: head.clone(),
+            decode: Default::default(),
+        };
         Calm::new(&store, &config, ae, &text).unwrap();
         let mut tensors = s.tensors();
         tensors.retain(|n, _| !n.starts_with("generative_head") && !n.starts_with("mlp_generator"));

@@ -43,7 +43,14 @@ fn latents() -> AutoencoderConfig {
 }
 
 fn calm(head: impl Into<HeadConfig>) -> ModelConfig {
-    CalmConfig { chunk_size: 3, autoencoder: latents(), backbone: backbone(), head: head.into() }.into()
+    CalmConfig {
+        chunk_size: 3,
+        autoencoder: latents(),
+        backbone: backbone(),
+        head: head.into(),
+        decode: Default::default(),
+    }
+    .into()
 }
 
 /// Who reads a folder of this name.

@@ -92,7 +92,13 @@ fn register() {
 fn config() -> CalmConfig {
     register();
     let head: HeadConfig = serde_json::from_str(r#"{ "normal": { "spread": 0.1 } }"#).unwrap();
-    CalmConfig { chunk_size: 2, autoencoder: autoencoder_config(), backbone: backbone(), head }
+    CalmConfig {
+        chunk_size: 2,
+        autoencoder: autoencoder_config(),
+        backbone: backbone(),
+        head,
+        decode: Default::default(),
+    }
 }
 
 #[test]

@@ -111,7 +111,7 @@ pub struct Trend {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Sight {
     /// As expected.
-    Calm,
+    Ordinary,
     /// A spike, in words; `first` where none was going on before.
     Spike {
         /// What is how far away.
@@ -179,7 +179,7 @@ impl Trend {
     /// A loss that goes up without a spike.
     fn rising(&mut self, config: &DivergenceConfig) -> Sight {
         if self.loss.count < config.window {
-            return Sight::Calm;
+            return Sight::Ordinary;
         }
         let mean = self.loss.mean;
         let (lowest, deviation) = *self.lowest.get_or_insert((mean, self.loss.deviation()));
@@ -188,11 +188,11 @@ impl Trend {
         }
         if f64::from(mean) <= f64::from(lowest) + config.threshold * f64::from(deviation) {
             self.high = 0;
-            return Sight::Calm;
+            return Sight::Ordinary;
         }
         self.high = self.high.saturating_add(1);
         if self.high != config.window {
-            return Sight::Calm;
+            return Sight::Ordinary;
         }
         Sight::Diverged(format!(
             "the mean loss has risen from {lowest:.4} to {mean:.4} and has not come back for {} steps",
@@ -220,7 +220,7 @@ mod tests {
     fn a_falling_loss_with_noise_is_calm_and_a_spike_is_told_until_it_passes() {
         let mut trend = Trend::default();
         for step in 0..200 {
-            assert_eq!(trend.see(loss(step), 1.0 + loss(step), &CONFIG), Sight::Calm, "{step}");
+            assert_eq!(trend.see(loss(step), 1.0 + loss(step), &CONFIG), Sight::Ordinary, "{step}");
         }
         let before = trend;
         for n in 0..5 {
@@ -229,7 +229,7 @@ mod tests {
         }
         assert!(trend.in_spike() && trend.loss == before.loss, "a spike does not move the averages");
         assert!(matches!(trend.see(2.1, 50.0, &CONFIG), Sight::Spike { what, .. } if what.contains("norm")));
-        assert_eq!(trend.see(2.1, 3.1, &CONFIG), Sight::Calm);
+        assert_eq!(trend.see(2.1, 3.1, &CONFIG), Sight::Ordinary);
         assert!(!trend.in_spike());
         // A file keeps it to the bit.
         let text = serde_json::to_string(&trend).unwrap();
@@ -239,11 +239,11 @@ mod tests {
     #[test]
     fn a_spike_that_stays_is_a_divergence_and_then_the_new_level() {
         let mut trend = Trend::default();
-        (0..100).for_each(|step| assert_eq!(trend.see(loss(step), 1.0, &CONFIG), Sight::Calm));
+        (0..100).for_each(|step| assert_eq!(trend.see(loss(step), 1.0, &CONFIG), Sight::Ordinary));
         let seen: Vec<Sight> = (0..25).map(|_| trend.see(30.0, 1.0, &CONFIG)).collect();
         assert!(seen[..19].iter().all(|s| matches!(s, Sight::Spike { .. })));
         assert!(matches!(&seen[19], Sight::Diverged(what) if what.contains("20 steps")), "{:?}", seen[19]);
-        assert!(seen[20..].iter().all(|s| *s == Sight::Calm));
+        assert!(seen[20..].iter().all(|s| *s == Sight::Ordinary));
     }
 
     #[test]
@@ -252,7 +252,7 @@ mod tests {
         trend.see(2.0, 1.0, &CONFIG);
         assert!(matches!(trend.see(1e5, 1.0, &CONFIG), Sight::Spike { first: true, .. }));
         let mut trend = Trend::default();
-        (0..100).for_each(|step| assert_eq!(trend.see(loss(step), 1.0, &CONFIG), Sight::Calm));
+        (0..100).for_each(|step| assert_eq!(trend.see(loss(step), 1.0, &CONFIG), Sight::Ordinary));
         let rising = (0..400).map(|step| trend.see(2.25 + 0.005 * f64::from(step), 1.0, &CONFIG));
         let told = rising.filter(|s| matches!(s, Sight::Diverged(what) if what.contains("risen"))).count();
         assert_eq!(told, 1);

@@ -88,7 +88,7 @@ impl<'a> Watch<'a> {
         };
         let step = report.step;
         match sight {
-            Sight::Calm => {}
+            Sight::Ordinary => {}
             Sight::Diverged(what) => {
                 observer.alarm(self.stage, &format!("{} diverges at step {step}: {what}", self.stage));
             }

@@ -53,7 +53,13 @@ pub fn calm_with(
     let store = ParamStore::new(&Device::Cpu, DType::F32, 2);
     let (_, ae) = autoencoder(chunk_size);
     let autoencoder = autoencoder_config();
-    let config = CalmConfig { chunk_size, autoencoder, backbone: backbone.clone(), head: head.clone() };
+    let config = CalmConfig {
+        chunk_size,
+        autoencoder,
+        backbone: backbone.clone(),
+        head: head.clone(),
+        decode: Default::default(),
+    };
     let model = Calm::new(&store, &config, ae, &text(16, bos)).unwrap();
     (store, model)
 }

@@ -4,6 +4,7 @@ use calm_autoencoder::AutoencoderConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Decode;
 use crate::{BackboneConfig, HeadConfig};
 
 /// A continuous autoregressive language model.
@@ -21,6 +22,9 @@ pub struct CalmConfig {
     /// Stage 2: the generative head.
     #[serde(default)]
     pub head: HeadConfig,
+    /// How a latent vector becomes tokens when the model is scored and generates.
+    #[serde(default)]
+    pub decode: Decode,
 }
 
 impl CalmConfig {

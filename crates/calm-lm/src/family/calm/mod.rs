@@ -8,6 +8,7 @@
 
 mod config;
 mod costs;
+mod decode;
 mod input;
 mod model;
 mod published;
@@ -23,6 +24,7 @@ use crate::HeadConfig;
 use crate::published::ConfigJson;
 use crate::registry::Registered;
 pub use config::CalmConfig;
+pub use decode::Decode;
 pub use model::Calm;
 pub(crate) use published::PUBLISHED;
 
