@@ -23,7 +23,7 @@ use crate::reporter::Reporter;
 use calm_eval::EvalConfig;
 use calm_run::checkpoint::Which;
 use calm_run::results::{BoundPoint, BoundResults, BrierResults, ConditionCheck};
-use calm_run::{Error, Result, Run, Stage};
+use calm_run::{Error, Result, Run};
 
 /// Tokens of a batch, from which on it has fewer rows: memory stays bounded with long contexts.
 const BATCH_TOKENS: usize = 8192;
