@@ -12,6 +12,7 @@ mod report;
 mod screen;
 pub mod shipped;
 mod start;
+mod stop;
 pub mod ui;
 pub mod version;
 
@@ -21,9 +22,11 @@ use clap::{CommandFactory, Parser};
 
 use args::{Cli, Command, EvalCommand};
 use fitting::Fitting;
+use stop::Stop;
 use ui::{Printer, UiOptions, Verbosity};
 
-/// Parses the command line and runs it. Exit code 0: done; 1: an error, printed with its remedy; 2: usage.
+/// Parses the command line and runs it. Exit code 0: done; 1: an error, printed with its remedy; 2: usage; 128 and the
+/// signal: stopped.
 pub fn main() -> ExitCode {
     // SAFETY: this is the start of `main`; no other thread runs.
     unsafe { start::forget_empty_variables() };
@@ -39,20 +42,25 @@ pub fn main() -> ExitCode {
     memory::keep_freed();
     let verbosity = if cli.quiet { Verbosity::Quiet } else { Verbosity::Normal };
     let printer = Printer::new(UiOptions { verbosity, ..UiOptions::default() });
-    let result = match start::threads(cli.threads) {
-        Ok((threads, note)) => {
-            note.iter().for_each(|note| printer.warn(note));
-            cli.threads = threads;
-            // On a thread of the pool: one outside would sleep and be woken for every parallel loop.
-            rayon::scope(|_| run(&cli, &printer))
-        }
-        Err(e) => Err(e.into()),
-    };
     let fitting = Fitting::new(cli.command.as_ref());
-    printer.conclude_with(result, |e| fitting.remedy(e))
+    let (threads, note) = match start::threads(cli.threads) {
+        Ok(found) => found,
+        Err(e) => return printer.conclude_with(Err(e.into()), |e| fitting.remedy(e)),
+    };
+    note.iter().for_each(|note| printer.warn(note));
+    cli.threads = threads;
+    let stop = Stop::listen(&printer);
+    // On a thread of the pool: one outside would sleep and be woken for every parallel loop.
+    match rayon::scope(|_| run(&cli, &stop, &printer)) {
+        Err(e) if error::is_stop(&e) => {
+            printer.stopped(&e.to_string(), fitting.remedy(&e).as_deref());
+            ExitCode::from(stop.code())
+        }
+        result => printer.conclude_with(result, |e| fitting.remedy(e)),
+    }
 }
 
-fn run(cli: &Cli, printer: &Printer) -> anyhow::Result<()> {
+fn run(cli: &Cli, stop: &Stop, printer: &Printer) -> anyhow::Result<()> {
     if cli.threads == Some(0) {
         return Err(error::Hinted::new("--threads 0", "give 1 or more").into());
     }
@@ -65,11 +73,11 @@ fn run(cli: &Cli, printer: &Printer) -> anyhow::Result<()> {
             let help = Cli::command().render_help().to_string();
             Ok(printer.result(&help)?)
         }
-        Some(Command::Train(a)) => commands::train::run(a, device, printer),
+        Some(Command::Train(a)) => commands::train::run(a, device, stop, printer),
         Some(Command::Init(a)) => commands::init::run(a, printer),
         Some(Command::Eval(EvalCommand::Brierlm(a))) => commands::eval::brierlm(a, device, printer),
         Some(Command::Eval(EvalCommand::Autoencoder(a))) => commands::eval::autoencoder(a, device, printer),
-        Some(Command::Ablate(a)) => commands::ablate::run(a, cli.threads, device, printer),
+        Some(Command::Ablate(a)) => commands::ablate::run(a, cli.threads, device, stop, printer),
         Some(Command::Report(a)) => commands::report::run(a, device, printer),
         Some(Command::Bench(a)) => commands::bench::run(a, device, printer),
         Some(Command::Doctor(a)) => commands::doctor::run(a, device, printer),

@@ -20,7 +20,8 @@ use calm_config::{ConfigText, Resolved, load};
 use calm_eval::EvalConfig;
 use calm_run::checkpoint::file_hash;
 use calm_run::config::{RunConfig, Schedule, StageConfig, TrainConfig};
-use calm_run::{Begin, Error, Provenance, Result, Run, RunRecord, Stage};
+use calm_run::divergence::DivergenceConfig;
+use calm_run::{Begin, Error, Lock, Provenance, Result, Run, RunRecord, Stage};
 use calm_train::models::special_ids;
 
 /// Where an imported model's tokenizer comes from.
@@ -284,6 +285,7 @@ impl ImportPlan {
             eval_every: 0,
             checkpoint_every: 0,
             log_every: 10,
+            divergence: DivergenceConfig::default(),
         };
         let context = self.model.as_ref().map_or(512, |lm| lm.context);
         let autoencoder = self.settings.autoencoder().map(|_| stage(context.min(512)));
@@ -405,6 +407,7 @@ fn write(
     tokenizer: &(Tokenizer, String),
     options: &ImportOptions,
 ) -> Result<()> {
+    let _lock = Lock::take(&options.out, &mut |_| {})?;
     let run = Run::create(&options.out, resolved, Begin::New)?;
     let attempt = || -> Result<()> {
         tokenizer.0.save(&run.folder.join("tokenizer.json"))?;

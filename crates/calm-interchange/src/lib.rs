@@ -43,6 +43,7 @@ pub use import::{ImportOptions, ImportReport, TokenizerFrom, import};
 pub use read::{Weights, read_config, read_weights_folder};
 
 use calm_run::checkpoint::write_json;
+use calm_run::lock::LOCK;
 use calm_run::{Error, ORIGIN, Result, Run};
 
 /// Prefix of the autoencoder's tensors in a language model's file.
@@ -126,7 +127,7 @@ fn dtype_of(name: &str) -> Option<DType> {
 /// Refuses an output folder that holds something.
 fn require_empty(folder: &Path) -> Result<()> {
     let holds_something = match std::fs::read_dir(folder) {
-        Ok(mut entries) => entries.next().is_some(),
+        Ok(entries) => entries.flatten().any(|entry| entry.file_name() != LOCK),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
         Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
             return Err(Error::user(

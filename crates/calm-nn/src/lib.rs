@@ -7,6 +7,7 @@
 pub mod costs;
 pub mod dtype;
 mod files;
+pub mod finite;
 pub mod held;
 pub mod layers;
 pub mod noise;

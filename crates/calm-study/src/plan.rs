@@ -212,7 +212,7 @@ impl Ablation {
                 "run the ablation again to write it anew",
             )
         })?;
-        let of = |folder: &Path| load::<RunConfig>(ConfigText::read(&folder.join("config.yaml"))?, &[]);
+        let of = |folder: &Path| Run::resolved(folder);
         let mut ablation = Self {
             folder: folder.to_owned(),
             config,
@@ -291,7 +291,7 @@ impl Ablation {
         };
         let mut trees: Vec<Value> = Vec::new();
         for run in runs {
-            let config = load::<RunConfig>(ConfigText::read(&run.folder.join("config.yaml"))?, &[])?;
+            let config = Run::resolved(&run.folder)?;
             let name = run.folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
             let mut tree = config.tree.clone();
             for key in ["seed", "eval", "description"] {

@@ -15,16 +15,19 @@ pub mod measure;
 pub mod memory;
 pub mod models;
 pub mod objective;
+pub mod observer;
 pub mod options;
 pub mod pipeline;
 pub mod plan;
 pub mod recorder;
 pub mod reporter;
 mod reuse;
+mod rows;
 pub mod scoring;
 pub mod step;
 pub mod task;
 pub mod training;
+mod watch;
 
 /// The README's example is a test.
 #[cfg(doctest)]

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use calm_data::Llama3Config;
 use calm_interchange::{ImportOptions, TokenizerFrom, import};
-use calm_run::{Provenance, Stage};
+use calm_run::Stage;
 
 use crate::args::ImportArgs;
 use crate::ui::{Printer, pasted};
@@ -28,14 +28,7 @@ pub fn run(args: &ImportArgs, printer: &Printer) -> Result<()> {
         tokenizer,
         autoencoder: args.autoencoder.clone(),
         data: args.data.clone(),
-        provenance: Provenance {
-            command: std::env::args().collect(),
-            version: version::VERSION.to_owned(),
-            commit: version::commit(),
-            features: version::features(),
-            device: None,
-            failure: None,
-        },
+        provenance: version::provenance(None),
     })?;
     for note in &report.notes {
         printer.warn(note);

@@ -70,6 +70,13 @@ impl Printer {
         self.0.write_err(&format!("{} {}", self.0.paint(YELLOW, "warning:"), visible(&text)));
     }
 
+    /// Says that a command was stopped, and how to go on; also when quiet.
+    pub fn stopped(&self, text: &str, hint: Option<&str>) {
+        let hint =
+            hint.map_or_else(String::new, |hint| format!("\n  {} {hint}", self.0.paint(CYAN, "hint:")));
+        self.0.write_err(&format!("{text}{hint}"));
+    }
+
     /// Prints an error with its causes and hints:
     ///
     /// ```text

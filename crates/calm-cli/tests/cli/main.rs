@@ -14,5 +14,6 @@ mod house;
 mod input;
 mod loss_trace;
 mod old_run;
+mod resuming;
 mod stopping;
 mod train;
