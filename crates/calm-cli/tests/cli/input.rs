@@ -144,7 +144,13 @@ fn a_system_without_threads_is_an_error_that_names_the_option() {
         if administrator {
             command.uid(54_321).gid(54_321);
         }
-        command.output().unwrap().into()
+        // A process that another test starts may hold the copy open for writing until it has become another program.
+        loop {
+            let done: crate::house::Done = command.output().unwrap().into();
+            if !done.err.contains("Text file busy") {
+                return done;
+            }
+        }
     };
     let done = limited("--threads 3");
     assert_eq!(done.code, 1, "{}", done.err);
@@ -184,7 +190,7 @@ fn runs_below_the_folder_of_text_are_left_out_and_said() {
     let second = train(&["--out", "runs/two"]);
     assert_eq!(second.code, 0, "{}", second.err);
     assert_eq!(record("one")["corpus_hash"], record("two")["corpus_hash"]);
-    assert!(second.err.contains("left out: 2 outputs of calm"), "{}", second.err);
+    assert!(second.err.contains("left out: 1 output of calm"), "{}", second.err);
 }
 
 #[test]
