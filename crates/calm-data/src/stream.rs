@@ -4,6 +4,8 @@ use crate::detokenizer::Detokenizer;
 
 /// Tokens that are decoded together; older ones no longer change what follows.
 const LONGEST: usize = 256;
+/// Tokens after which older ones go in any case: a text of nothing but spaces gives no other sign.
+const MOST: usize = 16 * LONGEST;
 /// Tokens that are kept of them.
 const KEPT: usize = 64;
 
@@ -91,7 +93,8 @@ impl<'a> TextStream<'a> {
         let text = self.text_of(self.of.settled(&self.ids));
         // The first token of a text may have lost its space.
         let end = text.trim_start();
-        if !end.is_empty() && self.shown.ends_with(end) {
+        let sure = !end.is_empty() && self.shown.ends_with(end);
+        if sure || old.len() > MOST {
             self.shown = text;
         } else {
             self.ids = old;

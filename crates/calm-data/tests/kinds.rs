@@ -307,7 +307,7 @@ fn ids_that_we_add_meet_no_others_where_a_vocabulary_has_holes() {
     t.save(&path).unwrap();
     let again = Tokenizer::load(&path).unwrap();
     assert_eq!((again.hash(), again.special(), again.vocab_size()), (t.hash(), special, 13));
-    // Added tokens beyond the vocabulary keep their ids, as those of GPT-4o must.
+    // Added tokens beyond the vocabulary keep their ids.
     let beyond = changed(
         file("dropout.json"),
         &[
