@@ -1,5 +1,7 @@
 //! What a run shows while it works.
 
+use std::time::Instant;
+
 use calm_run::Stage;
 use calm_run::checkpoint::StageState;
 use calm_train::plan::Plan;
@@ -14,6 +16,7 @@ use crate::ui::{Printer, Progress, Unit};
 pub struct Screen<'a> {
     printer: &'a Printer,
     bar: Option<(String, Progress)>,
+    since: Instant,
     tokens: u64,
     values: String,
     stop: Option<Stop>,
@@ -22,7 +25,7 @@ pub struct Screen<'a> {
 impl<'a> Screen<'a> {
     /// A screen on a printer.
     pub fn new(printer: &'a Printer) -> Self {
-        Self { printer, bar: None, tokens: 0, values: String::new(), stop: None }
+        Self { printer, bar: None, since: Instant::now(), tokens: 0, values: String::new(), stop: None }
     }
 
     /// While a stage is trained, the first signal stops it after its step, with a checkpoint.
@@ -42,6 +45,19 @@ impl<'a> Screen<'a> {
         }
         let printer = self.printer;
         &self.bar.get_or_insert_with(|| (label.to_owned(), printer.progress(label, total, unit))).1
+    }
+
+    /// A job without an end that is known: only its seconds are told.
+    fn learning_merges(&mut self) {
+        const LABEL: &str = "learning merges";
+        if self.bar.as_ref().is_none_or(|(label, _)| label != LABEL) {
+            self.finish("");
+            self.bar = Some((LABEL.to_owned(), self.printer.progress(LABEL, None, Unit::Other("seconds"))));
+            self.since = Instant::now();
+        }
+        if let Some((_, bar)) = &self.bar {
+            bar.set(self.since.elapsed().as_secs(), "");
+        }
     }
 
     fn patient(&self, patient: bool) {
@@ -114,6 +130,7 @@ impl Reporter for Screen<'_> {
             calm_data::Progress::Reading { done, total } => ("reading", done, total),
             calm_data::Progress::TrainingTokenizer { done, total } => ("tokenizer", done, total),
             calm_data::Progress::Tokenizing { done, total } => ("tokenizing", done, total),
+            calm_data::Progress::LearningMerges => return self.learning_merges(),
             _ => return,
         };
         let bar = self.bar(label, total, Unit::Bytes);

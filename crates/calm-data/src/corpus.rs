@@ -34,13 +34,15 @@ pub enum Progress {
         /// All bytes.
         total: u64,
     },
-    /// Counting words to train the tokenizer; when all bytes are done, merges are being learned.
+    /// Counting words to train the tokenizer.
     TrainingTokenizer {
         /// Bytes counted.
         done: u64,
         /// All bytes.
         total: u64,
     },
+    /// Learning the tokenizer's merges from the words; nobody knows how far that is.
+    LearningMerges,
     /// Encoding the text.
     Tokenizing {
         /// Bytes encoded.
@@ -128,7 +130,8 @@ pub fn prepare(
     let mut before = 0;
     let mut file = |name: &str, documents: &[Document], hash| {
         let mut report = |done| progress(Progress::Tokenizing { done: before + done, total });
-        let file = token_file(&folder.join(name), documents, hash, &tokenizer, &mut report)?;
+        let file = token_file(&folder.join(name), documents, hash, &tokenizer, &mut report)
+            .map_err(|e| e.of_cache(cache))?;
         before += bytes(documents);
         Ok(file)
     };
@@ -162,7 +165,7 @@ pub fn prepare_file(
     let total = bytes(&read.documents);
     let file = tokens_folder(cache, &hash, tokenizer).join("all.tokens");
     let mut report = |done| progress(Progress::Tokenizing { done, total });
-    token_file(&file, &read.documents, hash, tokenizer, &mut report)
+    token_file(&file, &read.documents, hash, tokenizer, &mut report).map_err(|e| e.of_cache(cache))
 }
 
 fn bytes(documents: &[Document]) -> u64 {
@@ -180,7 +183,7 @@ fn hash_documents(documents: &[Document]) -> [u8; 32] {
 }
 
 fn tokens_folder(cache: &Path, data: &[u8; 32], tokenizer: &Tokenizer) -> PathBuf {
-    let key = blake3::hash(&[*data, tokenizer.hash_bytes()].concat());
+    let key = blake3::hash(&[*data, tokenizer.encoding_key()].concat());
     cache.join("tokens").join(&key.to_hex()[..32])
 }
 
@@ -208,12 +211,15 @@ fn make_tokenizer(
     let tokenizer = match config {
         TokenizerConfig::Bpe(bpe) => {
             let total = bytes(train);
-            let mut report = |done| progress(Progress::TrainingTokenizer { done, total });
+            let mut report = |training| match training {
+                bpe::Training::Counting(done) => progress(Progress::TrainingTokenizer { done, total }),
+                bpe::Training::Learning => progress(Progress::LearningMerges),
+            };
             bpe::train(&texts, bpe.vocab_size, &mut report)?
         }
         _ => Tokenizer::characters(texts),
     };
-    tokenizer.save(&path)?;
+    tokenizer.save(&path).map_err(|e| e.of_cache(cache))?;
     Ok(tokenizer)
 }
 

@@ -126,7 +126,7 @@ impl Run {
         let path = self.folder.join("tokenizer.json");
         let tokenizer = Tokenizer::load(&path)?;
         let trained_with = self.record()?.map(|r| r.tokenizer_hash).filter(|h| !h.is_empty());
-        if trained_with.is_some_and(|h| h != tokenizer.hash()) {
+        if trained_with.is_some_and(|h| !tokenizer.is(&h)) {
             return Err(Error::user(
                 format!("{} is not the tokenizer that this run was trained with", path.display()),
                 "restore the file; the run's own command with --resume writes it again",

@@ -321,7 +321,7 @@ fn sample(
     Ok(Sample {
         decoding: name.to_owned(),
         prompt: corpus.tokenizer.decode(prompt),
-        text: corpus.tokenizer.decode(&tokens),
+        text: corpus.tokenizer.decode_after(prompt, &tokens),
     })
 }
 

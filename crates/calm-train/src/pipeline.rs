@@ -238,6 +238,9 @@ fn prepare(resumption: &Resumption, cache: &Path, reporter: &mut dyn Reporter) -
         calm_data::prepare(&run.config.data, &run.config.tokenizer, cache, &mut |p| reporter.data(&p))?;
     corpus.tokenizer = run.config.fit(corpus.tokenizer)?;
     reporter.data_done();
+    for note in corpus.tokenizer.notes() {
+        reporter.note(&format!("tokenizer: {note}"));
+    }
     unchanged(resumption, &corpus)?;
     Ok(corpus)
 }
