@@ -57,7 +57,7 @@ pub fn begin(
     run.config.precision.check(device).map_err(|e| Error::user(e.to_string(), "--set precision=f32"))?;
     check(resumption, options)?;
     let corpus = prepare(resumption, &options.cache, reporter)?;
-    check_others(run, &corpus, options)?;
+    check_others(resumption, &corpus, options)?;
     let ahead = ahead(resumption, options)?;
     let mut rows = BTreeMap::new();
     for stage in &ahead {

@@ -7,27 +7,33 @@ use calm_data::Corpus;
 use crate::options::TrainOptions;
 use crate::reporter::Reporter;
 use calm_run::checkpoint::{Which, file_hash};
-use calm_run::{Error, Result, Run, Stage};
+use calm_run::{Error, Result, Resumption, Run, Stage};
 
 /// Whether the weights that are to be taken from other runs are there and fit. Nothing is taken yet.
 ///
 /// # Errors
 /// They are not, or do not.
-pub(crate) fn check_others(run: &Run, corpus: &Corpus, options: &TrainOptions) -> Result<()> {
+pub(crate) fn check_others(resumption: &Resumption, corpus: &Corpus, options: &TrainOptions) -> Result<()> {
+    let run = resumption.run();
     if let Some(other) = &options.autoencoder_from {
         finished_autoencoder(run, corpus, other)?;
     }
     let Some(folder) = &options.init_from else { return Ok(()) };
-    let other = Run::open(folder)?;
-    same_tokenizer(&other, corpus)?;
-    for stage in Stage::ALL {
+    let mut wanted = Vec::new();
+    for stage in Stage::ALL.into_iter().filter(|stage| run.config.train.stage(*stage).is_some()) {
         let given = stage == Stage::Autoencoder && options.autoencoder_from.is_some();
-        let wanted = options.only.is_none_or(|only| only == stage) && !given;
-        if wanted && run.config.train.stage(stage).is_some() {
-            other.checkpoints(stage).step(Which::Best)?;
+        // A stage that goes on has its own by now.
+        let own = options.resume && resumption.latest(stage)?.is_some();
+        if options.only.is_none_or(|only| only == stage) && !given && !own {
+            wanted.push(stage);
         }
     }
-    Ok(())
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let other = Run::open(folder)?;
+    same_tokenizer(&other, corpus)?;
+    wanted.into_iter().try_for_each(|stage| other.checkpoints(stage).step(Which::Best).map(|_| ()))
 }
 
 /// The finished autoencoder of another run that fits: the folder of its best step, and its weights file.

@@ -28,6 +28,8 @@ pub(crate) struct Watch<'a> {
     checkpoints: &'a Checkpoints,
     /// What the guard saw of the step at hand.
     seen: Option<Sight>,
+    /// What was no number in it.
+    bad: Option<(&'static str, f64)>,
     /// The latest checkpoint of this stage.
     latest: Option<u64>,
     /// Whether a step from it was seen to be finite.
@@ -57,11 +59,16 @@ impl<'a> Watch<'a> {
 
     /// Looks at a step before its update. False: it is left out.
     pub(crate) fn before_update(&mut self, seen: &Result<StepValues>, trend: &mut Trend) -> bool {
-        let sight = match seen {
-            Ok(values) => trend.see(values.loss, values.gradient_norm, &self.config),
-            Err(e) => {
+        self.bad = match seen {
+            Err(Error::NotFinite { what, value, .. }) => Some((what, *value)),
+            _ => None,
+        };
+        let sight = match (seen, self.bad) {
+            (Ok(values), _) => trend.see(values.loss, values.gradient_norm, &self.config),
+            (Err(_), bad) => {
                 trend.see_nothing();
-                Sight::Spike { what: e.to_string(), first: trend.spike_steps() == 1 }
+                let what = bad.map_or_else(String::new, |(what, value)| format!("{what} is {value}"));
+                Sight::Spike { what, first: trend.spike_steps() == 1 }
             }
         };
         let goes_on = seen.is_ok() && !matches!(sight, Sight::Spike { .. });
@@ -99,11 +106,18 @@ impl<'a> Watch<'a> {
                 Action::Stop => {}
                 Action::Skip => {
                     let steps = state.trend.spike_steps();
-                    if report.values.is_none() && steps >= self.config.window {
-                        let e = not_finite(self.stage, "every loss of a whole window", f64::NAN, step);
-                        return Err(self.explain(e, state));
+                    if let Some((what, value)) = self.bad.filter(|_| steps >= self.config.window) {
+                        return Err(self.explain(not_finite(self.stage, what, value, step), state));
                     }
-                    observer.alarm(self.stage, &format!("{}, step {step} is left out: {what}", self.stage));
+                    if first {
+                        let stage = self.stage;
+                        observer.alarm(
+                            stage,
+                            &format!(
+                                "{stage}, step {step} is left out: {what}; and so are all until it passes"
+                            ),
+                        );
+                    }
                 }
                 Action::Rollback => return self.go_back(&what, report, state, observer),
             },
@@ -134,19 +148,12 @@ impl<'a> Watch<'a> {
             .into_iter()
             .rev()
             .find(|s| *s > 0 && *s <= state.step && !(dead && self.latest == Some(*s)));
-        let stage = self.stage;
-        let remedy = format!(
-            "lower the learning rate or lengthen the warm-up (--set train.{stage}.learning_rate=...) and begin anew with \
-             --restart; train.{stage}.checkpoint_every says how soon there is a checkpoint"
-        );
         let Some(to) = to else {
-            let what = format!("{stage}, step {step}: {what}; no good checkpoint before it to go back to");
-            return Err(Error::user(what, remedy));
+            return Err(self.give_up(what, "no good checkpoint before it to go back to".into(), step, state));
         };
         self.returns = if self.returns.0 == to { (to, self.returns.1 + 1) } else { (to, 1) };
         if self.returns.1 > RETURNS {
-            let what = format!("{stage}, step {step}: {what}; went back to step {to} {RETURNS} times");
-            return Err(Error::user(what, remedy));
+            return Err(self.give_up(what, format!("went back to step {to} {RETURNS} times"), step, state));
         }
         observer.alarm(
             self.stage,
@@ -156,6 +163,21 @@ impl<'a> Watch<'a> {
             ),
         );
         Ok(Course::Back(to))
+    }
+
+    /// Nothing helps: an error with what does.
+    fn give_up(&self, what: &str, why: String, step: u64, state: &StageState) -> Error {
+        let stage = self.stage;
+        if let Some((what, value)) = self.bad {
+            return self.explain(not_finite(stage, what, value, step), state);
+        }
+        Error::user(
+            format!("{stage}, step {step}: {what}; {why}"),
+            format!(
+                "lower the learning rate (--set train.{stage}.learning_rate=...), raise train.{stage}.divergence.threshold, \
+                 or let --set train.{stage}.divergence.action=skip leave the steps out, and go on with --resume"
+            ),
+        )
     }
 
     /// The state after going back: that of the checkpoint, without the batches that led to the spike. A stage that is
