@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use exchange::{DtypeName, ExportArgs, ExportFormat, ImportArgs};
 pub use measure::{BenchArgs, BenchItem, DoctorArgs, PrecisionName};
 use shared::whole;
-pub use shared::{CheckpointName, ConfigSource, Format, RunSource};
+pub use shared::{CheckpointName, ConfigSource, DecodeName, Format, RunSource};
 
 /// Train, measure and compare Continuous Autoregressive Language Models.
 #[derive(Debug, Parser)]
@@ -253,6 +253,12 @@ pub struct BrierArgs {
     /// Draws per position (all pairs are used).
     #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     pub draws: Option<usize>,
+    /// Draws per position for the bound on a CALM's cross-entropy (0: none; default: as the run's configuration says).
+    #[arg(long, value_name = "N", value_parser = whole::<usize>, conflicts_with = "samples")]
+    pub bound_draws: Option<usize>,
+    /// How a CALM's latent vectors become tokens (default: as the run's configuration says).
+    #[arg(long, conflicts_with = "samples")]
+    pub decode: Option<DecodeName>,
     /// Where the model is scored.
     #[command(flatten)]
     pub protocol: ProtocolArgs,
@@ -310,7 +316,11 @@ pub struct GenerateArgs {
     /// Text to continue, of any length; `-` reads it from standard input.
     #[arg(short, long, value_name = "TEXT")]
     pub prompt: Option<String>,
-    /// Temperature: in (0, 1] for a CALM, which samples by drawing; from 0 to 10 for a baseline, by its probabilities.
+    /// How a CALM's latent vectors become tokens (default: as the run's configuration says).
+    #[arg(long)]
+    pub decode: Option<DecodeName>,
+    /// Temperature: in (0, 1] for a CALM, which samples by drawing; from 0 to 10 for a baseline, by its probabilities,
+    /// and for a CALM whose decoder is sampled.
     #[arg(short, long, default_value_t = 1.0)]
     pub temperature: f64,
     /// How a CALM reaches a temperature below 1 (default: batch).
@@ -322,7 +332,7 @@ pub struct GenerateArgs {
     /// Exact sampler: when the budget is spent, take a biased draw instead of stopping.
     #[arg(long)]
     pub fallback: bool,
-    /// Baseline: keep the most probable tokens up to this mass.
+    /// Where tokens are drawn from probabilities: keep the most probable ones up to this mass.
     #[arg(long, default_value_t = 1.0)]
     pub top_p: f64,
     /// Most tokens after the prompt.

@@ -5,9 +5,9 @@
 mod common;
 
 use calm_autoencoder::Autoencoder;
-use calm_lm::family::calm::{Decode, LikelihoodConfig};
+use calm_lm::family::calm::LikelihoodConfig;
 use calm_lm::{
-    BackboneConfig, Calm, CalmConfig, ChunkBatch, DrawKey, DrawRequest, EnergyConfig, FamilyConfig,
+    BackboneConfig, Calm, CalmConfig, ChunkBatch, Decode, DrawKey, DrawRequest, EnergyConfig, FamilyConfig,
     FlowConfig, HeadConfig, LanguageModel, Sampler, TextFormat, TokenDecoding,
 };
 use calm_nn::{Noise, ParamStore};

@@ -102,6 +102,7 @@ impl<'a> Scorer<'a> {
             protocol: *protocol,
             chunk_size: self.run.config.chunk_size(),
             samples,
+            decode: self.run.config.model.decode(),
             ngram,
             cross_entropy,
             perplexity: cross_entropy.map(f64::exp),

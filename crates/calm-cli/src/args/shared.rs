@@ -25,6 +25,15 @@ pub enum Format {
     Json,
 }
 
+/// How a CALM's latent vectors become tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DecodeName {
+    /// The decoder's most probable tokens.
+    Argmax,
+    /// Drawn from the decoder's softmax.
+    Sample,
+}
+
 /// Which run, and which of its checkpoints.
 #[derive(Debug, Args)]
 pub struct RunSource {

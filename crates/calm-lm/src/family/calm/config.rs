@@ -4,7 +4,8 @@ use calm_autoencoder::AutoencoderConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Decode, LikelihoodConfig};
+use super::LikelihoodConfig;
+use crate::family::Decode;
 use crate::{BackboneConfig, HeadConfig};
 
 /// A continuous autoregressive language model.

@@ -20,12 +20,11 @@ use calm_nn::costs::{Flops, Parameters};
 use calm_nn::{Footing, Held, ParamStore};
 use candle_core::{Result, bail};
 
-use super::{DrawKind, FamilyConfig, LanguageModel, ModelConfig, TextFormat};
+use super::{Decode, DrawKind, FamilyConfig, LanguageModel, ModelConfig, TextFormat};
 use crate::HeadConfig;
 use crate::published::ConfigJson;
 use crate::registry::Registered;
 pub use config::CalmConfig;
-pub use decode::Decode;
 pub use likelihood::LikelihoodConfig;
 pub use model::Calm;
 pub(crate) use published::PUBLISHED;
@@ -61,6 +60,14 @@ impl FamilyConfig for CalmConfig {
 
     fn head(&self) -> Option<&HeadConfig> {
         Some(&self.head)
+    }
+
+    fn decode(&self) -> Option<Decode> {
+        Some(self.decode)
+    }
+
+    fn decoded_by(&self, decode: Decode) -> Option<ModelConfig> {
+        Some(Self { decode, ..self.clone() }.into())
     }
 
     fn head_sizes(&self) -> Vec<usize> {

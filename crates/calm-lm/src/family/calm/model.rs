@@ -8,11 +8,11 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::decode::sample;
 use super::input::ChunkInput;
 use super::likelihood;
-use super::{CalmConfig, Decode, LikelihoodConfig};
+use super::{CalmConfig, LikelihoodConfig};
 use crate::backbone::Branch;
 use crate::family::{
-    DecodedDraws, DrawKind, DrawRequest, Draws, LanguageModel, Loss, LossPart, SampledDraws, TextFormat,
-    TokenDecoding,
+    Decode, DecodedDraws, DrawKind, DrawRequest, Draws, LanguageModel, Loss, LossPart, SampledDraws,
+    TextFormat, TokenDecoding,
 };
 use crate::head::Head;
 use crate::sampler::{Continuation, DrawKey, Sampler, SpecialIds};

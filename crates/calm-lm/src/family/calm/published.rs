@@ -3,7 +3,8 @@
 use calm_autoencoder::AutoencoderConfig;
 use serde_json::json;
 
-use super::{CalmConfig, Decode};
+use super::CalmConfig;
+use crate::family::Decode;
 use crate::family::PublishedFamily;
 use crate::head::{HeadSettings, PublishedHead};
 use crate::published::{ConfigJson, Keys, Names, object};
