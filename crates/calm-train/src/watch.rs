@@ -40,7 +40,16 @@ pub(crate) struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     pub(crate) fn new(stage: Stage, config: &DivergenceConfig, checkpoints: &'a Checkpoints) -> Self {
-        Self { stage, config: *config, checkpoints, seen: None, latest: None, proven: false, returns: (0, 0) }
+        Self {
+            stage,
+            config: *config,
+            checkpoints,
+            seen: None,
+            bad: None,
+            latest: None,
+            proven: false,
+            returns: (0, 0),
+        }
     }
 
     /// A checkpoint was written, or read to go on from it.
