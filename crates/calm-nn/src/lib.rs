@@ -15,7 +15,7 @@ pub mod store;
 
 pub use calm_kernels::{Clip, Context, Destination, NoiseKey, Parameter, RowId, device, gradcheck, philox};
 pub use dtype::Precision;
-pub use files::{WeightsError, read_weights, write_tensors, write_weights};
+pub use files::{WeightsError, parse_weights, read_weights, write_tensors, write_weights};
 pub use held::{Footing, Held};
 pub use layers::{Embedding, LayerNorm, Linear, RmsNorm, SwiGlu};
 pub use noise::Noise;

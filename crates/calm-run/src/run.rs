@@ -6,6 +6,7 @@
 //!   run.json           command, version, commit, hashes of data and tokenizer
 //!   tokenizer.json
 //!   metrics.jsonl      one line a logged step or validation
+//!   metrics.sum        its length and hash at the last checkpoint
 //!   tensorboard/       the same for TensorBoard
 //!   autoencoder/step-N/{model,optimizer}.safetensors, state.json     stage 1
 //!   lm/step-N/...                                                    stage 2, or the baseline
@@ -17,15 +18,15 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use calm_config::{ConfigText, Resolved, load};
+use calm_config::{Resolved, load};
 use calm_data::{Layout, Tokenizer};
-use calm_nn::read_weights;
-use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Checkpoints, Which, file_hash, write_json, write_text};
+use crate::checked::{read_config, read_json, write_config, write_json};
+use crate::checkpoint::{Checkpoints, Which};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
+use crate::metrics::SUM;
 use crate::stage::Stage;
 
 /// File of a run that says what an imported model was; `calm export` writes it back.
@@ -91,7 +92,7 @@ impl Run {
                 "name the folder of a run with --run (runs/NAME), or train one first",
             ));
         }
-        let resolved: Resolved<RunConfig> = load(ConfigText::read(&path)?, &[])?;
+        let resolved: Resolved<RunConfig> = load(read_config(&path)?, &[])?;
         Ok(Self { folder: folder.to_owned(), config: resolved.value })
     }
 
@@ -125,7 +126,7 @@ impl Run {
         // Before the data were ready nothing has come of a run: a wrong path may be put right.
         let begun = folder.join("run.json").is_file() || has_weights(folder);
         if path.is_file() && begun && !whole {
-            let old: Resolved<RunConfig> = load(ConfigText::read(&path)?, &[])?;
+            let old: Resolved<RunConfig> = load(read_config(&path)?, &[])?;
             let opened = Self { folder: folder.to_owned(), config: old.value };
             let unseen = opened.record()?.is_some_and(|r| r.corpus_hash.is_empty());
             let mut differences = differences(&old.tree, &resolved.tree, resume);
@@ -156,7 +157,8 @@ impl Run {
             // A language model is nothing without its autoencoder.
             let parts: &[&str] = match stage {
                 None => {
-                    &["autoencoder", "lm", "tensorboard", "metrics.jsonl", "results.json", "run.json", ORIGIN]
+                    const METRICS: &str = "metrics.jsonl";
+                    &["autoencoder", "lm", "tensorboard", SUM, METRICS, "results.json", "run.json", ORIGIN]
                 }
                 Some(Stage::Autoencoder) => {
                     &["autoencoder", "lm", "tensorboard/autoencoder", "tensorboard/lm", "results.json"]
@@ -164,11 +166,11 @@ impl Run {
                 Some(Stage::Lm) => &["lm", "tensorboard/lm", "results.json"],
             };
             for part in parts {
-                remove(&folder.join(part))?;
+                let path = folder.join(part);
+                calm_files::remove(&path).map_err(|e| Error::io("remove", &path, e))?;
             }
         }
-        fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
-        write_text(&path, &resolved.to_yaml())?;
+        write_config(&path, &resolved.to_yaml())?;
         Ok(Self { folder: folder.to_owned(), config: config.clone() })
     }
 
@@ -180,16 +182,7 @@ impl Run {
     /// The record, if one was written.
     pub fn record(&self) -> Result<Option<RunRecord>> {
         let path = self.folder.join("run.json");
-        match fs::read_to_string(&path) {
-            Ok(text) => serde_json::from_str(&text).map(Some).map_err(|e| {
-                Error::user(
-                    format!("{} is damaged: {e}", path.display()),
-                    "delete it; it is written anew by --resume",
-                )
-            }),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::io("read", &path, e)),
-        }
+        read_json(&path, "delete it; it is written anew by --resume")
     }
 
     /// Writes the record.
@@ -240,7 +233,7 @@ impl Run {
     /// Hash of the autoencoder's weights file.
     pub fn autoencoder_hash(&self) -> Result<String> {
         let autoencoder = self.checkpoints(Stage::Autoencoder);
-        file_hash(&autoencoder.model_path(autoencoder.step(Which::Best)?))
+        autoencoder.model_hash(autoencoder.step(Which::Best)?)
     }
 
     /// Whether the latest language model was trained on the autoencoder that is there now (true without a
@@ -249,7 +242,7 @@ impl Run {
         let lm = self.checkpoints(Stage::Lm);
         let Some(state) = lm.latest()? else { return Ok(true) };
         let hash = self.autoencoder_hash()?;
-        let (_, metadata) = read_weights(&lm.model_path(state.step), &Device::Cpu)?;
+        let metadata = lm.read_model(state.step)?.metadata()?;
         Ok(metadata.get("autoencoder").is_none_or(|h| *h == hash))
     }
 
@@ -294,15 +287,6 @@ fn restarted_setting(difference: &str, begin: Begin) -> bool {
         None => true,
         Some(Stage::Lm) => stage == Some(Stage::Lm),
         Some(Stage::Autoencoder) => stage.is_some(),
-    }
-}
-
-/// Removes a file or a folder with all it holds; nothing there is fine.
-fn remove(path: &Path) -> Result<()> {
-    let done = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    match done {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
-        _ => Ok(()),
     }
 }
 

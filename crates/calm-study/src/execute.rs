@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use calm_config::{ConfigText, Resolved, load};
+use calm_config::{Resolved, load};
 use calm_data::Corpus;
-use calm_run::checkpoint::write_json;
+use calm_run::checked::{read_config, read_json, write_json};
 use calm_run::config::RunConfig;
 use calm_run::{Begin, Error, Result, Run, Stage};
 
@@ -51,8 +51,7 @@ pub type Failures = BTreeMap<String, String>;
 
 /// The runs that failed when this ablation was last executed.
 pub fn failures(ablation: &Path) -> Failures {
-    let text = std::fs::read_to_string(ablation.join(FAILURES)).unwrap_or_default();
-    serde_json::from_str(&text).unwrap_or_default()
+    read_json(&ablation.join(FAILURES), "").ok().flatten().unwrap_or_default()
 }
 
 /// Makes the folders of all runs, or checks that those which are there hold the same runs.
@@ -106,7 +105,7 @@ fn same_autoencoder(autoencoder: &SharedAutoencoder) -> Result<()> {
     if !path.is_file() {
         return Run::create(&autoencoder.folder, &autoencoder.config, Begin::New).map(|_| ());
     }
-    let old: Resolved<RunConfig> = load(ConfigText::read(&path)?, &[])?;
+    let old: Resolved<RunConfig> = load(read_config(&path)?, &[])?;
     if autoencoder_key(&old.value) == autoencoder_key(&autoencoder.config.value) {
         return Ok(());
     }
@@ -192,7 +191,7 @@ pub fn execute(ablation: &Ablation, worker: &mut dyn Worker) -> Result<Option<Fa
         }
     }
     if failures.is_empty() {
-        let _ = std::fs::remove_file(ablation.folder.join(FAILURES));
+        let _ = calm_files::remove(&ablation.folder.join(FAILURES));
     }
     Ok(Some(failures))
 }

@@ -3,8 +3,8 @@
 use calm_autoencoder::{Autoencoder, AutoencoderConfig};
 use calm_data::{SpecialTokens, Tokenizer};
 use calm_lm::{LanguageModel, SpecialIds, TextFormat};
-use calm_nn::{ParamStore, read_weights};
-use calm_run::checkpoint::{Which, file_hash, load_weights};
+use calm_nn::ParamStore;
+use calm_run::checkpoint::Which;
 use calm_run::{Error, Result, Run, Stage};
 use candle_core::Device;
 
@@ -73,9 +73,9 @@ pub fn load_autoencoder(
 ) -> Result<(StageOne, String)> {
     let stage_one = new_autoencoder(run, tokenizer, device)?;
     let checkpoints = run.checkpoints(Stage::Autoencoder);
-    let path = checkpoints.model_path(checkpoints.step(which)?);
-    load_weights(&path, &stage_one.store)?;
-    Ok((stage_one, file_hash(&path)?))
+    let weights = checkpoints.read_model(checkpoints.step(which)?)?;
+    weights.load(&stage_one.store)?;
+    Ok((stage_one, weights.hash))
 }
 
 /// A new language model, on an autoencoder where its family needs one.
@@ -111,16 +111,19 @@ pub fn load_lm(
         None => None,
     };
     let (autoencoder, hash) = first.map(|(stage_one, hash)| (stage_one.model, hash)).unzip();
-    let path = checkpoints.model_path(checkpoints.step(which)?);
+    let weights = checkpoints.read_model(checkpoints.step(which)?)?;
     if let Some(hash) = hash
-        && read_weights(&path, device)?.1.get("autoencoder").is_some_and(|h| *h != hash)
+        && weights.metadata()?.get("autoencoder").is_some_and(|h| *h != hash)
     {
         return Err(Error::user(
-            format!("{} was trained on another autoencoder than the one in this run", path.display()),
+            format!(
+                "{} was trained on another autoencoder than the one in this run",
+                weights.path().display()
+            ),
             "put the autoencoder back, or train the language model again (--stage lm --restart)",
         ));
     }
     let model = new_lm(run, autoencoder, tokenizer, device)?;
-    load_weights(&path, model.store())?;
+    weights.load(model.store())?;
     Ok(model)
 }

@@ -34,6 +34,7 @@ pub fn train(
     reporter: &mut dyn Reporter,
 ) -> Result<Results> {
     run.config.precision.check(device).map_err(|e| Error::user(e.to_string(), "--set precision=f32"))?;
+    settle(run, options, reporter)?;
     check(run, options)?;
     let corpus = prepare_data(run, &options.cache, reporter)?;
     let mut record = record(run, &corpus, options)?;
@@ -80,6 +81,19 @@ pub fn train(
     }
     write_json(&run.folder.join("results.json"), &results)?;
     Ok(results)
+}
+
+/// Puts the folder in order after processes that were killed in it. Who goes on with a run goes on from what is whole.
+fn settle(run: &Run, options: &TrainOptions, reporter: &mut dyn Reporter) -> Result<()> {
+    if options.resume {
+        for stage in Stage::ALL {
+            for said in run.checkpoints(stage).settle()? {
+                reporter.warn(&format!("{stage}: {said}"));
+            }
+        }
+    }
+    let swept = calm_files::settle(&run.folder, false);
+    swept.map(|_| ()).map_err(|e| Error::io("write", &run.folder, e))
 }
 
 /// Whether the run holds a language model that belongs to its autoencoder.

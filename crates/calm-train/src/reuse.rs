@@ -6,7 +6,7 @@ use calm_data::Corpus;
 
 use crate::options::TrainOptions;
 use crate::reporter::Reporter;
-use calm_run::checkpoint::{Which, file_hash};
+use calm_run::checkpoint::Which;
 use calm_run::{Error, Result, Run, Stage};
 
 /// Copies the finished autoencoder of another run, after checking that it fits; returns the hash of its
@@ -38,10 +38,10 @@ pub(crate) fn import_autoencoder(
         ));
     }
     let step = from.step(Which::Best)?;
-    let hash = file_hash(&from.model_path(step))?;
+    let hash = from.model_hash(step)?;
     let to = run.checkpoints(Stage::Autoencoder);
     if to.latest()?.is_none() {
-        to.copy_imported(&from.model_path(step))?;
+        to.copy_imported(&from, step)?;
     } else if run.autoencoder_hash()? != hash {
         return Err(Error::user(
             format!("{} has an autoencoder of its own", run.folder.display()),

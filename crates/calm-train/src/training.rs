@@ -20,6 +20,8 @@ pub trait Observer {
     fn step(&mut self, report: &StepReport);
     /// After a validation.
     fn validation(&mut self, stage: Stage, step: u64, validation: &Validation);
+    /// Before a checkpoint is written: what was recorded so far must not be lost if it is kept.
+    fn saving(&mut self) {}
     /// After the last step.
     fn end(&mut self, stage: Stage, state: &StageState);
     /// Whether to stop at the next step, with a checkpoint.
@@ -70,6 +72,8 @@ impl Training<'_> {
         {
             stepper.load(self.checkpoints, saved.step, objective.store())?;
             state = saved;
+            // One that was set aside as damaged counts no more.
+            state.best = state.best.filter(|best| self.checkpoints.steps().contains(&best.step));
         }
         observer.begin(objective.stage(), state.step, c.steps);
         let on_cpu = objective.store().device().is_cpu();
@@ -109,6 +113,7 @@ impl Training<'_> {
             }
             if save {
                 state.finished = last;
+                observer.saving();
                 self.checkpoints.save(&state, objective.store(), stepper.optimizer(), self.metadata)?;
             }
             if stop {
