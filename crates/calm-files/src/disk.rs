@@ -139,6 +139,7 @@ pub fn create_folder(path: &Path) -> io::Result<()> {
         Ok(()) => sync_folder(above),
         // Another process was faster.
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(io::ErrorKind::NotADirectory.into()),
         Err(e) => Err(e),
     }
 }

@@ -22,7 +22,7 @@ use calm_config::{Resolved, load};
 use calm_data::{Layout, Tokenizer};
 use serde::{Deserialize, Serialize};
 
-use crate::checked::{read_config, read_json, write_config, write_json};
+use crate::checked::{file_hash, read_config, read_json, write_config, write_json};
 use crate::checkpoint::{Checkpoints, Which};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
@@ -203,15 +203,15 @@ impl Run {
     /// The run's own tokenizer, with its vocabulary.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let path = self.folder.join("tokenizer.json");
-        let tokenizer = Tokenizer::load(&path)?;
         let trained_with = self.record()?.map(|r| r.tokenizer_hash).filter(|h| !h.is_empty());
-        if trained_with.is_some_and(|h| h != tokenizer.hash()) {
+        // The hash of a tokenizer is that of its file; a damaged one is not even parsed.
+        if path.is_file() && trained_with.is_some() && trained_with != Some(file_hash(&path)?) {
             return Err(Error::user(
                 format!("{} is not the tokenizer that this run was trained with", path.display()),
                 "restore the file; the run's own command with --resume writes it again",
             ));
         }
-        Ok(self.config.fit(tokenizer)?)
+        Ok(self.config.fit(Tokenizer::load(&path)?)?)
     }
 
     /// Layout of the language model's rows.
