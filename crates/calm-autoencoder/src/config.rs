@@ -1,6 +1,7 @@
 //! Settings of the autoencoder.
 
 use calm_config::Problems;
+use calm_nn::WeightInit;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -34,8 +35,9 @@ pub struct AutoencoderConfig {
     pub kl_clip: f64,
     /// Epsilon of the RMS norms.
     pub norm_eps: f64,
-    /// Standard deviation of initial weights.
-    pub init_std: f64,
+    /// How weights start.
+    #[serde(alias = "init_std")]
+    pub init: WeightInit,
 }
 
 impl Default for AutoencoderConfig {
@@ -53,7 +55,7 @@ impl Default for AutoencoderConfig {
             kl_weight: 1e-3,
             kl_clip: 0.5,
             norm_eps: 1e-6,
-            init_std: 0.02,
+            init: WeightInit::REFERENCE,
         }
     }
 }
@@ -104,10 +106,11 @@ impl AutoencoderConfig {
                 problems.add(key, format!("is {value}: must be 0 or more"));
             }
         }
-        for (key, value) in [("norm_eps", self.norm_eps), ("init_std", self.init_std)] {
-            if !(value > 0.0 && value.is_finite()) {
-                problems.add(key, format!("is {value}: must be above 0"));
-            }
+        if !(self.norm_eps > 0.0 && self.norm_eps.is_finite()) {
+            problems.add("norm_eps", format!("is {}: must be above 0", self.norm_eps));
+        }
+        if let Some(problem) = self.init.problem() {
+            problems.add("init", problem);
         }
     }
 }

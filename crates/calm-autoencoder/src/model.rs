@@ -49,7 +49,7 @@ impl Block {
     fn new(b: &Builder, c: &AutoencoderConfig) -> Result<Self> {
         Ok(Self {
             norm: RmsNorm::new(b, "layernorm", c.hidden_size, c.norm_eps)?,
-            mlp: SwiGlu::new(b, "mlp", c.hidden_size, c.intermediate_size, Init::Normal(c.init_std))?,
+            mlp: SwiGlu::new(b, "mlp", c.hidden_size, c.intermediate_size, c.init.into())?,
         })
     }
 
@@ -103,7 +103,7 @@ impl Autoencoder {
         bos: u32,
     ) -> Result<Self> {
         let (d, l) = (config.hidden_size, config.latent_size(chunk_size));
-        let init = Init::Normal(config.init_std);
+        let init: Init = config.init.into();
         let dropped_token = config.dropped_token_id.unwrap_or(bos);
         if dropped_token as usize >= vocab_size {
             bail!("dropped_token_id {dropped_token} is outside the vocabulary of {vocab_size}")
@@ -286,7 +286,7 @@ mod tests {
             hidden_size: 32,
             intermediate_size: 48,
             latent_size: Some(16),
-            init_std: 0.1,
+            init: calm_nn::WeightInit::Normal(0.1),
             ..Default::default()
         };
         let store = ParamStore::new(&Device::Cpu, DType::F32, 5);

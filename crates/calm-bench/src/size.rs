@@ -99,6 +99,8 @@ impl Size {
             autoencoder: self.autoencoder(latent),
             backbone: self.backbone(),
             head: self.head().into(),
+            decode: Default::default(),
+            likelihood: None,
         }
     }
 }

@@ -5,11 +5,13 @@ mod children;
 pub mod commands;
 mod comparison;
 mod error;
+pub mod fitting;
 mod hardware;
 mod memory;
 mod report;
 mod screen;
 pub mod shipped;
+mod start;
 pub mod ui;
 pub mod version;
 
@@ -18,11 +20,15 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use args::{Cli, Command, EvalCommand};
+use fitting::Fitting;
 use ui::{Printer, UiOptions, Verbosity};
 
 /// Parses the command line and runs it. Exit code 0: done; 1: an error, printed with its remedy; 2: usage.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    // SAFETY: this is the start of `main`; no other thread runs.
+    unsafe { start::forget_empty_variables() };
+    let arguments = start::arguments(std::env::args_os(), start::home().as_deref());
+    let mut cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(e) => {
             let code = e.exit_code();
@@ -31,31 +37,19 @@ pub fn main() -> ExitCode {
         }
     };
     memory::keep_freed();
-    settle_threads(cli.threads);
     let verbosity = if cli.quiet { Verbosity::Quiet } else { Verbosity::Normal };
     let printer = Printer::new(UiOptions { verbosity, ..UiOptions::default() });
-    // On a thread of the pool: one outside would sleep and be woken for every parallel loop.
-    let result = rayon::scope(|_| run(&cli, &printer));
-    printer.conclude_with(result, error::remedy)
-}
-
-/// Decides the thread counts of everything below, before any thread exists.
-fn settle_threads(threads: Option<usize>) {
-    let mut set = vec![];
-    if let Some(n) = threads.filter(|n| *n > 0) {
-        set.push(("RAYON_NUM_THREADS", n.to_string()));
-    }
-    // candle's second pool waits by spinning: with any other work on the machine it made a step three times
-    // slower. What it would do in parallel is bound by memory anyway.
-    if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
-        set.push(("CANDLE_NUM_THREADS", "1".to_owned()));
-    }
-    for (name, value) in set {
-        // SAFETY: called once from `main` before any other thread is started.
-        unsafe { std::env::set_var(name, value) };
-    }
-    // The stack of a main thread. A pool that is there already is as good.
-    let _ = rayon::ThreadPoolBuilder::new().stack_size(8 << 20).build_global();
+    let result = match start::threads(cli.threads) {
+        Ok((threads, note)) => {
+            note.iter().for_each(|note| printer.warn(note));
+            cli.threads = threads;
+            // On a thread of the pool: one outside would sleep and be woken for every parallel loop.
+            rayon::scope(|_| run(&cli, &printer))
+        }
+        Err(e) => Err(e.into()),
+    };
+    let fitting = Fitting::new(cli.command.as_ref());
+    printer.conclude_with(result, |e| fitting.remedy(e))
 }
 
 fn run(cli: &Cli, printer: &Printer) -> anyhow::Result<()> {

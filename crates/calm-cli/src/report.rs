@@ -5,7 +5,7 @@ use calm_eval::reconstruction::ReconstructionReport;
 use calm_lm::{DrawKind, ModelConfig};
 use calm_nn::Precision;
 use calm_run::Stage;
-use calm_run::results::{BrierResults, ConditionCheck};
+use calm_run::results::{BoundResults, BrierResults, ConditionCheck};
 use calm_stats::bootstrap::BrierReport;
 use calm_train::memory::names;
 use calm_train::plan::{Plan, StagePlan};
@@ -185,7 +185,25 @@ pub fn brier(model: &ModelConfig, r: &BrierResults) -> String {
         }
         out.push('\n');
     }
+    if let Some(b) = &r.bound {
+        out.push_str(&format!("\n{}", bound(b)));
+    }
     out
+}
+
+/// The bound on the cross-entropy of a model without probabilities.
+fn bound(r: &BoundResults) -> String {
+    let mut table = Table::new(&["draws", "nats/token", "bits/byte"])
+        .title(format!("upper bound on the cross-entropy, decoder sampled, floor {}", r.floor));
+    for p in &r.curve {
+        let nats = match p.point.nats_se {
+            Some(se) => format!("{:.4} ±{se:.4}", p.point.nats),
+            None => format!("{:.4}", p.point.nats),
+        };
+        let bits = p.bits_per_byte.map_or("-".into(), |b| format!("{b:.4}"));
+        table.row(vec![p.point.samples.to_string(), nats, bits]);
+    }
+    format!("{table}")
 }
 
 /// Where a model was scored.

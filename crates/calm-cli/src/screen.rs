@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use calm_run::Stage;
 use calm_run::checkpoint::StageState;
@@ -16,6 +17,7 @@ use crate::ui::{Printer, Progress, Unit};
 pub struct Screen<'a> {
     printer: &'a Printer,
     bar: Option<(String, Progress)>,
+    since: Instant,
     tokens: u64,
     values: String,
     interrupted: Arc<AtomicBool>,
@@ -26,7 +28,15 @@ impl<'a> Screen<'a> {
     /// A screen on a printer.
     pub fn new(printer: &'a Printer) -> Self {
         let (interrupted, training) = (Arc::default(), Arc::default());
-        Self { printer, bar: None, tokens: 0, values: String::new(), interrupted, training }
+        Self {
+            printer,
+            bar: None,
+            since: Instant::now(),
+            tokens: 0,
+            values: String::new(),
+            interrupted,
+            training,
+        }
     }
 
     /// Makes the first Ctrl-C (or SIGTERM) stop a training stage after its step, with a checkpoint; the second,
@@ -54,6 +64,19 @@ impl<'a> Screen<'a> {
         }
         let printer = self.printer;
         &self.bar.get_or_insert_with(|| (label.to_owned(), printer.progress(label, total, unit))).1
+    }
+
+    /// A job without an end that is known: only its seconds are told.
+    fn learning_merges(&mut self) {
+        const LABEL: &str = "learning merges";
+        if self.bar.as_ref().is_none_or(|(label, _)| label != LABEL) {
+            self.finish("");
+            self.bar = Some((LABEL.to_owned(), self.printer.progress(LABEL, None, Unit::Other("seconds"))));
+            self.since = Instant::now();
+        }
+        if let Some((_, bar)) = &self.bar {
+            bar.set(self.since.elapsed().as_secs(), "");
+        }
     }
 
     fn finish(&mut self, text: &str) {
@@ -120,6 +143,7 @@ impl Reporter for Screen<'_> {
             calm_data::Progress::Reading { done, total } => ("reading", done, total),
             calm_data::Progress::TrainingTokenizer { done, total } => ("tokenizer", done, total),
             calm_data::Progress::Tokenizing { done, total } => ("tokenizing", done, total),
+            calm_data::Progress::LearningMerges => return self.learning_merges(),
             _ => return,
         };
         let bar = self.bar(label, total, Unit::Bytes);

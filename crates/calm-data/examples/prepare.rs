@@ -22,8 +22,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let corpus = prepare(&data, &tokenizer, Path::new(&cache), &mut |progress| {
         let job = match progress {
             Progress::Reading { .. } => "reading",
-            Progress::TrainingTokenizer { done, total } if done < total => "counting words",
-            Progress::TrainingTokenizer { .. } => "learning merges",
+            Progress::TrainingTokenizer { .. } => "counting words",
+            Progress::LearningMerges => "learning merges",
             Progress::Tokenizing { .. } => "tokenising",
             _ => "working",
         };

@@ -3,8 +3,11 @@
 //! Text is divided by the Llama-3 pattern (words with their leading space, up to three digits, runs of
 //! punctuation with the line ends that follow), every piece is written as bytes, and merges are learned inside
 //! pieces only. The 256 bytes are always in the vocabulary, so that any text can be encoded.
+//!
+//! The library's trainer takes the square of a word's length. Words are therefore counted in parts of at most
+//! 1,024 bytes; encoding knows no such limit.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokenizers::models::bpe::{BPE, BpeTrainer};
@@ -16,13 +19,26 @@ use crate::error::{Error, Result};
 use crate::split;
 use crate::tokenizer::Tokenizer;
 
+/// Bytes of a word that are counted together.
+const LONGEST_WORD: usize = 1024;
+/// Bytes between two notes of what was counted.
+const NOTED: u64 = 64 << 10;
+
+/// How far the training of a tokenizer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Training {
+    /// So many bytes of text are counted.
+    Counting(u64),
+    /// Merges are being learned.
+    Learning,
+}
+
 /// Trains a byte-level BPE of `vocab_size` ids (fewer if the texts have no more pairs), the last three of them
-/// BOS, EOS and PAD. The same texts give the same tokenizer to the byte. `progress` is called on this thread
-/// with the bytes read so far; learning the merges follows after the last of them.
+/// BOS, EOS and PAD. The same texts give the same tokenizer to the byte. `progress` is called on this thread.
 ///
 /// # Errors
-/// For a vocabulary that cannot hold the bytes and the special tokens.
-pub fn train(texts: &[&str], vocab_size: usize, progress: &mut dyn FnMut(u64)) -> Result<Tokenizer> {
+/// For a vocabulary that cannot hold the bytes and the special tokens; where no thread can be started.
+pub fn train(texts: &[&str], vocab_size: usize, progress: &mut dyn FnMut(Training)) -> Result<Tokenizer> {
     if vocab_size < SMALLEST_BPE {
         return Err(Error::Vocabulary { size: vocab_size, smallest: SMALLEST_BPE });
     }
@@ -33,10 +49,18 @@ pub fn train(texts: &[&str], vocab_size: usize, progress: &mut dyn FnMut(u64)) -
         .initial_alphabet(byte_chars().into_iter().collect())
         .build();
     let chars = byte_chars();
-    let done = AtomicU64::new(0);
+    let (done, learning) = (AtomicU64::new(0), AtomicBool::new(false));
     let words = |text: &str| {
-        let words = split::pieces(text).map(|piece| bytes_to_chars(piece.as_bytes(), &chars)).collect();
-        done.fetch_add(text.len() as u64, Ordering::Relaxed);
+        let mut fresh = 0;
+        let mut words = Vec::new();
+        for piece in split::pieces(text) {
+            words.extend(piece.as_bytes().chunks(LONGEST_WORD).map(|part| bytes_to_chars(part, &chars)));
+            fresh += piece.len() as u64;
+            if fresh >= NOTED {
+                done.fetch_add(std::mem::take(&mut fresh), Ordering::Relaxed);
+            }
+        }
+        done.fetch_add(fresh, Ordering::Relaxed);
         Ok(words)
     };
     // A pool of its own: the caller, who may be one of few threads of the common pool, only watches.
@@ -46,17 +70,22 @@ pub fn train(texts: &[&str], vocab_size: usize, progress: &mut dyn FnMut(u64)) -
         .map_err(|e| Error::Tokenizer(e.to_string()))?;
     let mut learn = || -> tokenizers::Result<BPE> {
         trainer.feed(texts.iter(), words)?;
+        learning.store(true, Ordering::Relaxed);
         let mut model = BPE::default();
         trainer.train(&mut model)?;
         Ok(model)
     };
     let model = std::thread::scope(|scope| {
-        let work = scope.spawn(|| pool.install(&mut learn));
+        let work = std::thread::Builder::new()
+            .spawn_scoped(scope, || pool.install(&mut learn))
+            .map_err(|e| Error::Tokenizer(format!("no thread can be started ({e})")))?;
         while !work.is_finished() {
-            progress(done.load(Ordering::Relaxed));
+            progress(match learning.load(Ordering::Relaxed) {
+                true => Training::Learning,
+                false => Training::Counting(done.load(Ordering::Relaxed)),
+            });
             std::thread::sleep(Duration::from_millis(20));
         }
-        progress(done.load(Ordering::Relaxed));
         work.join()
             .map_err(|_| Error::Tokenizer("training stopped unexpectedly".into()))?
             .map_err(|e| Error::Tokenizer(e.to_string()))
@@ -85,9 +114,13 @@ mod tests {
     #[test]
     fn the_vocabulary_has_the_asked_size_and_the_special_tokens_at_its_end() {
         let text = TEXT.repeat(50);
-        let mut last = 0;
-        let t = train(&[&text], 280, &mut |done| last = done).unwrap();
-        assert_eq!(last, text.len() as u64);
+        let mut steps = Vec::new();
+        let t = train(&[&text], 280, &mut |step| steps.push(step)).unwrap();
+        let order = |step: &Training| match step {
+            Training::Counting(done) => (*done).min(text.len() as u64),
+            Training::Learning => u64::MAX,
+        };
+        assert!(!steps.is_empty() && steps.is_sorted_by_key(order), "{steps:?}");
         assert_eq!(t.vocab_size(), 280);
         let s = t.special();
         assert_eq!((s.bos, s.eos, s.pad), (277, 278, 279));

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
+use crate::detokenizer::Detokenizer;
 use crate::special::SpecialTokens;
 
 const FORMAT: &str = "calm characters 1";
@@ -64,11 +65,13 @@ impl Chars {
     }
 
     /// Text of each id.
-    pub(crate) fn token_table(&self) -> Vec<Box<[u8]>> {
+    pub(crate) fn token_table(&self) -> Detokenizer {
         let chars = self.chars.iter().map(|c| c.to_string().into_bytes().into_boxed_slice());
         let bytes = (0..=255u8).map(|b| Box::from([b]));
         let special = (0..3).map(|_| Box::from([]));
-        chars.chain(bytes).chain(special).collect()
+        let table: Vec<Box<[u8]>> = chars.chain(bytes).chain(special).collect();
+        let is_text = (0..table.len()).map(|id| id + 3 < table.len()).collect();
+        Detokenizer::new(table, is_text, None)
     }
 
     pub(crate) fn to_json(&self) -> String {
@@ -101,6 +104,7 @@ mod tests {
         assert_eq!(c.encode("ß"), [3 + 0xc3, 3 + 0x9f]);
         assert_eq!(c.special(), SpecialTokens { bos: 259, eos: 260, pad: 261 });
         assert_eq!(c.token_table().len(), 262);
+        assert!(c.token_table().is_text(258) && !c.token_table().is_text(259));
     }
 
     #[test]

@@ -36,13 +36,15 @@ pub enum Progress {
         /// All bytes.
         total: u64,
     },
-    /// Counting words to train the tokenizer; when all bytes are done, merges are being learned.
+    /// Counting words to train the tokenizer.
     TrainingTokenizer {
         /// Bytes counted.
         done: u64,
         /// All bytes.
         total: u64,
     },
+    /// Learning the tokenizer's merges from the words; nobody knows how far that is.
+    LearningMerges,
     /// Encoding the text.
     Tokenizing {
         /// Bytes encoded.
@@ -135,7 +137,8 @@ pub fn prepare(
     let mut before = 0;
     let mut file = |name: &str, documents: &[Document], hash| {
         let mut report = |done| progress(Progress::Tokenizing { done: before + done, total });
-        let (file, damaged) = token_file(&folder.join(name), documents, hash, &tokenizer, &mut report)?;
+        let (file, damaged) = token_file(&folder.join(name), documents, hash, &tokenizer, &mut report)
+            .map_err(|e| e.of_cache(cache))?;
         say_remade(damaged, progress);
         before += bytes(documents);
         Ok(file)
@@ -170,7 +173,8 @@ pub fn prepare_file(
     let total = bytes(&read.documents);
     let file = tokens_folder(cache, &hash, tokenizer).join("all.tokens");
     let mut report = |done| progress(Progress::Tokenizing { done, total });
-    let (file, damaged) = token_file(&file, &read.documents, hash, tokenizer, &mut report)?;
+    let (file, damaged) =
+        token_file(&file, &read.documents, hash, tokenizer, &mut report).map_err(|e| e.of_cache(cache))?;
     say_remade(damaged, progress);
     Ok(file)
 }
@@ -196,7 +200,7 @@ fn hash_documents(documents: &[Document]) -> [u8; 32] {
 }
 
 fn tokens_folder(cache: &Path, data: &[u8; 32], tokenizer: &Tokenizer) -> PathBuf {
-    let key = blake3::hash(&[*data, tokenizer.hash_bytes()].concat());
+    let key = blake3::hash(&[*data, tokenizer.encoding_key()].concat());
     cache.join("tokens").join(&key.to_hex()[..32])
 }
 
@@ -226,15 +230,21 @@ fn make_tokenizer(
     let tokenizer = match config {
         TokenizerConfig::Bpe(bpe) => {
             let total = bytes(train);
-            let mut report = |done| progress(Progress::TrainingTokenizer { done, total });
+            let mut report = |training| match training {
+                bpe::Training::Counting(done) => progress(Progress::TrainingTokenizer { done, total }),
+                bpe::Training::Learning => progress(Progress::LearningMerges),
+            };
             bpe::train(&texts, bpe.vocab_size, &mut report)?
         }
         _ => Tokenizer::characters(texts),
     };
-    tokenizer.save(&path)?;
-    // Its name is a key of what it was made of; what it holds is known by this.
-    let sum = Sum::of_file(&path).map_err(|e| Error::io("read", &path, e))?;
-    write_atomically(&sum_of(&path), &[sum.blake3.as_bytes()])?;
+    // Its name is a key of what it was made of; what it holds is known by the hash beside it.
+    let keep = || -> Result<()> {
+        tokenizer.save(&path)?;
+        let sum = Sum::of_file(&path).map_err(|e| Error::io("read", &path, e))?;
+        write_atomically(&sum_of(&path), &[sum.blake3.as_bytes()])
+    };
+    keep().map_err(|e| e.of_cache(cache))?;
     Ok(tokenizer)
 }
 

@@ -14,21 +14,27 @@
 pub mod batch;
 pub mod bpe;
 mod byte_level;
+mod caught;
 pub mod chars;
 pub mod chunks;
 pub mod config;
 pub mod corpus;
+mod detokenizer;
 pub mod document;
 pub mod error;
+mod guard;
 pub mod llama3;
 mod pack;
 mod permutation;
+mod pipeline;
 pub mod reference;
 pub mod source;
 mod special;
 mod split;
+mod stream;
 pub mod token_file;
 pub mod tokenizer;
+mod tokenizer_json;
 
 pub use batch::{Batch, EvaluationOptions, EvaluationRows, RowPlan, spread};
 pub use chunks::Layout;
@@ -38,6 +44,7 @@ pub use document::Document;
 pub use error::{Error, Result};
 pub use reference::ReferenceBlocks;
 pub use special::{SpecialTokens, Vocabulary};
+pub use stream::TextStream;
 pub use token_file::TokenFile;
 pub use tokenizer::Tokenizer;
 

@@ -10,10 +10,10 @@ use std::sync::LazyLock;
 
 use fancy_regex::Regex;
 use rustc_hash::FxHashMap;
-use tokenizers::Model;
+use tokenizers::ModelWrapper;
 
 use crate::byte_level::{PATTERN, byte_chars, push_chars};
-use crate::error::{Error, Result};
+use crate::guard::Guard;
 
 static REGEX: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(PATTERN).ok());
 
@@ -111,7 +111,7 @@ pub(crate) fn is_plain(pipeline: &tokenizers::Tokenizer) -> bool {
         { "type": "ByteLevel", "add_prefix_space": false, "use_regex": false },
     ]});
     let bpe = match pipeline.get_model() {
-        tokenizers::ModelWrapper::BPE(bpe) => bpe.dropout.is_none(),
+        ModelWrapper::BPE(bpe) => bpe.dropout.is_none(),
         _ => false,
     };
     let added = pipeline.get_added_tokens_decoder();
@@ -120,10 +120,9 @@ pub(crate) fn is_plain(pipeline: &tokenizers::Tokenizer) -> bool {
         && added.values().all(|token| token.special)
 }
 
-/// Ids of texts by a pipeline that [`is_plain`]. The texts share what is known about their pieces.
-pub(crate) fn encode(pipeline: &tokenizers::Tokenizer, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
+/// Ids of texts by the model of a pipeline that [`is_plain`]. The texts share what is known about their pieces.
+pub(crate) fn encode(model: &ModelWrapper, guard: &Guard, texts: &[&str]) -> Result<Vec<Vec<u32>>, String> {
     let chars = byte_chars();
-    let model = pipeline.get_model();
     let mut known: FxHashMap<&str, (usize, usize)> = FxHashMap::default();
     let mut store: Vec<u32> = Vec::new();
     let mut written = String::new();
@@ -136,9 +135,8 @@ pub(crate) fn encode(pipeline: &tokenizers::Tokenizer, texts: &[&str]) -> Result
                 None => {
                     written.clear();
                     push_chars(&mut written, piece.as_bytes(), &chars);
-                    let tokens = model.tokenize(&written).map_err(|e| Error::Tokenizer(e.to_string()))?;
                     let start = store.len();
-                    store.extend(tokens.iter().map(|token| token.id));
+                    guard.tokenize(model, &written, &mut store)?;
                     known.insert(piece, (start, store.len()));
                     (start, store.len())
                 }
@@ -191,7 +189,7 @@ mod tests {
                 .iter()
                 .map(|text| pipeline.encode_fast(*text, false).unwrap().get_ids().to_vec())
                 .collect();
-            prop_assert_eq!(encode(pipeline, &texts).unwrap(), plain);
+            prop_assert_eq!(TRAINED.encode_all(&texts).unwrap(), plain);
         }
     }
 

@@ -5,41 +5,45 @@
 //!
 //! - BOS, EOS and PAD are three ids of their own; a missing one is appended to the vocabulary, and PAD is never EOS.
 //! - `encode` adds no special token, and text that looks like one (`<|eos|>`) stays text.
-//! - for byte-level vocabularies and characters, `decode` of `encode` is the identity on any UTF-8.
+//! - `decode` of `encode` is the text as the tokenizer's normaliser leaves it; for characters and for byte-level
+//!   vocabularies without a normaliser that is any UTF-8 itself.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokenizers::AddedToken;
-
-use crate::byte_level;
+use crate::caught::caught;
 use crate::chars::Chars;
+use crate::detokenizer::Detokenizer;
 use crate::error::{Error, Result};
+use crate::pipeline::Pipeline;
 use crate::special::{SpecialTokens, Vocabulary};
-use crate::split;
+use crate::stream::TextStream;
 use crate::token_file::write_atomically;
+use crate::tokenizer_json;
 
 /// Names under which special tokens are found in a given vocabulary; the first is the one that is added.
 const BOS_NAMES: [&str; 6] = ["<|bos|>", "<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>", "[CLS]"];
 const EOS_NAMES: [&str; 7] =
     ["<|eos|>", "<|end_of_text|>", "</s>", "<eos>", "<|endoftext|>", "<|im_end|>", "[SEP]"];
 const PAD_NAMES: [&str; 4] = ["<|pad|>", "<pad>", "[PAD]", "<PAD>"];
+const SPECIAL_NAMES: [&[&str]; 3] = [&BOS_NAMES, &EOS_NAMES, &PAD_NAMES];
 
 enum Kind {
-    /// The second: whether [`split::encode`] does the same as the pipeline.
-    Pipeline(Box<tokenizers::Tokenizer>, bool),
+    Pipeline(Box<Pipeline>),
     Chars(Chars),
 }
 
 struct Inner {
     kind: Kind,
     special: SpecialTokens,
-    /// Text of each id; empty for special tokens and for ids that no token has.
-    bytes: Vec<Box<[u8]>>,
-    /// Whether the text of a sequence is that of its tokens joined.
-    byte_exact: bool,
+    texts: Detokenizer,
     json: String,
     hash: [u8; 32],
+    /// The hash under which version 0.1 wrote it down.
+    old_hash: Option<[u8; 32]>,
+    /// Where it was read.
+    path: Option<PathBuf>,
+    notes: Vec<String>,
 }
 
 /// A tokenizer. Cloning shares it.
@@ -53,46 +57,24 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// From a pipeline of the `tokenizers` library: special tokens are found or added, truncation and padding
+    /// From a pipeline of the `tokenizers` library: special tokens are found or added; truncation, padding and dropout
     /// are switched off.
     ///
     /// # Errors
-    /// When the pipeline cannot be written as JSON.
-    pub fn from_pipeline(mut pipeline: tokenizers::Tokenizer) -> Result<Self> {
-        let fail = |e: tokenizers::Error| Error::Tokenizer(e.to_string());
-        pipeline.with_truncation(None).map_err(fail)?;
-        pipeline.with_padding(None);
-        let special = SpecialTokens {
-            bos: find_or_add(&mut pipeline, &BOS_NAMES)?,
-            eos: find_or_add(&mut pipeline, &EOS_NAMES)?,
-            pad: find_or_add(&mut pipeline, &PAD_NAMES)?,
-        };
-        let json = pipeline.to_string(false).map_err(fail)?;
-        pipeline.set_encode_special_tokens(true);
-        let (bytes, byte_exact) = byte_level::token_table(&pipeline)?;
-        let plain = split::is_plain(&pipeline);
-        Ok(Self::new(Kind::Pipeline(Box::new(pipeline), plain), special, bytes, byte_exact, json))
+    /// When the pipeline cannot be used or written as JSON.
+    pub fn from_pipeline(pipeline: tokenizers::Tokenizer) -> Result<Self> {
+        Self::open(pipeline).map_err(Error::Tokenizer).map(|inner| Self(Arc::new(inner), None))
+    }
+
+    fn open(pipeline: tokenizers::Tokenizer) -> Result<Inner, String> {
+        let opened = caught(|| Pipeline::open(pipeline, SPECIAL_NAMES)).flatten()?;
+        let kind = Kind::Pipeline(Box::new(opened.pipeline));
+        Ok(Inner::new(kind, opened.special, opened.texts, opened.json))
     }
 
     /// Characters of these texts, and bytes for all others.
     pub fn characters<'a>(texts: impl IntoIterator<Item = &'a str>) -> Self {
-        Self::from_chars(Chars::of(texts))
-    }
-
-    fn from_chars(chars: Chars) -> Self {
-        let (special, bytes, json) = (chars.special(), chars.token_table(), chars.to_json());
-        Self::new(Kind::Chars(chars), special, bytes, true, json)
-    }
-
-    fn new(
-        kind: Kind,
-        special: SpecialTokens,
-        bytes: Vec<Box<[u8]>>,
-        byte_exact: bool,
-        json: String,
-    ) -> Self {
-        let hash = *blake3::hash(json.as_bytes()).as_bytes();
-        Self(Arc::new(Inner { kind, special, bytes, byte_exact, json, hash }), None)
+        Self(Arc::new(Inner::from_chars(Chars::of(texts))), None)
     }
 
     /// The same tokenizer for a model with other special ids. Special tokens that only we have appended, above
@@ -111,7 +93,7 @@ impl Tokenizer {
     /// Why this tokenizer cannot be the one of a model with these ids; empty when it can.
     pub fn vocabulary_problems(&self, vocabulary: Vocabulary) -> Vec<String> {
         let own = self.0.special;
-        let mut size = self.0.bytes.len();
+        let mut size = self.0.texts.len();
         while size > vocabulary.size && [own.bos, own.eos, own.pad].contains(&(size as u32 - 1)) {
             size -= 1;
         }
@@ -123,8 +105,8 @@ impl Tokenizer {
             if id as usize >= vocabulary.size {
                 problems
                     .push(format!("{name} {id} is outside the model's vocabulary of {}", vocabulary.size));
-            } else if let Some(text) = self.0.bytes.get(id as usize).filter(|text| !text.is_empty()) {
-                let text = String::from_utf8_lossy(text);
+            } else if self.0.texts.is_text(id) {
+                let text = String::from_utf8_lossy(self.token_bytes(id));
                 problems.push(format!("{name} {id} is the text {text:?} in the tokenizer"));
             }
         }
@@ -133,7 +115,7 @@ impl Tokenizer {
 
     /// V: ids are below it, special tokens included.
     pub fn vocab_size(&self) -> usize {
-        self.1.map_or(self.0.bytes.len(), |v| v.size)
+        self.1.map_or(self.0.texts.len(), |v| v.size)
     }
 
     /// BOS, EOS and PAD.
@@ -141,9 +123,15 @@ impl Tokenizer {
         self.1.map_or(self.0.special, |v| v.special())
     }
 
-    /// Whether `decode` of `encode` is the identity (all but vocabularies of words and sentence pieces).
+    /// Whether the text of a sequence is that of its tokens joined, byte by byte (all but vocabularies of words and
+    /// sentence pieces). `decode` of `encode` is the text then, after the tokenizer's normaliser if it has one.
     pub fn is_byte_exact(&self) -> bool {
-        self.0.byte_exact
+        self.0.texts.joins_bytes()
+    }
+
+    /// What was switched off or is otherwise than in the file; each to be told once.
+    pub fn notes(&self) -> &[String] {
+        &self.0.notes
     }
 
     /// Ids of a text, without special tokens.
@@ -160,12 +148,9 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`].
     pub fn encode_all(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
         match &self.0.kind {
-            Kind::Pipeline(pipeline, true) => split::encode(pipeline, texts),
-            Kind::Pipeline(pipeline, false) => {
-                let encode = |text: &&str| Ok(pipeline.encode_fast(*text, false)?.get_ids().to_vec());
-                let ids: tokenizers::Result<_> = texts.iter().map(encode).collect();
-                ids.map_err(|e| Error::Tokenizer(e.to_string()))
-            }
+            Kind::Pipeline(pipeline) => pipeline
+                .encode(texts)
+                .map_err(|message| Error::Encode { tokenizer: self.0.path.clone(), message }),
             Kind::Chars(chars) => Ok(texts.iter().map(|text| chars.encode(text)).collect()),
         }
     }
@@ -173,21 +158,14 @@ impl Tokenizer {
     #[cfg(test)]
     pub(crate) fn pipeline(&self) -> Option<&tokenizers::Tokenizer> {
         match &self.0.kind {
-            Kind::Pipeline(pipeline, _) => Some(pipeline),
+            Kind::Pipeline(pipeline) => Some(pipeline.library()),
             Kind::Chars(_) => None,
         }
     }
 
     /// Bytes of text of these ids. Special tokens and unknown ids have none.
     pub fn decode_bytes(&self, ids: &[u32]) -> Vec<u8> {
-        match &self.0.kind {
-            Kind::Pipeline(pipeline, _) if !self.0.byte_exact => {
-                let ids: Vec<u32> =
-                    ids.iter().copied().filter(|id| !self.token_bytes(*id).is_empty()).collect();
-                pipeline.decode(&ids, true).unwrap_or_default().into_bytes()
-            }
-            _ => ids.iter().flat_map(|id| self.token_bytes(*id)).copied().collect(),
-        }
+        self.0.texts.bytes(ids)
     }
 
     /// Text of these ids; bytes that are not UTF-8 (a character cut in two) become U+FFFD.
@@ -196,9 +174,27 @@ impl Tokenizer {
         String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
     }
 
-    /// Bytes of text of one id; none for special tokens and unknown ids.
+    /// The text that follows a text, token by token: in the end that of all of them at once.
+    pub fn stream_after(&self, text: &str, ids: &[u32]) -> TextStream<'_> {
+        TextStream::after(&self.0.texts, text, ids)
+    }
+
+    /// Text of ids that follow others, with the space or the joint between the two.
+    pub fn decode_after(&self, before: &[u32], ids: &[u32]) -> String {
+        let mut stream = self.stream_after("", before);
+        let text = stream.push(ids);
+        text + &stream.finish()
+    }
+
+    /// Whether this id is text: a token has it that is not special.
+    pub fn is_text(&self, id: u32) -> bool {
+        self.0.texts.is_text(id)
+    }
+
+    /// Bytes of text of one id where [`Tokenizer::is_byte_exact`] holds, and else the token as the vocabulary writes
+    /// it; none for special tokens and unknown ids.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
-        self.0.bytes.get(id as usize).map_or(&[], |bytes| bytes)
+        self.0.texts.token(id)
     }
 
     /// Hexadecimal BLAKE3 of what [`Tokenizer::save`] writes.
@@ -206,8 +202,25 @@ impl Tokenizer {
         blake3::Hash::from_bytes(self.0.hash).to_hex().to_string()
     }
 
+    /// Whether a record that holds this hash means this tokenizer. Version 0.1 kept a dropout of merges, so that the
+    /// same file had another hash.
+    pub fn is(&self, hash: &str) -> bool {
+        let hex = |hash: [u8; 32]| blake3::Hash::from_bytes(hash).to_hex();
+        hex(self.0.hash).as_str() == hash || self.0.old_hash.is_some_and(|old| hex(old).as_str() == hash)
+    }
+
     pub(crate) fn hash_bytes(&self) -> [u8; 32] {
         self.0.hash
+    }
+
+    /// What the ids of a text depend on: raise the version when the same tokenizer gives other ids.
+    pub(crate) fn encoding_key(&self) -> [u8; 32] {
+        match &self.0.kind {
+            Kind::Pipeline(pipeline) if !pipeline.is_plain() => {
+                *blake3::hash(&[&self.0.hash[..], b"encoding 2"].concat()).as_bytes()
+            }
+            _ => self.0.hash,
+        }
     }
 
     /// Writes the tokenizer: `tokenizer.json` of the Hugging Face library, or the characters as JSON.
@@ -224,32 +237,58 @@ impl Tokenizer {
     /// When the file is missing or is neither.
     pub fn load(path: &Path) -> Result<Self> {
         let json = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
-        if let Some(chars) = Chars::from_json(&json) {
-            return Ok(Self::from_chars(chars.map_err(|message| Error::tokenizer_file(path, message, ""))?));
+        Self::from_json(&json, path)
+    }
+
+    /// Reads what [`Tokenizer::save`] wrote, or any `tokenizer.json`, from memory; `path` names it in errors.
+    ///
+    /// # Errors
+    /// When it is neither.
+    pub fn from_json(json: &[u8], path: &Path) -> Result<Self> {
+        // Some editors put a byte order mark before everything.
+        let json = json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json);
+        if let Some(chars) = Chars::from_json(json) {
+            let chars = chars.map_err(|message| Error::tokenizer_file(path, message, ""))?;
+            return Ok(Self(Arc::new(Inner::from_chars(chars)), None));
         }
-        let pipeline = tokenizers::Tokenizer::from_bytes(&json).map_err(|e| {
+        let read = |json: &[u8]| -> Result<Inner, String> {
+            let checked = tokenizer_json::check(json, &SPECIAL_NAMES)?;
+            let pipeline = caught(|| tokenizers::Tokenizer::from_bytes(&checked.json))?;
+            let mut inner = Self::open(pipeline.map_err(|e| e.to_string())?)?;
+            let old = checked
+                .dropout
+                .map(|share| inner.json.replacen("\"dropout\":null", &format!("\"dropout\":{share}"), 1));
+            inner.old_hash = old.map(|json| *blake3::hash(json.as_bytes()).as_bytes());
+            inner.notes = checked.notes;
+            inner.path = Some(path.to_path_buf());
+            Ok(inner)
+        };
+        let inner = read(json).map_err(|message| {
             let hint = "give the `tokenizer.json` of the Hugging Face tokenizers library; \
                         Llama-3 BPE ranks go under `tokenizer: { llama3: { ranks: ... } }`";
-            Error::tokenizer_file(path, e.to_string(), hint)
+            Error::tokenizer_file(path, message, hint)
         })?;
-        Self::from_pipeline(pipeline)
+        Ok(Self(Arc::new(inner), None))
     }
 }
 
-/// The id of the first of these names that the vocabulary has, or of the first name, added at its end.
-fn find_or_add(pipeline: &mut tokenizers::Tokenizer, names: &[&str]) -> Result<u32> {
-    let found = names.iter().find(|name| pipeline.token_to_id(name).is_some());
-    let name = *found.unwrap_or(&names[0]);
-    // Also when it is there: so that it counts as special, and text that looks like it stays text.
-    pipeline
-        .add_special_tokens([AddedToken::from(name, true)])
-        .map_err(|e| Error::Tokenizer(e.to_string()))?;
-    pipeline.token_to_id(name).ok_or_else(|| Error::Tokenizer(format!("the special token {name} has no id")))
+impl Inner {
+    fn new(kind: Kind, special: SpecialTokens, texts: Detokenizer, json: String) -> Self {
+        let hash = *blake3::hash(json.as_bytes()).as_bytes();
+        Self { kind, special, texts, json, hash, old_hash: None, path: None, notes: Vec::new() }
+    }
+
+    fn from_chars(chars: Chars) -> Self {
+        let (special, texts, json) = (chars.special(), chars.token_table(), chars.to_json());
+        Self::new(Kind::Chars(chars), special, texts, json)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::byte_level;
+    use tokenizers::AddedToken;
     use tokenizers::models::bpe::BPE;
 
     fn bytes_only() -> tokenizers::Tokenizer {

@@ -37,6 +37,7 @@ fn jobs(data: &DataConfig, tokenizer: &TokenizerConfig, cache: &Path) -> Vec<&'s
         let job = match progress {
             Progress::Reading { done, total } => (done <= total).then_some("reading"),
             Progress::TrainingTokenizer { done, total } => (done <= total).then_some("training"),
+            Progress::LearningMerges => Some("training"),
             Progress::Tokenizing { done, total } => (done <= total).then_some("tokenizing"),
             _ => None,
         };

@@ -16,6 +16,8 @@ pub struct EvalConfig {
     pub chunks_per_document: Option<usize>,
     /// Draws per position of a CALM; all pairs are used.
     pub samples: usize,
+    /// Draws per position for the bound on the cross-entropy of a CALM whose decoder is sampled (0: no bound).
+    pub bound_samples: usize,
     /// Bootstrap replicates for standard errors.
     pub bootstrap: usize,
 }
@@ -27,6 +29,7 @@ impl Default for EvalConfig {
             documents: None,
             chunks_per_document: Some(256),
             samples: 2,
+            bound_samples: 8,
             bootstrap: 1000,
         }
     }

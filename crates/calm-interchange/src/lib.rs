@@ -25,7 +25,11 @@ mod find;
 mod import;
 mod merge;
 mod parts;
+mod pickle;
 mod read;
+mod sizes;
+mod tensors;
+mod torch;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -117,6 +121,12 @@ fn require_empty(folder: &Path) -> Result<()> {
     let holds_something = match std::fs::read_dir(folder) {
         Ok(mut entries) => entries.next().is_some(),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
+            return Err(Error::user(
+                format!("{} is a file and no folder", folder.display()),
+                "choose another folder with --out",
+            ));
+        }
         Err(e) => return Err(Error::io("read", folder, e)),
     };
     if holds_something {

@@ -11,6 +11,7 @@
 //! the forward pass, one a (row, key head) in the backward pass, whose key gradients add up in a fixed
 //! order. (A little longer than other files: both passes and their blocks are one calculation.)
 
+use crate::attention_sizes::{AttentionSizes, Span, segment_spans};
 use crate::context::Operand;
 use crate::simd::{self, LANES, Mat, Real, dispatch, dot, fold};
 use crate::storage::{self, Saved, error, slice, tensor, view};
@@ -23,8 +24,6 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 const OP: &str = "causal_attention";
-/// Numbers a head may have in attention on a GPU.
-pub const GPU_HEAD_SIZES: [usize; 6] = [32, 48, 64, 96, 128, 160];
 /// Queries whose scores are computed together.
 const BLOCK: usize = 64;
 
@@ -42,7 +41,7 @@ const BLOCK: usize = 64;
 /// take, segments that are not U32.
 pub fn causal_attention(queries: &dyn Operand, k: &Tensor, v: &Tensor, segments: &Tensor) -> Result<Tensor> {
     let q = queries.tensor();
-    let sizes = Sizes::new(OP, q, k, v)?;
+    let sizes = AttentionSizes::new(OP, q, k, v)?;
     if sizes.keys != sizes.queries || segments.dims() != [sizes.batch, sizes.queries] {
         return Err(error(
             OP,
@@ -60,80 +59,6 @@ pub fn causal_attention(queries: &dyn Operand, k: &Tensor, v: &Tensor, segments:
     let keep = q.track_op() || k.track_op() || v.track_op();
     let op = CausalAttention { sizes, spans: Arc::new(spans), keep, log_sums: Saved::new() };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
-}
-
-/// Sizes of one attention: B rows of T queries over U keys.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sizes {
-    pub(crate) batch: usize,
-    pub(crate) queries: usize,
-    pub(crate) keys: usize,
-    pub(crate) heads: usize,
-    pub(crate) kv_heads: usize,
-    pub(crate) head: usize,
-}
-
-impl Sizes {
-    /// From q `[B, T, H, Dh]` and k, v `[B, U, Hkv, Dh]`.
-    pub(crate) fn new(op: &str, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Self> {
-        if let ([batch, queries, heads, head], [b, keys, kv_heads, dh]) = (q.dims(), k.dims())
-            && (batch, head) == (b, dh)
-            && k.dims() == v.dims()
-            && *kv_heads > 0
-            && heads % kv_heads == 0
-        {
-            let [batch, queries, keys] = [*batch, *queries, *keys];
-            return Ok(Self { batch, queries, keys, heads: *heads, kv_heads: *kv_heads, head: *head });
-        }
-        Err(error(
-            op,
-            format_args!(
-                "q {:?}, k {:?} and v {:?} do not fit: expected q [B, T, H, Dh], k and v [B, U, Hkv, Dh] \
-                 with H a multiple of Hkv",
-                q.dims(),
-                k.dims(),
-                v.dims()
-            ),
-        ))
-    }
-
-    /// Query heads that share a key head.
-    fn group(&self) -> usize {
-        self.heads / self.kv_heads
-    }
-
-    fn scale<T: Real>(&self) -> T {
-        T::of_f64(1.0 / (self.head as f64).sqrt())
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.batch * self.queries * self.heads * self.head == 0
-    }
-
-    /// The keys (or values) from `first` up to `last` of key head `g` in row `b`.
-    fn keys_of<'a, T>(&self, k: &'a [T], b: usize, g: usize, first: usize, last: usize) -> Mat<'a, T> {
-        let stride = self.kv_heads * self.head;
-        let at = (b * self.keys + first) * stride + g * self.head;
-        Mat::strided(&k[at.min(k.len())..], last - first, self.head, stride, 1)
-    }
-}
-
-/// The keys `start..end` that a query sees; both ends never decrease from a query to the next.
-pub(crate) type Span = (u32, u32);
-
-/// Spans `[B, S]` of positions that see their segment up to themselves.
-pub(crate) fn segment_spans(segments: &[u32], s: usize) -> Vec<Span> {
-    let mut spans = Vec::with_capacity(segments.len());
-    for row in segments.chunks_exact(s.max(1)) {
-        let mut start = 0;
-        for t in 0..row.len() {
-            if t > 0 && row[t] != row[t - 1] {
-                start = t;
-            }
-            spans.push((start as u32, t as u32 + 1));
-        }
-    }
-    spans
 }
 
 /// Query rows that one matrix product takes: a block of positions of one head, or, when there is only
@@ -154,7 +79,7 @@ struct Panel {
 
 impl Panel {
     /// The panels of block `i` of key head `g` in row `b`.
-    fn of_block(sizes: Sizes, b: usize, g: usize, i: usize) -> impl Iterator<Item = Self> {
+    fn of_block(sizes: AttentionSizes, b: usize, g: usize, i: usize) -> impl Iterator<Item = Self> {
         let group = sizes.group();
         let single = sizes.queries == 1;
         let position = i * BLOCK;
@@ -175,14 +100,14 @@ impl Panel {
     }
 
     /// Spans of the rows: all of them lie in the span of the first row's start to the last row's end.
-    fn spans<'a>(&self, spans: &'a [Span], sizes: Sizes, b: usize) -> &'a [Span] {
+    fn spans<'a>(&self, spans: &'a [Span], sizes: AttentionSizes, b: usize) -> &'a [Span] {
         let first = b * sizes.queries + self.position;
         &spans[first..first + (self.rows - 1) * self.advance + 1]
     }
 
     /// First element of row `i`'s own key in a branch `[B, T, Hkv, Dh]`.
     #[inline(always)]
-    fn branch_at(&self, sizes: Sizes, b: usize, g: usize, i: usize) -> usize {
+    fn branch_at(&self, sizes: AttentionSizes, b: usize, g: usize, i: usize) -> usize {
         let position = self.position + i * self.advance;
         ((b * sizes.queries + position) * sizes.kv_heads + g) * sizes.head
     }
@@ -256,7 +181,7 @@ pub(crate) type Branch<'a, T> = (&'a [T], &'a [T]);
 
 /// (output `[B, T, H, Dh]`, log sums `[B, T, H]`: empty unless `keep`).
 pub(crate) fn attend<T: Real>(
-    sizes: Sizes,
+    sizes: AttentionSizes,
     spans: &[Span],
     (q, k, v): (&[T], &[T], &[T]),
     branches: &[Branch<'_, T>],
@@ -362,7 +287,7 @@ pub(crate) struct Forward<'a, T> {
 
 /// (dq, dk, dv)
 pub(crate) fn backward<T: Real>(
-    sizes: Sizes,
+    sizes: AttentionSizes,
     spans: &[Span],
     kept: &Forward<'_, T>,
     grad: &[T],
@@ -445,7 +370,7 @@ pub(crate) fn backward<T: Real>(
 }
 
 struct CausalAttention {
-    sizes: Sizes,
+    sizes: AttentionSizes,
     spans: Arc<Vec<Span>>,
     /// Whether a backward pass may follow.
     keep: bool,

@@ -5,7 +5,7 @@
 //! values, the heads' output and the scores' log sums.
 
 use crate::Operand;
-use crate::attention::Sizes;
+use crate::attention_sizes::AttentionSizes;
 use crate::backend::{Array, AttentionShape, Backend, Block, Blocks, Heads, named};
 use crate::cpu::Cpu;
 use crate::nary::apply;
@@ -56,7 +56,7 @@ pub fn attention_block(
         ));
     }
     let (b, s, d) = x.dims3()?;
-    let sizes = Sizes { batch: b, queries: s, keys: s, heads: h, kv_heads: kv, head: d / h };
+    let sizes = AttentionSizes { batch: b, queries: s, keys: s, heads: h, kv_heads: kv, head: d / h };
     on_gpu!(x, run::<crate::cuda::Gpu>(&inputs, sizes, &shape));
     run::<Cpu>(&inputs, sizes, &shape)
 }
@@ -65,7 +65,11 @@ const OP: &str = "attention_block";
 
 named! { Inputs { x, norm, query, key, value, output } }
 
-fn run<P: Blocks>(inputs: &[&dyn Operand], sizes: Sizes, shape: &AttentionShape<'_>) -> Result<Tensor> {
+fn run<P: Blocks>(
+    inputs: &[&dyn Operand],
+    sizes: AttentionSizes,
+    shape: &AttentionShape<'_>,
+) -> Result<Tensor> {
     let block = AttentionBlock::<P> {
         sizes,
         positions: P::of(OP, inputs)?.positions(OP, shape, sizes.head)?,
@@ -77,7 +81,7 @@ fn run<P: Blocks>(inputs: &[&dyn Operand], sizes: Sizes, shape: &AttentionShape<
 }
 
 struct AttentionBlock<P: Blocks> {
-    sizes: Sizes,
+    sizes: AttentionSizes,
     positions: P::Positions,
     eps: f64,
     /// Whether a backward pass may follow.

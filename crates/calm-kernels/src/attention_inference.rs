@@ -8,7 +8,8 @@
 //! With branches every position of a batch can be rolled forward by some positions of its own at once:
 //! the prefix is computed once for all of them.
 
-use crate::attention::{Branch, Sizes, Span, attend, segment_spans};
+use crate::attention::{Branch, attend};
+use crate::attention_sizes::{AttentionSizes, Span, segment_spans};
 use crate::context::Operand;
 use crate::storage::{self, error, tensor, view};
 use crate::with_float;
@@ -27,7 +28,7 @@ const BRANCH: &str = "branch_attention";
 /// Shapes that do not fit, fewer keys than queries, element types that differ or that the device does not take.
 pub fn cached_attention(queries: &dyn Operand, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     let q = queries.tensor();
-    let sizes = Sizes::new(CACHED, q, k, v)?;
+    let sizes = AttentionSizes::new(CACHED, q, k, v)?;
     let Some(cached) = sizes.keys.checked_sub(sizes.queries) else {
         return Err(error(
             CACHED,
@@ -63,7 +64,7 @@ pub fn branch_attention(
     branch_v: &[Tensor],
 ) -> Result<Tensor> {
     let q = queries.tensor();
-    let sizes = Sizes::new(BRANCH, q, k, v)?;
+    let sizes = AttentionSizes::new(BRANCH, q, k, v)?;
     let fits = sizes.keys == sizes.queries
         && segments.dims() == [sizes.batch, sizes.queries]
         && branch_k.len() == branch_v.len()
@@ -101,7 +102,7 @@ pub fn branch_attention(
 
 fn run(
     op: &str,
-    sizes: Sizes,
+    sizes: AttentionSizes,
     spans: &[Span],
     inputs: [&Tensor; 3],
     branch_k: &[Tensor],

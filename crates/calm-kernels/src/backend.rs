@@ -12,7 +12,7 @@
 //! fast (a bias inside of a product or inside of a kernel, memory used again or written once more), a
 //! method is as coarse as that way needs.
 
-use crate::attention::Sizes;
+use crate::attention_sizes::AttentionSizes;
 use crate::nary::{Operator, Place};
 use candle_core::{Result, Shape, Tensor};
 use std::ops::Range;
@@ -234,7 +234,7 @@ pub(crate) trait Backend: Sized + 'static {
     /// Attention of q over k and v; its log sums with `keep`.
     fn attend(
         &self,
-        sizes: Sizes,
+        sizes: AttentionSizes,
         by: &<Self::Place as Blocks>::Positions,
         qkv: [&Array<'_, Self>; 3],
         keep: bool,
@@ -242,7 +242,7 @@ pub(crate) trait Backend: Sized + 'static {
     /// [dq, dk, dv]
     fn attend_backward(
         &self,
-        sizes: Sizes,
+        sizes: AttentionSizes,
         by: &<Self::Place as Blocks>::Positions,
         kept: &Heads<'_, Self>,
         grad: &Array<'_, Self>,

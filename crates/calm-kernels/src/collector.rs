@@ -1,11 +1,12 @@
 //! Which parameters of a context some buffer collects, and the backward pass that runs through one.
 
-use crate::gradients::Buffer;
+use crate::buffer::Buffer;
+use crate::context::{self, Context, Operand};
 use crate::storage::error;
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, TensorId};
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::ThreadId;
 
 /// A context's part in backward passes.
@@ -39,6 +40,11 @@ impl Drop for Lent<'_> {
 }
 
 impl Collector {
+    /// That of a context.
+    pub(crate) fn of(context: &Context) -> Arc<Self> {
+        context.kept()
+    }
+
     fn collected(&self) -> RwLockReadGuard<'_, HashMap<TensorId, usize>> {
         self.collected.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -83,6 +89,7 @@ impl Collector {
         if pass.is_some() {
             return Err(error("backward", "another pass through a buffer of these parameters runs already"));
         }
+        buffer.begin_pass();
         *pass = Some(Pass { thread: std::thread::current().id(), buffer: Some(std::mem::take(buffer)) });
         Ok(())
     }
@@ -142,5 +149,24 @@ impl Collector {
             }
         }
         Ok(())
+    }
+}
+
+/// What an operator keeps of its context for the backward pass.
+pub(crate) struct Home {
+    pub(crate) context: Context,
+    pub(crate) collector: Arc<Collector>,
+    /// The operands that a buffer collected when the operator ran.
+    pub(crate) collected: Vec<TensorId>,
+}
+
+impl Home {
+    /// Of operands in the forward pass; None without a context.
+    pub(crate) fn of(operands: &[&dyn Operand]) -> Option<Self> {
+        let context = context::of(operands)?.clone();
+        let collector = Collector::of(&context);
+        let tensors = operands.iter().map(|operand| operand.tensor());
+        let collected = tensors.filter(|t| collector.collects(t)).map(Tensor::id).collect();
+        Some(Self { context, collector, collected })
     }
 }

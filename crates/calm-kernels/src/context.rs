@@ -23,22 +23,24 @@
 //! ([`crate::FlatGradients::collect`]), on the thread that runs the pass. Any other backward pass that reaches such
 //! a parameter, through an operator that took it as one (a contiguous [`Parameter`] in a parameter's place), is an
 //! error, also if the buffer lived only when the operator ran: never a gradient that is missing, or that appears in
-//! a buffer which nobody asked. In an activation's place a parameter's gradient takes candle's way on the CPU, and a GPU
-//! refuses the graph. Without a buffer plain
-//! `loss.backward()` gives all gradients. (To make the plain pass work beside a buffer, a GPU would have to keep every
-//! parameter in candle's graph, at some ten launches a layer.) A buffer on the CPU collects `f32` parameters;
+//! a buffer which nobody asked. A parameter in an activation's place has its gradient too, in the buffer or on
+//! candle's way: whoever collects adds what has come on that way ([`crate::FlatGradients::add`]). Without a buffer
+//! plain `loss.backward()` gives all gradients. (To make the plain pass work beside a buffer, a GPU would have to keep
+//! every parameter in candle's graph, at some ten launches a layer.) A buffer on the CPU collects `f32` parameters;
 //! those in `f64` (of gradient checks) take candle's way with it and without.
+//!
+//! **What stands here is known to those who keep it.** A file with something to keep from call to call has a type of
+//! its own for it, which the context holds without knowing it (`kept`): so nothing above is named here.
 //!
 //! A handle is cheap to clone. A lock is held while something is looked up or, the first time, made (a table, an upload,
 //! the copies); never while an operator works on activations.
 
-use crate::collector::Collector;
-use crate::rotary::DenseTables;
 use crate::storage::error;
-use candle_core::{DType, Device, Result, Tensor, TensorId, Var};
+use candle_core::{Device, Result, Tensor, Var};
+use std::any::Any;
 use std::fmt::{Debug, Formatter};
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What operators on the parameters of one store share. Clones are the same context.
 #[derive(Clone)]
@@ -46,22 +48,14 @@ pub struct Context(Arc<Inner>);
 
 struct Inner {
     device: Device,
-    gradients: Collector,
-    turns: DenseTables,
-    #[cfg(feature = "cuda")]
-    gpu: crate::cuda::Shared,
+    /// At most one value of a type. A handful, so that a search is as quick as a table.
+    kept: Mutex<Vec<Arc<dyn Any + Send + Sync>>>,
 }
 
 impl Context {
     /// For parameters on `device`.
     pub fn new(device: &Device) -> Self {
-        Self(Arc::new(Inner {
-            device: device.clone(),
-            gradients: Collector::default(),
-            turns: DenseTables::default(),
-            #[cfg(feature = "cuda")]
-            gpu: crate::cuda::Shared::default(),
-        }))
+        Self(Arc::new(Inner { device: device.clone(), kept: Mutex::default() }))
     }
 
     /// Where its parameters live.
@@ -92,64 +86,21 @@ impl Context {
         InContext { tensor, context: self }
     }
 
-    /// Keeps copies of `parameters` in `dtype`, in place of those that were kept before: operators whose activations
-    /// have that type read them, and [`crate::Moments::update`] keeps them up to date. None are kept where none
-    /// are needed: for parameters of that type, or no parameters. Without copies operators convert a parameter at
-    /// every call.
-    ///
-    /// # Errors
-    /// Parameters that are not contiguous f32 tensors on this context's device; another type than theirs on
-    /// the CPU, or than bf16 on a GPU; no memory left.
-    pub fn keep_copies<'a>(
-        &self,
-        parameters: impl IntoIterator<Item = &'a Tensor>,
-        dtype: DType,
-    ) -> Result<()> {
-        let parameters: Vec<Tensor> = parameters.into_iter().cloned().collect();
-        let needed = parameters.iter().any(|p| p.dtype() != dtype);
-        #[cfg(feature = "cuda")]
-        if self.device().is_cuda() && (!needed || dtype == DType::BF16) {
-            let parameters = if needed { parameters } else { Vec::new() };
-            return self.gpu().copies.keep(self, parameters);
+    /// What an operator's file keeps here, one value a type: made empty the first time.
+    pub(crate) fn kept<T: Any + Default + Send + Sync>(&self) -> Arc<T> {
+        let mut kept = self.0.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = kept.iter().find_map(|value| value.clone().downcast().ok()) {
+            return found;
         }
-        if needed {
-            return Err(error(
-                "parameter copies",
-                format_args!("{dtype:?} beside f32 parameters is for bf16 on a GPU; use f32 here"),
-            ));
-        }
-        Ok(())
-    }
-
-    /// Copies all parameters again, after something else than an optimiser changed them.
-    ///
-    /// # Errors
-    /// What the GPU answers.
-    pub fn refresh_copies(&self) -> Result<()> {
-        #[cfg(feature = "cuda")]
-        if self.device().is_cuda() {
-            return self.gpu().copies.refresh(self);
-        }
-        Ok(())
-    }
-
-    pub(crate) fn gradients(&self) -> &Collector {
-        &self.0.gradients
-    }
-
-    pub(crate) fn turns(&self) -> &DenseTables {
-        &self.0.turns
-    }
-
-    #[cfg(feature = "cuda")]
-    pub(crate) fn gpu(&self) -> &crate::cuda::Shared {
-        &self.0.gpu
+        let new = Arc::<T>::default();
+        kept.push(new.clone());
+        new
     }
 }
 
 impl Debug for Context {
     fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Context({})", crate::device::name(self.device()))
+        write!(f, "Context({:?})", self.device().location())
     }
 }
 
@@ -240,23 +191,6 @@ impl Operand for InContext<'_> {
 /// The context of the first operand that has one.
 pub(crate) fn of<'a>(operands: &[&'a dyn Operand]) -> Option<&'a Context> {
     operands.iter().find_map(|operand| operand.context())
-}
-
-/// What an operator keeps of its context for the backward pass.
-pub(crate) struct Home {
-    pub(crate) context: Context,
-    /// The operands that a buffer collected when the operator ran.
-    pub(crate) collected: Vec<TensorId>,
-}
-
-impl Home {
-    /// Of operands in the forward pass; None without a context.
-    pub(crate) fn of(operands: &[&dyn Operand]) -> Option<Self> {
-        let context = of(operands)?.clone();
-        let tensors = operands.iter().map(|operand| operand.tensor());
-        let collected = tensors.filter(|t| context.gradients().collects(t)).map(Tensor::id).collect();
-        Some(Self { context, collected })
-    }
 }
 
 /// Where a tensor is made: a device, or a context, whose staging memory is used then.

@@ -1,9 +1,11 @@
 //! The CPU as operators see it, and blocks' [`Backend`] on it: f32 and f64.
 
-use crate::attention::{self, Sizes, Span, segment_spans};
+use crate::attention;
+use crate::attention_sizes::{AttentionSizes, Span, segment_spans};
 use crate::backend::{Affine, Array, Backend, Block, Blocks, Heads, NormGradients, Slope, Weight};
-use crate::context::Home;
-use crate::gradients::{gradient_of, put};
+use crate::buffer::put;
+use crate::collector::Home;
+use crate::gradients::gradient_of;
 use crate::nary::Place;
 use crate::rotary::Rotary;
 use crate::rows;
@@ -46,6 +48,10 @@ impl Place for Cpu {
     /// All inputs are in the graph: what no buffer takes, candle adds up.
     fn is_collected(&self, _: &Tensor) -> bool {
         false
+    }
+
+    fn collect(&self, _: &Tensor, _: &Tensor) -> Result<bool> {
+        Ok(false)
     }
 }
 
@@ -290,7 +296,7 @@ impl<T: Real> Backend for OnCpu<T> {
 
     fn attend(
         &self,
-        sizes: Sizes,
+        sizes: AttentionSizes,
         by: &Positions,
         [q, k, v]: [&Array<'_, Self>; 3],
         keep: bool,
@@ -302,7 +308,7 @@ impl<T: Real> Backend for OnCpu<T> {
 
     fn attend_backward(
         &self,
-        sizes: Sizes,
+        sizes: AttentionSizes,
         by: &Positions,
         kept: &Heads<'_, Self>,
         grad: &Array<'_, Self>,

@@ -10,7 +10,8 @@
 //! once, and no [R, V] matrix exists. The gradients wait inside the operator; the backward pass scales
 //! them. Blocks depend on V alone and sums have a fixed order: results do not depend on threads.
 
-use crate::context::{Home, Operand};
+use crate::collector::Home;
+use crate::context::Operand;
 use crate::gradients::gradient_of;
 use crate::simd::{self, LANES, Mat, Real, dispatch, fold, matmul, rows_per_block};
 use crate::storage::{Saved, error, ids, slice, tensor, to_vec, view};
@@ -49,7 +50,7 @@ pub fn tied_cross_entropy(
     weights: Option<&Tensor>,
 ) -> Result<Tensor> {
     let embedding = table.tensor();
-    let shape = Sizes::of(OP, hidden, embedding)?;
+    let shape = LogitSizes::of(OP, hidden, embedding)?;
     on_gpu!(hidden, {
         target_shape(OP, targets, &shape)?;
         if let Some(w) = weights {
@@ -85,7 +86,7 @@ pub fn tied_cross_entropy_rows(
 ) -> Result<(Tensor, Tensor)> {
     const OP: &str = "tied_cross_entropy_rows";
     let embedding = table.tensor();
-    let shape = Sizes::of(OP, hidden, embedding)?;
+    let shape = LogitSizes::of(OP, hidden, embedding)?;
     on_gpu!(hidden, {
         target_shape(OP, targets, &shape)?;
         crate::cuda::cross_entropy::rows(hidden, table, targets)
@@ -120,7 +121,7 @@ pub fn tied_cross_entropy_rows(
 pub fn tied_argmax(hidden: &Tensor, table: &dyn Operand) -> Result<Tensor> {
     const OP: &str = "tied_argmax";
     let embedding = table.tensor();
-    let shape = Sizes::of(OP, hidden, embedding)?;
+    let shape = LogitSizes::of(OP, hidden, embedding)?;
     on_gpu!(hidden, crate::cuda::cross_entropy::argmax(hidden, table));
     let (hidden, embedding) = (hidden.contiguous()?, embedding.contiguous()?);
     if hidden.dtype() == DType::F32 && screened_argmax::pays(shape.r) {
@@ -141,13 +142,13 @@ pub fn tied_argmax(hidden: &Tensor, table: &dyn Operand) -> Result<Tensor> {
     })
 }
 
-struct Sizes {
+struct LogitSizes {
     r: usize,
     d: usize,
     v: usize,
 }
 
-impl Sizes {
+impl LogitSizes {
     fn of(op: &str, hidden: &Tensor, embedding: &Tensor) -> Result<Self> {
         match (hidden.dims(), embedding.dims()) {
             (&[r, d], &[v, e]) if d == e && v > 0 && fits(embedding, hidden) => Ok(Self { r, d, v }),
@@ -165,7 +166,7 @@ impl Sizes {
 }
 
 /// The weights `[R]` have the type of hidden; on a GPU they may also be f32.
-fn weight_shape(w: &Tensor, hidden: &Tensor, shape: &Sizes) -> Result<()> {
+fn weight_shape(w: &Tensor, hidden: &Tensor, shape: &LogitSizes) -> Result<()> {
     if w.dims() == [shape.r] && fits(w, hidden) {
         return Ok(());
     }
@@ -186,7 +187,7 @@ fn fits(t: &Tensor, hidden: &Tensor) -> bool {
     t.dtype() == hidden.dtype() || (hidden.device().is_cuda() && t.dtype() == DType::F32)
 }
 
-fn target_shape(op: &str, targets: &Tensor, shape: &Sizes) -> Result<()> {
+fn target_shape(op: &str, targets: &Tensor, shape: &LogitSizes) -> Result<()> {
     if targets.dims() == [shape.r] {
         return Ok(());
     }
@@ -200,7 +201,7 @@ fn target_shape(op: &str, targets: &Tensor, shape: &Sizes) -> Result<()> {
     ))
 }
 
-fn target_ids(op: &str, targets: &Tensor, shape: &Sizes) -> Result<Vec<u32>> {
+fn target_ids(op: &str, targets: &Tensor, shape: &LogitSizes) -> Result<Vec<u32>> {
     target_shape(op, targets, shape)?;
     let targets = ids(op, targets)?;
     match targets.iter().position(|&t| t as usize >= shape.v) {
@@ -225,8 +226,8 @@ struct TiedCrossEntropy {
 }
 
 impl TiedCrossEntropy {
-    fn forward<T: Real>(&self, hidden: &[T], embedding: &[T], shape: &Sizes) -> Result<T> {
-        let &Sizes { r, d, v } = shape;
+    fn forward<T: Real>(&self, hidden: &[T], embedding: &[T], shape: &LogitSizes) -> Result<T> {
+        let &LogitSizes { r, d, v } = shape;
         let block = block_rows(v);
         let mut logits = vec![T::ZERO; block.min(r) * v];
         let mut losses = vec![0.0f64; block.min(r)];
@@ -283,10 +284,10 @@ impl TiedCrossEntropy {
 fn each_row<T: Real, O: Send + Clone + Default>(
     hidden: &[T],
     embedding: &[T],
-    shape: &Sizes,
+    shape: &LogitSizes,
     each: impl Fn(usize, &[T]) -> O + Sync,
 ) -> Vec<O> {
-    let &Sizes { r, d, v } = shape;
+    let &LogitSizes { r, d, v } = shape;
     let block = block_rows(v);
     let mut logits = vec![T::ZERO; block.min(r) * v];
     let mut out = vec![O::default(); r];
@@ -385,7 +386,7 @@ impl CustomOp2 for TiedCrossEntropy {
     ) -> Result<(CpuStorage, Shape)> {
         use candle_core::backend::BackendStorage;
         let (r, d) = l1.shape().dims2()?;
-        let shape = Sizes { r, d, v: l2.shape().dims2()?.0 };
+        let shape = LogitSizes { r, d, v: l2.shape().dims2()?.0 };
         with_float!(OP, s1.dtype(), T => {
             let loss = self.forward::<T>(slice(OP, s1, l1)?, slice(OP, s2, l2)?, &shape)?;
             Ok((<T as candle_core::WithDType>::to_cpu_storage_owned(vec![loss]), Shape::from(())))

@@ -1,6 +1,7 @@
 //! Where tensors live: the CPU, or with the feature `cuda` an NVIDIA GPU.
 
 use crate::context::Destination;
+pub use crate::gpu_info::{GpuInfo, NoGpu};
 use candle_core::{DType, Device, Error, Result, Shape, Tensor, WithDType};
 use std::fmt::{Display, Formatter};
 use std::str::FromStr;
@@ -39,38 +40,6 @@ impl Display for Choice {
             Self::Cpu => write!(f, "cpu"),
             Self::Cuda(n) => write!(f, "cuda:{n}"),
         }
-    }
-}
-
-/// What a GPU is.
-#[derive(Clone, Debug, PartialEq)]
-pub struct GpuInfo {
-    /// Its number, as in `cuda:0`.
-    pub number: usize,
-    /// Its name.
-    pub name: String,
-    /// Compute capability, major and minor.
-    pub capability: (i32, i32),
-    /// Multiprocessors.
-    pub multiprocessors: usize,
-    /// Bytes of memory in all.
-    pub memory: usize,
-    /// Bytes of memory that nobody has taken.
-    pub free: usize,
-}
-
-/// Why there is no GPU, and what to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NoGpu {
-    /// What is missing.
-    pub reason: String,
-    /// The remedy.
-    pub remedy: String,
-}
-
-impl Display for NoGpu {
-    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}; {}", self.reason, self.remedy)
     }
 }
 
@@ -151,9 +120,9 @@ pub fn free_memory(device: &Device) -> Result<Option<usize>> {
 
 /// Element types that [`upload`] takes.
 #[cfg(feature = "cuda")]
-pub trait Upload: WithDType + crate::cuda::Upload {}
+pub trait Upload: WithDType + crate::cuda::staging::Upload {}
 #[cfg(feature = "cuda")]
-impl<T: WithDType + crate::cuda::Upload> Upload for T {}
+impl<T: WithDType + crate::cuda::staging::Upload> Upload for T {}
 /// Element types that [`upload`] takes.
 #[cfg(not(feature = "cuda"))]
 pub trait Upload: WithDType {}
@@ -175,7 +144,7 @@ pub fn upload<T: Upload>(values: &[T], shape: impl Into<Shape>, to: &dyn Destina
     }
     #[cfg(feature = "cuda")]
     if to.device().is_cuda() {
-        return crate::cuda::upload(values, shape, to);
+        return crate::cuda::staging::upload(values, shape, to);
     }
     Tensor::from_slice(values, shape, to.device())
 }

@@ -7,7 +7,8 @@
 //! Backward: the positions are sorted by id (a counting sort), and fixed ranges of ids are summed in
 //! parallel, each by one task, so that no two tasks write the same row.
 
-use crate::context::{Home, Operand};
+use crate::collector::Home;
+use crate::context::Operand;
 use crate::gradients::gradient_of;
 use crate::simd::{Real, rows_per_block};
 use crate::storage::{error, expect_ids, ids, slice, view};

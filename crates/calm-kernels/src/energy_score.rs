@@ -18,12 +18,13 @@
 #![allow(clippy::needless_range_loop, reason = "loops over lanes index several arrays by the same lane")]
 
 use crate::context::Operand;
+use crate::energy_targets::{EnergySizes, TargetNoise};
 use crate::philox::{NoiseKey, RowId, normal_into};
 use crate::simd::{LANES, Real, dispatch, fold};
-use crate::storage::{Saved, error, slice, tensor, to_vec, view};
+use crate::storage::{Saved, slice, tensor, to_vec, view};
 use crate::with_float;
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 const OP: &str = "energy_score";
@@ -33,24 +34,6 @@ const ROWS: usize = 4;
 const DRAWN: usize = 8;
 /// Targets whose distances are computed together.
 const TOGETHER: usize = 4;
-/// Largest latent size: the buffers of a row stay near the core.
-const MAX_LATENT: usize = 1024;
-
-/// Where the standard normals behind the targets come from.
-#[derive(Clone, Copy, Debug)]
-pub enum TargetNoise<'a> {
-    /// Drawn inside, `samples` (M) targets a row; target m is sample m of the row's stream.
-    Draw {
-        /// Stream and step.
-        key: NoiseKey,
-        /// Address of each of the R rows.
-        rows: &'a [RowId],
-        /// M, at least 1.
-        samples: usize,
-    },
-    /// Given as `[M, R, L]`, of the type of the predictions (on a GPU also f32).
-    Given(&'a Tensor),
-}
 
 enum Noise<T> {
     Draw { key: NoiseKey, rows: Vec<RowId> },
@@ -61,7 +44,7 @@ struct EnergyScore<T> {
     mean: Vec<T>,
     std: Vec<T>,
     noise: Noise<T>,
-    sizes: Sizes,
+    sizes: EnergySizes,
     alpha: f64,
     /// dloss/dpred `[R, N, L]`, kept when asked for.
     with_gradient: bool,
@@ -91,7 +74,7 @@ pub fn energy_score(
     let pred = predictions.tensor();
     #[cfg(feature = "cuda")]
     if pred.device().is_cuda() {
-        let sizes = Sizes::of(pred, mean, log_std, noise, alpha)?;
+        let sizes = EnergySizes::of(pred, mean, log_std, noise, alpha)?;
         return crate::cuda::energy_score::energy_score(predictions, mean, log_std, noise, alpha, sizes);
     }
     let with_gradient = pred.track_op();
@@ -116,98 +99,6 @@ pub fn energy_score_rows_no_grad(
     energy_score(&pred.detach(), mean, log_std, noise, alpha)
 }
 
-/// R, N, L and M.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sizes {
-    pub(crate) rows: usize,
-    pub(crate) samples: usize,
-    pub(crate) latent: usize,
-    pub(crate) targets: usize,
-}
-
-impl Sizes {
-    /// Of inputs that fit together. The posterior and given noise have the type of `pred`; on a GPU they may
-    /// also be f32.
-    fn of(
-        pred: &Tensor,
-        mean: &Tensor,
-        log_std: &Tensor,
-        noise: TargetNoise<'_>,
-        alpha: f64,
-    ) -> Result<Self> {
-        let &[r, n, l] = pred.dims() else {
-            return Err(error(OP, format_args!("pred must be [R, N, L], got {:?}", pred.dims())));
-        };
-        let fits =
-            |t: &Tensor| t.dtype() == pred.dtype() || (pred.device().is_cuda() && t.dtype() == DType::F32);
-        if n < 2 {
-            return Err(error(
-                OP,
-                format_args!("needs N >= 2 model samples a row, pred {:?} has {n}", pred.dims()),
-            ));
-        }
-        if l == 0 || l > MAX_LATENT {
-            return Err(error(
-                OP,
-                format_args!("needs a latent size of 1 to {MAX_LATENT}, pred {:?} has {l}", pred.dims()),
-            ));
-        }
-        if !(alpha > 0.0 && alpha < 2.0) {
-            return Err(error(
-                OP,
-                format_args!("alpha must lie in (0, 2), where the score is strictly proper; got {alpha}"),
-            ));
-        }
-        for (name, t) in [("mean", mean), ("log_std", log_std)] {
-            if t.dims() != [r, l] || !fits(t) {
-                return Err(error(
-                    OP,
-                    format_args!(
-                        "{name} must be [R, L] = [{r}, {l}] of {:?} for pred {:?}, got {:?} of {:?}",
-                        pred.dtype(),
-                        pred.dims(),
-                        t.dims(),
-                        t.dtype()
-                    ),
-                ));
-            }
-        }
-        let targets = match noise {
-            TargetNoise::Draw { rows, samples, .. } => {
-                if rows.len() != r {
-                    return Err(error(
-                        OP,
-                        format_args!(
-                            "pred {:?} has {r} rows, but {} row addresses came for its noise",
-                            pred.dims(),
-                            rows.len()
-                        ),
-                    ));
-                }
-                samples
-            }
-            TargetNoise::Given(t) => {
-                if t.rank() != 3 || t.dims()[1..] != [r, l] || !fits(t) {
-                    return Err(error(
-                        OP,
-                        format_args!(
-                            "the noise must be [M, R, L] = [M, {r}, {l}] of {:?}, got {:?} of {:?}",
-                            pred.dtype(),
-                            t.dims(),
-                            t.dtype()
-                        ),
-                    ));
-                }
-                t.dims()[0]
-            }
-        };
-        if targets < 1 {
-            return Err(error(OP, "needs M >= 1 target samples a row, got 0"));
-        }
-        Ok(Self { rows: r, samples: n, latent: l, targets })
-    }
-}
-
 impl<T: Real> EnergyScore<T> {
     fn new(
         pred: &Tensor,
@@ -217,7 +108,7 @@ impl<T: Real> EnergyScore<T> {
         alpha: f64,
         with_gradient: bool,
     ) -> Result<Self> {
-        let sizes = Sizes::of(pred, mean, log_std, noise, alpha)?;
+        let sizes = EnergySizes::of(pred, mean, log_std, noise, alpha)?;
         let noise = match noise {
             TargetNoise::Draw { key, rows, .. } => Noise::Draw { key, rows: rows.to_vec() },
             TargetNoise::Given(t) => Noise::Given(to_vec::<T>(OP, t)?),
@@ -335,7 +226,7 @@ impl<T: Real> EnergyScore<T> {
     }
 
     fn forward(&self, pred: &[T]) -> (Vec<T>, Vec<T>) {
-        let Sizes { rows: r, samples: n, latent: l, .. } = self.sizes;
+        let EnergySizes { rows: r, samples: n, latent: l, .. } = self.sizes;
         let mut loss = vec![T::ZERO; r];
         let mut gradient = vec![T::ZERO; if self.with_gradient { pred.len() } else { 0 }];
         let row = n * l;

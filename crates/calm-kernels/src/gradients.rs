@@ -6,48 +6,23 @@
 //! gradient adds to it in place. Without a buffer, or for tensors that are no parameters of it, gradients
 //! take candle's way. The rule on both devices stands in [`crate::context`].
 
-use crate::context::{Context, Home};
-use crate::simd::{Real, rows_per_block};
-use crate::storage::{error, tensor, to_vec};
+use crate::buffer::Buffer;
+use crate::collector::{Collector, Home};
+use crate::context::Context;
+use crate::simd::Real;
+use crate::storage::{error, tensor};
 #[cfg(feature = "cuda")]
 use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::{DType, Result, Tensor, TensorId};
-use rayon::prelude::*;
-use std::collections::HashMap;
-use std::ops::Range;
+use std::sync::Arc;
 
 /// Gradients of a list of `f32` parameters of one context, one after the other, on the device of the parameters.
 /// As long as it lives, a backward pass that reaches them must run through it (or another buffer of theirs).
 #[derive(Debug)]
 pub struct FlatGradients {
-    context: Context,
+    collector: Arc<Collector>,
     collected: Vec<TensorId>,
     buffer: Buffer,
-}
-
-/// The gradients themselves; a pass borrows them.
-#[derive(Debug, Default)]
-pub(crate) struct Buffer {
-    places: HashMap<TensorId, usize>,
-    ranges: Vec<Range<usize>>,
-    /// Whether a gradient has come since the last [`clear`](FlatGradients::clear); what stands elsewhere is old.
-    written: Vec<bool>,
-    /// Whether one has come since the last backward pass began.
-    reached: Vec<bool>,
-    values: Values,
-}
-
-#[derive(Debug)]
-enum Values {
-    Host(Vec<f32>),
-    #[cfg(feature = "cuda")]
-    Device(crate::cuda::gradients::DeviceBuffer),
-}
-
-impl Default for Values {
-    fn default() -> Self {
-        Self::Host(Vec::new())
-    }
 }
 
 impl FlatGradients {
@@ -56,40 +31,20 @@ impl FlatGradients {
     /// # Errors
     /// A GPU that has no memory left for it.
     pub fn new<'a>(context: &Context, parameters: impl IntoIterator<Item = &'a Tensor>) -> Result<Self> {
-        let mut buffer = Buffer::default();
-        let mut collected = Vec::new();
-        let mut end = 0;
-        for (i, parameter) in parameters.into_iter().enumerate() {
-            buffer.places.insert(parameter.id(), i);
-            // On the CPU the gradients of others have their own type.
-            if context.device().is_cuda() || parameter.dtype() == DType::F32 {
-                collected.push(parameter.id());
-            }
-            let start = end;
-            end += parameter.elem_count();
-            buffer.ranges.push(start..end);
-        }
-        buffer.written = vec![false; buffer.ranges.len()];
-        buffer.reached = buffer.written.clone();
-        buffer.values = match context.device() {
-            #[cfg(feature = "cuda")]
-            candle_core::Device::Cuda(_) => {
-                Values::Device(crate::cuda::gradients::DeviceBuffer::new(context, end)?)
-            }
-            _ => Values::Host(vec![0.0; end]),
-        };
-        context.gradients().add(&collected);
-        Ok(Self { context: context.clone(), collected, buffer })
+        let (buffer, collected) = Buffer::new(context, parameters)?;
+        let collector = Collector::of(context);
+        collector.add(&collected);
+        Ok(Self { collector, collected, buffer })
     }
 
     /// Forgets all gradients: the next contribution to each replaces it.
     pub fn clear(&mut self) {
-        self.buffer.written.fill(false);
+        self.buffer.clear();
     }
 
     /// Whether the last backward pass gave parameter `i` a gradient.
     pub fn reached(&self, i: usize) -> bool {
-        self.buffer.reached[i]
+        self.buffer.reached(i)
     }
 
     /// A copy of the gradient of parameter `i`; None since the last [`clear`](Self::clear) if none has come.
@@ -97,15 +52,7 @@ impl FlatGradients {
     /// # Errors
     /// What a GPU answers; on one this waits for it.
     pub fn get(&self, i: usize) -> Result<Option<Vec<f32>>> {
-        if !self.buffer.written[i] {
-            return Ok(None);
-        }
-        let range = self.buffer.ranges[i].clone();
-        match &self.buffer.values {
-            Values::Host(values) => Ok(Some(values[range].to_vec())),
-            #[cfg(feature = "cuda")]
-            Values::Device(buffer) => buffer.read(range).map(Some),
-        }
+        self.buffer.get(i)
     }
 
     /// All gradients, one after the other; 0 where none has come.
@@ -119,16 +66,13 @@ impl FlatGradients {
     /// Whether the parameters are on a GPU.
     #[cfg(feature = "cuda")]
     pub(crate) fn on_gpu(&self) -> bool {
-        matches!(self.buffer.values, Values::Device(_))
+        self.buffer.on_gpu()
     }
 
     /// The GPU, and where it leaves the norm.
     #[cfg(feature = "cuda")]
-    pub(crate) fn device_factor(&self) -> Result<(crate::cuda::Gpu, crate::cuda::adamw::DeviceFactor)> {
-        match &self.buffer.values {
-            Values::Device(buffer) => Ok(buffer.factor()),
-            Values::Host(_) => Err(error("gradients", "are in the memory of the CPU, not on a GPU")),
-        }
+    pub(crate) fn device_factor(&self) -> Result<(crate::cuda::Gpu, crate::cuda::clip::DeviceFactor)> {
+        self.buffer.device_factor()
     }
 
     /// As [`Self::host_values`], on the GPU.
@@ -154,13 +98,12 @@ impl FlatGradients {
         struct Guard<'a>(&'a mut FlatGradients);
         impl Drop for Guard<'_> {
             fn drop(&mut self) {
-                if let Some(buffer) = self.0.context.gradients().end() {
+                if let Some(buffer) = self.0.collector.end() {
                     self.0.buffer = buffer;
                 }
             }
         }
-        self.buffer.reached.fill(false);
-        self.context.gradients().begin(&mut self.buffer)?;
+        self.collector.begin(&mut self.buffer)?;
         let _guard = Guard(self);
         backward()
     }
@@ -168,91 +111,7 @@ impl FlatGradients {
 
 impl Drop for FlatGradients {
     fn drop(&mut self) {
-        self.context.gradients().remove(&self.collected);
-    }
-}
-
-impl Buffer {
-    fn host_values(&mut self) -> Result<&[f32]> {
-        #[allow(clippy::infallible_destructuring_match, reason = "with the feature `cuda` it can fail")]
-        let values = match &mut self.values {
-            Values::Host(values) => values,
-            #[cfg(feature = "cuda")]
-            Values::Device(_) => {
-                return Err(error("gradients", "are on a GPU, not in the memory of the CPU"));
-            }
-        };
-        for (written, range) in self.written.iter_mut().zip(&self.ranges) {
-            if !std::mem::replace(written, true) {
-                values[range.clone()].fill(0.0);
-            }
-        }
-        Ok(values)
-    }
-
-    #[cfg(feature = "cuda")]
-    fn device_values(&mut self) -> Result<&CudaSlice<f32>> {
-        let Values::Device(buffer) = &mut self.values else {
-            return Err(error("gradients", "are in the memory of the CPU, not on a GPU"));
-        };
-        for (written, range) in self.written.iter_mut().zip(&self.ranges) {
-            if !std::mem::replace(written, true) {
-                buffer.clear(range.clone())?;
-            }
-        }
-        Ok(buffer.values())
-    }
-
-    /// Which parameter has this id.
-    pub(crate) fn place(&self, id: TensorId) -> Option<usize> {
-        self.places.get(&id).copied()
-    }
-
-    /// See [`FlatGradients::add`].
-    pub(crate) fn add(&mut self, i: usize, gradient: &Tensor) -> Result<()> {
-        let range = self.ranges[i].clone();
-        if gradient.elem_count() != range.len() {
-            return Err(error(
-                "backward",
-                format_args!("a gradient {:?} of the wrong size", gradient.dims()),
-            ));
-        }
-        let accumulate = self.mark(i);
-        match &mut self.values {
-            Values::Host(values) => {
-                let gradient = to_vec::<f32>("backward", &gradient.to_dtype(DType::F32)?)?;
-                put(&mut values[range], &gradient, accumulate);
-                Ok(())
-            }
-            #[cfg(feature = "cuda")]
-            Values::Device(buffer) => buffer.put(range, gradient, accumulate),
-        }
-    }
-
-    /// Notes that a gradient of parameter `i` comes: whether it is to be added to what is there.
-    fn mark(&mut self, i: usize) -> bool {
-        self.reached[i] = true;
-        std::mem::replace(&mut self.written[i], true)
-    }
-
-    /// Where the gradient of parameter `i` goes in the memory of the CPU, and whether it is to be added.
-    fn host_place(&mut self, i: usize) -> Result<(&mut [f32], bool)> {
-        let accumulate = self.mark(i);
-        match &mut self.values {
-            Values::Host(values) => Ok((&mut values[self.ranges[i].clone()], accumulate)),
-            #[cfg(feature = "cuda")]
-            Values::Device(_) => Err(error("gradients", "are on a GPU, not in the memory of the CPU")),
-        }
-    }
-
-    /// As [`Self::host_place`], on the GPU: the buffer and the range in it.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn device_place(&mut self, i: usize) -> Result<(&mut CudaSlice<f32>, Range<usize>, bool)> {
-        let accumulate = self.mark(i);
-        match &mut self.values {
-            Values::Device(buffer) => Ok((buffer.values_mut(), self.ranges[i].clone(), accumulate)),
-            Values::Host(_) => Err(error("gradients", "are in the memory of the CPU, not on a GPU")),
-        }
+        self.collector.remove(&self.collected);
     }
 }
 
@@ -269,7 +128,7 @@ pub(crate) fn gradient_of<T: Real>(
     }
     let mut write = Some(write);
     if let Some(home) = home.filter(|_| T::DTYPE == DType::F32) {
-        let collected = home.context.gradients().write(input, |buffer, i| {
+        let collected = home.collector.write(input, |buffer, i| {
             let (values, accumulate) = buffer.host_place(i)?;
             if let (Some(values), Some(write)) = (T::from_f32s(values), write.take()) {
                 write(values, accumulate);
@@ -293,22 +152,6 @@ pub(crate) fn bucket_gone() -> candle_core::Error {
         "the bucket that collected a parameter's gradient when the loss was computed is gone; keep it for the \
          backward pass",
     )
-}
-
-/// dst = src, or dst += src.
-///
-/// # Panics
-/// If the lengths differ.
-pub(crate) fn put<T: Real>(dst: &mut [T], src: &[T], accumulate: bool) {
-    assert_eq!(dst.len(), src.len(), "a gradient of the wrong length");
-    let block = rows_per_block(1);
-    dst.par_chunks_mut(block).zip(src.par_chunks(block)).for_each(|(dst, src)| {
-        if accumulate {
-            dst.iter_mut().zip(src).for_each(|(d, &s)| *d += s);
-        } else {
-            dst.copy_from_slice(src);
-        }
-    });
 }
 
 #[cfg(test)]

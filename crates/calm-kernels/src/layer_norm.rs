@@ -7,8 +7,10 @@
 //! ```
 //! The backward pass computes m and s again from x.
 
-use crate::context::{Home, Operand};
-use crate::gradients::{gradient_of, put};
+use crate::buffer::put;
+use crate::collector::Home;
+use crate::context::Operand;
+use crate::gradients::gradient_of;
 use crate::rows;
 use crate::simd::{LANES, Real, dispatch, dot, fold, rows_per_block, sum};
 use crate::storage::{error, slice, tensor, view};

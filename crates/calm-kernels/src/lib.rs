@@ -20,6 +20,7 @@ pub mod context;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub mod device;
+mod gpu_info;
 pub mod gradcheck;
 pub mod gradients;
 pub mod philox;
@@ -28,12 +29,16 @@ pub mod storage;
 
 mod adamw;
 mod backend;
+mod buffer;
+mod clip;
 mod collector;
+mod copies;
 mod cpu;
 mod cross_entropy;
 mod dropout;
 mod embedding;
 mod energy_score;
+mod energy_targets;
 mod moments;
 mod nary;
 mod noise;
@@ -42,7 +47,8 @@ pub use context::{Context, Destination, InContext, Operand, Parameter};
 pub use cross_entropy::{tied_argmax, tied_cross_entropy, tied_cross_entropy_rows};
 pub use dropout::{DropoutMask, dropout};
 pub use embedding::{embedding, embedding_as};
-pub use energy_score::{TargetNoise, energy_score, energy_score_rows_no_grad};
+pub use energy_score::{energy_score, energy_score_rows_no_grad};
+pub use energy_targets::TargetNoise;
 
 mod linear;
 mod rows;
@@ -57,6 +63,7 @@ mod rms_norm;
 mod rotary;
 mod silu;
 mod swiglu;
+mod turns;
 pub use layer_norm::layer_norm;
 pub use rms_norm::rms_norm;
 pub use rotary::rotary;
@@ -64,8 +71,10 @@ pub use silu::{add_silu, silu};
 pub use swiglu::{swiglu, swiglu_packed};
 mod attention;
 mod attention_inference;
-pub use attention::{GPU_HEAD_SIZES, causal_attention};
+mod attention_sizes;
+pub use attention::causal_attention;
 pub use attention_inference::{branch_attention, cached_attention};
+pub use attention_sizes::GPU_HEAD_SIZES;
 
 // Parts of layers as one operator each, written over `backend` for both.
 mod attention_block;
@@ -73,10 +82,11 @@ mod energy_block;
 mod mlp_block;
 pub use attention_block::attention_block;
 pub use backend::AttentionShape;
+pub use clip::{Clip, ClipReport};
 pub use energy_block::{EnergyBlockWeights, energy_block};
 pub use gradients::FlatGradients;
 pub use mlp_block::mlp_block;
-pub use moments::{Clip, ClipReport, Moments};
+pub use moments::Moments;
 
 /// The README's example is a test.
 #[cfg(doctest)]

@@ -8,8 +8,10 @@
 //! db = Σ_r dy_r        (blocks of rows, combined in order)
 //! ```
 
-use crate::context::{Home, Operand};
-use crate::gradients::{gradient_of, put};
+use crate::buffer::put;
+use crate::collector::Home;
+use crate::context::Operand;
+use crate::gradients::gradient_of;
 use crate::rows;
 use crate::simd::{self, Mat, Real, rows_per_block};
 use crate::storage::{error, slice, tensor, view};

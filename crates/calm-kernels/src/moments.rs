@@ -5,56 +5,13 @@
 //! nothing waits.
 
 use crate::adamw::{AdamWStep, adamw, squared_norm};
+use crate::clip::{Clip, Factor};
 use crate::context::Context;
 use crate::gradients::FlatGradients;
 use crate::storage::error;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor};
 use std::cell::RefCell;
 use std::ops::Range;
-
-/// The factor of all gradients of a step, and the norm it comes from.
-#[derive(Clone, Debug)]
-pub struct Clip(pub(crate) Factor);
-
-#[derive(Clone, Debug)]
-pub(crate) enum Factor {
-    Host {
-        norm: f64,
-        factor: f64,
-    },
-    #[cfg(feature = "cuda")]
-    Device(crate::cuda::adamw::DeviceFactor),
-}
-
-/// What clipping found.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ClipReport {
-    /// Euclidean norm of all gradients before clipping.
-    pub norm: f64,
-    /// Steps since the buffer was made whose norm was not finite; on a GPU they changed nothing.
-    pub skipped: u64,
-}
-
-impl Clip {
-    /// A factor that is known.
-    pub fn by(factor: f64) -> Self {
-        Self(Factor::Host { norm: 0.0, factor })
-    }
-
-    /// The norm; on a GPU this waits for it.
-    ///
-    /// # Errors
-    /// What went wrong on the GPU since the last call that waited.
-    pub fn read(&self) -> Result<ClipReport> {
-        match &self.0 {
-            Factor::Host { norm, .. } => {
-                Ok(ClipReport { norm: *norm, skipped: u64::from(!norm.is_finite()) })
-            }
-            #[cfg(feature = "cuda")]
-            Factor::Device(factor) => factor.read(),
-        }
-    }
-}
 
 impl FlatGradients {
     /// The factor that brings the Euclidean norm of all gradients down to `max_norm` where it is larger. Squares

@@ -40,6 +40,12 @@ pub(crate) trait Place: Send + Sync + Sized + 'static {
 
     /// Whether the gradient of this tensor goes into a buffer without being in the graph.
     fn is_collected(&self, tensor: &Tensor) -> bool;
+
+    /// Adds a gradient to the buffer that collects this parameter: whether one does.
+    ///
+    /// # Errors
+    /// A buffer whose pass does not run here.
+    fn collect(&self, parameter: &Tensor, gradient: &Tensor) -> Result<bool>;
 }
 
 /// What such an operator computes at a place.
@@ -69,7 +75,7 @@ struct Node<P, O> {
     linked: Vec<usize>,
     /// Indices of those whose gradients go into a buffer.
     collected: Vec<usize>,
-    /// For links, what the operator's backward pass has left.
+    /// For links, what the operator's backward pass has left: one pass at a time runs through a graph.
     gradients: Mutex<Vec<Option<Tensor>>>,
 }
 
@@ -124,8 +130,13 @@ impl<P: Place, O: Operator<P>> Node<P, O> {
     /// Gradients of the linked inputs.
     fn backward(&self, output: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let mut all = self.operator.backward(&self.place, &self.inputs, output, &grad.contiguous()?)?;
-        if self.collected.iter().any(|&i| all.get(i).is_some_and(Option::is_some)) {
-            return Err(bucket_gone());
+        // An operator has written the gradients of its parameters; one in an activation's place is handed out.
+        for &i in &self.collected {
+            if let Some(gradient) = all.get_mut(i).and_then(Option::take)
+                && !self.place.collect(&self.inputs[i], &gradient)?
+            {
+                return Err(bucket_gone());
+            }
         }
         Ok(self.linked.iter().map(|&i| all.get_mut(i).and_then(Option::take)).collect())
     }

@@ -1,6 +1,7 @@
 //! Part of a model whose activations are computed again in the backward pass, so that only its input is kept
 //! (Chen et al. 2016, "Training deep nets with sublinear memory cost").
 
+use crate::collector::Collector;
 use crate::context::Context;
 use crate::storage::error;
 use candle_core::backend::BackendStorage;
@@ -71,7 +72,7 @@ impl<F: Fn(&Tensor) -> Result<Tensor> + Send + Sync> CustomOp1 for Recomputed<F>
         let mut grads = (out * grad.detach())?.sum_all()?.backward()?;
         let dx = grads.remove(x.as_tensor());
         // Operators have left most of them in the buffer; those of candle's own operators are here.
-        self.context.gradients().add_from(&grads)?;
+        Collector::of(&self.context).add_from(&grads)?;
         if dx.is_none() {
             return Err(error(OP, "no gradient reaches the input of a part that is computed again"));
         }

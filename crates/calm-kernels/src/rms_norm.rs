@@ -7,8 +7,10 @@
 //! ```
 //! The backward pass computes s again from x: one more read of a row that it needs anyway.
 
-use crate::context::{Home, Operand};
-use crate::gradients::{gradient_of, put};
+use crate::buffer::put;
+use crate::collector::Home;
+use crate::context::Operand;
+use crate::gradients::gradient_of;
 use crate::rows;
 use crate::simd::{Real, dispatch, dot, rows_per_block, sum_squares};
 use crate::storage::{error, slice, tensor, view};

@@ -276,6 +276,23 @@ fn a_lent_context_changes_no_number() {
 }
 
 #[test]
+fn a_parameter_in_an_activations_place_keeps_its_gradient_beside_a_bucket() {
+    for device in devices() {
+        let context = Context::new(&device);
+        let w = context.parameter(var(&device, &[D, D], 5)).unwrap();
+        let loss = || ops::linear(&w, &w, None).unwrap().sqr().unwrap().sum_all().unwrap();
+        let want = loss().backward().unwrap().get(&w).unwrap().to_device(&Device::Cpu).unwrap();
+        let mut bucket = FlatGradients::new(&context, [&*w]).unwrap();
+        let grads = bucket.collect(|| loss().backward()).unwrap();
+        if let Some(rest) = grads.get(&w) {
+            bucket.add(0, rest).unwrap();
+        }
+        let got = Tensor::from_vec(bucket.get(0).unwrap().unwrap(), (D, D), &Device::Cpu).unwrap();
+        assert!(worst(&got, &want) < 1e-5, "{device:?}");
+    }
+}
+
+#[test]
 fn a_parameter_is_on_the_device_of_its_context() {
     let Some(gpu) = gpu() else { return };
     let context = Context::new(&gpu);

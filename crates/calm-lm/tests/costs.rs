@@ -26,6 +26,8 @@ fn calm(hidden: usize, intermediate: usize) -> CalmConfig {
         autoencoder: AutoencoderConfig { hidden_size: 512, intermediate_size: 1280, ..Default::default() },
         backbone: backbone(16, hidden, intermediate),
         head: EnergyConfig::default().into(),
+        decode: Default::default(),
+        likelihood: None,
     }
 }
 

@@ -39,7 +39,17 @@ fn every_family_counts_the_parameters_that_it_has() {
     let mut families: Vec<ModelConfig> = vec![BaselineConfig { backbone: backbone() }.into()];
     for entry in entries::<dyn HeadSettings>() {
         let (autoencoder, backbone, head) = (autoencoder_config(), backbone(), head(entry.name));
-        families.push(CalmConfig { chunk_size: 2, autoencoder, backbone, head }.into());
+        families.push(
+            CalmConfig {
+                chunk_size: 2,
+                autoencoder,
+                backbone,
+                head,
+                decode: Default::default(),
+                likelihood: None,
+            }
+            .into(),
+        );
     }
     for entry in entries::<dyn FamilyConfig>() {
         assert!(families.iter().any(|f| f.name() == entry.name), "{} is not counted here", entry.name);

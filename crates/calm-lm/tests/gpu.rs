@@ -44,7 +44,7 @@ fn autoencoder_config() -> AutoencoderConfig {
         latent_size: Some(8),
         hidden_size: 32,
         intermediate_size: 48,
-        init_std: 0.3,
+        init: calm_nn::WeightInit::Normal(0.3),
         ..Default::default()
     }
 }
@@ -61,7 +61,14 @@ fn calm(head: &HeadConfig, device: &Device, precision: Precision) -> (ParamStore
     let store = ParamStore::of_precision(device, precision, 2).unwrap();
     let (_, ae) = autoencoder(device, precision);
     let (autoencoder, head) = (autoencoder_config(), head.clone());
-    let config = CalmConfig { chunk_size: K, autoencoder, backbone: backbone(), head };
+    let config = CalmConfig {
+        chunk_size: K,
+        autoencoder,
+        backbone: backbone(),
+        head,
+        decode: Default::default(),
+        likelihood: None,
+    };
     let model = Calm::new(&store, &config, ae, &text(32, false)).unwrap();
     store.prepare().unwrap();
     (store, model)

@@ -23,7 +23,7 @@ fn backbone() -> BackboneConfig {
         kv_heads: Some(2),
         rope_theta: 5e5,
         norm_eps: 1e-5,
-        init_std: 0.01,
+        init: calm_nn::WeightInit::Normal(0.01),
     }
 }
 
@@ -43,7 +43,15 @@ fn latents() -> AutoencoderConfig {
 }
 
 fn calm(head: impl Into<HeadConfig>) -> ModelConfig {
-    CalmConfig { chunk_size: 3, autoencoder: latents(), backbone: backbone(), head: head.into() }.into()
+    CalmConfig {
+        chunk_size: 3,
+        autoencoder: latents(),
+        backbone: backbone(),
+        head: head.into(),
+        decode: Default::default(),
+        likelihood: None,
+    }
+    .into()
 }
 
 /// Who reads a folder of this name.

@@ -40,7 +40,7 @@ impl HeadSettings for NormalConfig {
     }
 
     fn build(&self, b: &Builder, backbone: &BackboneConfig, latent_size: usize) -> Result<Box<dyn Head>> {
-        let init = Init::Normal(backbone.init_std);
+        let init: Init = backbone.init.into();
         let mean = Linear::new(&b.under("normal_head"), "mean", backbone.hidden_size, latent_size, init)?;
         Ok(Box::new(NormalHead { mean, spread: self.spread, latent_size }))
     }
@@ -92,7 +92,14 @@ fn register() {
 fn config() -> CalmConfig {
     register();
     let head: HeadConfig = serde_json::from_str(r#"{ "normal": { "spread": 0.1 } }"#).unwrap();
-    CalmConfig { chunk_size: 2, autoencoder: autoencoder_config(), backbone: backbone(), head }
+    CalmConfig {
+        chunk_size: 2,
+        autoencoder: autoencoder_config(),
+        backbone: backbone(),
+        head,
+        decode: Default::default(),
+        likelihood: None,
+    }
 }
 
 #[test]

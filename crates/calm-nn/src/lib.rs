@@ -12,15 +12,17 @@ pub mod layers;
 pub mod noise;
 pub mod optim;
 pub mod store;
+mod weight_init;
 
 pub use calm_kernels::{Clip, Context, Destination, NoiseKey, Parameter, RowId, device, gradcheck, philox};
 pub use dtype::Precision;
-pub use files::{WeightsError, parse_weights, read_weights, write_tensors, write_weights};
+pub use files::{WeightsError, is_pointer, parse_weights, read_weights, write_tensors, write_weights};
 pub use held::{Footing, Held};
 pub use layers::{Embedding, LayerNorm, Linear, RmsNorm, SwiGlu};
 pub use noise::Noise;
 pub use optim::{AdamW, AdamWConfig, GradientBucket};
 pub use store::{Builder, Init, LoadReport, ParamStore};
+pub use weight_init::WeightInit;
 
 /// The README's example is a test.
 #[cfg(doctest)]

@@ -17,6 +17,8 @@ use crate::dtype::Precision;
 pub enum Init {
     /// Normal with this standard deviation.
     Normal(f64),
+    /// Normal with a standard deviation of 1/sqrt(size of the last dimension): what goes into a matrix.
+    FanIn,
     /// Uniform in ±sqrt(6 / (fan_in + fan_out)) (Xavier/Glorot).
     Xavier,
     /// All 0.
@@ -30,6 +32,8 @@ pub enum Init {
 pub struct Param {
     /// The variable; layers hold [`Parameter`]s that share its storage.
     pub var: Var,
+    /// What layers hold: the variable itself, or in a frozen store a constant on the same storage.
+    value: Tensor,
     /// Whether weight decay applies (matrices yes; biases and norms no).
     pub decay: bool,
     /// A row that stays as it is (the PAD row of an embedding).
@@ -50,6 +54,7 @@ pub struct ParamStore {
     dtype: DType,
     compute: DType,
     seed: u64,
+    frozen: bool,
 }
 
 /// What [`ParamStore::load`] found wrong; empty when all fits.
@@ -88,7 +93,7 @@ impl ParamStore {
     pub fn new(device: &Device, dtype: DType, seed: u64) -> Self {
         let inner = Inner { params: BTreeMap::new(), aliases: BTreeMap::new() };
         let context = Context::new(device);
-        Self { inner: Arc::new(Mutex::new(inner)), context, dtype, compute: dtype, seed }
+        Self { inner: Arc::new(Mutex::new(inner)), context, dtype, compute: dtype, seed, frozen: false }
     }
 
     /// As [`Self::new`], with parameters and activations in the formats of a precision. After the model is built,
@@ -101,6 +106,12 @@ impl ParamStore {
         Ok(Self { compute: precision.compute(), ..Self::new(device, precision.master(), seed) })
     }
 
+    /// A store whose parameters are constants to models that are built in it from now on: they can be loaded, and
+    /// gradients flow through operators on them to other inputs, but none is computed for them.
+    pub fn frozen(self) -> Self {
+        Self { frozen: true, ..self }
+    }
+
     /// Makes copies of all parameters in the format of the activations, if that is another. Loading and the
     /// optimiser keep them up to date.
     ///
@@ -108,7 +119,7 @@ impl ParamStore {
     /// No memory left on a GPU.
     pub fn prepare(&self) -> Result<()> {
         let inner = self.lock();
-        self.context.keep_copies(inner.params.values().map(|p| p.var.as_tensor()), self.compute)
+        self.context.keep_copies(inner.params.values().map(|p| &p.value), self.compute)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -221,8 +232,9 @@ impl ParamStore {
             bail!("parameter {name} was created twice")
         }
         let var = self.initial(&name, shape, init, frozen_row)?;
-        let parameter = self.context.parameter(var.as_tensor().clone())?;
-        inner.params.insert(name, Param { var, decay, frozen_row });
+        let value = if self.frozen { var.as_tensor().detach() } else { var.as_tensor().clone() };
+        let parameter = self.context.parameter(value.clone())?;
+        inner.params.insert(name, Param { var, value, decay, frozen_row });
         Ok(parameter)
     }
 
@@ -235,7 +247,7 @@ impl ParamStore {
         let mut values = match init {
             Init::Zeros => vec![0f32; count],
             Init::Ones => vec![1f32; count],
-            Init::Normal(_) | Init::Xavier => self.draw(name, shape, width, init),
+            Init::Normal(_) | Init::FanIn | Init::Xavier => self.draw(name, shape, width, init),
         };
         if let Some(row) = frozen_row {
             values[row as usize * width..(row as usize + 1) * width].fill(0.0);
@@ -258,16 +270,18 @@ impl ParamStore {
                 v.iter_mut().for_each(|x| *x = (2.0 * *x - 1.0) * bound);
                 v
             }
-            Init::Normal(std) => {
-                let mut v = philox::normal(key, &rows, 1, piece);
-                v.iter_mut().for_each(|x| *x *= std as f32);
-                v
-            }
+            Init::Normal(std) => scaled(philox::normal(key, &rows, 1, piece), std),
+            Init::FanIn => scaled(philox::normal(key, &rows, 1, piece), (width as f64).sqrt().recip()),
             Init::Zeros | Init::Ones => Vec::new(),
         };
         values.truncate(count);
         values
     }
+}
+
+fn scaled(mut values: Vec<f32>, by: f64) -> Vec<f32> {
+    values.iter_mut().for_each(|x| *x *= by as f32);
+    values
 }
 
 /// Creates parameters under a name prefix.

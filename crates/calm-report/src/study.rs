@@ -185,10 +185,28 @@ pub struct SeedRun {
     pub cross_entropy: Option<f64>,
     /// Baselines: bits per byte of text.
     pub bits_per_byte: Option<f64>,
+    /// Models that draw latent vectors: bounds on the cross-entropy, by rising number of draws.
+    #[serde(default)]
+    pub bound: Vec<Bound>,
     /// Validations while it was trained, by rising step.
     pub curve: Vec<CurvePoint>,
     /// Texts it wrote.
     pub samples: Vec<Sample>,
+}
+
+/// An upper bound on the cross-entropy of drawing a latent vector and sampling the decoder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Bound {
+    /// Draws.
+    pub samples: usize,
+    /// ε, share of uniform tokens in the distribution.
+    pub floor: f64,
+    /// Nats a token.
+    pub nats: f64,
+    /// Its standard error over documents.
+    pub nats_se: Option<f64>,
+    /// Bits per byte of text.
+    pub bits_per_byte: Option<f64>,
 }
 
 /// One validation during training.

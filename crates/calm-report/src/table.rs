@@ -45,7 +45,7 @@ pub(crate) fn setting_keys(study: &Study) -> Vec<&str> {
     keys
 }
 
-const RUN_COLUMNS: [&str; 27] = [
+const RUN_COLUMNS: [&str; 30] = [
     "study",
     "variant",
     "seed",
@@ -57,6 +57,9 @@ const RUN_COLUMNS: [&str; 27] = [
     "brier_4",
     "cross_entropy_nats_per_token",
     "bits_per_byte",
+    "bound_nats_per_token",
+    "bound_bits_per_byte",
+    "bound_draws",
     "training_tokens",
     "training_flops",
     "training_seconds",
@@ -90,6 +93,9 @@ fn run_fields(study: &Study, variant: &Variant, run: &SeedRun) -> Vec<String> {
         brier(3),
         number(run.cross_entropy),
         number(run.bits_per_byte),
+        number(run.bound.last().map(|b| b.nats)),
+        number(run.bound.last().and_then(|b| b.bits_per_byte)),
+        run.bound.last().map(|b| b.samples.to_string()).unwrap_or_default(),
         run.tokens.to_string(),
         number(Some(run.flops)),
         number(Some(run.seconds)),

@@ -3,8 +3,9 @@
 use calm_eval::protocol::Protocol;
 use calm_eval::reconstruction::ReconstructionReport;
 use calm_stats::bootstrap::BrierReport;
+use calm_stats::bound::Point;
 use calm_stats::ngram::NgramReport;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Scores on the held-out documents, as `results.json` and `--format json` hold them.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -36,6 +37,27 @@ pub struct ConditionCheck {
     pub loss_exchanged: f64,
 }
 
+/// An upper bound on the cross-entropy of drawing a latent vector and sampling the decoder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BoundResults {
+    /// By number of draws, ascending.
+    pub curve: Vec<BoundPoint>,
+    /// ε, share of uniform tokens in the distribution.
+    pub floor: f64,
+    /// Predicted tokens.
+    pub tokens: u64,
+}
+
+/// The bound with N draws.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BoundPoint {
+    /// N, nats a token, and its standard error.
+    #[serde(flatten)]
+    pub point: Point,
+    /// Bits per byte of text (EOS counted in); null for vocabularies whose tokens are not bytes of the text.
+    pub bits_per_byte: Option<f64>,
+}
+
 /// Brier scores of a model and of n-gram models on the same positions.
 #[derive(Clone, Debug, Serialize)]
 pub struct BrierResults {
@@ -59,6 +81,9 @@ pub struct BrierResults {
     /// Families with probabilities: bits per byte of text (EOS counted in).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bits_per_byte: Option<f64>,
+    /// Families that draw latent vectors: a bound on the cross-entropy when the decoder is sampled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bound: Option<BoundResults>,
     /// Step of the checkpoint.
     pub step: u64,
     /// Hash of the text the model was trained on; empty for a model that was not trained here.

@@ -325,7 +325,7 @@ mod tests {
             [Some(Stage::Lm), Some(Stage::Autoencoder), None]
                 .map(|stage| restarted_setting(difference, Begin::Restart(stage)))
         };
-        assert_eq!(allowed("model.calm.backbone.init_std: 0.02 -> 0.1"), [true, true, true]);
+        assert_eq!(allowed("model.calm.backbone.init: 0.02 -> 0.1"), [true, true, true]);
         assert_eq!(allowed("train.lm.steps: 5 -> 6"), [true, true, true]);
         assert_eq!(allowed("model.calm.chunk_size: 2 -> 4"), [false, true, true]);
         assert_eq!(allowed("model.calm.autoencoder.hidden_size: 2 -> 4"), [false, true, true]);

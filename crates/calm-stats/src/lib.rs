@@ -36,10 +36,13 @@
 //! # Ok::<(), calm_stats::brier::BrierError>(())
 //! ```
 //!
+//! A model whose draws a softmax decodes has a [`bound`] on its cross-entropy too.
+//!
 //! Two models on the same documents are compared with [`bootstrap::paired_difference`], several seeds of each with
 //! [`seeds`]; [`temperature`] sharpens a sampler by drawing more; [`samples`] reads draws from a file.
 
 pub mod bootstrap;
+pub mod bound;
 pub mod brier;
 pub mod ngram;
 pub mod rng;

@@ -132,6 +132,8 @@ pub struct ScoreConfig {
     pub documents: Option<usize>,
     /// Draws of a CALM per position.
     pub samples: usize,
+    /// Draws of a CALM per position for the bound on its cross-entropy (0: no bound).
+    pub bound_samples: usize,
     /// Bootstrap replicates.
     pub bootstrap: usize,
     /// Held-out documents scored by the reference protocol, which reads them whole (null: it is left out).
@@ -152,6 +154,7 @@ impl Default for ScoreConfig {
             tokens_per_document: Some(512),
             documents: None,
             samples: 8,
+            bound_samples: 64,
             bootstrap: 1000,
             reference_documents: Some(40),
             draws: 200,

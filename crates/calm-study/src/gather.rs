@@ -5,8 +5,8 @@ use calm_eval::protocol::Protocol;
 use calm_lm::DrawKind;
 use calm_nn::costs::Flops;
 use calm_report::study::{
-    Autoencoder, Costs, Difference, DifferenceEstimate, Estimate, Failure, Machine, Score, SeedRun, Study,
-    Variant,
+    Autoencoder, Bound, Costs, Difference, DifferenceEstimate, Estimate, Failure, Machine, Score, SeedRun,
+    Study, Variant,
 };
 use calm_run::{Error, Result};
 use calm_run::{Run, RunRecord, Stage};
@@ -328,9 +328,24 @@ fn seed_run(f: &Finished<'_>, flops_per_token: f64) -> Result<SeedRun> {
         brier,
         cross_entropy: f.scores.aligned.cross_entropy,
         bits_per_byte: f.scores.aligned.bits_per_byte,
+        bound: bounds(&f.scores.aligned),
         curve: curve(&f.run),
         samples: f.scores.samples.clone(),
     })
+}
+
+fn bounds(scored: &Scored) -> Vec<Bound> {
+    let Some(bound) = &scored.bound else { return Vec::new() };
+    let curve = bound.curve.iter();
+    curve
+        .map(|p| Bound {
+            samples: p.point.samples,
+            floor: bound.floor,
+            nats: p.point.nats,
+            nats_se: p.point.nats_se,
+            bits_per_byte: p.bits_per_byte,
+        })
+        .collect()
 }
 
 fn difference(variant: &str, against: &str, d: &SeededDifference) -> Difference {

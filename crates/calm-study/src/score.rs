@@ -12,6 +12,7 @@ use calm_eval::score::VERSION;
 use calm_lm::{LanguageModel, Sampler, TokenDecoding};
 use calm_report::study::{Reference, Sample};
 use calm_run::checkpoint::{Which, read_json, write_json};
+use calm_run::results::BoundResults;
 use calm_run::{Error, Result, Run, Stage, metrics};
 use calm_stats::bootstrap::BrierReport;
 use calm_stats::brier::BrierSums;
@@ -72,6 +73,9 @@ pub struct Scored {
     pub cross_entropy: Option<f64>,
     /// With probabilities: bits per byte.
     pub bits_per_byte: Option<f64>,
+    /// Without: the bound by sampled decoding.
+    #[serde(default)]
+    pub bound: Option<BoundResults>,
 }
 
 /// The reference protocol of a run.
@@ -168,8 +172,10 @@ fn reconstruction_key(run: &Run, eval: &EvalConfig) -> Result<String> {
 fn run_key(run: &Run, protocol: &Protocol, score: &ScoreConfig) -> Result<String> {
     let lm = run.checkpoints(Stage::Lm);
     let weights = lm.model_hash(lm.step(Which::Best)?)?;
-    let ScoreConfig { documents, samples, reference_documents, draws, prompt_tokens, .. } = score;
-    let how = json!([documents, samples, reference_documents, draws, prompt_tokens, SAMPLE_TOKENS]);
+    let ScoreConfig { documents, samples, reference_documents, draws, prompt_tokens, bound_samples, .. } =
+        score;
+    let how =
+        json!([documents, samples, reference_documents, draws, prompt_tokens, bound_samples, SAMPLE_TOKENS]);
     Ok(hash(&json!([VERSION, weights, protocol, how])))
 }
 
@@ -206,6 +212,7 @@ fn eval_config(score: &ScoreConfig, chunk_size: usize) -> EvalConfig {
         chunks_per_document: score.tokens_per_document.map(|t| t.div_ceil(chunk_size)),
         samples: score.samples,
         bootstrap: score.bootstrap,
+        bound_samples: score.bound_samples,
         ..EvalConfig::default()
     }
 }
@@ -224,17 +231,27 @@ fn score_run(
     let documents = spread(held_out.len(), score.documents);
     let run = &run.on(device);
     let scorer = Scorer::load(run, Which::Best, &corpus.tokenizer, device)?;
-    let mut by = |protocol: &Protocol, documents: &[usize], ngram: Option<&NgramModels>| -> Result<_> {
-        let (r, scores) = scorer.score(held_out, documents, protocol, &eval, ngram, reporter)?;
-        let scored =
-            Scored { sums: scores.sums, cross_entropy: r.cross_entropy, bits_per_byte: r.bits_per_byte };
+    let mut by = |protocol: &Protocol,
+                  documents: &[usize],
+                  eval: &EvalConfig,
+                  ngram: Option<&NgramModels>|
+     -> Result<_> {
+        let (r, scores) = scorer.score(held_out, documents, protocol, eval, ngram, reporter)?;
+        let scored = Scored {
+            sums: scores.sums,
+            cross_entropy: r.cross_entropy,
+            bits_per_byte: r.bits_per_byte,
+            bound: r.bound,
+        };
         Ok((scored, r.ngram))
     };
-    let (aligned, ngram) = by(protocol, &documents, ngram)?;
+    let (aligned, ngram) = by(protocol, &documents, &eval, ngram)?;
     let reference = match score.reference_documents {
         Some(n) => {
             let documents = spread(held_out.len(), Some(score.documents.map_or(n, |d| d.min(n))));
-            Some(by(&reference(&reader(run)), &documents, None)?.0)
+            // The bound of the aligned protocol is that of the report.
+            let eval = EvalConfig { bound_samples: 0, ..eval.clone() };
+            Some(by(&reference(&reader(run)), &documents, &eval, None)?.0)
         }
         None => None,
     };
@@ -303,7 +320,7 @@ fn sample(
     Ok(Sample {
         decoding: name.to_owned(),
         prompt: corpus.tokenizer.decode(prompt),
-        text: corpus.tokenizer.decode(&tokens),
+        text: corpus.tokenizer.decode_after(prompt, &tokens),
     })
 }
 

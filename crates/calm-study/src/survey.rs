@@ -72,6 +72,9 @@ impl<'a> Survey<'a> {
                         self.reporter.data(&p);
                     })?;
                 self.reporter.data_done();
+                for note in corpus.tokenizer.notes() {
+                    self.reporter.note(&format!("tokenizer: {note}"));
+                }
                 corpus.tokenizer = config.fit(corpus.tokenizer)?;
                 self.corpora.push((key, corpus));
                 self.corpora.len() - 1

@@ -21,6 +21,9 @@ fn find_tokenizer(run: &Run, cache: &Path, reporter: &mut dyn Reporter) -> Resul
             corpus.tokenizer
         }
     };
+    for note in tokenizer.notes() {
+        reporter.note(&format!("tokenizer: {note}"));
+    }
     Ok(run.config.fit(tokenizer)?)
 }
 

@@ -7,6 +7,7 @@
 //! A loop of one's own needs [`step::Stepper`] and nothing else of this crate: `examples/own_loop.rs` goes from a text
 //! to a trained model in a page (`cargo run --release -p calm-train --example own_loop -- TEXT`).
 
+pub mod borrow;
 pub mod held_out;
 pub mod init;
 pub mod machine;

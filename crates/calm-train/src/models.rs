@@ -53,15 +53,18 @@ pub fn autoencoder_config(run: &Run) -> Result<&AutoencoderConfig> {
 /// # Errors
 /// A family that has none; no memory left on a GPU.
 pub fn new_autoencoder(run: &Run, tokenizer: &Tokenizer, device: &Device) -> Result<StageOne> {
+    autoencoder_in(new_store(run, device)?, run, tokenizer)
+}
+
+fn autoencoder_in(store: ParamStore, run: &Run, tokenizer: &Tokenizer) -> Result<StageOne> {
     let config = autoencoder_config(run)?;
-    let store = new_store(run, device)?;
     let (k, v) = (run.config.chunk_size(), tokenizer.vocab_size());
     let model = Autoencoder::with_store(&store, config, k, v, tokenizer.special().bos)?;
     store.prepare()?;
     Ok(StageOne { model, store })
 }
 
-/// The trained autoencoder and the hash of its weights file.
+/// The trained autoencoder, frozen, and the hash of its weights file.
 ///
 /// # Errors
 /// As [`new_autoencoder`]; weights that are missing, damaged or of another shape.
@@ -71,7 +74,7 @@ pub fn load_autoencoder(
     tokenizer: &Tokenizer,
     device: &Device,
 ) -> Result<(StageOne, String)> {
-    let stage_one = new_autoencoder(run, tokenizer, device)?;
+    let stage_one = autoencoder_in(new_store(run, device)?.frozen(), run, tokenizer)?;
     let checkpoints = run.checkpoints(Stage::Autoencoder);
     let weights = checkpoints.read_model(checkpoints.step(which)?)?;
     weights.load(&stage_one.store)?;

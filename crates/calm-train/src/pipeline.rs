@@ -148,6 +148,9 @@ pub fn prepare_data(run: &Run, cache: &Path, reporter: &mut dyn Reporter) -> Res
         calm_data::prepare(&run.config.data, &run.config.tokenizer, cache, &mut |p| reporter.data(&p))?;
     corpus.tokenizer = run.config.fit(corpus.tokenizer)?;
     reporter.data_done();
+    for note in corpus.tokenizer.notes() {
+        reporter.note(&format!("tokenizer: {note}"));
+    }
     unchanged(run, &corpus)?;
     Ok(corpus)
 }

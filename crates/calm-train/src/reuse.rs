@@ -58,9 +58,12 @@ fn same_tokenizer(other: &Run, corpus: &Corpus) -> Result<()> {
         return Ok(());
     }
     let file = other.folder.join("tokenizer.json");
+    // Quoted for YAML, and then for the shell.
+    let setting = format!("tokenizer={{file: {}}}", serde_json::json!(file.to_string_lossy()));
+    let setting = shlex::try_quote(&setting).map_or_else(|_| setting.clone(), Into::into);
     Err(Error::user(
         format!("{} uses another tokenizer than this run", other.folder.display()),
-        format!("give this run the same one: --set 'tokenizer={{file: {}}}'", file.display()),
+        format!("give this run the same one: --set {setting}"),
     ))
 }
 

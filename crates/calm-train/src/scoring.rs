@@ -1,13 +1,17 @@
 //! Scores of a finished run: its language model by protocol, and its autoencoder.
 
+use std::collections::BTreeMap;
+
 use calm_data::batch::spread;
-use calm_data::{Corpus, TokenFile, Tokenizer};
+use calm_data::{Batch, Corpus, TokenFile, Tokenizer};
+use calm_eval::bound::{BoundOptions, FLOOR, bound};
 use calm_eval::protocol::{Protocol, Reader};
 use calm_eval::reconstruction::{ReconstructionReport, reconstruct};
 use calm_eval::score::{Position, ScoreOptions, Scores, score, to_tensors};
 use calm_lm::{DrawKind, LanguageModel};
 use calm_nn::Noise;
 use calm_stats::bootstrap::{Bootstrap, report};
+use calm_stats::bound::{Floor, Point};
 use calm_stats::ngram::{
     DEFAULT_LAMBDA, NgramError, NgramModels, NgramPosition, NgramReport, SpecialIds as NgramIds,
 };
@@ -18,7 +22,7 @@ use crate::models;
 use crate::reporter::Reporter;
 use calm_eval::EvalConfig;
 use calm_run::checkpoint::Which;
-use calm_run::results::{BrierResults, ConditionCheck};
+use calm_run::results::{BoundPoint, BoundResults, BrierResults, ConditionCheck};
 use calm_run::{Error, Result, Run, Stage};
 
 /// Tokens of a batch, from which on it has fewer rows: memory stays bounded with long contexts.
@@ -94,7 +98,10 @@ impl<'a> Scorer<'a> {
             ngram,
             cross_entropy,
             perplexity: cross_entropy.map(f64::exp),
-            bits_per_byte: self.bits_per_byte(&scores),
+            bits_per_byte: scores
+                .cross_entropy
+                .and_then(|(nats, _)| self.bits_per_byte(nats, &scores.predicted)),
+            bound: self.bound(view.batches(rows), total, eval, reporter)?,
             step: self.step,
             corpus_hash: self.run.record()?.map(|r| r.corpus_hash).unwrap_or_default(),
             text_hash: held_out.data_hash(),
@@ -128,12 +135,38 @@ impl<'a> Scorer<'a> {
 }
 
 impl Scorer<'_> {
-    /// Bits of all predicted tokens per byte of text they stand for (EOS: none). Undefined for vocabularies
-    /// whose tokens are not bytes of the text.
-    fn bits_per_byte(&self, scores: &Scores) -> Option<f64> {
-        let (nats, _) = scores.cross_entropy.filter(|_| self.tokenizer.is_byte_exact())?;
+    /// The bound on the cross-entropy of a model whose draws a softmax decodes; None of others.
+    fn bound(
+        &self,
+        batches: impl Iterator<Item = Batch>,
+        total: usize,
+        eval: &EvalConfig,
+        reporter: &mut dyn Reporter,
+    ) -> Result<Option<BoundResults>> {
+        if eval.bound_samples == 0 || self.run.config.model.draws() == DrawKind::Exact {
+            return Ok(None);
+        }
+        let floor = Floor { share: FLOOR, vocab: self.tokenizer.vocab_size() };
+        let options = BoundOptions { samples: eval.bound_samples, floor, seed: self.run.config.seed };
+        let progress = |done| reporter.scoring("bound on the cross-entropy", done, total);
+        let Some(found) = bound(&*self.model, batches, options, progress)? else { return Ok(None) };
+        let tokens = found.bound.tokens();
+        let at = |point: Point| BoundPoint {
+            point,
+            bits_per_byte: self.bits_per_byte(point.nats * tokens as f64, &found.predicted),
+        };
+        let curve: Vec<BoundPoint> = found.bound.curve().into_iter().map(at).collect();
+        Ok((!curve.is_empty()).then_some(BoundResults { curve, floor: FLOOR, tokens }))
+    }
+
+    /// Bits of all predicted tokens per byte of text they stand for (EOS: none), from their nats and how often each
+    /// token is among them. Undefined for vocabularies whose tokens are not bytes of the text.
+    fn bits_per_byte(&self, nats: f64, predicted: &BTreeMap<u32, u64>) -> Option<f64> {
+        if !self.tokenizer.is_byte_exact() {
+            return None;
+        }
         let bytes: u64 =
-            scores.predicted.iter().map(|(id, n)| n * self.tokenizer.token_bytes(*id).len() as u64).sum();
+            predicted.iter().map(|(id, n)| n * self.tokenizer.token_bytes(*id).len() as u64).sum();
         (bytes > 0).then(|| nats / std::f64::consts::LN_2 / bytes as f64)
     }
 }

@@ -26,8 +26,8 @@ use common::Watch;
 const CALM: &str = "model:
   calm:
     chunk_size: 2
-    autoencoder: { hidden_size: 16, intermediate_size: 24, latent_size: 8, init_std: 0.3 }
-    backbone: { layers: 1, hidden_size: 16, intermediate_size: 24, heads: 2, init_std: 0.3 }
+    autoencoder: { hidden_size: 16, intermediate_size: 24, latent_size: 8, init: { normal: 0.3 } }
+    backbone: { layers: 1, hidden_size: 16, intermediate_size: 24, heads: 2, init: { normal: 0.3 } }
     head: HEAD
 train:
   autoencoder: STAGE
@@ -39,7 +39,7 @@ const HEADS: [&str; 3] = [
     "{ diffusion: { blocks: 1, steps: 10, sampling_steps: 2 } }",
 ];
 const BASELINE: &str = "model:
-  baseline: { backbone: { layers: 1, hidden_size: 16, intermediate_size: 24, heads: 2, init_std: 0.3 } }
+  baseline: { backbone: { layers: 1, hidden_size: 16, intermediate_size: 24, heads: 2, init: { normal: 0.3 } } }
 train:
   lm: STAGE
 ";

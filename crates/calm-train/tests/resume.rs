@@ -92,7 +92,7 @@ model:
   calm:
     chunk_size: 2
     autoencoder: { hidden_size: 32, intermediate_size: 48, latent_size: 12 }
-    backbone: { layers: 2, hidden_size: 32, intermediate_size: 48, heads: 2, init_std: 0.1 }
+    backbone: { layers: 2, hidden_size: 32, intermediate_size: 48, heads: 2, init: { normal: 0.1 } }
     head: { energy: { blocks: 1, noise_size: 8, samples: 4, targets: 6 } }
 train:
   autoencoder: { steps: 8, batch_rows: 4, context: 24, learning_rate: 3e-3, warmup_steps: 2, eval_every: 3 }
@@ -102,7 +102,7 @@ train:
 const BASELINE: &str = "
 model:
   baseline:
-    backbone: { layers: 2, hidden_size: 32, intermediate_size: 48, heads: 2, init_std: 0.1 }
+    backbone: { layers: 2, hidden_size: 32, intermediate_size: 48, heads: 2, init: { normal: 0.1 } }
 train:
   lm: { steps: 8, batch_rows: 4, context: 48, learning_rate: 3e-3, warmup_steps: 2, eval_every: 3 }
 ";

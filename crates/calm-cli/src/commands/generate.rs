@@ -29,7 +29,8 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
             std::io::stdin().read_to_string(&mut text).map_err(|e| {
                 Hinted::new(format!("cannot read the prompt from standard input: {e}"), "give UTF-8 text")
             })?;
-            text
+            // What PowerShell puts in front of a pipe.
+            text.trim_start_matches('\u{feff}').to_owned()
         }
         Some(text) => text.to_owned(),
         None => String::new(),
@@ -56,11 +57,24 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
             stream(&*model.sampler(), &tokenizer, &prompt, decoding, args, printer)
         }
         DrawKind::Exact => {
+            let given = [
+                ("--sampler", args.sampler.is_some()),
+                ("--draws", args.draws.is_some()),
+                ("--fallback", args.fallback),
+            ];
+            if let Some((option, _)) = given.iter().find(|(_, given)| *given) {
+                bail!(Hinted::new(
+                    format!("{option}: {title} is sampled by its probabilities, at any temperature"),
+                    format!("leave {option} away; --temperature and --top-p shape the draws"),
+                ));
+            }
             let top_p_fits = args.top_p > 0.0 && args.top_p <= 1.0;
-            if !((0.0..=10.0).contains(&args.temperature) && top_p_fits) {
+            if !((0.0..=HOTTEST).contains(&args.temperature) && top_p_fits) {
                 bail!(Hinted::new(
                     format!("--temperature {} --top-p {}", args.temperature, args.top_p),
-                    format!("{title} takes a temperature of 0 or more and a top-p above 0 and at most 1"),
+                    format!(
+                        "{title} takes a temperature from 0 to {HOTTEST} and a top-p above 0 and at most 1"
+                    ),
                 ));
             }
             let model = models::load_lm(&run, which, &tokenizer, &device)?;
@@ -78,6 +92,9 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
     }
 }
 
+/// The highest temperature of probabilities: far above it all tokens are as probable as each other.
+const HOTTEST: f64 = 10.0;
+
 /// Draws per chunk of the batch sampler, unless asked for otherwise.
 const POOL: usize = 200;
 
@@ -93,7 +110,7 @@ fn decoding(title: &str, args: &GenerateArgs) -> Result<Decoding> {
     if args.draws == Some(0) {
         bail!(Hinted::new("--draws 0 leaves nothing to choose from", "give 1 or more"));
     }
-    Ok(match args.sampler {
+    Ok(match args.sampler.unwrap_or(SamplerName::Batch) {
         SamplerName::Batch => {
             if temperature.reciprocal::<candle_core::Error>().is_err() {
                 bail!(Hinted::new(
@@ -118,50 +135,6 @@ fn decoding(title: &str, args: &GenerateArgs) -> Result<Decoding> {
     })
 }
 
-/// Turns token bytes into text as soon as whole characters are there.
-struct Utf8Stream {
-    pending: Vec<u8>,
-}
-
-impl Utf8Stream {
-    /// Adds bytes; returns the text that is complete.
-    fn push(&mut self, bytes: &[u8]) -> String {
-        self.pending.extend_from_slice(bytes);
-        let mut text = String::new();
-        loop {
-            match std::str::from_utf8(&self.pending) {
-                Ok(s) => {
-                    text.push_str(s);
-                    self.pending.clear();
-                    return text;
-                }
-                Err(e) => {
-                    let good = e.valid_up_to();
-                    text.push_str(&String::from_utf8_lossy(&self.pending[..good]));
-                    match e.error_len() {
-                        // An unfinished character waits for its remaining bytes.
-                        None => {
-                            self.pending.drain(..good);
-                            return text;
-                        }
-                        Some(bad) => {
-                            text.push(char::REPLACEMENT_CHARACTER);
-                            self.pending.drain(..good + bad);
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// What was left unfinished.
-    fn finish(&mut self) -> String {
-        let rest = if self.pending.is_empty() { "" } else { "\u{fffd}" };
-        self.pending.clear();
-        rest.to_owned()
-    }
-}
-
 fn stream(
     sampler: &dyn Sampler,
     tokenizer: &Tokenizer,
@@ -174,35 +147,21 @@ fn stream(
     let options =
         GenerateOptions { max_tokens: args.max_tokens, decoding, seed: args.seed, remainder_budget: 4096 };
     printer.text(prompt)?;
-    let mut utf8 = Utf8Stream { pending: Vec::new() };
+    let mut stream = tokenizer.stream_after(prompt, &tokens);
     let mut broken = None;
     let started = Instant::now();
-    let mut all = Vec::new();
-    let mut shown = 0;
-    let report = generate(sampler, &tokens, &options, |new| {
-        let text = if tokenizer.is_byte_exact() {
-            utf8.push(&tokenizer.decode_bytes(new))
-        } else {
-            // Word vocabularies put spaces between tokens: only the text of all of them is right.
-            all.extend_from_slice(new);
-            let whole = tokenizer.decode(&all);
-            let fresh = whole.get(shown..).unwrap_or_default().to_owned();
-            shown = whole.len();
-            fresh
-        };
-        match printer.text(&text) {
-            Ok(()) => true,
-            Err(e) => {
-                broken = Some(e);
-                false
-            }
+    let report = generate(sampler, &tokens, &options, |new| match printer.text(&stream.push(new)) {
+        Ok(()) => true,
+        Err(e) => {
+            broken = Some(e);
+            false
         }
     })
     .map_err(explain)?;
     if let Some(e) = broken {
         return Err(e.into());
     }
-    printer.text(&utf8.finish())?;
+    printer.text(&stream.finish())?;
     printer.text("\n")?;
     summary(&report, started.elapsed().as_secs_f64(), printer);
     Ok(())
@@ -236,29 +195,5 @@ fn summary(r: &GenerateReport, seconds: f64, printer: &Printer) {
     }
     if r.fallbacks > 0 {
         printer.warn(format!("{} chunks came from the biased fallback: their budget was spent", r.fallbacks));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn characters_cut_in_two_wait_for_their_other_half() {
-        let mut s = Utf8Stream { pending: Vec::new() };
-        let bytes = "aé€".as_bytes();
-        let mut text = String::new();
-        for b in bytes {
-            text.push_str(&s.push(&[*b]));
-        }
-        assert_eq!(text, "aé€");
-        assert_eq!(s.finish(), "");
-    }
-
-    #[test]
-    fn bytes_that_are_no_text_become_replacement_characters() {
-        let mut s = Utf8Stream { pending: Vec::new() };
-        assert_eq!(s.push(&[b'a', 0xff, b'b', 0xc3]), "a\u{fffd}b");
-        assert_eq!(s.finish(), "\u{fffd}");
     }
 }

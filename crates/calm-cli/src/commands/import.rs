@@ -6,7 +6,7 @@ use calm_interchange::{ImportOptions, TokenizerFrom, import};
 use calm_run::{Provenance, Stage};
 
 use crate::args::ImportArgs;
-use crate::ui::Printer;
+use crate::ui::{Printer, pasted};
 use crate::version;
 
 /// Runs the command.
@@ -42,8 +42,9 @@ pub fn run(args: &ImportArgs, printer: &Printer) -> Result<()> {
     }
     let stages: Vec<String> =
         report.stages.iter().map(|(stage, n)| format!("{stage} with {n} parameters")).collect();
-    let out = args.out.display();
-    printer.result(&format!("{}: {} imported into {out}", report.architecture, stages.join(", ")))?;
+    let imported = format!("{}: {} imported", report.architecture, stages.join(", "));
+    printer.result(&format!("{imported} into {}", args.out.display()))?;
+    let (out, config) = (pasted(&args.out), pasted(&args.out.join("config.yaml")));
     let mut next = vec!["next:".to_owned()];
     if report.stages.iter().all(|(stage, _)| *stage == Stage::Autoencoder) {
         next.push(format!("  calm eval autoencoder --run {out} --data TEXT"));
@@ -51,7 +52,7 @@ pub fn run(args: &ImportArgs, printer: &Printer) -> Result<()> {
         next.push(format!("  calm generate --run {out} --prompt TEXT"));
         next.push(format!("  calm eval brierlm --run {out}"));
         next.push(format!(
-            "  calm train --config {out}/config.yaml --out {out} --set 'data.source={{path: TEXT}}' --resume"
+            "  calm train --config {config} --out {out} --set 'data.source={{path: TEXT}}' --resume"
         ));
     }
     printer.note(next.join("\n"));

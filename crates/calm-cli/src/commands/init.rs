@@ -10,8 +10,8 @@ use candle_core::Device;
 use crate::args::InitArgs;
 use crate::error::Hinted;
 use crate::screen::Screen;
-use crate::ui::Printer;
 use crate::ui::format::count;
+use crate::ui::{Printer, pasted};
 use crate::{shipped, version};
 
 /// Runs the command.
@@ -40,8 +40,8 @@ pub fn run(args: &InitArgs, printer: &Printer) -> Result<()> {
     })?;
     let stages: Vec<String> =
         stages.iter().map(|(stage, n)| format!("{stage} with {} parameters", count(*n as f64))).collect();
-    let out = args.out.display();
-    printer.result(&format!("{out}: random weights, {}", stages.join(", ")))?;
+    printer.result(&format!("{}: random weights, {}", args.out.display(), stages.join(", ")))?;
+    let out = pasted(&args.out);
     printer.note(format!(
         "next:\n  calm eval brierlm --run {out} --data TEXT --protocol reference\n  calm generate --run {out} --prompt TEXT"
     ));

@@ -47,6 +47,10 @@ pub fn run(args: &TrainArgs, device: Choice, printer: &Printer) -> Result<()> {
             .into());
         }
     }
+    if !args.resume {
+        let (init_from, autoencoder) = (args.init_from.as_deref(), args.autoencoder.as_deref());
+        calm_train::borrow::check(&resolved.value, args.stage, init_from, autoencoder)?;
+    }
     let choice = device;
     let device = hardware::open(choice, printer)?;
     hardware::check_precision(resolved.value.precision, &device, choice)?;
@@ -154,7 +158,7 @@ fn next_commands(run: &Run, folder: &PathBuf, results: &Results, printer: &Print
     let run_option = if *folder == Path::new(RUNS).join("quickstart") {
         String::new()
     } else {
-        format!(" --run {}", folder.display())
+        format!(" --run {}", crate::ui::pasted(folder))
     };
     let mut lines = vec!["next:".to_owned()];
     if results.brier.is_some() {
@@ -164,6 +168,6 @@ fn next_commands(run: &Run, folder: &PathBuf, results: &Results, printer: &Print
     if run.config.model.autoencoder().is_some() {
         lines.push(format!("  calm eval autoencoder{run_option}"));
     }
-    lines.push(format!("  tensorboard --logdir {}", folder.join("tensorboard").display()));
+    lines.push(format!("  tensorboard --logdir {}", crate::ui::pasted(&folder.join("tensorboard"))));
     printer.note(lines.join("\n"));
 }

@@ -15,8 +15,8 @@ tokenizer: { bpe: { vocab_size: 300 } }
 model:
   calm:
     chunk_size: 3
-    autoencoder: { hidden_size: 48, intermediate_size: 64, latent_size: 24, init_std: 0.1 }
-    backbone: { layers: 2, hidden_size: 48, intermediate_size: 64, heads: 2, init_std: 0.1 }
+    autoencoder: { hidden_size: 48, intermediate_size: 64, latent_size: 24, init: { normal: 0.1 } }
+    backbone: { layers: 2, hidden_size: 48, intermediate_size: 64, heads: 2, init: { normal: 0.1 } }
     head: { energy: { blocks: 1, noise_size: 8, samples: 4, targets: 8 } }
 train:
   autoencoder: { steps: 60, batch_rows: 4, context: 32, learning_rate: 5e-3, warmup_steps: 5, log_every: 1 }
@@ -30,7 +30,7 @@ data: { source: { path: text.txt }, validation: 0.3 }
 tokenizer: { chars: {} }
 model:
   baseline:
-    backbone: { layers: 2, hidden_size: 48, intermediate_size: 64, heads: 2, init_std: 0.1 }
+    backbone: { layers: 2, hidden_size: 48, intermediate_size: 64, heads: 2, init: { normal: 0.1 } }
 train:
   lm: { steps: 20, batch_rows: 4, context: 64, learning_rate: 5e-3, warmup_steps: 5, log_every: 1 }
 eval: { training_documents: 2, documents: 6, chunks_per_document: null, bootstrap: 50 }

@@ -23,8 +23,8 @@ tokenizer: { bpe: { vocab_size: 300 } }
 model:
   calm:
     chunk_size: 3
-    autoencoder: { hidden_size: 48, intermediate_size: 64, latent_size: 24, init_std: 0.1 }
-    backbone: { layers: 2, hidden_size: 48, intermediate_size: 64, heads: 2, kv_heads: 1, init_std: 0.1 }
+    autoencoder: { hidden_size: 48, intermediate_size: 64, latent_size: 24, init: { normal: 0.1 } }
+    backbone: { layers: 2, hidden_size: 48, intermediate_size: 64, heads: 2, kv_heads: 1, init: { normal: 0.1 } }
     head: HEAD
 train:
   autoencoder: { steps: 20, batch_rows: 4, context: 32, learning_rate: 5e-3, warmup_steps: 5, log_every: 1, eval_every: 10 }
@@ -38,7 +38,7 @@ data: { source: { path: text.txt }, validation: 0.3 }
 tokenizer: { chars: {} }
 model:
   baseline:
-    backbone: { layers: 2, hidden_size: 48, intermediate_size: 64, heads: 2, init_std: 0.1 }
+    backbone: { layers: 2, hidden_size: 48, intermediate_size: 64, heads: 2, init: { normal: 0.1 } }
 train:
   lm: { steps: 20, batch_rows: 4, context: 64, learning_rate: 5e-3, warmup_steps: 5, log_every: 1, eval_every: 10, recompute: true }
 eval: { training_documents: 2, documents: 2, chunks_per_document: 24, bootstrap: 50 }

@@ -11,6 +11,7 @@ mod errors;
 mod eval;
 mod generate;
 mod house;
+mod input;
 mod loss_trace;
 mod old_run;
 mod stopping;

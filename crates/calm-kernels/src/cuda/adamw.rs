@@ -1,17 +1,17 @@
 //! Twin of `../adamw.rs` on `kernels/adamw.cu`: all parameters in three launches.
 
+use super::clip::DeviceFactor;
 use super::copies::copy_of;
-use super::gpu::failed;
+use super::driver::failed;
 use super::{Gpu, Launch, view};
 use crate::Context;
 use crate::adamw::AdamWStep;
+use crate::clip::{Clip, Factor};
 use crate::gradients::FlatGradients;
-use crate::moments::{Clip, ClipReport, Factor};
 use crate::storage::error;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr};
 use candle_core::{Result, Tensor};
 use std::ops::Range;
-use std::sync::Arc;
 
 /// Elements of one chunk of the kernels.
 const CHUNK: usize = 16_384;
@@ -20,28 +20,6 @@ const ROW_THREADS: u32 = 256;
 /// Threads of a block of squared_norms, and those that share a chunk: small blocks, so that they spread.
 const NORM_BLOCK: u32 = 64;
 const NORM_THREADS: u32 = 4;
-
-/// Norm, factor and number of norms that were not finite, on the GPU.
-#[derive(Clone, Debug)]
-pub(crate) struct DeviceFactor {
-    gpu: Gpu,
-    values: Arc<CudaSlice<f64>>,
-}
-
-impl DeviceFactor {
-    pub(crate) fn new(gpu: &Gpu) -> Result<Self> {
-        Ok(Self { gpu: gpu.clone(), values: Arc::new(gpu.zeros::<f64>(3)?) })
-    }
-
-    /// Waits for the GPU.
-    pub(crate) fn read(&self) -> Result<ClipReport> {
-        let values = self.gpu.cuda().clone_dtoh(&*self.values)?;
-        match values[..] {
-            [norm, _, skipped] => Ok(ClipReport { norm, skipped: skipped as u64 }),
-            _ => Err(error("adamw", "three numbers were asked for")),
-        }
-    }
-}
 
 /// One parameter of the kernels' table: eight 64-bit words.
 #[derive(Clone, Copy)]
@@ -134,6 +112,7 @@ impl DeviceMoments {
         let (m, _m) = self.first.device_ptr(&stream);
         let (v, _v) = self.second.device_ptr(&stream);
         let mut table = Vec::with_capacity(parameters.len());
+        let mut copies = Vec::new();
         let (mut at, mut chunk) = (0u64, 0u64);
         for (parameter, decays) in parameters {
             let values = view::<f32>("adamw", parameter)?;
@@ -141,16 +120,18 @@ impl DeviceMoments {
             let (value, _value) = values.device_ptr(&stream);
             let count = parameter.elem_count() as u64;
             let bytes = 4 * at;
+            let copy = copy_of(&gpu, parameter);
             table.push(Parameter {
                 value,
                 grad: grad + bytes,
                 m: m + bytes,
                 v: v + bytes,
-                compute: copy_of(&gpu, parameter),
+                compute: copy.as_ref().map_or(0, |copy| copy.address),
                 count,
                 first_chunk: chunk,
                 decays: u64::from(*decays),
             });
+            copies.extend(copy);
             at += count;
             chunk += count.div_ceil(CHUNK as u64);
         }

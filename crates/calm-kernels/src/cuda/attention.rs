@@ -1,8 +1,9 @@
 //! Twin of `../attention.rs` on `kernels/attention.cu`, `attention_backward.cu` and `attention_spans.cu`.
 
+use super::per_tensor::PerTensor;
 use super::{Element, Gpu, Launch, view};
 use crate::Operand;
-use crate::attention::Sizes;
+use crate::attention_sizes::AttentionSizes;
 use crate::nary::{Operator, apply};
 use crate::storage::{Saved, error};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
@@ -10,7 +11,7 @@ use candle_core::{CudaStorage, DType, Result, Shape, Tensor};
 use std::sync::Arc;
 
 /// Head sizes that have kernels over tiles.
-pub(super) const HEAD_SIZES: [usize; 6] = crate::attention::GPU_HEAD_SIZES;
+pub(super) const HEAD_SIZES: [usize; 6] = crate::attention_sizes::GPU_HEAD_SIZES;
 
 /// The keys `start..end` that a query sees, as the kernels have it.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +24,7 @@ pub(super) struct Span {
 // SAFETY: two numbers without padding, in C's layout.
 unsafe impl DeviceRepr for Span {}
 
-/// Sizes of one attention as the kernels have them.
+/// AttentionSizes of one attention as the kernels have them.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(super) struct DeviceSizes {
@@ -39,7 +40,7 @@ pub(super) struct DeviceSizes {
 unsafe impl DeviceRepr for DeviceSizes {}
 
 impl DeviceSizes {
-    pub(super) fn of(s: Sizes) -> Self {
+    pub(super) fn of(s: AttentionSizes) -> Self {
         Self {
             batch: s.batch as u32,
             queries: s.queries as u32,
@@ -61,7 +62,7 @@ struct Tile {
 
 impl Tile {
     /// A block for every `rows` of `positions` of `heads` heads a row.
-    fn launch(self, s: Sizes, heads: usize, positions: usize) -> Launch {
+    fn launch(self, s: AttentionSizes, heads: usize, positions: usize) -> Launch {
         let blocks = s.batch * heads * positions.div_ceil(self.rows);
         Launch::of(blocks, 1, self.threads).shared(self.shared_bytes as u32)
     }
@@ -78,7 +79,7 @@ impl Tile {
 }
 
 /// Of `attention_DH_T`.
-fn forward_launch<T: Element>(s: Sizes) -> Launch {
+fn forward_launch<T: Element>(s: AttentionSizes) -> Launch {
     let keys = match s.head {
         ..128 => 64,
         128 => 32,
@@ -92,7 +93,7 @@ fn forward_launch<T: Element>(s: Sizes) -> Launch {
 }
 
 /// Of `attention_queries_DH_T`.
-fn queries_launch<T: Element>(s: Sizes) -> Launch {
+fn queries_launch<T: Element>(s: AttentionSizes) -> Launch {
     let threads = if s.head < 128 { 128 } else { 256 };
     let columns = if s.head == 128 { 64 } else { 32 };
     let tile = match T::DTYPE {
@@ -103,7 +104,7 @@ fn queries_launch<T: Element>(s: Sizes) -> Launch {
 }
 
 /// Of `attention_keys_DH_T`.
-fn keys_launch<T: Element>(s: Sizes) -> Launch {
+fn keys_launch<T: Element>(s: AttentionSizes) -> Launch {
     let threads = if s.head <= 64 { 128 } else { 256 };
     let columns = if s.head == 96 { 64 } else { 32 };
     let mut tile = match T::DTYPE {
@@ -116,6 +117,10 @@ fn keys_launch<T: Element>(s: Sizes) -> Launch {
     }
     tile.launch(s, s.kv_heads, s.keys)
 }
+
+/// Those of a context's last batches.
+#[derive(Default)]
+struct Spans(PerTensor<(), CudaSlice<Span>>);
 
 /// Spans `[B, S]` of positions that see their segment (U32 `[B, S]`) up to themselves; once for all layers of a
 /// batch.
@@ -132,8 +137,8 @@ pub(super) fn segment_spans(gpu: &Gpu, op: &str, segments: &Tensor) -> Result<Ar
         }
         Ok(spans)
     };
-    match gpu.held() {
-        Some(held) => held.spans.get(segments, (), make),
+    match gpu.kept::<Spans>() {
+        Some(spans) => spans.0.get(segments, (), make),
         None => make().map(Arc::new),
     }
 }
@@ -165,7 +170,7 @@ pub(super) fn aligned(tensor: &Tensor) -> Result<Tensor> {
 pub(super) fn forward<T: Element>(
     gpu: &Gpu,
     op: &str,
-    sizes: Sizes,
+    sizes: AttentionSizes,
     spans: &CudaSlice<Span>,
     [q, k, v]: [&CudaView<'_, T>; 3],
     keep: bool,
@@ -201,7 +206,7 @@ pub(super) struct Forward<'a, T> {
 pub(super) fn backward<T: Element>(
     gpu: &Gpu,
     op: &str,
-    sizes: Sizes,
+    sizes: AttentionSizes,
     spans: &CudaSlice<Span>,
     kept: &Forward<'_, T>,
     grad: &CudaView<'_, T>,
@@ -249,7 +254,7 @@ pub(super) fn backward<T: Element>(
 
 /// Shapes checked by the caller.
 pub(crate) fn causal_attention(
-    sizes: Sizes,
+    sizes: AttentionSizes,
     q: &dyn Operand,
     k: &Tensor,
     v: &Tensor,
@@ -261,7 +266,7 @@ pub(crate) fn causal_attention(
 }
 
 struct CausalAttention {
-    sizes: Sizes,
+    sizes: AttentionSizes,
     spans: Arc<CudaSlice<Span>>,
     /// Whether a backward pass may follow.
     keep: bool,

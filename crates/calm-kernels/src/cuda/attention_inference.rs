@@ -4,7 +4,7 @@
 use super::attention::{DeviceSizes, HEAD_SIZES, Span, aligned, forward, segment_spans};
 use super::{Element, Gpu, Launch, View, rows, view};
 use crate::Operand;
-use crate::attention::Sizes;
+use crate::attention_sizes::AttentionSizes;
 use crate::storage::error;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DevicePtr, DeviceRepr};
 use candle_core::{Result, Tensor};
@@ -51,7 +51,7 @@ fn views<'a, T: Element>(op: &str, tensors: &'a [Tensor]) -> Result<Vec<View<'a,
 /// Shapes checked by the caller; `sizes.keys` is at least `sizes.queries`.
 pub(crate) fn cached_attention(
     op: &str,
-    sizes: Sizes,
+    sizes: AttentionSizes,
     q: &dyn Operand,
     [k, v]: [&Tensor; 2],
 ) -> Result<Tensor> {
@@ -82,7 +82,7 @@ pub(crate) fn cached_attention(
 fn over_cache<T: Element>(
     gpu: &Gpu,
     op: &str,
-    sizes: Sizes,
+    sizes: AttentionSizes,
     spans: &CudaSlice<Span>,
     [q, k, v]: [&CudaView<'_, T>; 3],
 ) -> Result<CudaSlice<T>> {
@@ -125,7 +125,7 @@ fn over_cache<T: Element>(
 /// Shapes checked by the caller.
 pub(crate) fn branch_attention(
     op: &str,
-    sizes: Sizes,
+    sizes: AttentionSizes,
     q: &dyn Operand,
     [k, v]: [&Tensor; 2],
     segments: &Tensor,
@@ -155,7 +155,7 @@ pub(crate) fn branch_attention(
 /// follows for (`more`) are the old ones.
 fn add_branches<T: Element>(
     gpu: &Gpu,
-    sizes: Sizes,
+    sizes: AttentionSizes,
     q: &CudaView<'_, T>,
     (keys, values): (&[View<'_, T>], &[View<'_, T>]),
     log_sums: CudaSlice<f32>,

@@ -12,15 +12,17 @@
 //! ```
 
 use super::attention::{self, Span, segment_spans};
+use super::buffer::{put, put_part};
 use super::copies::{self, weight};
 use super::energy_block as parts;
-use super::gradients::{gradient_of, put, put_part};
+use super::gradients::gradient_of;
 use super::matrix::{Mat, matmul, product};
 use super::rows::{self, column_sums};
 use super::turns::Turns;
 use super::{Element, Gpu, View, layer_norm, rms_norm, swiglu, view};
-use crate::attention::Sizes;
+use crate::attention_sizes::AttentionSizes;
 use crate::backend::{Affine, Array, Backend, Block, Blocks, Heads, NormGradients, Slope, Weight};
+use crate::collector::Collector;
 use crate::nary::Place;
 use crate::{AttentionShape, Operand};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
@@ -45,7 +47,12 @@ impl Place for Gpu {
     }
 
     fn is_collected(&self, tensor: &Tensor) -> bool {
-        self.context().is_some_and(|context| context.gradients().collects(tensor))
+        self.context().is_some_and(|context| Collector::of(context).collects(tensor))
+    }
+
+    fn collect(&self, parameter: &Tensor, gradient: &Tensor) -> Result<bool> {
+        let Some(context) = self.context() else { return Ok(false) };
+        Collector::of(context).write(parameter, |buffer, i| buffer.add(i, gradient))
     }
 }
 
@@ -289,7 +296,7 @@ impl<T: Element> Backend for OnGpu<T> {
 
     fn attend(
         &self,
-        sizes: Sizes,
+        sizes: AttentionSizes,
         by: &Positions,
         [q, k, v]: [&Array<'_, Self>; 3],
         keep: bool,
@@ -302,7 +309,7 @@ impl<T: Element> Backend for OnGpu<T> {
 
     fn attend_backward(
         &self,
-        sizes: Sizes,
+        sizes: AttentionSizes,
         by: &Positions,
         kept: &Heads<'_, Self>,
         grad: &Array<'_, Self>,

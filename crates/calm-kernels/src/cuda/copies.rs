@@ -18,7 +18,7 @@ const ALIGNMENT: usize = 8;
 
 /// A context's copies: of f32 parameters in bf16, one after the other in one piece of memory.
 #[derive(Default)]
-pub(crate) struct Copies(RwLock<Option<CopiesMade>>);
+struct Copies(RwLock<Option<CopiesMade>>);
 
 struct CopiesMade {
     parameters: Vec<Tensor>,
@@ -26,31 +26,31 @@ struct CopiesMade {
     values: Arc<CudaSlice<bf16>>,
 }
 
+/// See [`Context::keep_copies`].
+pub(crate) fn keep(context: &Context, parameters: Vec<Tensor>) -> Result<()> {
+    let made = if parameters.is_empty() { None } else { Some(CopiesMade::new(context, parameters)?) };
+    *context.kept::<Copies>().0.write().unwrap_or_else(PoisonError::into_inner) = made;
+    Ok(())
+}
+
+/// See [`Context::refresh_copies`].
+pub(crate) fn refresh(context: &Context) -> Result<()> {
+    match &*context.kept::<Copies>().made() {
+        Some(made) => made.refresh(&Gpu::at(OP, context)?),
+        None => Ok(()),
+    }
+}
+
 impl Copies {
-    /// See [`crate::Context::keep_copies`].
-    pub(crate) fn keep(&self, context: &Context, parameters: Vec<Tensor>) -> Result<()> {
-        let made = if parameters.is_empty() { None } else { Some(CopiesMade::new(context, parameters)?) };
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = made;
-        Ok(())
-    }
-
-    /// See [`crate::Context::refresh_copies`].
-    pub(crate) fn refresh(&self, context: &Context) -> Result<()> {
-        match &*self.kept() {
-            Some(kept) => kept.refresh(&Gpu::at(OP, context)?),
-            None => Ok(()),
-        }
-    }
-
-    fn kept(&self) -> RwLockReadGuard<'_, Option<CopiesMade>> {
+    fn made(&self) -> RwLockReadGuard<'_, Option<CopiesMade>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where the copy of a parameter lies.
     fn get(&self, parameter: &Tensor) -> Option<(Arc<CudaSlice<bf16>>, Range<usize>)> {
-        let kept = self.kept();
-        let kept = kept.as_ref()?;
-        Some((kept.values.clone(), kept.places.get(&parameter.id())?.clone()))
+        let made = self.made();
+        let made = made.as_ref()?;
+        Some((made.values.clone(), made.places.get(&parameter.id())?.clone()))
     }
 }
 
@@ -64,9 +64,9 @@ impl CopiesMade {
             end = start + parameter.elem_count();
             places.insert(parameter.id(), start..end);
         }
-        let kept = Self { parameters, places, values: Arc::new(gpu.empty::<bf16>(end)?) };
-        kept.refresh(&gpu)?;
-        Ok(kept)
+        let made = Self { parameters, places, values: Arc::new(gpu.empty::<bf16>(end)?) };
+        made.refresh(&gpu)?;
+        Ok(made)
     }
 
     fn refresh(&self, gpu: &Gpu) -> Result<()> {
@@ -96,10 +96,18 @@ fn pointer(values: &CudaSlice<bf16>, range: &Range<usize>) -> u64 {
     start + (range.start * size_of::<bf16>()) as u64
 }
 
-/// Device address of the copy that the context keeps of a parameter; 0 if it keeps none.
-pub(super) fn copy_of(gpu: &Gpu, parameter: &Tensor) -> u64 {
-    let copy = gpu.held().and_then(|held| held.copies.get(parameter));
-    copy.map_or(0, |(values, range)| pointer(&values, &range))
+/// The copy that a context keeps of a parameter, as kernels that write it need it.
+pub(super) struct KeptCopy {
+    /// Where it lies.
+    pub(super) address: u64,
+    /// Holds the memory until the launch, also if the context gives its copies up meanwhile.
+    _values: Arc<CudaSlice<bf16>>,
+}
+
+/// The copy that the context keeps of a parameter, if it keeps one.
+pub(super) fn copy_of(gpu: &Gpu, parameter: &Tensor) -> Option<KeptCopy> {
+    let copy = gpu.kept::<Copies>().and_then(|copies| copies.get(parameter));
+    copy.map(|(values, range)| KeptCopy { address: pointer(&values, &range), _values: values })
 }
 
 /// A parameter in the type of the activations.
@@ -141,7 +149,7 @@ pub(crate) fn weight<'a, T: Element>(gpu: &Gpu, op: &str, parameter: &'a Tensor)
             ),
         ));
     }
-    if let Some((values, range)) = gpu.held().and_then(|held| held.copies.get(parameter)) {
+    if let Some((values, range)) = gpu.kept::<Copies>().and_then(|copies| copies.get(parameter)) {
         let values: Arc<dyn Any + Send + Sync> = values;
         if let Ok(values) = values.downcast::<CudaSlice<T>>() {
             return Ok(Weight::Copy(values, range));

@@ -138,7 +138,7 @@ impl<'a, T: Element> Product<'a, T> {
         let (h, e) = (self.hidden(rows), self.embedding(columns));
         if self.width == 0 {
             // Sums of nothing.
-            return gpu.stream().memset_zeros(into).map_err(super::gpu::failed);
+            return gpu.stream().memset_zeros(into).map_err(super::driver::failed);
         }
         matmul(gpu, &mut into.as_view_mut(), columns.len(), &h, &e.t(), false)
     }

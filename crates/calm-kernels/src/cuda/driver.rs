@@ -3,9 +3,8 @@
 //! CUDA's libraries and its devices are the process's, so what was opened stands in statics here, and nowhere
 //! else in this crate: what operators share belongs to a [`crate::Context`].
 
-use super::Gpu;
-use super::gpu::failed;
-use crate::device::{GpuInfo, NoGpu};
+use crate::gpu_info::{GpuInfo, NoGpu};
+use crate::storage::error;
 use candle_core::cuda_backend::cudarc::driver::sys::{
     CUdevice_attribute, CUmemPool_attribute_enum, CUmemoryPool, cuDeviceGetDefaultMemPool,
     cuDriverGetVersion, cuMemPoolSetAttribute,
@@ -13,7 +12,13 @@ use candle_core::cuda_backend::cudarc::driver::sys::{
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, result};
 use candle_core::{Device, Result};
 use std::ffi::{CStr, c_char};
+use std::fmt::Display;
 use std::sync::{Mutex, OnceLock, PoisonError};
+
+/// An error of the CUDA driver as candle's.
+pub(crate) fn failed(e: impl Display) -> candle_core::Error {
+    error("cuda", e)
+}
 
 unsafe extern "C" {
     /// `lazy/libraries.c`.
@@ -56,7 +61,7 @@ fn libraries() -> std::result::Result<i32, NoGpu> {
 /// As [`crate::device::gpus`].
 pub(crate) fn gpus() -> std::result::Result<(Vec<GpuInfo>, i32), NoGpu> {
     let version = libraries()?;
-    let none = |e: &dyn std::fmt::Display| NoGpu {
+    let none = |e: &dyn Display| NoGpu {
         reason: format!("no GPU can be used ({e})"),
         remedy:
             "see whether `nvidia-smi` lists one and CUDA_VISIBLE_DEVICES hides none, or use `--device cpu`"
@@ -131,7 +136,6 @@ fn open_new(number: usize) -> Result<Device> {
 
 /// Bytes that nobody has taken, those that the process keeps for itself not counted.
 pub(crate) fn free_memory(device: &Device) -> Result<usize> {
-    let gpu = Gpu::at("free memory", device)?;
-    gpu.stream().context().bind_to_thread().map_err(failed)?;
+    device.as_cuda_device()?.cuda_stream().context().bind_to_thread().map_err(failed)?;
     Ok(result::mem_get_info().map_err(failed)?.0)
 }

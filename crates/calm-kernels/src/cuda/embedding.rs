@@ -2,7 +2,7 @@
 //!
 //! The ids stay on the GPU: one that is outside the table is no error here, its row is NaN.
 
-use super::gpu::failed;
+use super::driver::failed;
 use super::gradients::gradient_of;
 use super::{Element, Gpu, Launch, view};
 use crate::Operand;

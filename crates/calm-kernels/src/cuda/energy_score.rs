@@ -3,7 +3,7 @@
 
 use super::{Element, Gpu, Launch, view};
 use crate::Operand;
-use crate::energy_score::{Sizes, TargetNoise};
+use crate::energy_targets::{EnergySizes, TargetNoise};
 use crate::nary::{Operator, apply};
 use crate::storage::Saved;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
@@ -24,7 +24,7 @@ pub(crate) fn energy_score(
     log_std: &Tensor,
     noise: TargetNoise<'_>,
     alpha: f64,
-    sizes: Sizes,
+    sizes: EnergySizes,
 ) -> Result<Tensor> {
     let gpu = Gpu::of(OP, pred)?;
     let f32s = |t: &Tensor| t.detach().to_dtype(DType::F32)?.contiguous();
@@ -58,7 +58,7 @@ struct EnergyScore {
     log_std: Tensor,
     noise: Noise,
     alpha: f64,
-    sizes: Sizes,
+    sizes: EnergySizes,
     /// dloss/dpred `[R, N, L]`, kept when asked for.
     with_gradient: bool,
     gradient: Saved<Tensor>,
@@ -66,7 +66,7 @@ struct EnergyScore {
 
 impl EnergyScore {
     fn run<T: Element>(&self, gpu: &Gpu, pred: &Tensor) -> Result<CudaSlice<f32>> {
-        let Sizes { rows: r, samples, latent, targets } = self.sizes;
+        let EnergySizes { rows: r, samples, latent, targets } = self.sizes;
         let mut loss = gpu.empty::<f32>(r)?;
         let gradient = self.with_gradient.then(|| gpu.empty::<T>(pred.elem_count())).transpose()?;
         if r > 0 {
@@ -119,7 +119,7 @@ impl EnergyScore {
 
     fn scale<T: Element>(&self, gpu: &Gpu, upstream: &Tensor) -> Result<Tensor> {
         let kept = self.gradient.get(OP)?;
-        let Sizes { rows: r, samples, latent, .. } = self.sizes;
+        let EnergySizes { rows: r, samples, latent, .. } = self.sizes;
         let mut out = gpu.empty::<T>(kept.elem_count())?;
         if r > 0 {
             let (kept, upstream) = (view::<T>(OP, &kept)?, view::<f32>(OP, upstream)?);

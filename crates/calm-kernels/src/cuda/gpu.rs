@@ -1,6 +1,6 @@
 //! The GPU as operators see it: memory, launches, and candle's tensors as slices of device memory.
 
-use super::Shared;
+use super::driver::failed;
 use crate::storage::error;
 use crate::{Context, Destination, Operand};
 use candle_core::backend::BackendStorage;
@@ -13,7 +13,7 @@ use candle_core::cuda_backend::cudarc::driver::{
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, Device, Result, Shape, Storage, StorageRef, Tensor, WithDType};
 use half::bf16;
-use std::fmt::Display;
+use std::any::Any;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -129,11 +129,6 @@ macro_rules! launch {
     }};
 }
 
-/// An error of the CUDA driver as candle's.
-pub(crate) fn failed(e: impl Display) -> candle_core::Error {
-    error("cuda", e)
-}
-
 /// The address of what may be absent: 0.
 pub(super) fn address<T>(gpu: &Gpu, slice: Option<&impl DevicePtr<T>>) -> u64 {
     slice.map_or(0, |slice| slice.device_ptr(&gpu.stream()).0)
@@ -181,9 +176,9 @@ impl Gpu {
         self.context.as_ref()
     }
 
-    /// What that context holds on it.
-    pub(super) fn held(&self) -> Option<&Shared> {
-        self.context.as_ref().map(Context::gpu)
+    /// What its context keeps of this kind, if it works in one.
+    pub(super) fn kept<T: Any + Default + Send + Sync>(&self) -> Option<Arc<T>> {
+        self.context.as_ref().map(Context::kept)
     }
 
     /// As candle's device.
@@ -226,31 +221,6 @@ impl Gpu {
 
     pub(crate) fn zeros<T: DeviceRepr + ValidAsZeroBits>(&self, count: usize) -> Result<CudaSlice<T>> {
         self.device.alloc_zeros::<T>(count.max(1))
-    }
-
-    /// A copy of host memory: in a context through its pinned memory, so that nothing waits for the GPU.
-    pub(crate) fn upload<T: DeviceRepr + Copy + 'static>(&self, host: &[T]) -> Result<CudaSlice<T>> {
-        match self.held() {
-            Some(held) => held.staging.upload(self, host),
-            None => {
-                let mut out = self.raw::<T>(host.len())?;
-                if !host.is_empty() {
-                    self.stream().memcpy_htod(host, &mut out).map_err(failed)?;
-                }
-                Ok(out)
-            }
-        }
-    }
-
-    /// As [`Self::upload`], for what several operators of a step need: in a context the same content is copied once.
-    pub(crate) fn shared<T: DeviceRepr + Copy + Send + Sync + 'static>(
-        &self,
-        host: &[T],
-    ) -> Result<Arc<CudaSlice<T>>> {
-        match self.held() {
-            Some(held) => held.staging.recent(self, host),
-            None => self.upload(host).map(Arc::new),
-        }
     }
 
     /// A tensor that takes over `data`, without history.

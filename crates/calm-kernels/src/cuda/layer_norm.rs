@@ -1,8 +1,9 @@
 //! Twin of `../layer_norm.rs` on `kernels/layer_norm.cu`.
 
+use super::buffer::put_part;
 use super::copies::weight;
 use super::gpu::address;
-use super::gradients::{gradient_of, put_part};
+use super::gradients::gradient_of;
 use super::rows::{self, Parts};
 use super::{Element, Gpu, view};
 use crate::Operand;

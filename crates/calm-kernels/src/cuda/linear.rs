@@ -1,7 +1,8 @@
 //! Twin of `../linear.rs`: products by cuBLAS, the bias by `kernels/linear.cu`.
 
+use super::buffer::put;
 use super::copies::weight;
-use super::gradients::{gradient_of, put};
+use super::gradients::gradient_of;
 use super::matrix::{Mat, matmul, product};
 use super::{Element, Gpu, rows, view};
 use crate::Operand;

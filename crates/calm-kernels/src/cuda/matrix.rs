@@ -1,6 +1,6 @@
 //! Matrix products by cuBLAS on device memory, in the layouts that exist (no transposed copies).
 
-use super::gpu::failed;
+use super::driver::failed;
 use super::{Element, Gpu};
 use crate::storage::error;
 use candle_core::Result;

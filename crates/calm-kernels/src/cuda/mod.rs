@@ -20,14 +20,16 @@
 #[macro_use]
 mod gpu;
 mod backend;
-mod copies;
+pub(crate) mod buffer;
+pub(crate) mod clip;
+pub(crate) mod copies;
 pub(crate) mod driver;
-pub(crate) mod gradients;
+mod gradients;
 mod matrix;
 mod per_tensor;
+mod ptx;
 mod rows;
-mod shared;
-mod staging;
+pub(crate) mod staging;
 mod turns;
 
 pub(crate) mod adamw;
@@ -46,27 +48,4 @@ pub(crate) mod rotary;
 pub(crate) mod silu;
 pub(crate) mod swiglu;
 
-use crate::Destination;
-use candle_core::cuda_backend::CudaDType;
-use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
-use candle_core::{Result, Shape, Tensor};
-
 pub(crate) use gpu::{Element, Gpu, Launch, View, view};
-pub(crate) use shared::Shared;
-
-/// PTX of `kernels/*.cu`, a constant a file.
-#[allow(dead_code, reason = "the tensor cores' own test launches nothing here")]
-mod ptx {
-    include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
-}
-
-/// Element types that can go to a GPU.
-pub trait Upload: CudaDType + DeviceRepr + Copy + 'static {}
-impl<T: CudaDType + DeviceRepr + Copy + 'static> Upload for T {}
-
-/// See [`crate::device::upload`].
-pub(crate) fn upload<T: Upload>(values: &[T], shape: Shape, to: &dyn Destination) -> Result<Tensor> {
-    let gpu = Gpu::at("upload", to)?;
-    let storage = gpu.storage(gpu.upload(values)?);
-    Ok(gpu.wrap(storage, shape))
-}

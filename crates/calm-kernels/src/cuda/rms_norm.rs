@@ -1,7 +1,8 @@
 //! Twin of `../rms_norm.rs` on `kernels/rms_norm.cu`.
 
+use super::buffer::put;
 use super::copies::weight;
-use super::gradients::{gradient_of, put};
+use super::gradients::gradient_of;
 use super::rows::{self, Parts};
 use super::{Element, Gpu, view};
 use crate::Operand;

@@ -1,7 +1,7 @@
 //! What operators over rows share: launches of kernels that take several threads a row, and sums over rows in
 //! a fixed order (`kernels/column_sums.cu`).
 
-use super::gpu::failed;
+use super::driver::failed;
 use super::{Element, Gpu, Launch};
 use candle_core::Result;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};

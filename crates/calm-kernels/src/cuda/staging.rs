@@ -2,13 +2,16 @@
 //! is done. The host waits only when it is a whole ring ahead of the GPU. A context has one ring.
 
 use super::Gpu;
-use super::gpu::failed;
-use candle_core::Result;
+use super::driver::failed;
+use crate::Destination;
+use candle_core::cuda_backend::CudaDType;
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaContext, CudaEvent, CudaSlice, DevicePtrMut, DeviceRepr, result,
+    CudaContext, CudaEvent, CudaSlice, DevicePtrMut, DeviceRepr, DriverError, result,
 };
+use candle_core::{Error, Result, Shape, Tensor};
 use std::any::{Any, TypeId};
 use std::collections::VecDeque;
+use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Copies under way at the same time.
@@ -44,6 +47,19 @@ impl Pinned {
     }
 }
 
+impl Pinned {
+    /// After an error of the driver a copy out of it may still be under way: it is never freed then.
+    fn give_up(self, e: impl Display) -> Error {
+        std::mem::forget(self);
+        failed(e)
+    }
+}
+
+/// Waits for a copy, if it is not done yet.
+fn wait(done: &CudaEvent) -> std::result::Result<(), DriverError> {
+    if done.try_is_complete()? { Ok(()) } else { done.synchronize() }
+}
+
 impl Drop for Pinned {
     fn drop(&mut self) {
         // An error can only mean that the driver is gone.
@@ -64,17 +80,19 @@ struct Ring(VecDeque<Slot>);
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        for slot in &self.0 {
-            let _ = slot.done.synchronize();
+        for Slot { memory, done } in self.0.drain(..) {
+            if let Err(e) = done.synchronize() {
+                memory.give_up(e);
+            }
         }
     }
 }
 
 /// A context's way from the host to its GPU.
 #[derive(Default)]
-pub(super) struct Staging {
+struct Staging {
     ring: Mutex<Ring>,
-    recent: Mutex<VecDeque<Upload>>,
+    recent: Mutex<VecDeque<Remembered>>,
 }
 
 /// The bytes of plain numbers.
@@ -85,7 +103,7 @@ fn bytes_of<T: DeviceRepr + Copy>(host: &[T]) -> &[u8] {
 }
 
 /// An upload that is remembered.
-struct Upload {
+struct Remembered {
     element: TypeId,
     bytes: Vec<u8>,
     slice: Arc<dyn Any + Send + Sync>,
@@ -93,11 +111,7 @@ struct Upload {
 
 impl Staging {
     /// A copy of `host` on the GPU; returns at once.
-    pub(super) fn upload<T: DeviceRepr + Copy + 'static>(
-        &self,
-        gpu: &Gpu,
-        host: &[T],
-    ) -> Result<CudaSlice<T>> {
+    fn upload<T: DeviceRepr + Copy + 'static>(&self, gpu: &Gpu, host: &[T]) -> Result<CudaSlice<T>> {
         let mut out = gpu.raw::<T>(host.len())?;
         let bytes = bytes_of(host);
         if bytes.is_empty() {
@@ -108,12 +122,10 @@ impl Staging {
         stream.context().bind_to_thread().map_err(failed)?;
         let oldest = if ring.0.len() < SLOTS { None } else { ring.0.pop_front() };
         let mut memory = match oldest {
-            Some(slot) => {
-                if !slot.done.try_is_complete().map_err(failed)? {
-                    slot.done.synchronize().map_err(failed)?;
-                }
-                slot.memory
-            }
+            Some(Slot { memory, done }) => match wait(&done) {
+                Ok(()) => memory,
+                Err(e) => return Err(memory.give_up(e)),
+            },
             None => Pinned::new(stream.context(), bytes.len().next_power_of_two().max(BYTES))?,
         };
         if memory.bytes < bytes.len() {
@@ -123,8 +135,11 @@ impl Staging {
         place.copy_from_slice(bytes);
         let (target, _written) = out.device_ptr_mut(&stream);
         // SAFETY: `target` has room for the bytes; the pinned memory stays until `done`.
-        unsafe { result::memcpy_htod_async(target, place, stream.cu_stream()) }.map_err(failed)?;
-        let done = stream.record_event(None).map_err(failed)?;
+        let copied = unsafe { result::memcpy_htod_async(target, place, stream.cu_stream()) };
+        let done = match copied.and_then(|()| stream.record_event(None)) {
+            Ok(done) => done,
+            Err(e) => return Err(memory.give_up(e)),
+        };
         ring.0.push_back(Slot { memory, done });
         drop(_written);
         Ok(out)
@@ -132,14 +147,14 @@ impl Staging {
 
     /// As [`Self::upload`], for what several operators of a step need (addresses of rows, tables of angles): the
     /// same content is copied once.
-    pub(super) fn recent<T: DeviceRepr + Copy + Send + Sync + 'static>(
+    fn recent<T: DeviceRepr + Copy + Send + Sync + 'static>(
         &self,
         gpu: &Gpu,
         host: &[T],
     ) -> Result<Arc<CudaSlice<T>>> {
         let (element, bytes) = (TypeId::of::<T>(), bytes_of(host));
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let same = |u: &Upload| u.element == element && u.bytes == bytes;
+        let same = |u: &Remembered| u.element == element && u.bytes == bytes;
         if let Some(at) = recent.iter().position(same)
             && let Some(found) = recent.remove(at)
         {
@@ -151,7 +166,45 @@ impl Staging {
         }
         let slice = Arc::new(self.upload(gpu, host)?);
         recent.truncate(REMEMBERED - 1);
-        recent.push_front(Upload { element, bytes: bytes.to_vec(), slice: slice.clone() });
+        recent.push_front(Remembered { element, bytes: bytes.to_vec(), slice: slice.clone() });
         Ok(slice)
     }
+}
+
+impl Gpu {
+    /// A copy of host memory: in a context through its pinned memory, so that nothing waits for the GPU.
+    pub(crate) fn upload<T: DeviceRepr + Copy + 'static>(&self, host: &[T]) -> Result<CudaSlice<T>> {
+        match self.kept::<Staging>() {
+            Some(staging) => staging.upload(self, host),
+            None => {
+                let mut out = self.raw::<T>(host.len())?;
+                if !host.is_empty() {
+                    self.stream().memcpy_htod(host, &mut out).map_err(failed)?;
+                }
+                Ok(out)
+            }
+        }
+    }
+
+    /// As [`Self::upload`], for what several operators of a step need: in a context the same content is copied once.
+    pub(crate) fn shared<T: DeviceRepr + Copy + Send + Sync + 'static>(
+        &self,
+        host: &[T],
+    ) -> Result<Arc<CudaSlice<T>>> {
+        match self.kept::<Staging>() {
+            Some(staging) => staging.recent(self, host),
+            None => self.upload(host).map(Arc::new),
+        }
+    }
+}
+
+/// Element types that can go to a GPU.
+pub trait Upload: CudaDType + DeviceRepr + Copy + 'static {}
+impl<T: CudaDType + DeviceRepr + Copy + 'static> Upload for T {}
+
+/// See [`crate::device::upload`].
+pub(crate) fn upload<T: Upload>(values: &[T], shape: Shape, to: &dyn Destination) -> Result<Tensor> {
+    let gpu = Gpu::at("upload", to)?;
+    let storage = gpu.storage(gpu.upload(values)?);
+    Ok(gpu.wrap(storage, shape))
 }

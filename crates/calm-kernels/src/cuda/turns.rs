@@ -1,10 +1,15 @@
 //! Rotary angles on `kernels/rotary.cu`: the table of a batch's positions, made on the GPU, and rotations by it.
 
+use super::per_tensor::PerTensor;
 use super::{Element, Gpu, Launch, view};
-use crate::rotary::frequencies;
+use crate::turns::frequencies;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{Result, Tensor};
 use std::sync::Arc;
+
+/// Those of a context's last batches, by head size and the bits of theta.
+#[derive(Default)]
+struct Tables(PerTensor<(usize, u64), CudaSlice<f32>>);
 
 /// Cosines and sines `[rows, 2, Dh/2]`, a row for each position of a batch.
 #[derive(Clone)]
@@ -41,8 +46,8 @@ impl Turns {
             }
             Ok(table)
         };
-        let table = match gpu.held() {
-            Some(held) => held.turns.get(positions, (head, theta.to_bits()), make)?,
+        let table = match gpu.kept::<Tables>() {
+            Some(tables) => tables.0.get(positions, (head, theta.to_bits()), make)?,
             None => Arc::new(make()?),
         };
         Ok(Self { table, rows, head })

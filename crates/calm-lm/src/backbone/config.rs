@@ -1,6 +1,7 @@
 //! Settings of the backbone.
 
 use calm_config::Problems;
+use calm_nn::WeightInit;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -22,8 +23,9 @@ pub struct BackboneConfig {
     pub rope_theta: f64,
     /// Epsilon of the RMS norms.
     pub norm_eps: f64,
-    /// Standard deviation of initial weights.
-    pub init_std: f64,
+    /// How weights start, those of the parts around the backbone too.
+    #[serde(alias = "init_std")]
+    pub init: WeightInit,
 }
 
 impl Default for BackboneConfig {
@@ -36,7 +38,7 @@ impl Default for BackboneConfig {
             kv_heads: None,
             rope_theta: 1e4,
             norm_eps: 1e-6,
-            init_std: 0.02,
+            init: WeightInit::REFERENCE,
         }
     }
 }
@@ -81,9 +83,10 @@ impl BackboneConfig {
                 format!("heads {} must be a multiple of kv_heads {}", self.heads, self.kv_heads()),
             );
         }
-        for (key, value) in
-            [("rope_theta", self.rope_theta), ("norm_eps", self.norm_eps), ("init_std", self.init_std)]
-        {
+        if let Some(problem) = self.init.problem() {
+            problems.add("init", problem);
+        }
+        for (key, value) in [("rope_theta", self.rope_theta), ("norm_eps", self.norm_eps)] {
             if !(value > 0.0 && value.is_finite()) {
                 problems.add(key, format!("is {value}: must be above 0"));
             }

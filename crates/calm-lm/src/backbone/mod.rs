@@ -76,7 +76,7 @@ pub struct Branch {
 impl Backbone {
     /// Creates the parameters under `b`.
     pub fn new(b: &Builder, config: &BackboneConfig) -> Result<Self> {
-        let init = Init::Normal(config.init_std);
+        let init: Init = config.init.into();
         let (d, eps) = (config.hidden_size, config.norm_eps);
         let kv = config.kv_heads() * config.head_size();
         let layer = |i: usize| -> Result<Layer> {

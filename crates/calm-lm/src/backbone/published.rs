@@ -1,5 +1,6 @@
 //! The backbone's keys in a published `config.json`: Llama's.
 
+use calm_nn::WeightInit;
 use serde_json::{Map, Value, json};
 
 use super::BackboneConfig;
@@ -24,9 +25,9 @@ impl BackboneConfig {
             intermediate_size: keys.size("intermediate_size"),
             heads,
             kv_heads: (kv_heads != heads).then_some(kv_heads),
-            rope_theta: keys.real_or("rope_theta", d.rope_theta),
+            rope_theta: keys.rope_theta(d.rope_theta),
             norm_eps: keys.real_or("rms_norm_eps", d.norm_eps),
-            init_std: keys.real_or("initializer_range", d.init_std),
+            init: WeightInit::Normal(keys.real_or("initializer_range", d.init.std(d.hidden_size))),
         }
     }
 
@@ -40,7 +41,7 @@ impl BackboneConfig {
             "num_key_value_heads": self.kv_heads(),
             "rope_theta": self.rope_theta,
             "rms_norm_eps": self.norm_eps,
-            "initializer_range": self.init_std,
+            "initializer_range": self.init.std(self.hidden_size),
         });
         let constants = json!({
             "attention_bias": false, "attention_dropout": 0.0, "rope_scaling": null, "use_cache": true,

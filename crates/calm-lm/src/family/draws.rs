@@ -72,3 +72,14 @@ pub struct ExactDraws {
     /// `[R]`: Σ p² of the next token after 0 to `GRAM − 1` tokens of the first path.
     pub squares: Vec<[f64; GRAM]>,
 }
+
+/// Latent vectors drawn without looking at the next chunk, and what a softmax decoder makes of it under each.
+#[derive(Clone, Debug, Default)]
+pub struct DecodedDraws {
+    /// `[R, N]`: ln p of the true chunk, its tokens up to EOS.
+    pub log_p: Vec<f64>,
+    /// `[R]`: how many tokens these are.
+    pub tokens: Vec<usize>,
+    /// N.
+    pub samples: usize,
+}

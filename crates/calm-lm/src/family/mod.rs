@@ -13,6 +13,7 @@
 pub mod baseline;
 pub mod calm;
 mod draws;
+mod softmax;
 
 use calm_autoencoder::{Autoencoder, AutoencoderConfig};
 use calm_config::Problems;
@@ -26,7 +27,7 @@ use crate::published::{ConfigJson, Keys, Names};
 use crate::registry::{Choice, Entry, Plain};
 use crate::sampler::{Sampler, SpecialIds};
 use crate::{ChunkBatch, HeadConfig};
-pub use draws::{DrawKind, DrawRequest, Draws, ExactDraws, GRAM, SampledDraws};
+pub use draws::{DecodedDraws, DrawKind, DrawRequest, Draws, ExactDraws, GRAM, SampledDraws};
 
 /// The text as a model meets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -231,6 +232,19 @@ pub trait LanguageModel: Send + Sync {
     /// # Errors
     /// As [`Self::loss`].
     fn log_probabilities(&self, _batch: &ChunkBatch) -> Result<Option<Vec<f64>>> {
+        Ok(None)
+    }
+
+    /// ln p of the true next chunk under each draw of a latent vector that a softmax decodes, at every predicting
+    /// position; None of a model without such draws. Of the request only the samples, the seed and the purpose count.
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    fn decoded_log_probabilities(
+        &self,
+        _batch: &ChunkBatch,
+        _request: &DrawRequest<'_>,
+    ) -> Result<Option<DecodedDraws>> {
         Ok(None)
     }
 

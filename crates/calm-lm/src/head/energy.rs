@@ -115,6 +115,10 @@ impl HeadSettings for EnergyConfig {
         self.samples
     }
 
+    fn samples_lead_back(&self) -> bool {
+        true
+    }
+
     fn held(&self, backbone: &BackboneConfig, latent_size: usize, rows: f64, on: Footing) -> Held {
         let (d, blocks) = (backbone.hidden_size as f64, self.blocks(backbone.layers) as f64);
         let drawn = rows * self.samples as f64;
@@ -207,7 +211,7 @@ impl EnergyHead {
         latent_size: usize,
     ) -> Result<Self> {
         let d = backbone.hidden_size;
-        let init = Init::Normal(backbone.init_std);
+        let init: Init = backbone.init.into();
         let root = b;
         let b = &b.under("mlp_generator");
         let last = b.under("final_layer");

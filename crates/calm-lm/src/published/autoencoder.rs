@@ -1,5 +1,6 @@
 //! The folder of a published autoencoder, which language models on latents name by `ae_path`.
 
+use calm_nn::WeightInit;
 use std::collections::BTreeMap;
 
 use calm_autoencoder::AutoencoderConfig;
@@ -45,7 +46,7 @@ pub fn read(keys: &mut Keys<'_>) -> PublishedAutoencoder {
         kl_weight: keys.real_or("kl_weight", d.kl_weight),
         kl_clip: keys.real_or("kl_clamp", d.kl_clip),
         norm_eps: keys.real_or("rms_norm_eps", d.norm_eps),
-        init_std: keys.real_or("initializer_range", d.init_std),
+        init: WeightInit::Normal(keys.real_or("initializer_range", d.init.std(d.hidden_size))),
     };
     PublishedAutoencoder { text, chunk_size, config }
 }
@@ -89,7 +90,7 @@ pub fn write(c: &AutoencoderConfig, chunk_size: usize, bos: u32) -> ConfigJson {
         "kl_weight": c.kl_weight,
         "kl_clamp": c.kl_clip,
         "rms_norm_eps": c.norm_eps,
-        "initializer_range": c.init_std,
+        "initializer_range": c.init.std(c.hidden_size),
     });
     // They matter to further training only.
     let mut notes = Vec::new();

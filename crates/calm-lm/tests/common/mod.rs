@@ -23,7 +23,7 @@ pub fn autoencoder_config() -> AutoencoderConfig {
         latent_size: Some(8),
         hidden_size: 16,
         intermediate_size: 24,
-        init_std: 0.3,
+        init: calm_nn::WeightInit::Normal(0.3),
         ..Default::default()
     }
 }
@@ -53,7 +53,14 @@ pub fn calm_with(
     let store = ParamStore::new(&Device::Cpu, DType::F32, 2);
     let (_, ae) = autoencoder(chunk_size);
     let autoencoder = autoencoder_config();
-    let config = CalmConfig { chunk_size, autoencoder, backbone: backbone.clone(), head: head.clone() };
+    let config = CalmConfig {
+        chunk_size,
+        autoencoder,
+        backbone: backbone.clone(),
+        head: head.clone(),
+        decode: Default::default(),
+        likelihood: None,
+    };
     let model = Calm::new(&store, &config, ae, &text(16, bos)).unwrap();
     (store, model)
 }

@@ -2,6 +2,7 @@
 //! scripts. The markup is XML as well (void elements are closed), so that the tests can read it strictly.
 
 mod autoencoders;
+mod bounds;
 mod costs;
 mod curves;
 mod differences;
@@ -29,6 +30,7 @@ pub fn html(study: &Study) -> Result<String, ReportError> {
         frontier::section(study)?,
         curves::learning(study)?,
         curves::against_cross_entropy(study)?,
+        bounds::section(study)?,
         autoencoders::section(study)?,
         scores::reference(study),
         samples::section(study),

@@ -219,11 +219,24 @@ fn training_rate(measured: Option<&Measured>) -> Markup {
     }
 }
 
+/// Nats a token and bits per byte, exact or the tightest bound.
+fn likelihood(run: &SeedRun) -> (Option<String>, Option<String>) {
+    match run.bound.last() {
+        Some(bound) => (
+            Some(format!("≤ {} (N = {})", number::fixed(bound.nats, 4), bound.samples)),
+            bound.bits_per_byte.map(|b| format!("≤ {}", number::fixed(b, 4))),
+        ),
+        None => {
+            (run.cross_entropy.map(|c| number::fixed(c, 4)), run.bits_per_byte.map(|b| number::fixed(b, 4)))
+        }
+    }
+}
+
 fn run_rows(study: &Study) -> Result<Markup, ReportError> {
     let heads =
         study.variants.iter().map(|v| variant_head(study, v)).collect::<Result<Vec<_>, ReportError>>()?;
     let runs = || study.variants.iter().flat_map(|v| &v.runs);
-    let entropy = runs().any(|r| r.cross_entropy.is_some() || r.bits_per_byte.is_some());
+    let entropy = runs().any(|r| r.cross_entropy.is_some() || !r.bound.is_empty());
     let unfinished: Vec<&str> =
         study.variants.iter().filter(|v| v.runs.is_empty()).map(|v| v.name.as_str()).collect();
     Ok(html! {
@@ -247,8 +260,8 @@ fn run_rows(study: &Study) -> Result<Markup, ReportError> {
                         }
                         @for n in 0..4 { (cell(r.brier.map(|b| number::fixed(b[n], 3)))) }
                         @if entropy {
-                            (cell(r.cross_entropy.map(|c| number::fixed(c, 4))))
-                            (cell(r.bits_per_byte.map(|c| number::fixed(c, 4))))
+                            @let (nats, bits) = likelihood(r);
+                            (cell(nats)) (cell(bits))
                         }
                         td { (number::count(r.tokens)) }
                         td { (number::si(r.flops)) }

@@ -82,6 +82,8 @@ impl Models {
             autoencoder: autoencoder.config().clone(),
             backbone,
             head: head.into(),
+            decode: Default::default(),
+            likelihood: None,
         };
         let model = Calm::new(&store, &config, autoencoder, &text)?;
         reference::load(&store, &reference::without(weights, |n| n.starts_with("ae_model.")))?;

@@ -3,7 +3,6 @@
 mod config;
 mod model;
 mod published;
-mod softmax;
 
 use calm_autoencoder::Autoencoder;
 use calm_config::Problems;

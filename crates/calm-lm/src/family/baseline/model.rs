@@ -7,8 +7,8 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::BaselineConfig;
-use super::softmax::{invert, nucleus, probabilities};
 use crate::backbone::Branch;
+use crate::family::softmax::{distribution, invert, probabilities};
 use crate::family::{
     DrawKind, DrawRequest, Draws, ExactDraws, GRAM, LanguageModel, Loss, TextFormat, TokenDecoding,
 };
@@ -40,7 +40,7 @@ impl Baseline {
     /// No memory left on a GPU.
     pub fn new(store: &ParamStore, config: &BaselineConfig, text: &TextFormat) -> Result<Self> {
         let (b, v, d) = (store.builder(), text.vocab_size, config.backbone.hidden_size);
-        let init = Init::Normal(config.backbone.init_std);
+        let init: Init = config.backbone.init.into();
         let m = b.under("model");
         Ok(Self {
             store: store.clone(),
@@ -255,16 +255,7 @@ impl Continuation for Text<'_> {
             return Ok(vec![vec![model.text.special.pad]; samples]);
         }
         let logits: Vec<f32> = model.logits(context.hidden()?)?.flatten_all()?.to_vec1()?;
-        let p = if self.decoding.temperature == 0.0 {
-            let best = logits.iter().enumerate().fold(0, |b, (i, l)| if *l > logits[b] { i } else { b });
-            let mut p = vec![0.0; logits.len()];
-            p[best] = 1.0;
-            p
-        } else {
-            let mut p = probabilities(&logits, self.decoding.temperature);
-            nucleus(&mut p, self.decoding.top_p);
-            p
-        };
+        let p = distribution(&logits, self.decoding);
         let position = context.tokens().len() as u32;
         let rows: Vec<RowId> =
             (0..samples.div_ceil(1 << 12)).map(|i| RowId { example: i as u32, position }).collect();

@@ -4,6 +4,7 @@ use calm_autoencoder::AutoencoderConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::{Decode, LikelihoodConfig};
 use crate::{BackboneConfig, HeadConfig};
 
 /// A continuous autoregressive language model.
@@ -21,6 +22,12 @@ pub struct CalmConfig {
     /// Stage 2: the generative head.
     #[serde(default)]
     pub head: HeadConfig,
+    /// The likelihood of the next chunk through the frozen decoder as a loss; null: the head's own alone.
+    #[serde(default)]
+    pub likelihood: Option<LikelihoodConfig>,
+    /// How a latent vector becomes tokens when the model is scored and generates.
+    #[serde(default)]
+    pub decode: Decode,
 }
 
 impl CalmConfig {

@@ -8,7 +8,9 @@
 
 mod config;
 mod costs;
+mod decode;
 mod input;
+mod likelihood;
 mod model;
 mod published;
 
@@ -23,6 +25,8 @@ use crate::HeadConfig;
 use crate::published::ConfigJson;
 use crate::registry::Registered;
 pub use config::CalmConfig;
+pub use decode::Decode;
+pub use likelihood::LikelihoodConfig;
 pub use model::Calm;
 pub(crate) use published::PUBLISHED;
 
@@ -78,6 +82,9 @@ impl FamilyConfig for CalmConfig {
         }
         problems.within("autoencoder", |p| self.autoencoder.validate(p));
         problems.within("backbone", |p| self.backbone.validate(p));
+        if let Some(likelihood) = &self.likelihood {
+            problems.within("likelihood", |p| likelihood.validate(self.head.samples_lead_back(), p));
+        }
         problems.within("head", |p| p.within(Registered::name(&*self.head), |p| self.head.validate(p)));
     }
 
@@ -95,16 +102,16 @@ impl FamilyConfig for CalmConfig {
         costs::parameters(self, vocab)
     }
 
-    fn training_flops(&self, _vocab: usize, context: usize) -> Flops {
-        costs::training_flops(self, context)
+    fn training_flops(&self, vocab: usize, context: usize) -> Flops {
+        costs::training_flops(self, vocab, context)
     }
 
     fn inference_flops(&self, vocab: usize, context: usize, draws: usize) -> Flops {
         costs::inference_flops(self, vocab, context, draws)
     }
 
-    fn held(&self, _vocab: usize, positions: f64, on: Footing, recompute: bool) -> Held {
-        costs::held(self, positions, on, recompute)
+    fn held(&self, vocab: usize, positions: f64, on: Footing, recompute: bool) -> Held {
+        costs::held(self, vocab, positions, on, recompute)
     }
 
     fn published(&self) -> Option<ConfigJson> {

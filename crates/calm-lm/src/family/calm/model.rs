@@ -5,14 +5,22 @@ use calm_nn::device::upload;
 use calm_nn::{Embedding, Init, Noise, ParamStore, RowId};
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::CalmConfig;
+use super::decode::sample;
 use super::input::ChunkInput;
+use super::likelihood;
+use super::{CalmConfig, Decode, LikelihoodConfig};
 use crate::backbone::Branch;
-use crate::family::{DrawKind, DrawRequest, Draws, LanguageModel, Loss, SampledDraws, TextFormat};
+use crate::family::{
+    DecodedDraws, DrawKind, DrawRequest, Draws, LanguageModel, Loss, LossPart, SampledDraws, TextFormat,
+    TokenDecoding,
+};
 use crate::head::Head;
 use crate::sampler::{Continuation, DrawKey, Sampler, SpecialIds};
 use crate::text_state::TextState;
 use crate::{Backbone, Cache, ChunkBatch};
+
+/// Latent vectors that are drawn at a time.
+const DRAWN: usize = 4096;
 
 /// Input module, backbone and head, on a frozen autoencoder. Parameter names are those of the reference
 /// implementation (`transformer.*`, `embed_proj.*`, `mlp_generator.*`).
@@ -23,6 +31,8 @@ pub struct Calm {
     backbone: Backbone,
     head: Box<dyn Head>,
     autoencoder: Autoencoder,
+    decode: Decode,
+    likelihood: Option<LikelihoodConfig>,
     text: TextFormat,
 }
 
@@ -46,7 +56,7 @@ impl Calm {
             )
         }
         let (b, d) = (store.builder(), config.backbone.hidden_size);
-        let init = Init::Normal(config.backbone.init_std);
+        let init: Init = config.backbone.init.into();
         let t = b.under("transformer");
         let pad = Some(text.special.pad);
         Ok(Self {
@@ -56,6 +66,8 @@ impl Calm {
             backbone: Backbone::new(&t, &config.backbone)?,
             head: config.head.build(&b, &config.backbone, config.latent_size())?,
             autoencoder,
+            decode: config.decode,
+            likelihood: config.likelihood,
             text: *text,
         })
     }
@@ -128,7 +140,7 @@ impl Calm {
         for step in 0..steps {
             let ids: Vec<RowId> = open.iter().map(|row| batch.rows[*row as usize]).collect();
             let noise = Noise::Keyed { seed, purpose, step: step as u32, rows: &ids };
-            let mut drawn = self.draw_rows(&hidden, samples, &noise)?;
+            let mut drawn = self.draw_rows(&hidden, samples, &noise, None)?;
             let mut first_of_row = vec![self.text.special.pad; b * s * k];
             for (mine, row) in drawn.chunks_mut(samples * k).zip(&open) {
                 let row = *row as usize;
@@ -159,19 +171,38 @@ impl Calm {
         Ok(out)
     }
 
+    /// Latents `[R, N, L]` -> tokens `[R, N, K]`, as the settings say or with this decoding of the softmax.
+    fn tokens(
+        &self,
+        latents: &Tensor,
+        noise: &Noise<'_>,
+        decoding: Option<TokenDecoding>,
+    ) -> Result<Vec<u32>> {
+        match (self.decode, decoding) {
+            (Decode::Argmax, None) => self.decode(latents),
+            (_, decoding) => sample(&self.autoencoder, latents, noise, decoding.unwrap_or_default()),
+        }
+    }
+
     /// Draws `[R, N, K]` in blocks of rows, so that memory stays bounded for many samples.
-    fn draw_rows(&self, hidden: &Tensor, samples: usize, noise: &Noise<'_>) -> Result<Vec<u32>> {
+    fn draw_rows(
+        &self,
+        hidden: &Tensor,
+        samples: usize,
+        noise: &Noise<'_>,
+        decoding: Option<TokenDecoding>,
+    ) -> Result<Vec<u32>> {
         let rows = hidden.dim(0)?;
         let Noise::Keyed { seed, purpose, step, rows: ids } = *noise else {
-            return self.decode(&self.head.sample(hidden, samples, noise)?);
+            return self.tokens(&self.head.sample(hidden, samples, noise)?, noise, decoding);
         };
-        let block = (4096 / samples.max(1)).max(1);
+        let block = (DRAWN / samples.max(1)).max(1);
         let mut out = Vec::with_capacity(rows * samples * self.autoencoder.chunk_size());
         for at in (0..rows).step_by(block) {
             let n = block.min(rows - at);
             let noise = Noise::Keyed { seed, purpose, step, rows: &ids[at..at + n] };
             let latents = self.head.sample(&hidden.narrow(0, at, n)?.contiguous()?, samples, &noise)?;
-            out.extend(self.decode(&latents.detach())?);
+            out.extend(self.tokens(&latents.detach(), &noise, decoding)?);
         }
         Ok(out)
     }
@@ -230,9 +261,21 @@ impl LanguageModel for Calm {
 
     fn loss(&self, batch: &ChunkBatch, noise: &Noise<'_>) -> Result<Loss> {
         let hidden = self.hidden(batch)?;
-        let posterior = self.posterior(&batch.targets()?)?;
-        let sum = self.head.loss(&hidden, &posterior, noise)?.sum_all()?;
-        Ok(Loss { sum, targets: batch.sources.len(), parts: Vec::new() })
+        let (targets, rows) = (batch.targets()?, batch.sources.len());
+        let own = || self.head.loss(&hidden, &self.posterior(&targets)?, noise)?.sum_all();
+        let Some(config) = self.likelihood else {
+            return Ok(Loss { sum: own()?, targets: rows, parts: Vec::new() });
+        };
+        let samples = self.head.sample(&hidden, config.samples, noise)?;
+        let nats = likelihood::nats(&self.autoencoder, &samples, &targets, self.text.special.eos)?;
+        let mut parts = vec![LossPart { name: "likelihood", sum: nats.detach(), count: rows }];
+        let mut sum = (nats * config.weight)?;
+        if config.head_weight > 0.0 {
+            let own = own()?;
+            parts.push(LossPart { name: "head", sum: own.detach(), count: rows });
+            sum = (sum + (own.to_dtype(DType::F32)? * config.head_weight)?)?;
+        }
+        Ok(Loss { sum, targets: rows, parts })
     }
 
     fn draw(&self, batch: &ChunkBatch, request: &DrawRequest<'_>) -> Result<Draws> {
@@ -242,6 +285,47 @@ impl LanguageModel for Calm {
 
     fn sampler(&self) -> Box<dyn Sampler + '_> {
         Box::new(self)
+    }
+
+    fn tempered_sampler(&self, decoding: TokenDecoding) -> Option<Box<dyn Sampler + '_>> {
+        (self.decode == Decode::Sample)
+            .then(|| Box::new(Tempered { model: self, decoding }) as Box<dyn Sampler>)
+    }
+
+    /// Noise stream `head` of the purpose, step 0.
+    fn decoded_log_probabilities(
+        &self,
+        batch: &ChunkBatch,
+        request: &DrawRequest<'_>,
+    ) -> Result<Option<DecodedDraws>> {
+        let DrawRequest { samples, seed, purpose, .. } = *request;
+        let hidden = self.hidden(batch)?.detach();
+        let targets = batch.targets()?;
+        let (rows, k) = targets.dims2()?;
+        let ids: Vec<u32> = targets.flatten_all()?.to_vec1()?;
+        let length = |chunk: &[u32]| {
+            chunk.iter().position(|t| *t == self.text.special.eos).map_or(chunk.len(), |end| end + 1)
+        };
+        let mut out =
+            DecodedDraws { log_p: Vec::new(), tokens: ids.chunks(k).map(length).collect(), samples };
+        let block = (DRAWN / samples.max(1)).max(1);
+        for at in (0..rows).step_by(block) {
+            let n = block.min(rows - at);
+            let noise = Noise::Keyed { seed, purpose, step: 0, rows: &batch.rows[at..at + n] };
+            let latents =
+                self.head.sample(&hidden.narrow(0, at, n)?.contiguous()?, samples, &noise)?.detach();
+            let l = latents.dim(2)?;
+            let chunks = targets.narrow(0, at, n)?.unsqueeze(1)?.repeat((1, samples, 1))?;
+            let (nats, _) = self
+                .autoencoder
+                .score(&latents.reshape((n * samples, l))?, &chunks.reshape((n * samples, k))?)?;
+            let nats: Vec<f32> = nats.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+            for (i, nats) in nats.chunks_exact(k).enumerate() {
+                let length = out.tokens[at + i / samples];
+                out.log_p.push(-nats[..length].iter().map(|x| f64::from(*x)).sum::<f64>());
+            }
+        }
+        Ok(Some(out))
     }
 
     fn hidden_streams(&self, batch: &ChunkBatch) -> Result<Option<Vec<Tensor>>> {
@@ -273,13 +357,35 @@ impl Sampler for &Calm {
     }
 
     fn start(&self) -> Result<Box<dyn Continuation + '_>> {
-        Ok(Box::new(Text { model: self, context: self.begin()? }))
+        Ok(Box::new(Text { model: self, decoding: None, context: self.begin()? }))
+    }
+}
+
+/// A CALM whose decoder's softmax is tempered.
+struct Tempered<'a> {
+    model: &'a Calm,
+    decoding: TokenDecoding,
+}
+
+impl Sampler for Tempered<'_> {
+    fn chunk_size(&self) -> usize {
+        self.model.autoencoder.chunk_size()
+    }
+
+    fn special(&self) -> SpecialIds {
+        self.model.text.special
+    }
+
+    fn start(&self) -> Result<Box<dyn Continuation + '_>> {
+        Ok(Box::new(Text { model: self.model, decoding: Some(self.decoding), context: self.model.begin()? }))
     }
 }
 
 /// A text that a CALM continues.
 struct Text<'a> {
     model: &'a Calm,
+    /// Of the softmax; None: as the settings say.
+    decoding: Option<TokenDecoding>,
     context: TextState,
 }
 
@@ -301,7 +407,7 @@ impl Continuation for Text<'_> {
             .collect();
         let hidden = context.hidden()?.repeat((rows.len(), 1))?;
         let noise = Noise::Keyed { seed: key.seed, purpose: "generate", step: key.call, rows: &rows };
-        let tokens = model.draw_rows(&hidden, per_row, &noise)?;
+        let tokens = model.draw_rows(&hidden, per_row, &noise, self.decoding)?;
         let close = |chunk: &[u32]| {
             let mut chunk = chunk.to_vec();
             model.text.special.close(&mut chunk, context.ended());

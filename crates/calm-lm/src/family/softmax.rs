@@ -1,5 +1,7 @@
 //! Next-token distributions: tempered, cut, drawn from.
 
+use super::TokenDecoding;
+
 /// Softmax of `logits / temperature` in f64.
 pub(super) fn probabilities(logits: &[f32], temperature: f64) -> Vec<f64> {
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -23,7 +25,7 @@ pub(super) fn invert(p: &[f64], u: f64) -> u32 {
 }
 
 /// Keeps the smallest set of most probable tokens whose mass reaches `top_p`, renormalised.
-pub(super) fn nucleus(p: &mut [f64], top_p: f64) {
+fn nucleus(p: &mut [f64], top_p: f64) {
     if top_p >= 1.0 {
         return;
     }
@@ -42,6 +44,19 @@ pub(super) fn nucleus(p: &mut [f64], top_p: f64) {
         p[*i] = 0.0;
     }
     p.iter_mut().for_each(|p| *p /= mass);
+}
+
+/// The distribution of the next token from its logits.
+pub(super) fn distribution(logits: &[f32], decoding: TokenDecoding) -> Vec<f64> {
+    if decoding.temperature == 0.0 {
+        let best = logits.iter().enumerate().fold(0, |b, (i, l)| if *l > logits[b] { i } else { b });
+        let mut p = vec![0.0; logits.len()];
+        p[best] = 1.0;
+        return p;
+    }
+    let mut p = probabilities(logits, decoding.temperature);
+    nucleus(&mut p, decoding.top_p);
+    p
 }
 
 #[cfg(test)]

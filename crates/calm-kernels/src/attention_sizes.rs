@@ -1,0 +1,89 @@
+//! What attention is asked for, on both devices: its sizes, and which keys a position sees.
+
+use crate::simd::{Mat, Real};
+use crate::storage::error;
+use candle_core::{Result, Tensor};
+
+/// Numbers a head may have in attention on a GPU.
+pub const GPU_HEAD_SIZES: [usize; 6] = [32, 48, 64, 96, 128, 160];
+
+/// AttentionSizes of one attention: B rows of T queries over U keys.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AttentionSizes {
+    pub(crate) batch: usize,
+    pub(crate) queries: usize,
+    pub(crate) keys: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head: usize,
+}
+
+impl AttentionSizes {
+    /// From q `[B, T, H, Dh]` and k, v `[B, U, Hkv, Dh]`.
+    pub(crate) fn new(op: &str, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Self> {
+        if let ([batch, queries, heads, head], [b, keys, kv_heads, dh]) = (q.dims(), k.dims())
+            && (batch, head) == (b, dh)
+            && k.dims() == v.dims()
+            && *kv_heads > 0
+            && heads % kv_heads == 0
+        {
+            let [batch, queries, keys] = [*batch, *queries, *keys];
+            return Ok(Self { batch, queries, keys, heads: *heads, kv_heads: *kv_heads, head: *head });
+        }
+        Err(error(
+            op,
+            format_args!(
+                "q {:?}, k {:?} and v {:?} do not fit: expected q [B, T, H, Dh], k and v [B, U, Hkv, Dh] \
+                 with H a multiple of Hkv",
+                q.dims(),
+                k.dims(),
+                v.dims()
+            ),
+        ))
+    }
+
+    /// Query heads that share a key head.
+    pub(crate) fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    pub(crate) fn scale<T: Real>(&self) -> T {
+        T::of_f64(1.0 / (self.head as f64).sqrt())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.batch * self.queries * self.heads * self.head == 0
+    }
+
+    /// The keys (or values) from `first` up to `last` of key head `g` in row `b`.
+    pub(crate) fn keys_of<'a, T>(
+        &self,
+        k: &'a [T],
+        b: usize,
+        g: usize,
+        first: usize,
+        last: usize,
+    ) -> Mat<'a, T> {
+        let stride = self.kv_heads * self.head;
+        let at = (b * self.keys + first) * stride + g * self.head;
+        Mat::strided(&k[at.min(k.len())..], last - first, self.head, stride, 1)
+    }
+}
+
+/// The keys `start..end` that a query sees; both ends never decrease from a query to the next.
+pub(crate) type Span = (u32, u32);
+
+/// Spans `[B, S]` of positions that see their segment up to themselves.
+pub(crate) fn segment_spans(segments: &[u32], s: usize) -> Vec<Span> {
+    let mut spans = Vec::with_capacity(segments.len());
+    for row in segments.chunks_exact(s.max(1)) {
+        let mut start = 0;
+        for t in 0..row.len() {
+            if t > 0 && row[t] != row[t - 1] {
+                start = t;
+            }
+            spans.push((start as u32, t as u32 + 1));
+        }
+    }
+    spans
+}

@@ -1,0 +1,210 @@
+//! The flat buffer of [`crate::FlatGradients`]: which parameter's gradient lies where, and which have come.
+
+use crate::Context;
+use crate::simd::{Real, rows_per_block};
+use crate::storage::{error, to_vec};
+#[cfg(feature = "cuda")]
+use candle_core::cuda_backend::cudarc::driver::CudaSlice;
+use candle_core::{DType, Result, Tensor, TensorId};
+use rayon::prelude::*;
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// The gradients themselves; a pass borrows them.
+#[derive(Debug, Default)]
+pub(crate) struct Buffer {
+    places: HashMap<TensorId, usize>,
+    ranges: Vec<Range<usize>>,
+    /// Whether a gradient has come since the last [`clear`](crate::FlatGradients::clear); what stands elsewhere is old.
+    written: Vec<bool>,
+    /// Whether one has come since the last backward pass began.
+    reached: Vec<bool>,
+    values: Values,
+}
+
+#[derive(Debug)]
+enum Values {
+    Host(Vec<f32>),
+    #[cfg(feature = "cuda")]
+    Device(crate::cuda::buffer::DeviceBuffer),
+}
+
+impl Default for Values {
+    fn default() -> Self {
+        Self::Host(Vec::new())
+    }
+}
+
+impl Buffer {
+    /// For `parameters` of `context`, in this order; and which of them it collects.
+    pub(crate) fn new<'a>(
+        context: &Context,
+        parameters: impl IntoIterator<Item = &'a Tensor>,
+    ) -> Result<(Self, Vec<TensorId>)> {
+        let mut buffer = Self::default();
+        let mut collected = Vec::new();
+        let mut end = 0;
+        for (i, parameter) in parameters.into_iter().enumerate() {
+            buffer.places.insert(parameter.id(), i);
+            // On the CPU the gradients of others have their own type.
+            if context.device().is_cuda() || parameter.dtype() == DType::F32 {
+                collected.push(parameter.id());
+            }
+            let start = end;
+            end += parameter.elem_count();
+            buffer.ranges.push(start..end);
+        }
+        buffer.written = vec![false; buffer.ranges.len()];
+        buffer.reached = buffer.written.clone();
+        buffer.values = match context.device() {
+            #[cfg(feature = "cuda")]
+            candle_core::Device::Cuda(_) => {
+                Values::Device(crate::cuda::buffer::DeviceBuffer::new(context, end)?)
+            }
+            _ => Values::Host(vec![0.0; end]),
+        };
+        Ok((buffer, collected))
+    }
+
+    /// See [`crate::FlatGradients::clear`].
+    pub(crate) fn clear(&mut self) {
+        self.written.fill(false);
+    }
+
+    /// A backward pass begins.
+    pub(crate) fn begin_pass(&mut self) {
+        self.reached.fill(false);
+    }
+
+    /// See [`crate::FlatGradients::reached`].
+    pub(crate) fn reached(&self, i: usize) -> bool {
+        self.reached[i]
+    }
+
+    /// See [`crate::FlatGradients::get`].
+    pub(crate) fn get(&self, i: usize) -> Result<Option<Vec<f32>>> {
+        if !self.written[i] {
+            return Ok(None);
+        }
+        let range = self.ranges[i].clone();
+        match &self.values {
+            Values::Host(values) => Ok(Some(values[range].to_vec())),
+            #[cfg(feature = "cuda")]
+            Values::Device(buffer) => buffer.read(range).map(Some),
+        }
+    }
+
+    /// Whether it is in the memory of a GPU.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_gpu(&self) -> bool {
+        matches!(self.values, Values::Device(_))
+    }
+
+    /// See [`crate::FlatGradients::device_factor`].
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device_factor(&self) -> Result<(crate::cuda::Gpu, crate::cuda::clip::DeviceFactor)> {
+        match &self.values {
+            Values::Device(buffer) => Ok(buffer.factor()),
+            Values::Host(_) => Err(error("gradients", "are in the memory of the CPU, not on a GPU")),
+        }
+    }
+
+    /// See [`crate::FlatGradients::host_values`].
+    pub(crate) fn host_values(&mut self) -> Result<&[f32]> {
+        #[allow(clippy::infallible_destructuring_match, reason = "with the feature `cuda` it can fail")]
+        let values = match &mut self.values {
+            Values::Host(values) => values,
+            #[cfg(feature = "cuda")]
+            Values::Device(_) => {
+                return Err(error("gradients", "are on a GPU, not in the memory of the CPU"));
+            }
+        };
+        for (written, range) in self.written.iter_mut().zip(&self.ranges) {
+            if !std::mem::replace(written, true) {
+                values[range.clone()].fill(0.0);
+            }
+        }
+        Ok(values)
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device_values(&mut self) -> Result<&CudaSlice<f32>> {
+        let Values::Device(buffer) = &mut self.values else {
+            return Err(error("gradients", "are in the memory of the CPU, not on a GPU"));
+        };
+        for (written, range) in self.written.iter_mut().zip(&self.ranges) {
+            if !std::mem::replace(written, true) {
+                buffer.clear(range.clone())?;
+            }
+        }
+        Ok(buffer.values())
+    }
+
+    /// Which parameter has this id.
+    pub(crate) fn place(&self, id: TensorId) -> Option<usize> {
+        self.places.get(&id).copied()
+    }
+
+    /// See [`crate::FlatGradients::add`].
+    pub(crate) fn add(&mut self, i: usize, gradient: &Tensor) -> Result<()> {
+        let range = self.ranges[i].clone();
+        if gradient.elem_count() != range.len() {
+            return Err(error(
+                "backward",
+                format_args!("a gradient {:?} of the wrong size", gradient.dims()),
+            ));
+        }
+        let accumulate = self.mark(i);
+        match &mut self.values {
+            Values::Host(values) => {
+                let gradient = to_vec::<f32>("backward", &gradient.to_dtype(DType::F32)?)?;
+                put(&mut values[range], &gradient, accumulate);
+                Ok(())
+            }
+            #[cfg(feature = "cuda")]
+            Values::Device(buffer) => buffer.put(range, gradient, accumulate),
+        }
+    }
+
+    /// Notes that a gradient of parameter `i` comes: whether it is to be added to what is there.
+    fn mark(&mut self, i: usize) -> bool {
+        self.reached[i] = true;
+        std::mem::replace(&mut self.written[i], true)
+    }
+
+    /// Where the gradient of parameter `i` goes in the memory of the CPU, and whether it is to be added.
+    pub(crate) fn host_place(&mut self, i: usize) -> Result<(&mut [f32], bool)> {
+        let accumulate = self.mark(i);
+        match &mut self.values {
+            Values::Host(values) => Ok((&mut values[self.ranges[i].clone()], accumulate)),
+            #[cfg(feature = "cuda")]
+            Values::Device(_) => Err(error("gradients", "are on a GPU, not in the memory of the CPU")),
+        }
+    }
+
+    /// As [`Self::host_place`], on the GPU: the buffer and the range in it.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device_place(&mut self, i: usize) -> Result<(&mut CudaSlice<f32>, Range<usize>, bool)> {
+        let accumulate = self.mark(i);
+        match &mut self.values {
+            Values::Device(buffer) => Ok((buffer.values_mut(), self.ranges[i].clone(), accumulate)),
+            Values::Host(_) => Err(error("gradients", "are in the memory of the CPU, not on a GPU")),
+        }
+    }
+}
+
+/// dst = src, or dst += src.
+///
+/// # Panics
+/// If the lengths differ.
+pub(crate) fn put<T: Real>(dst: &mut [T], src: &[T], accumulate: bool) {
+    assert_eq!(dst.len(), src.len(), "a gradient of the wrong length");
+    let block = rows_per_block(1);
+    dst.par_chunks_mut(block).zip(src.par_chunks(block)).for_each(|(dst, src)| {
+        if accumulate {
+            dst.iter_mut().zip(src).for_each(|(d, &s)| *d += s);
+        } else {
+            dst.copy_from_slice(src);
+        }
+    });
+}

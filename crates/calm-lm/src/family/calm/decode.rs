@@ -1,0 +1,55 @@
+//! From latent vectors to tokens: the decoder's most probable ones, or drawn from its softmax.
+
+use calm_autoencoder::Autoencoder;
+use calm_nn::Noise;
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::family::TokenDecoding;
+use crate::family::softmax::{distribution, invert};
+
+/// How a latent vector becomes tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Decode {
+    /// The most probable token of every position, as the paper does.
+    #[default]
+    Argmax,
+    /// Each token drawn from the decoder's softmax: what is not certain of a vector is drawn too.
+    Sample,
+}
+
+/// Logits that are computed at a time.
+const LOGITS: usize = 1 << 23;
+
+/// Latents `[R, N, L]` -> tokens, row-major `[R, N, K]`, drawn from the softmax. Noise stream: `decode` uniform
+/// `[R, N, K]`.
+pub(super) fn sample(
+    autoencoder: &Autoencoder,
+    latents: &Tensor,
+    noise: &Noise<'_>,
+    decoding: TokenDecoding,
+) -> Result<Vec<u32>> {
+    let (r, n, l) = latents.dims3()?;
+    let table = autoencoder.embedding_table();
+    let (k, vocab) = (autoencoder.chunk_size(), table.dim(0)?);
+    let u: Vec<f32> = noise.uniform("decode", n, k, table)?.flatten_all()?.to_vec1()?;
+    let latents = latents.reshape((r * n, l))?;
+    let block = (LOGITS / (vocab * k)).max(1);
+    let mut out = Vec::with_capacity(r * n * k);
+    for at in (0..r * n).step_by(block) {
+        let z = latents.narrow(0, at, block.min(r * n - at))?.contiguous()?;
+        let logits =
+            autoencoder.logits(&z)?.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let u = &u[at * k..];
+        out.par_extend(
+            logits
+                .par_chunks_exact(vocab)
+                .zip(u)
+                .map(|(logits, u)| invert(&distribution(logits, decoding), f64::from(*u))),
+        );
+    }
+    Ok(out)
+}
