@@ -156,7 +156,7 @@ fn leftovers(run: &Path) -> Vec<PathBuf> {
     let entries = folders.flat_map(|f| fs::read_dir(f).into_iter().flatten().flatten().map(|e| e.path()));
     let whole = |path: &PathBuf| {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        ![".partial", ".gone", ".old", ".damaged"].iter().any(|ending| name.ends_with(ending))
+        ![".partial", ".gone", ".replaced", ".damaged"].iter().any(|ending| name.ends_with(ending))
             && (!name.starts_with("step-") || path.join("state.json").is_file())
     };
     entries.filter(|path| !whole(path)).collect()

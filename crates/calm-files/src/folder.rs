@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! NAME.partial     being written, or left by a process that was killed: never read
-//! NAME.old         what NAME was, while another takes its place; without NAME it *is* what NAME was
+//! NAME.replaced    what NAME was, while another takes its place; without NAME it *is* what NAME was
 //! NAME.gone        removed, and perhaps half deleted: never read
 //! NAME.damaged     found damaged and set aside; it stays until something newer is there
 //! ```
 
+use std::cell::RefCell;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use std::time::Duration;
 use crate::disk::{self, parent, with_ending};
 
 pub(crate) const PARTIAL: &str = ".partial";
-const OLD: &str = ".old";
+const OLD: &str = ".replaced";
 const GONE: &str = ".gone";
 const DAMAGED: &str = ".damaged";
 
@@ -37,13 +38,42 @@ pub fn write_folder<T, E>(
     };
     let write = || -> Result<T, E> {
         begin().map_err(&refused)?;
-        let filled = fill(&partial)?;
+        let filled = {
+            let _filling = Filling::begin(&partial);
+            fill(&partial)?
+        };
         disk::sync_folder(&partial).and_then(|()| replace(&partial, path)).map_err(&refused)?;
         Ok(filled)
     };
     write().inspect_err(|_| {
         let _ = delete(&partial);
     })
+}
+
+thread_local! {
+    /// Folders that this thread is filling.
+    static FILLING: RefCell<Vec<PathBuf>> = const { RefCell::new(Vec::new()) };
+}
+
+/// While it lives, a folder is being filled.
+struct Filling;
+
+impl Filling {
+    fn begin(partial: &Path) -> Self {
+        FILLING.with_borrow_mut(|filling| filling.push(partial.to_owned()));
+        Self
+    }
+}
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        FILLING.with_borrow_mut(|filling| drop(filling.pop()));
+    }
+}
+
+/// Whether a folder is one that this thread is filling: nobody reads it yet.
+pub(crate) fn is_being_filled(folder: &Path) -> bool {
+    FILLING.with_borrow(|filling| filling.iter().any(|partial| partial == folder))
 }
 
 /// Gives a whole folder its name.
@@ -123,7 +153,8 @@ pub fn settle(folder: &Path, all: bool) -> io::Result<Vec<PathBuf>> {
     let mut settled = Vec::new();
     for path in paths {
         let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
-        if let Some(name) = name.strip_suffix(OLD) {
+        let is_folder = path.is_dir();
+        if let Some(name) = name.strip_suffix(OLD).filter(|_| is_folder) {
             let whole = path.with_file_name(name);
             if whole.exists() {
                 remove(&path)?;
@@ -131,7 +162,9 @@ pub fn settle(folder: &Path, all: bool) -> io::Result<Vec<PathBuf>> {
                 disk::rename(&path, &whole)?;
                 disk::sync_folder(folder)?;
             }
-        } else if name.ends_with(PARTIAL) || name.ends_with(GONE) || (all && name.ends_with(DAMAGED)) {
+        } else if name.ends_with(PARTIAL)
+            || (is_folder && (name.ends_with(GONE) || (all && name.ends_with(DAMAGED))))
+        {
             delete(&path)?;
         } else {
             continue;

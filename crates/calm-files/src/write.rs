@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::Sum;
 use crate::disk::{self, How, parent, with_ending};
-use crate::folder::PARTIAL;
+use crate::folder::{PARTIAL, is_being_filled};
 
 /// Small pieces are gathered to so many bytes.
 const GATHERED: usize = 1 << 18;
@@ -70,7 +70,7 @@ pub fn write(path: &Path, fill: impl FnOnce(&mut Writer<'_>) -> io::Result<()>) 
     let path = target.as_path();
     let folder = parent(path);
     disk::create_folder(folder)?;
-    if folder.to_string_lossy().ends_with(PARTIAL) {
+    if is_being_filled(folder) {
         return fill_file(path, fill);
     }
     // Two processes may write the same file (a cache): each has a name of its own for it.

@@ -118,7 +118,7 @@ impl Checkpoints {
             .filter_map(|e| {
                 // Under its old name if a process ended while it was being replaced.
                 let name = e.file_name().into_string().ok()?;
-                name.strip_prefix("step-")?.trim_end_matches(".old").parse().ok()
+                name.strip_prefix("step-")?.trim_end_matches(".replaced").parse().ok()
             })
             .filter(|step| self.path(*step).join(STATE).is_file())
             .collect();
@@ -328,8 +328,11 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Whether a checkpoint is what was written, to the byte.
-    fn check(&self, step: u64) -> Result<()> {
+    /// Whether a checkpoint is what was written, to the byte; one of version 0.1 is believed.
+    ///
+    /// # Errors
+    /// It is not, or cannot be read.
+    pub fn check(&self, step: u64) -> Result<()> {
         for (name, sum) in self.saved(step)?.files {
             let path = self.path(step).join(name);
             let now = Sum::of_file(&path).map_err(|e| Error::io("read", &path, e))?;
@@ -540,7 +543,7 @@ mod tests {
         checkpoints.settle().unwrap();
         assert_eq!(fs::read_dir(&lm).unwrap().count(), 2);
         // Killed while a checkpoint was being replaced: the old one is still read.
-        fs::rename(lm.join("step-3"), lm.join("step-3.old")).unwrap();
+        fs::rename(lm.join("step-3"), lm.join("step-3.replaced")).unwrap();
         assert_eq!(checkpoints.steps(), [2, 3]);
         checkpoints.load_model(3, &store).unwrap();
         checkpoints.settle().unwrap();

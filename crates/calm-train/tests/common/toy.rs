@@ -55,11 +55,15 @@ impl Text {
         Self(dir)
     }
 
+    pub fn path(&self) -> PathBuf {
+        self.0.path().join("text.txt")
+    }
+
     pub fn config(&self) -> Resolved<RunConfig> {
         let yaml = format!(
             "version: 1\nseed: 5\ndata: {{ source: {{ path: {:?} }}, validation: 0.2 }}\n\
              tokenizer: {{ bpe: {{ vocab_size: 270 }} }}\n{CALM}",
-            self.0.path().join("text.txt"),
+            self.path(),
         );
         load(ConfigText::new("test.yaml", yaml), &[]).unwrap_or_else(|e| panic!("{e}"))
     }
