@@ -9,8 +9,10 @@
 //! answered from the cache.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use calm_config::Problems;
+use calm_files::Sum;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -20,11 +22,11 @@ use crate::document::Document;
 use crate::error::{Error, Result};
 use crate::llama3;
 use crate::source::{self, Skipped};
-use crate::token_file::{TokenFile, TokenWriter};
+use crate::token_file::{TokenFile, TokenWriter, write_atomically};
 use crate::tokenizer::Tokenizer;
 
 /// What a long job is doing. Units: bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Progress {
     /// Reading the text.
@@ -49,6 +51,11 @@ pub enum Progress {
         done: u64,
         /// All bytes.
         total: u64,
+    },
+    /// A file of the cache was damaged and is made anew.
+    Remade {
+        /// Which and why.
+        what: String,
     },
 }
 
@@ -130,8 +137,9 @@ pub fn prepare(
     let mut before = 0;
     let mut file = |name: &str, documents: &[Document], hash| {
         let mut report = |done| progress(Progress::Tokenizing { done: before + done, total });
-        let file = token_file(&folder.join(name), documents, hash, &tokenizer, &mut report)
+        let (file, damaged) = token_file(&folder.join(name), documents, hash, &tokenizer, &mut report)
             .map_err(|e| e.of_cache(cache))?;
+        say_remade(damaged, progress);
         before += bytes(documents);
         Ok(file)
     };
@@ -165,7 +173,16 @@ pub fn prepare_file(
     let total = bytes(&read.documents);
     let file = tokens_folder(cache, &hash, tokenizer).join("all.tokens");
     let mut report = |done| progress(Progress::Tokenizing { done, total });
-    token_file(&file, &read.documents, hash, tokenizer, &mut report).map_err(|e| e.of_cache(cache))
+    let (file, damaged) =
+        token_file(&file, &read.documents, hash, tokenizer, &mut report).map_err(|e| e.of_cache(cache))?;
+    say_remade(damaged, progress);
+    Ok(file)
+}
+
+fn say_remade(damaged: Option<Error>, progress: &mut dyn FnMut(Progress)) {
+    if let Some(e) = damaged {
+        progress(Progress::Remade { what: format!("{e}; made anew") });
+    }
 }
 
 fn bytes(documents: &[Document]) -> u64 {
@@ -204,8 +221,10 @@ fn make_tokenizer(
     key.update(b"calm tokenizer 1").update(&train_hash);
     key.update(serde_json::to_string(config).map_err(|e| Error::Tokenizer(e.to_string()))?.as_bytes());
     let path = cache.join("tokenizers").join(format!("{}.json", &key.finalize().to_hex()[..32]));
-    if let Ok(tokenizer) = Tokenizer::load(&path) {
-        return Ok(tokenizer);
+    match kept_tokenizer(&path) {
+        Ok(Some(tokenizer)) => return Ok(tokenizer),
+        Ok(None) => {}
+        Err(e) => say_remade(Some(e), progress),
     }
     let texts: Vec<&str> = train.iter().map(|d| d.text.as_str()).collect();
     let tokenizer = match config {
@@ -219,8 +238,28 @@ fn make_tokenizer(
         }
         _ => Tokenizer::characters(texts),
     };
-    tokenizer.save(&path).map_err(|e| e.of_cache(cache))?;
+    // Its name is a key of what it was made of; what it holds is known by the hash beside it.
+    let keep = || -> Result<()> {
+        tokenizer.save(&path)?;
+        let sum = Sum::of_file(&path).map_err(|e| Error::io("read", &path, e))?;
+        write_atomically(&sum_of(&path), &[sum.blake3.as_bytes()])
+    };
+    keep().map_err(|e| e.of_cache(cache))?;
     Ok(tokenizer)
+}
+
+/// The file beside a kept tokenizer that holds its hash.
+fn sum_of(tokenizer: &Path) -> PathBuf {
+    tokenizer.with_extension("blake3")
+}
+
+/// The tokenizer in the cache, if it is there with its hash; an error if they do not fit.
+fn kept_tokenizer(path: &Path) -> Result<Option<Tokenizer>> {
+    let (Ok(bytes), Ok(hash)) = (std::fs::read(path), std::fs::read(sum_of(path))) else { return Ok(None) };
+    if Sum::of(&bytes).blake3.as_bytes() != hash {
+        return Err(Error::tokenizer_file(path, "it differs from the hash beside it", ""));
+    }
+    Tokenizer::load(path).map(Some)
 }
 
 /// Text in a piece of parallel work, and pieces between two reports. Fixed, so that nothing depends on the number
@@ -228,20 +267,28 @@ fn make_tokenizer(
 const PIECE_BYTES: usize = 256 << 10;
 const PIECES: usize = 16;
 
+/// The tokens of these documents, from the cache if they are there; and what was wrong with a file in the cache that
+/// was damaged.
 fn token_file(
     path: &Path,
     documents: &[Document],
     hash: [u8; 32],
     tokenizer: &Tokenizer,
     progress: &mut dyn FnMut(u64),
-) -> Result<TokenFile> {
+) -> Result<(TokenFile, Option<Error>)> {
     // A damaged file in the cache is made anew; so is one of other text (two keys with one short name).
-    if let Ok(file) = TokenFile::open(path) {
-        let same_data = file.data_hash() == blake3::Hash::from_bytes(hash).to_hex().as_str();
-        if same_data && file.tokenizer_hash() == tokenizer.hash() && file.len() == documents.len() {
-            return Ok(file);
+    let opened = TokenFile::open(path).and_then(|file| file.verify().map(|()| file));
+    let damaged = match opened {
+        Ok(file) => {
+            let same_data = file.data_hash() == blake3::Hash::from_bytes(hash).to_hex().as_str();
+            if same_data && file.tokenizer_hash() == tokenizer.hash() && file.len() == documents.len() {
+                return Ok((file, None));
+            }
+            None
         }
-    }
+        Err(Error::Missing { .. }) => None,
+        Err(e) => Some(e),
+    };
     let mut writer = TokenWriter::new(tokenizer.vocab_size(), hash, tokenizer.hash_bytes());
     let mut done = 0;
     progress(0);
@@ -258,8 +305,15 @@ fn token_file(
         }
         progress(done);
     }
-    writer.write(path)
+    if let Some(folder) = path.parent() {
+        // What a killed process left of another attempt.
+        let _ = calm_files::sweep(folder, LEFT_ALONE);
+    }
+    Ok((writer.write(path)?, damaged))
 }
+
+/// Other processes share a cache: half a file is a leftover when nobody wrote to it for so long.
+const LEFT_ALONE: Duration = Duration::from_secs(3600);
 
 /// Documents in groups of about [`PIECE_BYTES`].
 fn pieces(documents: &[Document]) -> Vec<&[Document]> {

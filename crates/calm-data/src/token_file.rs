@@ -12,11 +12,10 @@
 //! so that a name that exists is a whole file.
 
 use std::borrow::Cow;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::Mmap;
 
@@ -241,7 +240,8 @@ impl TokenFile {
         self.path.as_deref()
     }
 
-    /// Reads everything and compares it with the hash in the header.
+    /// Reads everything and compares it with the hash in the header: bytes that changed on the disk, which
+    /// [`TokenFile::open`] cannot know of.
     ///
     /// # Errors
     /// When a byte differs.
@@ -324,36 +324,17 @@ impl TokenWriter {
     }
 }
 
-/// Writes the parts under a temporary name, flushes them to the disk and renames.
+/// Writes the parts as one file that is there whole or not at all.
 pub(crate) fn write_atomically(path: &Path, parts: &[&[u8]]) -> Result<()> {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(folder).map_err(|e| Error::io("write", folder, e))?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-    let temporary = folder.join(format!(".{name}.{}-{number}.tmp", std::process::id()));
-    let written = File::create(&temporary).and_then(|mut file| {
-        for part in parts {
-            file.write_all(part)?;
-        }
-        file.sync_all()?;
-        drop(file);
-        fs::rename(&temporary, path)?;
-        // So that the new name survives a power cut too; not every system can flush a folder.
-        if let Ok(folder) = File::open(folder) {
-            let _ = folder.sync_all();
-        }
-        Ok(())
-    });
-    written.map_err(|e| {
-        let _ = fs::remove_file(&temporary);
-        Error::io("write", path, e)
-    })
+    calm_files::write(path, |out| parts.iter().try_for_each(|part| out.write_all(part)))
+        .map(|_| ())
+        .map_err(|e| Error::io("write", path, e))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn sample() -> Vec<(Vec<u32>, u64)> {
         vec![(vec![1, 2, 3], 9), (vec![], 0), (vec![65_535, 7], 4)]

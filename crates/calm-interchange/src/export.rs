@@ -2,7 +2,6 @@
 
 use calm_train::models;
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use calm_lm::ModelConfig;
@@ -12,7 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value};
 
 use super::{AE_FOLDER, AE_PREFIX, Origin, OriginPart, dtype_of, require_empty};
-use calm_run::checkpoint::{Which, write_json};
+use calm_run::checkpoint::{Which, write_plain_json};
 use calm_run::{Error, Result, Run, Stage};
 
 /// How to export.
@@ -45,7 +44,23 @@ pub struct ExportReport {
 /// When the run has no checkpoint, or the folder is not empty or cannot be written.
 pub fn export(run: &Run, options: &ExportOptions) -> Result<ExportReport> {
     require_empty(&options.out)?;
+    // Half an export is none. An empty folder that is there already (and may be the working folder) is filled.
+    let mut report = if options.out.is_dir() {
+        write(run, options, &options.out)?
+    } else {
+        let refused = |e| Error::io("write", &options.out, e);
+        calm_files::write_folder(&options.out, refused, |partial| write(run, options, partial))?
+    };
+    for file in &mut report.files {
+        *file = options.out.join(&*file);
+    }
+    Ok(report)
+}
+
+/// Writes into a folder; the files of the report are named from there.
+fn write(run: &Run, options: &ExportOptions, out: &Path) -> Result<ExportReport> {
     let mut export = Export {
+        out: out.to_owned(),
         origin: Origin::read(run)?,
         dtype: options.dtype,
         files: Vec::new(),
@@ -70,7 +85,7 @@ pub fn export(run: &Run, options: &ExportOptions) -> Result<ExportReport> {
             let own = export.origin.autoencoder.clone().unwrap_or_default();
             let architecture = export.say(&json);
             let tensors = export.named(&ae.store, "", &[&own])?;
-            export.write(&options.out, json.over(&own.config, vocab, ids, None), tensors)?;
+            export.write("", json.over(&own.config, vocab, ids, None), tensors)?;
             architecture
         }
         autoencoder => {
@@ -83,9 +98,8 @@ pub fn export(run: &Run, options: &ExportOptions) -> Result<ExportReport> {
                 // A language model that came without its autoencoder's folder recorded the formats itself.
                 let inner = within(&part);
                 export.say(&inside);
-                let folder = options.out.join(AE_FOLDER);
                 let all = export.named(&ae.store, "", &[&own, &inner])?;
-                export.write(&folder, inside.over(&own.config, vocab, ids, None), all)?;
+                export.write(AE_FOLDER, inside.over(&own.config, vocab, ids, None), all)?;
                 tensors.extend(export.named(&ae.store, AE_PREFIX, &[&inner, &own])?);
                 json.keys.insert("ae_path".into(), AE_FOLDER.into());
                 json.notes.push(format!(
@@ -94,14 +108,14 @@ pub fn export(run: &Run, options: &ExportOptions) -> Result<ExportReport> {
             }
             let architecture = export.say(&json);
             let config = json.over(&part.config, vocab, ids, Some(run.config.train.lm.context));
-            export.write(&options.out, config, tensors)?;
+            export.write("", config, tensors)?;
             architecture
         }
     };
     let text = run.folder.join("tokenizer.json");
-    let copy = options.out.join("tokenizer.json");
-    fs::copy(&text, &copy).map_err(|e| Error::io("write", &copy, e))?;
-    export.files.push(copy);
+    let copy = out.join("tokenizer.json");
+    calm_files::copy(&text, &copy).map_err(|e| Error::io("write", &copy, e))?;
+    export.files.push("tokenizer.json".into());
     if run.config.bos_chunk && trained {
         let k = run.config.chunk_size();
         export.notes.push(format!(
@@ -133,6 +147,7 @@ fn within(part: &OriginPart) -> OriginPart {
 }
 
 struct Export {
+    out: PathBuf,
     origin: Origin,
     dtype: Option<DType>,
     files: Vec<PathBuf>,
@@ -178,11 +193,13 @@ impl Export {
 
     fn write(
         &mut self,
-        folder: &Path,
+        folder: &str,
         mut config: Map<String, Value>,
         tensors: BTreeMap<String, Tensor>,
     ) -> Result<()> {
-        fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+        let named = Path::new(folder);
+        let folder = self.out.join(folder);
+        calm_files::create_folder(&folder).map_err(|e| Error::io("create", &folder, e))?;
         let mut formats: Vec<DType> = tensors.values().map(Tensor::dtype).collect();
         formats.dedup();
         if self.dtype.is_some() || !config.contains_key("torch_dtype") {
@@ -195,9 +212,9 @@ impl Export {
         }
         let (weights, settings) = (folder.join("model.safetensors"), folder.join("config.json"));
         write_tensors(&weights, &tensors, ("format", "pt"))?;
-        write_json(&settings, &config)?;
+        write_plain_json(&settings, &config)?;
         self.tensors += tensors.len();
-        self.files.extend([settings, weights]);
+        self.files.extend(["config.json", "model.safetensors"].map(|file| named.join(file)));
         Ok(())
     }
 }

@@ -1,6 +1,5 @@
 //! A published folder becomes a run.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use calm_autoencoder::Autoencoder;
@@ -18,7 +17,6 @@ use super::parts::{AutoencoderPlan, Folders, Part, find_autoencoder, place};
 use super::{AE_PREFIX, Origin, OriginPart, require_empty, sizes};
 use calm_config::{ConfigText, Resolved, load};
 use calm_eval::EvalConfig;
-use calm_run::checkpoint::file_hash;
 use calm_run::config::{RunConfig, Schedule, StageConfig, TrainConfig};
 use calm_run::divergence::DivergenceConfig;
 use calm_run::{Begin, Error, Lock, Provenance, Result, Run, RunRecord, Stage};
@@ -428,7 +426,7 @@ fn write(
             }
             let checkpoints = run.checkpoints(*stage);
             checkpoints.save_imported(store, &metadata)?;
-            autoencoder = Some(file_hash(&checkpoints.model_path(0))?);
+            autoencoder = Some(checkpoints.model_hash(0)?);
         }
         let own = plan.autoencoder.as_ref().and_then(|a| a.part.as_ref());
         let origin = |part: &Part| OriginPart::new(part.config.clone(), Some(&part.weights));
@@ -438,6 +436,6 @@ fn write(
     };
     // Half an import is none: the folder was empty before.
     attempt().inspect_err(|_| {
-        let _ = fs::remove_dir_all(&run.folder);
+        let _ = calm_files::remove(&run.folder);
     })
 }

@@ -42,7 +42,7 @@ pub use export::{ExportOptions, ExportReport, export};
 pub use import::{ImportOptions, ImportReport, TokenizerFrom, import};
 pub use read::{Weights, read_config, read_weights_folder};
 
-use calm_run::checkpoint::write_json;
+use calm_run::checked::{read_json, write_json};
 use calm_run::lock::LOCK;
 use calm_run::{Error, ORIGIN, Result, Run};
 
@@ -84,15 +84,8 @@ impl OriginPart {
 impl Origin {
     /// Reads the record of a run; empty for a run that was not imported.
     pub fn read(run: &Run) -> Result<Self> {
-        let path = run.folder.join(ORIGIN);
-        match std::fs::read_to_string(&path) {
-            Ok(text) => serde_json::from_str(&text).map_err(|e| {
-                let hint = "import the model again; or delete the file: number formats then are 32 bits";
-                Error::user(format!("{} is damaged: {e}", path.display()), hint)
-            }),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(e) => Err(Error::io("read", &path, e)),
-        }
+        let hint = "import the model again; or delete the file: number formats then are 32 bits";
+        Ok(read_json(&run.folder.join(ORIGIN), hint)?.unwrap_or_default())
     }
 
     fn write(&self, folder: &Path) -> Result<()> {

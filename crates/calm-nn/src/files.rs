@@ -1,10 +1,10 @@
-//! Weight files: safetensors written aside, flushed and renamed, so that a crash never leaves half a file.
+//! Weight files: safetensors.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use calm_files::Sum;
 use candle_core::{Device, Tensor};
 
 /// A weight file could not be read or written.
@@ -52,39 +52,37 @@ impl WeightsError {
     }
 }
 
-/// Writes `tensors` in name order with string metadata.
+/// Writes `tensors` in name order with string metadata; returns the file's length and hash.
+///
+/// # Errors
+/// The file cannot be written.
 pub fn write_weights(
     path: &Path,
     tensors: &BTreeMap<String, Tensor>,
     metadata: &BTreeMap<String, String>,
-) -> Result<(), WeightsError> {
+) -> Result<Sum, WeightsError> {
     let text = serde_json::to_string(metadata)
         .map_err(|e| WeightsError::Malformed { path: path.to_owned(), reason: e.to_string() })?;
     write_tensors(path, tensors, (METADATA, &text))
 }
 
-/// Writes `tensors` in name order with one entry of plain metadata, as other programs expect it.
+/// Writes `tensors` in name order with one entry of plain metadata, as other programs expect it; returns the file's
+/// length and hash.
+///
+/// # Errors
+/// The file cannot be written.
 pub fn write_tensors(
     path: &Path,
     tensors: &BTreeMap<String, Tensor>,
     (key, value): (&str, &str),
-) -> Result<(), WeightsError> {
-    let io = |source| WeightsError::Io { verb: "write", path: path.to_owned(), source };
+) -> Result<Sum, WeightsError> {
     let meta = HashMap::from([(key.to_owned(), value.to_owned())]);
     let bytes = safetensors::serialize(tensors, Some(meta))
         .map_err(|e| WeightsError::Malformed { path: path.to_owned(), reason: e.to_string() })?;
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".partial");
-    let partial = path.with_file_name(name);
-    let write = || -> std::io::Result<()> {
-        let mut f = fs::File::create(&partial)?;
-        f.write_all(&bytes)?;
-        f.sync_all()?;
-        fs::rename(&partial, path)
-    };
-    write().map_err(|e| {
-        let _ = fs::remove_file(&partial);
-        io(e)
+    calm_files::write_bytes(path, &bytes).map_err(|source| WeightsError::Io {
+        verb: "write",
+        path: path.to_owned(),
+        source,
     })
 }
 
@@ -104,17 +102,25 @@ pub type Weights = (HashMap<String, Tensor>, BTreeMap<String, String>);
 pub fn read_weights(path: &Path, device: &Device) -> Result<Weights, WeightsError> {
     let bytes =
         fs::read(path).map_err(|source| WeightsError::Io { verb: "read", path: path.to_owned(), source })?;
-    if is_pointer(&bytes) {
+    parse_weights(path, &bytes, device)
+}
+
+/// Tensors and metadata of a file's bytes; `path` names it in errors.
+///
+/// # Errors
+/// The bytes are no whole safetensors file.
+pub fn parse_weights(path: &Path, bytes: &[u8], device: &Device) -> Result<Weights, WeightsError> {
+    if is_pointer(bytes) {
         return Err(WeightsError::Pointer { path: path.to_owned() });
     }
     let malformed = |reason: String| WeightsError::Malformed { path: path.to_owned(), reason };
-    let (_, meta) = safetensors::SafeTensors::read_metadata(&bytes).map_err(|e| malformed(e.to_string()))?;
+    let (_, meta) = safetensors::SafeTensors::read_metadata(bytes).map_err(|e| malformed(e.to_string()))?;
     let metadata = match meta.metadata().as_ref().and_then(|m| m.get(METADATA)) {
         Some(text) => serde_json::from_str(text).map_err(|e| malformed(format!("its metadata: {e}")))?,
         None => BTreeMap::new(),
     };
     let tensors =
-        candle_core::safetensors::load_buffer(&bytes, device).map_err(|e| malformed(e.to_string()))?;
+        candle_core::safetensors::load_buffer(bytes, device).map_err(|e| malformed(e.to_string()))?;
     Ok((tensors, metadata))
 }
 
@@ -141,7 +147,7 @@ mod tests {
         assert_eq!(first, write("two").0);
         assert_eq!(meta, metadata);
         assert_eq!(back["b"].dims(), [2, 3]);
-        assert!(!dir.path().join("one.partial").exists());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 
     #[test]

@@ -1,15 +1,18 @@
-//! Checkpoints of one stage: folders `step-N/` with model, optimiser and state, written aside, flushed and
-//! renamed, so that a reader never sees half of one. The latest and the best are kept.
+//! Checkpoints of one stage: folders `step-N/` with model, optimiser and state, there whole or not at all. Two are
+//! kept: the latest and the best, or the one before if these are one. The state holds length and hash of the other
+//! files; what is read is compared with them.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use calm_files::Sum;
 use calm_nn::finite::non_finite;
-use calm_nn::{AdamW, ParamStore, read_weights, write_weights};
+use calm_nn::{AdamW, ParamStore, parse_weights, write_weights};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
+pub use crate::checked::{file_hash, read_json, write_json, write_plain_json, write_text};
 use crate::divergence::Trend;
 use crate::error::{Error, Result};
 
@@ -85,6 +88,52 @@ const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 
+/// What to do about a checkpoint that is damaged.
+const DAMAGED: &str = "the run's own command with --resume goes back to the checkpoint before it; other commands \
+                       can take another one with --checkpoint, latest or best";
+
+/// What `state.json` holds.
+#[derive(Debug, Serialize, Deserialize)]
+struct Saved {
+    #[serde(flatten)]
+    state: StageState,
+    /// The other files of the checkpoint, by name; empty in checkpoints of version 0.1.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    files: BTreeMap<String, Sum>,
+}
+
+/// The weights of a checkpoint as they lie in their file, which is the one that was written.
+#[derive(Debug)]
+pub struct SavedWeights {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    /// BLAKE3 of the file.
+    pub hash: String,
+}
+
+impl SavedWeights {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the file says about itself.
+    ///
+    /// # Errors
+    /// It is no weights file.
+    pub fn metadata(&self) -> Result<BTreeMap<String, String>> {
+        Ok(parse_weights(&self.path, &self.bytes, &Device::Cpu)?.1)
+    }
+
+    /// Puts the weights into a store; every mismatch is reported at once.
+    ///
+    /// # Errors
+    /// They do not fit the model.
+    pub fn load(&self, store: &ParamStore) -> Result<()> {
+        fill(store, &self.path, &self.bytes)
+    }
+}
+
 impl Checkpoints {
     /// Checkpoints in `folder`, which need not exist yet.
     pub fn new(folder: &Path) -> Self {
@@ -96,36 +145,59 @@ impl Checkpoints {
         let Ok(entries) = fs::read_dir(&self.folder) else { return Vec::new() };
         let mut steps: Vec<u64> = entries
             .flatten()
-            .filter(|e| e.path().join(STATE).is_file())
-            .filter_map(|e| e.file_name().to_str()?.strip_prefix("step-")?.parse().ok())
+            .filter_map(|e| {
+                // Under its old name if a process ended while it was being replaced.
+                let name = e.file_name().into_string().ok()?;
+                name.strip_prefix("step-")?.trim_end_matches(".replaced").parse().ok()
+            })
+            .filter(|step| self.path(*step).join(STATE).is_file())
             .collect();
         steps.sort_unstable();
+        steps.dedup();
         steps
     }
 
     /// The folder of one step.
     pub fn path(&self, step: u64) -> PathBuf {
-        self.folder.join(format!("step-{step}"))
+        calm_files::whole_folder(&self.folder.join(format!("step-{step}")))
     }
 
     /// State of the latest checkpoint.
+    ///
+    /// # Errors
+    /// Its state is damaged.
     pub fn latest(&self) -> Result<Option<StageState>> {
         self.steps().last().map(|step| self.state(*step)).transpose()
     }
 
+    /// State of the latest checkpoint whose state can be read: what a damaged one falls back to.
+    pub fn latest_readable(&self) -> Option<StageState> {
+        self.steps().iter().rev().find_map(|step| self.state(*step).ok())
+    }
+
     /// State of one checkpoint.
+    ///
+    /// # Errors
+    /// It is not there, or damaged.
     pub fn state(&self, step: u64) -> Result<StageState> {
+        Ok(self.saved(step)?.state)
+    }
+
+    fn saved(&self, step: u64) -> Result<Saved> {
         let path = self.path(step).join(STATE);
-        let text = fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
-        serde_json::from_str(&text).map_err(|e| {
-            Error::user(
-                format!("{} is damaged: {e}", path.display()),
-                "delete this step's folder to go back to an older checkpoint",
-            )
-        })
+        let saved: Saved = read_json(&path, DAMAGED)?
+            .ok_or_else(|| Error::io("read", &path, std::io::ErrorKind::NotFound.into()))?;
+        if saved.state.step != step {
+            let what = format!("{} is damaged: it is of step {}", path.display(), saved.state.step);
+            return Err(Error::user(what, DAMAGED));
+        }
+        Ok(saved)
     }
 
     /// The step to load for evaluation.
+    ///
+    /// # Errors
+    /// There is no checkpoint, or the best one is gone.
     pub fn step(&self, which: Which) -> Result<u64> {
         let Some(latest) = self.latest()? else {
             return Err(Error::user(
@@ -133,10 +205,14 @@ impl Checkpoints {
                 "train the run first, or name another one with --run",
             ));
         };
-        Ok(match (which, latest.best) {
-            (Which::Best, Some(best)) if self.path(best.step).join(STATE).is_file() => best.step,
-            _ => latest.step,
-        })
+        match (which, latest.best) {
+            (Which::Best, Some(best)) if !self.path(best.step).join(STATE).is_file() => Err(Error::user(
+                format!("{}, the best checkpoint, is gone", self.path(best.step).display()),
+                "put it back, or take the latest with --checkpoint latest where the command has that option",
+            )),
+            (Which::Best, Some(best)) => Ok(best.step),
+            _ => Ok(latest.step),
+        }
     }
 
     /// Weights file of one step.
@@ -144,23 +220,62 @@ impl Checkpoints {
         self.path(step).join(MODEL)
     }
 
+    /// BLAKE3 of the weights file of one step, as it was written.
+    ///
+    /// # Errors
+    /// The state is damaged; the file of an old checkpoint, which has no hashes, cannot be read.
+    pub fn model_hash(&self, step: u64) -> Result<String> {
+        match self.saved(step)?.files.remove(MODEL) {
+            Some(sum) => Ok(sum.blake3),
+            None => file_hash(&self.model_path(step)),
+        }
+    }
+
+    /// Reads a file of a checkpoint, which must be the one that was written.
+    fn read(&self, step: u64, name: &str) -> Result<Vec<u8>> {
+        let saved = self.saved(step)?;
+        let path = self.path(step).join(name);
+        let bytes = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+        match saved.files.get(name).and_then(|sum| sum.differs(&bytes)) {
+            Some(why) => Err(Error::user(format!("{} is damaged: {why}", path.display()), DAMAGED)),
+            None => Ok(bytes),
+        }
+    }
+
+    /// Reads the weights of one step.
+    ///
+    /// # Errors
+    /// They are not there, or damaged.
+    pub fn read_model(&self, step: u64) -> Result<SavedWeights> {
+        let bytes = self.read(step, MODEL)?;
+        Ok(SavedWeights { path: self.model_path(step), hash: Sum::of(&bytes).blake3, bytes })
+    }
+
     /// Loads the weights of one step; every mismatch is reported at once.
+    ///
+    /// # Errors
+    /// They are not there, damaged, or do not fit the model.
     pub fn load_model(&self, step: u64, store: &ParamStore) -> Result<()> {
-        load_weights(&self.model_path(step), store)
+        fill(store, &self.model_path(step), &self.read(step, MODEL)?)
     }
 
     /// Loads the optimiser's state of one step. Imported weights (step 0) have none: the optimiser stays new.
+    ///
+    /// # Errors
+    /// It is not there, damaged, or does not fit the model.
     pub fn load_optimizer(&self, step: u64, store: &ParamStore, optimizer: &mut AdamW) -> Result<()> {
         let path = self.path(step).join(OPTIMIZER);
         if step == 0 && !path.exists() {
             return Ok(());
         }
-        let (tensors, _) = read_weights(&path, &Device::Cpu)?;
+        let (tensors, _) = parse_weights(&path, &self.read(step, OPTIMIZER)?, &Device::Cpu)?;
         Ok(optimizer.restore(store, &tensors, step as u32)?)
     }
 
-    /// Writes a checkpoint and removes those that are neither the latest nor the best. The state of an
-    /// existing step is replaced.
+    /// Writes a checkpoint and removes what is needed no more. The state of an existing step is replaced.
+    ///
+    /// # Errors
+    /// It cannot be written; then the checkpoints before are there as they were.
     pub fn save(
         &self,
         state: &StageState,
@@ -169,62 +284,71 @@ impl Checkpoints {
         metadata: &BTreeMap<String, String>,
     ) -> Result<()> {
         self.write(state, |folder| {
-            write_weights(&folder.join(MODEL), &store.snapshot()?, metadata)?;
-            Ok(write_weights(&folder.join(OPTIMIZER), &optimizer.state(store)?, metadata)?)
+            Ok([
+                (MODEL, write_weights(&folder.join(MODEL), &store.snapshot()?, metadata)?),
+                (OPTIMIZER, write_weights(&folder.join(OPTIMIZER), &optimizer.state(store)?, metadata)?),
+            ])
         })
     }
 
     /// Writes weights that were trained elsewhere: a finished stage at step 0, without optimiser state.
+    ///
+    /// # Errors
+    /// They cannot be written.
     pub fn save_imported(&self, store: &ParamStore, metadata: &BTreeMap<String, String>) -> Result<()> {
         self.write(&StageState { finished: true, ..StageState::default() }, |folder| {
-            Ok(write_weights(&folder.join(MODEL), &store.snapshot()?, metadata)?)
+            Ok([(MODEL, write_weights(&folder.join(MODEL), &store.snapshot()?, metadata)?)])
         })
     }
 
-    /// As [`Checkpoints::save_imported`], from a weights file, byte for byte: its hash stays.
-    pub fn copy_imported(&self, weights: &Path) -> Result<()> {
+    /// As [`Checkpoints::save_imported`], from another stage's checkpoint, byte for byte: its hash stays.
+    ///
+    /// # Errors
+    /// The weights there are damaged, or cannot be written here.
+    pub fn copy_imported(&self, from: &Self, step: u64) -> Result<()> {
+        let weights = from.read_model(step)?;
         self.write(&StageState { finished: true, ..StageState::default() }, |folder| {
             let target = folder.join(MODEL);
-            fs::copy(weights, &target).map_err(|e| Error::io("write", &target, e))?;
-            let file = fs::File::open(&target).and_then(|f| f.sync_all());
-            file.map_err(|e| Error::io("write", &target, e))
+            let sum = calm_files::write_bytes(&target, &weights.bytes);
+            Ok([(MODEL, sum.map_err(|e| Error::io("write", &target, e))?)])
         })
     }
 
     /// `fill` writes the weights into the folder it is given.
-    fn write(&self, state: &StageState, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-        fs::create_dir_all(&self.folder).map_err(|e| Error::io("create", &self.folder, e))?;
-        let partial = self.folder.join(format!("step-{}.partial", state.step));
-        let _ = fs::remove_dir_all(&partial);
-        let whole = self.path(state.step);
-        let write = || -> Result<()> {
-            fs::create_dir(&partial).map_err(|e| Error::io("create", &partial, e))?;
-            fill(&partial)?;
-            write_json(&partial.join(STATE), state)?;
-            if whole.exists() {
-                fs::remove_dir_all(&whole).map_err(|e| Error::io("replace", &whole, e))?;
-            }
-            fs::rename(&partial, &whole).map_err(|e| Error::io("write", &whole, e))?;
-            if let Ok(folder) = fs::File::open(&self.folder) {
-                let _ = folder.sync_all();
-            }
-            Ok(())
-        };
-        write().inspect_err(|_| {
-            let _ = fs::remove_dir_all(&partial);
-        })?;
-        self.sweep(state);
+    fn write<const N: usize>(
+        &self,
+        state: &StageState,
+        fill: impl FnOnce(&Path) -> Result<[(&'static str, Sum); N]>,
+    ) -> Result<()> {
+        let whole = self.folder.join(format!("step-{}", state.step));
+        calm_files::write_folder(
+            &whole,
+            |e| Error::io("write", &whole, e),
+            |partial| {
+                let files = fill(partial)?.map(|(name, sum)| (name.to_owned(), sum)).into();
+                write_json(&partial.join(STATE), &Saved { state: state.clone(), files })
+            },
+        )?;
+        // What is left over may be removed with the next one as well.
+        let _ = self.clear(state).and_then(|()| self.sweep(true));
         Ok(())
     }
 
-    /// Removes checkpoints before this state's that are neither the best nor to be kept.
-    pub fn sweep(&self, state: &StageState) {
-        for step in self.steps() {
-            let kept = state.best.is_some_and(|b| b.step == step) || state.keep == Some(step);
-            if step < state.step && !kept {
-                let _ = fs::remove_dir_all(self.path(step));
+    /// Removes what is needed no more before this state's checkpoint: all but the best, the one that the state keeps, and
+    /// the one before if there is neither.
+    ///
+    /// # Errors
+    /// One cannot be removed.
+    pub fn clear(&self, state: &StageState) -> std::io::Result<()> {
+        let before: Vec<u64> = self.steps().into_iter().filter(|step| *step < state.step).collect();
+        let best = state.best.map(|best| best.step).filter(|best| *best != state.step);
+        let second = best.or_else(|| before.last().copied());
+        for step in before {
+            if Some(step) != second && Some(step) != state.keep {
+                calm_files::remove(&self.path(step))?;
             }
         }
+        Ok(())
     }
 
     /// Removes a checkpoint from which nothing can go on.
@@ -233,7 +357,7 @@ impl Checkpoints {
     /// It cannot be removed.
     pub fn discard(&self, step: u64) -> Result<()> {
         let path = self.path(step);
-        fs::remove_dir_all(&path).map_err(|e| Error::io("remove", &path, e))
+        calm_files::remove(&path).map_err(|e| Error::io("remove", &path, e))
     }
 
     /// Reads a checkpoint with `read`, which is given its step. Where it was replaced in the meantime by a training that
@@ -251,11 +375,86 @@ impl Checkpoints {
             }
         }
     }
+
+    /// Removes what killed processes left. Versions before this one began to remove a checkpoint under its own name.
+    fn sweep(&self, damaged: bool) -> std::io::Result<()> {
+        calm_files::settle(&self.folder, damaged)?;
+        let Ok(entries) = fs::read_dir(&self.folder) else { return Ok(()) };
+        for path in entries.flatten().map(|e| e.path()) {
+            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            let of_step = name.strip_prefix("step-").is_some_and(|step| step.parse::<u64>().is_ok());
+            if of_step && path.is_dir() && !path.join(STATE).exists() {
+                calm_files::remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a checkpoint is what was written, to the byte; one of version 0.1 is believed.
+    ///
+    /// # Errors
+    /// It is not, or cannot be read.
+    pub fn check(&self, step: u64) -> Result<()> {
+        for (name, sum) in self.saved(step)?.files {
+            let path = self.path(step).join(name);
+            let now = Sum::of_file(&path).map_err(|e| Error::io("read", &path, e))?;
+            if now != sum {
+                let what = format!("{} is damaged: {now} and must be {sum}", path.display());
+                return Err(Error::user(what, DAMAGED));
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the stage in order before it is worked on: removes what killed processes left, and sets damaged
+    /// checkpoints aside so that training goes on from the one before. Returns what a user should know. Only for a
+    /// process that has the run for itself.
+    ///
+    /// # Errors
+    /// All checkpoints are damaged; nothing is touched then. Or the file system says no.
+    pub fn settle(&self) -> Result<Vec<String>> {
+        self.sweep(false).map_err(|e| Error::io("write", &self.folder, e))?;
+        let steps = self.steps();
+        let mut damaged = Vec::new();
+        let mut whole = None;
+        for step in steps.iter().rev() {
+            match self.check(*step) {
+                Ok(()) => {
+                    whole.get_or_insert(*step);
+                }
+                Err(e) => damaged.push((*step, e.to_string())),
+            }
+        }
+        let Some(whole) = whole else {
+            let Some((_, why)) = damaged.into_iter().next() else { return Ok(Vec::new()) };
+            return Err(Error::user(
+                format!("{why}; no other checkpoint of this stage is whole"),
+                "restore the file, or begin the stage anew with --restart",
+            ));
+        };
+        let mut said = Vec::new();
+        for (step, why) in damaged {
+            let path = self.path(step);
+            let aside = calm_files::set_aside(&path).map_err(|e| Error::io("write", &path, e))?;
+            let then = if step > whole { format!("going back to step {whole}") } else { "left out".into() };
+            said.push(format!("{why}; {then} (the damaged checkpoint is {})", aside.display()));
+        }
+        // A process may have ended before it removed the checkpoints that its last one made needless.
+        self.clear(&self.state(whole)?).map_err(|e| Error::io("write", &self.folder, e))?;
+        Ok(said)
+    }
 }
 
 /// Loads a weights file into a store; every mismatch is reported at once.
+///
+/// # Errors
+/// The file cannot be read, or does not fit the model.
 pub fn load_weights(path: &Path, store: &ParamStore) -> Result<()> {
-    let (tensors, _) = read_weights(path, store.device())?;
+    fill(store, path, &fs::read(path).map_err(|e| Error::io("read", path, e))?)
+}
+
+fn fill(store: &ParamStore, path: &Path, bytes: &[u8]) -> Result<()> {
+    let (tensors, _) = parse_weights(path, bytes, store.device())?;
     if let Some(name) = non_finite(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))? {
         return Err(Error::user(
             format!(
@@ -275,132 +474,5 @@ pub fn load_weights(path: &Path, store: &ParamStore) -> Result<()> {
     ))
 }
 
-/// BLAKE3 of a file's bytes, in hexadecimal.
-pub fn file_hash(path: &Path) -> Result<String> {
-    let mut hasher = blake3::Hasher::new();
-    let mut file = fs::File::open(path).map_err(|e| Error::io("read", path, e))?;
-    std::io::copy(&mut file, &mut hasher).map_err(|e| Error::io("read", path, e))?;
-    Ok(hasher.finalize().to_hex().to_string())
-}
-
-/// Writes JSON aside, flushes and renames.
-pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(value)
-        .map_err(|e| Error::user(format!("cannot write {}: {e}", path.display()), ""))?;
-    write_text(path, &(text + "\n"))
-}
-
-/// Writes a text aside, flushes and renames.
-pub fn write_text(path: &Path, text: &str) -> Result<()> {
-    use std::io::Write;
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".partial");
-    let partial = path.with_file_name(name);
-    let write = || -> std::io::Result<()> {
-        let mut f = fs::File::create(&partial)?;
-        f.write_all(text.as_bytes())?;
-        f.sync_all()?;
-        fs::rename(&partial, path)
-    };
-    write().map_err(|e| {
-        let _ = fs::remove_file(&partial);
-        Error::io("write", path, e)
-    })
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use calm_nn::{AdamWConfig, Init};
-    use candle_core::DType;
-
-    fn store() -> ParamStore {
-        let store = ParamStore::new(&Device::Cpu, DType::F32, 1);
-        store.builder().weight("w", &[3, 2], Init::Normal(1.0)).unwrap();
-        store
-    }
-
-    #[test]
-    fn the_latest_and_the_best_checkpoint_are_kept() {
-        let dir = tempfile::tempdir().unwrap();
-        let checkpoints = Checkpoints::new(&dir.path().join("lm"));
-        let store = store();
-        let opt = AdamW::new(&store, AdamWConfig::default()).unwrap();
-        for (step, best) in [(1, 1), (2, 2), (3, 2), (4, 2)] {
-            let best = Some(Best { step: best, loss: 1.0 });
-            let state = StageState { step, best, ..Default::default() };
-            checkpoints.save(&state, &store, &opt, &BTreeMap::new()).unwrap();
-        }
-        assert_eq!(checkpoints.steps(), [2, 4]);
-        assert_eq!(checkpoints.step(Which::Best).unwrap(), 2);
-        assert_eq!(checkpoints.step(Which::Latest).unwrap(), 4);
-        assert!(!dir.path().join("lm/step-4.partial").exists());
-    }
-
-    #[test]
-    fn a_checkpoint_that_is_replaced_while_it_is_read_is_read_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let checkpoints = Checkpoints::new(dir.path());
-        let store = store();
-        let opt = AdamW::new(&store, AdamWConfig::default()).unwrap();
-        let save = |step| {
-            let state = StageState { step, ..Default::default() };
-            checkpoints.save(&state, &store, &opt, &BTreeMap::new()).unwrap();
-        };
-        save(1);
-        let mut seen = Vec::new();
-        let read = checkpoints.reading(Which::Latest, |step| {
-            seen.push(step);
-            // A training that goes on.
-            if step == 1 {
-                save(2);
-            }
-            load_weights(&checkpoints.model_path(step), &store).map(|()| step)
-        });
-        assert_eq!((read.unwrap(), seen), (2, vec![1, 2]));
-        // What fails for another reason fails at once.
-        let mut tries = 0;
-        let failed: Result<()> = checkpoints.reading(Which::Latest, |_| {
-            tries += 1;
-            Err(Error::user("no", ""))
-        });
-        assert!(failed.is_err() && tries == 1);
-    }
-
-    #[test]
-    fn the_checkpoint_before_is_kept_until_it_is_swept() {
-        let dir = tempfile::tempdir().unwrap();
-        let checkpoints = Checkpoints::new(dir.path());
-        let store = store();
-        let opt = AdamW::new(&store, AdamWConfig::default()).unwrap();
-        for (step, keep) in [(1, None), (2, Some(1)), (3, Some(2))] {
-            let state = StageState { step, keep, ..Default::default() };
-            checkpoints.save(&state, &store, &opt, &BTreeMap::new()).unwrap();
-        }
-        assert_eq!(checkpoints.steps(), [2, 3]);
-        checkpoints.sweep(&StageState { step: 3, ..Default::default() });
-        assert_eq!(checkpoints.steps(), [3]);
-    }
-
-    #[test]
-    fn weights_that_do_not_fit_or_are_cut_off_are_errors_that_name_the_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let checkpoints = Checkpoints::new(dir.path());
-        let small = store();
-        let opt = AdamW::new(&small, AdamWConfig::default()).unwrap();
-        checkpoints
-            .save(&StageState { step: 7, ..Default::default() }, &small, &opt, &BTreeMap::new())
-            .unwrap();
-        let other = ParamStore::new(&Device::Cpu, DType::F32, 1);
-        other.builder().weight("w", &[3, 3], Init::Ones).unwrap();
-        other.builder().weight("v", &[1], Init::Ones).unwrap();
-        let e = checkpoints.load_model(7, &other).unwrap_err().to_string();
-        assert!(e.contains("missing: v") && e.contains("wrong shape: w"), "{e}");
-        let path = checkpoints.model_path(7);
-        let bytes = fs::read(&path).unwrap();
-        fs::write(&path, &bytes[..bytes.len() - 5]).unwrap();
-        let e = checkpoints.load_model(7, &small).unwrap_err();
-        assert!(e.to_string().contains("model.safetensors"), "{e}");
-        assert!(e.remedy().is_some_and(|r| r.contains("truncated")), "{e:?}");
-    }
-}
+mod tests;

@@ -4,6 +4,7 @@
 //! This room reads and writes; it trains nothing and builds no model (`calm-train` does). It may use the owners of
 //! the settings that a run's configuration is made of, down from `calm-eval`.
 
+pub mod checked;
 pub mod checkpoint;
 pub mod config;
 pub mod divergence;

@@ -6,14 +6,15 @@
 //! (`docs/src/resuming.md`).
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use calm_config::Resolved;
 
-use crate::checkpoint::{Checkpoints, StageState, write_text};
+use crate::checked::write_config;
+use crate::checkpoint::{Checkpoints, StageState};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
+use crate::metrics::SUM;
 use crate::record::{Change, Provenance, RunRecord, differences};
 use crate::run::{CONFIG, ORIGIN, RECORD, RESULTS, Run};
 use crate::stage::Stage;
@@ -74,7 +75,7 @@ impl Resumption {
             Begin::Restart(stage) if there => match stage {
                 None => (
                     Stage::ALL.to_vec(),
-                    &["autoencoder", "lm", "tensorboard", "metrics.jsonl", RESULTS, RECORD, ORIGIN],
+                    &["autoencoder", "lm", "tensorboard", SUM, "metrics.jsonl", RESULTS, RECORD, ORIGIN],
                 ),
                 // A language model is nothing without its autoencoder.
                 Some(Stage::Autoencoder) => (
@@ -140,12 +141,12 @@ impl Resumption {
     /// The folder cannot be written.
     pub fn act(&self, by: Provenance) -> Result<Provenance> {
         for path in &self.remove {
-            remove(path)?;
+            calm_files::remove(path).map_err(|e| Error::io("remove", path, e))?;
         }
         let folder = &self.run.folder;
-        fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+        calm_files::create_folder(folder).map_err(|e| Error::io("create", folder, e))?;
         if let Some(text) = &self.config {
-            write_text(&folder.join(CONFIG), text)?;
+            write_config(&folder.join(CONFIG), text)?;
         }
         let mut after = BTreeMap::new();
         for stage in Stage::ALL {
@@ -192,7 +193,8 @@ impl<'a> Judge<'a> {
     fn new(run: &'a Run, before: &'a RunConfig, begin: Begin) -> Result<Self> {
         let mut states = BTreeMap::new();
         for stage in Stage::ALL {
-            if let Some(state) = run.checkpoints(stage).latest()? {
+            // A damaged one is gone back from before anything is trained.
+            if let Some(state) = run.checkpoints(stage).latest_readable() {
                 states.insert(stage, state);
             }
         }
@@ -312,15 +314,6 @@ fn restarted_setting(key: &str, begin: Begin) -> bool {
 /// Whether there are weights of any stage.
 fn has_weights(folder: &Path) -> bool {
     Stage::ALL.iter().any(|stage| !Checkpoints::new(&folder.join(stage.name())).steps().is_empty())
-}
-
-/// Removes a file or a folder with all it holds; nothing there is fine.
-fn remove(path: &Path) -> Result<()> {
-    let done = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    match done {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

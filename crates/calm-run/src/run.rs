@@ -6,6 +6,7 @@
 //!   run.json           command, version, commit, hashes of data and tokenizer, settings that were changed later
 //!   tokenizer.json
 //!   metrics.jsonl      one line a logged step or validation
+//!   metrics.sum        its length and hash at the last checkpoint
 //!   tensorboard/       the same for TensorBoard
 //!   autoencoder/step-N/{model,optimizer}.safetensors, state.json     stage 1
 //!   lm/step-N/...                                                    stage 2, or the baseline
@@ -17,16 +18,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use calm_config::{ConfigText, Resolved, load};
-use calm_data::{Layout, Tokenizer};
-use calm_nn::read_weights;
-use candle_core::Device;
-
-use crate::checkpoint::{Checkpoints, Which, file_hash, write_json};
+use crate::checked::{file_hash, read_config, read_json, write_json};
+use crate::checkpoint::{Checkpoints, Which};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::record::{Change, RunRecord, apply};
 use crate::stage::Stage;
+use calm_config::{ConfigText, Resolved, load};
+use calm_data::{Layout, Tokenizer};
 
 /// File of a run that says what an imported model was; `calm export` writes it back.
 pub const ORIGIN: &str = "reference.json";
@@ -67,7 +66,7 @@ impl Run {
                 "name the folder of a run with --run (runs/NAME), or train one first",
             ));
         }
-        let began: Resolved<RunConfig> = load(ConfigText::read(&path)?, &[])?;
+        let began: Resolved<RunConfig> = load(read_config(&path)?, &[])?;
         let record = read_record(folder)?.unwrap_or_default();
         after(began, record.changes())
     }
@@ -124,15 +123,15 @@ impl Run {
     /// The run's own tokenizer, with its vocabulary.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let path = self.folder.join("tokenizer.json");
-        let tokenizer = Tokenizer::load(&path)?;
         let trained_with = self.record()?.map(|r| r.tokenizer_hash).filter(|h| !h.is_empty());
-        if trained_with.is_some_and(|h| !tokenizer.is(&h)) {
+        // The hash of a tokenizer is that of its file; a damaged one is not even parsed.
+        if path.is_file() && trained_with.is_some() && trained_with != Some(file_hash(&path)?) {
             return Err(Error::user(
                 format!("{} is not the tokenizer that this run was trained with", path.display()),
                 "restore the file; the run's own command with --resume writes it again",
             ));
         }
-        Ok(self.config.fit(tokenizer)?)
+        Ok(self.config.fit(Tokenizer::load(&path)?)?)
     }
 
     /// Layout of the language model's rows.
@@ -154,7 +153,7 @@ impl Run {
     /// Hash of the autoencoder's weights file.
     pub fn autoencoder_hash(&self) -> Result<String> {
         let autoencoder = self.checkpoints(Stage::Autoencoder);
-        file_hash(&autoencoder.model_path(autoencoder.step(Which::Best)?))
+        autoencoder.model_hash(autoencoder.step(Which::Best)?)
     }
 
     /// Whether the latest language model was trained on the autoencoder that is there now (true without a
@@ -163,7 +162,7 @@ impl Run {
         let lm = self.checkpoints(Stage::Lm);
         let Some(state) = lm.latest()? else { return Ok(true) };
         let hash = self.autoencoder_hash()?;
-        let (_, metadata) = read_weights(&lm.model_path(state.step), &Device::Cpu)?;
+        let metadata = lm.read_model(state.step)?.metadata()?;
         Ok(metadata.get("autoencoder").is_none_or(|h| *h == hash))
     }
 
@@ -179,18 +178,10 @@ impl Run {
 
 /// The record of the run in a folder.
 fn read_record(folder: &Path) -> Result<Option<RunRecord>> {
-    let path = folder.join(RECORD);
-    match fs::read_to_string(&path) {
-        Ok(text) => serde_json::from_str(&text).map(Some).map_err(|e| {
-            Error::user(
-                format!("{} is damaged: {e}", path.display()),
-                "restore it; without it --resume writes a new one, and settings that were changed on the way must be \
-                 given again",
-            )
-        }),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io("read", &path, e)),
-    }
+    read_json(
+        &folder.join(RECORD),
+        "restore it; without it --resume writes a new one, and settings that were changed on the way must be given again",
+    )
 }
 
 /// A configuration after changes.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use calm_report::study::Measured;
-use calm_run::checkpoint::write_json;
+use calm_run::checked::{read_json, write_json};
 use calm_run::{Result, Stage};
 use calm_train::measure::MeasuredCosts;
 use serde::{Deserialize, Serialize};
@@ -52,8 +52,7 @@ fn key(ablation: &Ablation, threads: usize) -> String {
 
 /// What was measured before, if it is of these variants, with as many threads as now (None: with any number).
 pub fn kept(ablation: &Ablation, threads: Option<usize>) -> Rounds {
-    let text = std::fs::read_to_string(ablation.folder.join(COSTS)).unwrap_or_default();
-    let rounds: Rounds = serde_json::from_str(&text).unwrap_or_default();
+    let rounds: Rounds = read_json(&ablation.folder.join(COSTS), "").ok().flatten().unwrap_or_default();
     let key = key(ablation, threads.unwrap_or(rounds.threads));
     if rounds.key == key {
         return rounds;

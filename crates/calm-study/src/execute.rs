@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use calm_data::Corpus;
-use calm_run::checkpoint::write_json;
+use calm_run::checked::{read_json, write_json};
+use calm_run::checkpoint::Checkpoints;
 use calm_run::config::RunConfig;
 use calm_run::run::CONFIG;
 use calm_run::{Begin, Error, Result, Resumption, Run, Stage};
@@ -51,8 +52,7 @@ pub type Failures = BTreeMap<String, String>;
 
 /// The runs that failed when this ablation was last executed.
 pub fn failures(ablation: &Path) -> Failures {
-    let text = std::fs::read_to_string(ablation.join(FAILURES)).unwrap_or_default();
-    serde_json::from_str(&text).unwrap_or_default()
+    read_json(&ablation.join(FAILURES), "").ok().flatten().unwrap_or_default()
 }
 
 /// Whether the folders of runs that are there hold the same runs. Nothing is touched.
@@ -131,21 +131,31 @@ fn same_autoencoder(autoencoder: &SharedAutoencoder) -> Result<()> {
 pub fn finished(folder: &Path, config: &RunConfig, stage: Stage) -> Result<bool> {
     let run = Run { folder: folder.to_owned(), config: config.clone() };
     let steps = config.train.stage(stage).map_or(0, |c| c.steps);
-    Ok(run.checkpoints(stage).latest()?.is_some_and(|s| s.step >= steps || (s.finished && s.step == 0)))
+    // One whose state is damaged is resumed from the checkpoint before it.
+    let state = run.checkpoints(stage).latest().ok().flatten();
+    Ok(state.is_some_and(|s| s.step >= steps || (s.finished && s.step == 0)))
+}
+
+/// Whether the checkpoints of a stage are what was written: damaged ones are trained again from the one before.
+fn whole(folder: &Path, stage: Stage) -> bool {
+    let checkpoints = Checkpoints::new(&folder.join(stage.name()));
+    checkpoints.steps().into_iter().all(|step| checkpoints.check(step).is_ok())
 }
 
 /// What is left to train: autoencoders and runs, by their place in the plan.
 pub fn missing(ablation: &Ablation) -> Result<(Vec<usize>, Vec<usize>)> {
     let mut runs = Vec::new();
     for (i, run) in ablation.runs.iter().enumerate() {
-        if !finished(&run.folder, &run.config.value, Stage::Lm)? {
+        let done = finished(&run.folder, &run.config.value, Stage::Lm)?;
+        if !(done && whole(&run.folder, Stage::Lm)) {
             runs.push(i);
         }
     }
     let mut autoencoders = Vec::new();
     for (i, autoencoder) in ablation.autoencoders.iter().enumerate() {
         let needed = runs.iter().any(|r| ablation.runs[*r].autoencoder == Some(i));
-        if needed && !finished(&autoencoder.folder, &autoencoder.config.value, Stage::Autoencoder)? {
+        let done = finished(&autoencoder.folder, &autoencoder.config.value, Stage::Autoencoder)?;
+        if needed && !(done && whole(&autoencoder.folder, Stage::Autoencoder)) {
             autoencoders.push(i);
         }
     }
@@ -202,7 +212,7 @@ pub fn execute(ablation: &Ablation, worker: &mut dyn Worker) -> Result<Option<Fa
         }
     }
     if failures.is_empty() {
-        let _ = std::fs::remove_file(ablation.folder.join(FAILURES));
+        let _ = calm_files::remove(&ablation.folder.join(FAILURES));
     }
     Ok(Some(failures))
 }

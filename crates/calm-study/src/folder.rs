@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use calm_report::Study;
 use calm_report::study::Machine;
-use calm_run::checkpoint::{write_json, write_text};
+use calm_run::checkpoint::{read_json, write_json, write_text};
 use calm_run::{Error, Result};
 
 /// File that says where and when an ablation was scored and measured.
@@ -20,8 +20,7 @@ pub fn write_machine(folder: &Path, machine: &Machine) -> Result<()> {
 
 /// Who made the study that lies in a folder, if somebody wrote it down.
 pub fn machine_of(folder: &Path) -> Option<Machine> {
-    let text = std::fs::read_to_string(folder.join(MACHINE)).ok()?;
-    serde_json::from_str(&text).ok()
+    read_json(&folder.join(MACHINE), "").ok()?
 }
 
 /// Writes the page, the CSV and the JSON of a study; returns the page's path.
@@ -29,7 +28,7 @@ pub fn machine_of(folder: &Path) -> Option<Machine> {
 /// # Errors
 /// The folder cannot be written, or a plot not be drawn.
 pub fn publish(study: &Study, folder: &Path) -> Result<PathBuf> {
-    std::fs::create_dir_all(folder).map_err(|e| {
+    calm_files::create_folder(folder).map_err(|e| {
         Error::user(format!("cannot create {}: {e}", folder.display()), "choose another folder with --out")
     })?;
     let fail = |e: calm_report::ReportError| Error::user(format!("cannot write the report: {e}"), "");

@@ -85,6 +85,7 @@ fn finished_runs<'a>(
             if finished(&run.folder, &run.config, Stage::Lm)?
                 && let Some(scores) = kept(ablation, &run)?
             {
+                notes.extend(calm_run::metrics::check(&run.folder));
                 found.push(Finished { planned, run, scores });
             } else if !failures.contains_key(&planned.name) {
                 notes.push(unfinished(&run, &planned.name)?);

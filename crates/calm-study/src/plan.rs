@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use calm_config::{ConfigErrors, ConfigText, Resolved, load};
 use calm_eval::protocol::Protocol;
 use calm_run::Run;
-use calm_run::checkpoint::write_json;
+use calm_run::checked::{read_json, write_json};
 use calm_run::config::RunConfig;
 use calm_run::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -205,13 +205,8 @@ impl Ablation {
     pub fn open(folder: &Path) -> Result<Self> {
         let config = load::<AblationConfig>(ConfigText::read(&folder.join(ABLATION))?, &[])?.value;
         let path = folder.join(PLAN);
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
-        let saved: Saved = serde_json::from_str(&text).map_err(|e| {
-            Error::user(
-                format!("{} is damaged: {e}", path.display()),
-                "run the ablation again to write it anew",
-            )
-        })?;
+        let saved: Saved = read_json(&path, "run the ablation again to write it anew")?
+            .ok_or_else(|| Error::io("read", &path, std::io::ErrorKind::NotFound.into()))?;
         let of = |folder: &Path| Run::resolved(folder);
         let mut ablation = Self {
             folder: folder.to_owned(),

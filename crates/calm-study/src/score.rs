@@ -11,7 +11,7 @@ use calm_eval::reconstruction::ReconstructionReport;
 use calm_eval::score::VERSION;
 use calm_lm::{LanguageModel, Sampler, TokenDecoding};
 use calm_report::study::{Reference, Sample};
-use calm_run::checkpoint::{Which, file_hash, write_json};
+use calm_run::checkpoint::{Which, read_json, write_json};
 use calm_run::results::BoundResults;
 use calm_run::{Error, Result, Run, Stage, metrics};
 use calm_stats::bootstrap::BrierReport;
@@ -171,7 +171,7 @@ fn reconstruction_key(run: &Run, eval: &EvalConfig) -> Result<String> {
 
 fn run_key(run: &Run, protocol: &Protocol, score: &ScoreConfig) -> Result<String> {
     let lm = run.checkpoints(Stage::Lm);
-    let weights = file_hash(&lm.model_path(lm.step(Which::Best)?))?;
+    let weights = lm.model_hash(lm.step(Which::Best)?)?;
     let ScoreConfig { documents, samples, reference_documents, draws, prompt_tokens, bound_samples, .. } =
         score;
     let how =
@@ -202,8 +202,7 @@ pub(crate) fn keep_made_up_reconstruction(
 
 /// What is kept under this key; anything else is made anew.
 fn read<T: DeserializeOwned>(path: &Path, key: &str) -> Option<T> {
-    let text = std::fs::read_to_string(path).ok()?;
-    let kept: KeptScores<T> = serde_json::from_str(&text).ok()?;
+    let kept: KeptScores<T> = read_json(path, "").ok()??;
     (kept.key == key).then_some(kept.scores)
 }
 

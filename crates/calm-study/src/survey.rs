@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use calm_config::Resolved;
 use calm_data::Corpus;
-use calm_run::checkpoint::write_json;
+use calm_run::checked::{read_json, write_json};
 use calm_run::config::RunConfig;
 use calm_run::{Begin, Error, Result, Run, Stage};
 use calm_train::plan::{Plan, Target};
@@ -53,10 +53,7 @@ impl<'a> Survey<'a> {
         meter: &'a mut dyn Meter,
         reporter: &'a mut dyn Reporter,
     ) -> Self {
-        let rates = std::fs::read_to_string(folder.join(RATES))
-            .ok()
-            .and_then(|text| serde_json::from_str(&text).ok())
-            .unwrap_or_default();
+        let rates = read_json(&folder.join(RATES), "").ok().flatten().unwrap_or_default();
         let (folder, cache) = (folder.to_owned(), cache.to_owned());
         Self { folder, cache, dry, site, meter, reporter, corpora: Vec::new(), rates }
     }

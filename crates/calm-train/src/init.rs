@@ -8,7 +8,6 @@ use std::path::Path;
 use crate::models::{new_autoencoder, new_lm};
 use crate::reporter::Reporter;
 use calm_run::Result;
-use calm_run::checkpoint::file_hash;
 use calm_run::{Provenance, Run, RunRecord, Stage};
 
 /// The tokenizer that a run's configuration asks for. One that is trained on the text needs the text.
@@ -55,7 +54,7 @@ pub fn initialise(
         let stage_one = new_autoencoder(run, &tokenizer, device)?;
         let checkpoints = run.checkpoints(Stage::Autoencoder);
         checkpoints.save_imported(&stage_one.store, &run.metadata(Stage::Autoencoder, &record))?;
-        metadata.insert("autoencoder".into(), file_hash(&checkpoints.model_path(0))?);
+        metadata.insert("autoencoder".into(), checkpoints.model_hash(0)?);
         stages.push((Stage::Autoencoder, stage_one.store.element_count()));
         autoencoder = Some(stage_one.model);
     }

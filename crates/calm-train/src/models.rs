@@ -3,8 +3,8 @@
 use calm_autoencoder::{Autoencoder, AutoencoderConfig};
 use calm_data::{SpecialTokens, Tokenizer};
 use calm_lm::{LanguageModel, SpecialIds, TextFormat};
-use calm_nn::{ParamStore, read_weights};
-use calm_run::checkpoint::{Which, file_hash, load_weights};
+use calm_nn::ParamStore;
+use calm_run::checkpoint::Which;
 use calm_run::{Error, Result, Run, Stage};
 use candle_core::Device;
 
@@ -77,9 +77,9 @@ pub fn load_autoencoder(
     let stage_one = autoencoder_in(new_store(run, device)?.frozen(), run, tokenizer)?;
     let checkpoints = run.checkpoints(Stage::Autoencoder);
     let hash = checkpoints.reading(which, |step| {
-        let path = checkpoints.model_path(step);
-        load_weights(&path, &stage_one.store)?;
-        file_hash(&path)
+        let weights = checkpoints.read_model(step)?;
+        weights.load(&stage_one.store)?;
+        Ok(weights.hash)
     })?;
     Ok((stage_one, hash))
 }
@@ -133,16 +133,19 @@ pub fn load_lm_with_step(
     checkpoints.step(which)?;
     let model = new_lm(run, autoencoder, tokenizer, device)?;
     let step = checkpoints.reading(which, |step| {
-        let path = checkpoints.model_path(step);
+        let weights = checkpoints.read_model(step)?;
         if let Some(hash) = &hash
-            && read_weights(&path, device)?.1.get("autoencoder").is_some_and(|h| h != hash)
+            && weights.metadata()?.get("autoencoder").is_some_and(|h| h != hash)
         {
             return Err(Error::user(
-                format!("{} was trained on another autoencoder than the one in this run", path.display()),
+                format!(
+                    "{} was trained on another autoencoder than the one in this run",
+                    weights.path().display()
+                ),
                 "put the autoencoder back, or train the language model again (--stage lm --restart)",
             ));
         }
-        load_weights(&path, model.store())?;
+        weights.load(model.store())?;
         Ok(step)
     })?;
     Ok((model, step))

@@ -13,6 +13,8 @@ pub trait Observer {
     fn step(&mut self, report: &StepReport);
     /// After a validation.
     fn validation(&mut self, stage: Stage, step: u64, validation: &Validation);
+    /// Before a checkpoint is written: what was recorded so far must not be lost if it is kept.
+    fn saving(&mut self) {}
     /// After the last step.
     fn end(&mut self, stage: Stage, state: &StageState);
     /// Whether to stop at the next step, with a checkpoint.

@@ -55,6 +55,7 @@ pub fn begin(
 ) -> Result<Results> {
     let run = resumption.run();
     run.config.precision.check(device).map_err(|e| Error::user(e.to_string(), "--set precision=f32"))?;
+    settle(run, options, reporter)?;
     check(resumption, options)?;
     let corpus = prepare(resumption, &options.cache, reporter)?;
     check_others(resumption, &corpus, options)?;
@@ -133,6 +134,19 @@ fn work(
 /// A stop that came with the last step of a stage.
 fn goes_on(reporter: &dyn Reporter) -> Result<()> {
     if reporter.should_stop() { Err(Error::Stopped) } else { Ok(()) }
+}
+
+/// Puts the folder in order after processes that were killed in it. Who goes on with a run goes on from what is whole.
+fn settle(run: &Run, options: &TrainOptions, reporter: &mut dyn Reporter) -> Result<()> {
+    if options.resume {
+        for stage in Stage::ALL {
+            for said in run.checkpoints(stage).settle()? {
+                reporter.warn(&format!("{stage}: {said}"));
+            }
+        }
+    }
+    let swept = calm_files::settle(&run.folder, false);
+    swept.map(|_| ()).map_err(|e| Error::io("write", &run.folder, e))
 }
 
 /// Whether the run holds a language model that belongs to its autoencoder.

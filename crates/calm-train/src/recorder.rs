@@ -84,6 +84,12 @@ impl Observer for Recorder<'_> {
         self.reporter.validation(stage, step, v);
     }
 
+    fn saving(&mut self) {
+        self.metrics.sync();
+        self.pass_warnings();
+        self.reporter.saving();
+    }
+
     fn end(&mut self, stage: Stage, state: &StageState) {
         self.reporter.end(stage, state);
     }

@@ -1,12 +1,12 @@
 //! Weights of other runs: a finished autoencoder, or a start for fine-tuning.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use calm_data::Corpus;
 
 use crate::options::TrainOptions;
 use crate::reporter::Reporter;
-use calm_run::checkpoint::{Which, file_hash};
+use calm_run::checkpoint::{Checkpoints, Which};
 use calm_run::{Error, Result, Resumption, Run, Stage};
 
 /// Whether the weights that are to be taken from other runs are there and fit. Nothing is taken yet.
@@ -36,8 +36,8 @@ pub(crate) fn check_others(resumption: &Resumption, corpus: &Corpus, options: &T
     wanted.into_iter().try_for_each(|stage| other.checkpoints(stage).step(Which::Best).map(|_| ()))
 }
 
-/// The finished autoencoder of another run that fits: the folder of its best step, and its weights file.
-fn finished_autoencoder(run: &Run, corpus: &Corpus, other: &Path) -> Result<(PathBuf, PathBuf)> {
+/// The finished autoencoder of another run that fits: its checkpoints, and its best step.
+fn finished_autoencoder(run: &Run, corpus: &Corpus, other: &Path) -> Result<(Checkpoints, u64)> {
     let other = Run::open(other)?;
     let shape = |run: &Run| run.config.model.autoencoder().map(|a| (run.config.chunk_size(), a.clone()));
     let fits = shape(run).is_some() && shape(run) == shape(&other);
@@ -59,7 +59,7 @@ fn finished_autoencoder(run: &Run, corpus: &Corpus, other: &Path) -> Result<(Pat
         ));
     }
     let step = from.step(Which::Best)?;
-    Ok((from.path(step), from.model_path(step)))
+    Ok((from, step))
 }
 
 /// Copies the finished autoencoder of another run, after checking that it fits; returns the hash of its
@@ -70,18 +70,18 @@ pub(crate) fn import_autoencoder(
     other: &Path,
     reporter: &mut dyn Reporter,
 ) -> Result<String> {
-    let (folder, weights) = finished_autoencoder(run, corpus, other)?;
-    let hash = file_hash(&weights)?;
+    let (from, step) = finished_autoencoder(run, corpus, other)?;
+    let hash = from.model_hash(step)?;
     let to = run.checkpoints(Stage::Autoencoder);
     if to.latest()?.is_none() {
-        to.copy_imported(&weights)?;
+        to.copy_imported(&from, step)?;
     } else if run.autoencoder_hash()? != hash {
         return Err(Error::user(
             format!("{} has an autoencoder of its own", run.folder.display()),
             "leave --autoencoder away to keep it; --restart or another --out begins anew",
         ));
     }
-    reporter.note(&format!("autoencoder: taken from {}", folder.display()));
+    reporter.note(&format!("autoencoder: taken from {}", from.path(step).display()));
     Ok(hash)
 }
 

@@ -57,6 +57,8 @@ impl Training<'_> {
         {
             stepper.load(self.checkpoints, saved.step, objective.store())?;
             state = saved;
+            // One that was set aside as damaged counts no more.
+            state.best = state.best.filter(|best| self.checkpoints.steps().contains(&best.step));
             watch.saved(state.step);
         }
         observer.begin(stage, state.step, c.steps);
@@ -65,6 +67,7 @@ impl Training<'_> {
             let found = validate(state.step, false).and_then(|v| checked(stage, state.step, v));
             let found = found.map_err(|e| watch.explain(e, &state))?;
             self.validated(stage, &mut state, found, observer);
+            observer.saving();
             self.checkpoints.save(&state, objective.store(), stepper.optimizer(), self.metadata)?;
         }
         let on_cpu = objective.store().device().is_cpu();
@@ -129,6 +132,7 @@ impl Training<'_> {
                 }
                 state.finished = last;
                 state.keep = if last { None } else { watch.to_keep() };
+                observer.saving();
                 self.checkpoints.save(&state, store, stepper.optimizer(), self.metadata)?;
                 watch.saved(state.step);
             }

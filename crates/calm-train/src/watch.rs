@@ -132,11 +132,9 @@ impl<'a> Watch<'a> {
             },
         }
         if report.values.is_some() && !std::mem::replace(&mut self.proven, true) {
-            self.checkpoints.sweep(&StageState {
-                step: self.latest.unwrap_or_default(),
-                keep: None,
-                ..state.clone()
-            });
+            let step = self.latest.unwrap_or_default();
+            // What is left over is removed with the next checkpoint.
+            let _ = self.checkpoints.clear(&StageState { step, keep: None, ..state.clone() });
         }
         Ok(Course::On)
     }

@@ -31,7 +31,7 @@ pub fn run(args: &InitArgs, printer: &Printer) -> Result<()> {
     drop(screen);
     // Half a run is none: the folder was empty before.
     let stages = stages.inspect_err(|_| {
-        let _ = std::fs::remove_dir_all(&run.folder);
+        let _ = calm_files::remove(&run.folder);
     })?;
     drop(lock);
     let stages: Vec<String> =

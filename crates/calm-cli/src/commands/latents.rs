@@ -1,7 +1,6 @@
 //! `calm latents`: posterior latents as a NumPy file.
 
-use std::fs::File;
-use std::io::{BufWriter, ErrorKind, Write};
+use std::io::{ErrorKind, Write};
 
 use anyhow::Result;
 use calm_eval::reconstruction::text_chunks;
@@ -59,15 +58,11 @@ pub fn run(args: &LatentsArgs, device: Choice, printer: &Printer) -> Result<()> 
         chunks += found.len();
     }
     let shape = [chunks, 2, objective.model.latent_size()];
-    let write = || -> std::io::Result<()> {
-        let mut out = BufWriter::new(File::create(&args.out)?);
+    let written = calm_files::write(&args.out, |out| {
         out.write_all(&npy_header(&shape))?;
-        for v in &values {
-            out.write_all(&v.to_le_bytes())?;
-        }
-        out.flush()
-    };
-    write().map_err(|e| match e.kind() {
+        values.iter().try_for_each(|v| out.write_all(&v.to_le_bytes()))
+    });
+    written.map_err(|e| match e.kind() {
         ErrorKind::StorageFull => anyhow::Error::from(Error::io("write", &args.out, e)),
         _ => {
             let message = format!("cannot write {}: {e}", args.out.display());

@@ -86,9 +86,8 @@ fn a_damaged_checkpoint_is_an_error_that_names_the_file() {
         let bytes = fs::read(house.path(&name)).unwrap();
         for damaged in [&bytes[..bytes.len() - 9], &bytes[..5], &[]] {
             house.write(&name, damaged);
-            house.refuses(&["generate", "--checkpoint", "latest"], &["model.safetensors", "truncated"]);
-            house
-                .refuses(&["eval", "brierlm", "--checkpoint", "latest"], &["model.safetensors", "truncated"]);
+            house.refuses(&["generate", "--checkpoint", "latest"], &["model.safetensors", "damaged"]);
+            house.refuses(&["eval", "brierlm", "--checkpoint", "latest"], &["model.safetensors", "damaged"]);
         }
         house.write(&name, &bytes);
     }
@@ -130,7 +129,10 @@ fn a_run_does_not_change_its_model_tokenizer_or_text() {
     house.refuses(&["generate"], &["tokenizer.json", "not the tokenizer", "hint:"]);
     house.write("runs/calm/tokenizer.json", own);
     let config = before.replace("chunk_size: 3", "chunk_size: 2");
-    house.write("runs/calm/config.yaml", config);
+    house.write("runs/calm/config.yaml", &config);
+    house.refuses(&["generate"], &["config.yaml is damaged", "hint:", "last line"]);
+    // Who means it takes the checksum out.
+    house.write("runs/calm/config.yaml", config.split("# checksum").next().unwrap());
     house.refuses(&["generate"], &["does not fit the configuration", "wrong shape", "hint:"]);
     house.write("runs/calm/config.yaml", before);
     house.ok(&["generate", "-n", "3"]);

@@ -8,6 +8,7 @@ mod graph;
 mod names;
 mod remedies;
 mod tokens;
+mod writers;
 
 use std::path::{Path, PathBuf};
 

@@ -6,14 +6,18 @@
 //! ```
 //! `step` counts finished steps of the stage. A line with `start` begins or resumes a stage after that many
 //! steps: earlier lines of the stage with a larger step were written by an interrupted run and no longer
-//! count. Nothing is ever erased.
+//! count. Nothing is ever erased but the end of a line that was cut off.
+//!
+//! A checksum in each line would be in the way of those who read them with other programs. `metrics.sum` beside the
+//! file holds length and hash of what it held at the last checkpoint.
 
 use crate::stage::Stage;
+use calm_files::{Log, Sum};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 /// The values of one step.
@@ -29,16 +33,19 @@ pub struct Line {
     pub values: BTreeMap<String, Option<f64>>,
 }
 
+/// File with the length and the hash of the lines that were there at the last checkpoint.
+pub const SUM: &str = "metrics.sum";
+
 /// Appends lines; opens its file with the first one, and again after a failure.
 #[derive(Debug)]
 pub(super) struct JsonLines {
     path: PathBuf,
-    file: Option<File>,
+    log: Option<Log>,
 }
 
 impl JsonLines {
     pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, file: None }
+        Self { path, log: None }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -63,32 +70,66 @@ impl JsonLines {
     }
 
     fn append(&mut self, line: &Value) -> io::Result<()> {
-        let mut file = match self.file.take() {
-            Some(file) => file,
-            None => open_after_last_line(&self.path)?,
+        let mut log = match self.log.take() {
+            Some(log) => log,
+            None => Log::open_lines(&self.path, is_line)?,
         };
         // One write a line, so that lines of two processes do not mix.
-        file.write_all(format!("{line}\n").as_bytes())?;
-        self.file = Some(file);
+        log.append(format!("{line}\n").as_bytes())?;
+        self.log = Some(log);
         Ok(())
+    }
+
+    /// Flushes the lines to the disk and writes down what they are.
+    pub(super) fn sync(&mut self) -> io::Result<()> {
+        let Some(mut log) = self.log.take() else { return Ok(()) };
+        let sum = log.sync()?;
+        self.log = Some(log);
+        let text = serde_json::to_string(&sum)? + "\n";
+        calm_files::write_bytes(&self.path.with_file_name(SUM), text.as_bytes()).map(|_| ())
     }
 }
 
-/// Opens for appending; a last line that was cut off is ended, so that it spoils no other.
-fn open_after_last_line(path: &Path) -> io::Result<File> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
+/// Whether these bytes are a line of ours, not what was left of one.
+fn is_line(bytes: &[u8]) -> bool {
+    serde_json::from_slice::<Value>(bytes).is_ok_and(|line| line.is_object())
+}
+
+/// What is wrong with the metrics of a run, in words: lines that cannot be read, and a file that is not the one that
+/// was written. Nothing is said of a run without metrics or, of the second kind, of one of version 0.1.
+pub fn check(run: &Path) -> Vec<String> {
+    let path = run.join("metrics.jsonl");
+    let (bytes, sum) = (fs::read(&path), fs::read(run.join(SUM)));
+    let bytes = match (bytes, &sum) {
+        (Ok(bytes), _) => bytes,
+        (Err(e), Ok(_)) => return vec![format!("{} cannot be read: {e}", path.display())],
+        (Err(_), Err(_)) => return Vec::new(),
+    };
+    let mut wrong = Vec::new();
+    let differs = sum.ok().and_then(|sum| match serde_json::from_slice::<Sum>(&sum) {
+        Ok(sum) => {
+            let until = usize::try_from(sum.bytes).unwrap_or(usize::MAX).min(bytes.len());
+            sum.differs(&bytes[..until])
+        }
+        Err(_) => Some(format!("{SUM} beside it is damaged")),
+    });
+    if let Some(why) = differs {
+        wrong.push(format!(
+            "{} is not what was written ({why}): some of its values may be wrong",
+            path.display()
+        ));
     }
-    let mut file = OpenOptions::new().create(true).append(true).read(true).open(path)?;
-    let mut last = [b'\n'];
-    if file.metadata()?.len() > 0 {
-        file.seek(SeekFrom::End(-1))?;
-        file.read_exact(&mut last)?;
+    let bad: Vec<String> = bytes
+        .split(|b| *b == b'\n')
+        .enumerate()
+        .filter(|(_, line)| !line.is_empty() && !is_line(line))
+        .map(|(i, _)| (i + 1).to_string())
+        .collect();
+    if !bad.is_empty() {
+        let lines = if bad.len() == 1 { "line" } else { "lines" };
+        wrong.push(format!("{}: {lines} {} cannot be read and left out", path.display(), bad.join(", ")));
     }
-    if last != [b'\n'] {
-        file.write_all(b"\n")?;
-    }
-    Ok(file)
+    wrong
 }
 
 /// Reads the lines of a run that count, in the order in which they were written. Lines that cannot be read
@@ -130,7 +171,7 @@ mod tests {
         let mut lines = JsonLines::new(path.clone());
         lines.start(Stage::Lm, 0, 1.0).unwrap();
         lines.values(Stage::Lm, 5, 2.5, &[("loss", 0.1), ("bad", f64::NAN)]).unwrap();
-        let text = std::fs::read_to_string(&path).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
         let expected = "{\"stage\":\"lm\",\"step\":0,\"wall_time\":1.0,\"start\":true}\n\
             {\"stage\":\"lm\",\"step\":5,\"wall_time\":2.5,\"values\":{\"loss\":0.1,\"bad\":null}}\n";
         assert_eq!(text, expected);
@@ -163,10 +204,39 @@ mod tests {
     fn a_line_that_was_cut_off_spoils_no_other() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
-        std::fs::write(&path, "{\"stage\":\"lm\",\"st").unwrap();
+        fs::write(&path, "{\"stage\":\"lm\",\"st").unwrap();
         let mut lines = JsonLines::new(path.clone());
         lines.values(Stage::Lm, 1, 0.0, &[("loss", 1.0)]).unwrap();
         assert_eq!(steps(&path), [(Stage::Lm, 1)]);
+        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 1, "it is cut off");
         assert!(read_lines(&folder.path().join("absent")).is_err());
+    }
+
+    #[test]
+    fn lines_that_are_not_what_was_written_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path();
+        assert!(check(run).is_empty());
+        let path = run.join("metrics.jsonl");
+        let mut lines = JsonLines::new(path.clone());
+        for step in 1..4 {
+            lines.values(Stage::Lm, step, 0.0, &[("loss", 1.25)]).unwrap();
+        }
+        lines.sync().unwrap();
+        // What came after the last checkpoint may be there or not.
+        lines.values(Stage::Lm, 4, 0.0, &[("loss", 1.25)]).unwrap();
+        assert!(check(run).is_empty());
+        let whole = fs::read(&path).unwrap();
+        let text = String::from_utf8(whole.clone()).unwrap();
+        fs::write(&path, text.replacen("1.25", "1.35", 1)).unwrap();
+        assert!(check(run)[0].contains("is not what was written"), "{:?}", check(run));
+        fs::write(&path, &whole[..whole.len() - 100]).unwrap();
+        assert!(check(run)[0].contains("bytes and must have"), "{:?}", check(run));
+        fs::write(&path, text.replacen("{\"stage\"", "{stage\"", 2) + "{\"sta").unwrap();
+        let wrong = check(run);
+        assert_eq!(wrong.len(), 2);
+        assert!(wrong[1].contains("lines 1, 2, 5 cannot be read"), "{wrong:?}");
+        fs::remove_file(&path).unwrap();
+        assert!(check(run)[0].contains("cannot be read"));
     }
 }

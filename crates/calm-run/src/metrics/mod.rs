@@ -20,7 +20,7 @@
 pub mod jsonl;
 pub mod tensorboard;
 
-pub use jsonl::{Line, read_lines};
+pub use jsonl::{Line, SUM, check, read_lines};
 
 use crate::stage::Stage;
 use jsonl::JsonLines;
@@ -48,6 +48,7 @@ impl Default for Tracking {
 /// Each stage is a TensorBoard run of its own: its steps count from 0, and what a restart makes stale is
 /// dropped for the whole of a TensorBoard run.
 pub struct MetricsWriter {
+    run: PathBuf,
     lines: JsonLines,
     events: Option<Events>,
     warn: Box<dyn FnMut(&str) + Send>,
@@ -67,6 +68,7 @@ impl MetricsWriter {
     pub fn new(run: &Path, tracking: Tracking, warn: impl FnMut(&str) + Send + 'static) -> Self {
         let events = Events { folder: run.join("tensorboard"), writers: BTreeMap::new() };
         Self {
+            run: run.to_owned(),
             lines: JsonLines::new(run.join("metrics.jsonl")),
             events: tracking.tensorboard.then_some(events),
             warn: Box::new(warn),
@@ -78,6 +80,7 @@ impl MetricsWriter {
     /// Begins a stage: afresh, or after `Some(n)` steps that were done before. What was written of later
     /// steps by an interrupted run no longer counts: [`read_lines`] and TensorBoard drop it.
     pub fn begin(&mut self, stage: Stage, resumed_after: Option<u64>) {
+        check(&self.run).iter().for_each(|wrong| (self.warn)(wrong));
         let after = resumed_after.unwrap_or(0);
         let now = seconds_since_epoch();
         let line = self.lines.start(stage, after, now);
@@ -103,6 +106,17 @@ impl MetricsWriter {
     /// Writes a text, such as a sample of the model; TensorBoard only, which shows it as Markdown.
     pub fn text(&mut self, stage: Stage, step: u64, tag: &str, text: &str) {
         self.event(stage, |writer| writer.text(seconds_since_epoch(), step, tag, text));
+    }
+
+    /// Flushes everything to the disk: before a checkpoint, so that no power cut leaves one whose metrics are gone.
+    pub fn sync(&mut self) {
+        let lines = self.lines.sync();
+        self.note_lines(lines);
+        for stage in Stage::ALL {
+            if self.events.as_ref().is_some_and(|e| e.writers.contains_key(&stage)) {
+                self.event(stage, EventWriter::sync);
+            }
+        }
     }
 
     /// Whether anything could not be written.

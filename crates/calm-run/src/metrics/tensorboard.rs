@@ -14,41 +14,41 @@
 //! SessionLog       1 status (START = 1)
 //! ```
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use calm_files::Log;
+use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Writes one event file; every event is in the file when its call returns.
 #[derive(Debug)]
 pub struct EventWriter {
-    file: File,
-    path: PathBuf,
+    file: Log,
 }
 
 impl EventWriter {
     /// Begins a new file in a folder, which is made if needed. No two writers ever share one: the name holds
-    /// the second, the host, the process and a counter, and a file that exists is not opened.
+    /// the second, the host, the process and a counter, and a file that exists is not opened. Readers take the files
+    /// of a folder by their names: where the clock was set back, the second is that after the last file's.
     ///
     /// # Errors
     /// The folder or the file cannot be made or written.
     pub fn create(folder: &Path) -> io::Result<Self> {
         static WRITERS: AtomicU64 = AtomicU64::new(0);
-        std::fs::create_dir_all(folder)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let (host, process) = (crate::host::name(), std::process::id());
-        let (file, path) = loop {
+        let second =
+            last_second(folder).map_or(now.as_secs(), |last| now.as_secs().max(last.saturating_add(1)));
+        let file = loop {
             let number = WRITERS.fetch_add(1, Ordering::Relaxed);
-            let name = format!("events.out.tfevents.{:010}.{host}.{process}.{number:04}", now.as_secs());
-            let path = folder.join(name);
-            match OpenOptions::new().write(true).create_new(true).open(&path) {
-                Ok(file) => break (file, path),
+            let name = format!("{NAME}{second:010}.{host}.{process}.{number:04}");
+            match Log::create(&folder.join(name)) {
+                Ok(file) => break file,
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
             }
         };
-        let mut writer = Self { file, path };
+        let mut writer = Self { file };
         let mut event = Message::default();
         event.double(1, now.as_secs_f64());
         event.bytes(3, b"brain.Event:2");
@@ -58,7 +58,15 @@ impl EventWriter {
 
     /// The file.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
+    }
+
+    /// Flushes the events to the disk.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub fn sync(&mut self) -> io::Result<()> {
+        self.file.sync().map(|_| ())
     }
 
     /// Says that a session starts: readers drop what earlier files of the folder hold of `step` and later.
@@ -127,8 +135,17 @@ impl EventWriter {
         frame.extend_from_slice(&masked_crc(&length).to_le_bytes());
         frame.extend_from_slice(data);
         frame.extend_from_slice(&masked_crc(data).to_le_bytes());
-        self.file.write_all(&frame)
+        self.file.append(&frame)
     }
+}
+
+/// What the names of event files begin with; then comes a second.
+const NAME: &str = "events.out.tfevents.";
+
+/// The second in the name of a folder's last file.
+fn last_second(folder: &Path) -> Option<u64> {
+    let names = std::fs::read_dir(folder).ok()?.flatten().map(|e| e.file_name());
+    names.filter_map(|name| name.to_str()?.strip_prefix(NAME)?.split('.').next()?.parse().ok()).max()
 }
 
 fn header(wall_time: f64, step: u64) -> Message {
@@ -279,8 +296,14 @@ mod tests {
     #[test]
     fn writers_begun_in_the_same_second_have_their_own_files() {
         let folder = tempfile::tempdir().unwrap();
-        let writers: Vec<_> = (0..3).map(|_| EventWriter::create(folder.path()).unwrap()).collect();
+        let mut writers: Vec<_> = (0..3).map(|_| EventWriter::create(folder.path()).unwrap()).collect();
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
+        // A clock that was set back: the next file comes after all the same.
+        std::fs::write(folder.path().join("events.out.tfevents.4000000000.host.1.0000"), "").unwrap();
+        writers.push(EventWriter::create(folder.path()).unwrap());
+        let names: Vec<_> = writers.iter().map(|w| w.path().to_owned()).collect();
+        assert!(names.is_sorted(), "readers take them in this order: {names:?}");
+        assert!(names[3].to_string_lossy().contains("tfevents.4000000001."));
         for writer in writers {
             let name = writer.path().file_name().unwrap().to_string_lossy().into_owned();
             assert!(name.starts_with("events.out.tfevents."), "{name}");

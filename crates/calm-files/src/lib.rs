@@ -1,0 +1,14 @@
+#![doc = include_str!("../README.md")]
+
+mod disk;
+pub mod faults;
+mod folder;
+mod log;
+mod sum;
+mod write;
+
+pub use disk::{create_folder, sync_folder};
+pub use folder::{remove, set_aside, settle, sweep, whole_folder, write_folder};
+pub use log::Log;
+pub use sum::Sum;
+pub use write::{Writer, copy, write, write_bytes};
