@@ -79,17 +79,23 @@ impl AutoencoderConfig {
             + (tokens * d + chunks * (2.0 * d + 4.0 * l)) * on.activation
     }
 
-    /// What a training step on `chunks` chunks holds.
-    pub fn held(&self, chunk_size: usize, vocab: usize, chunks: f64, on: Footing) -> Held {
-        let (d, l) = (self.hidden_size as f64, self.latent_size(chunk_size) as f64);
+    /// Bytes that decoding `chunks` latents to hidden states keeps for a backward pass.
+    pub fn decoder_bytes(&self, chunk_size: usize, chunks: f64, on: Footing) -> f64 {
+        let d = self.hidden_size as f64;
         let tokens = chunks * chunk_size as f64;
         let narrow = self.decoder_layers / 2;
-        // The KL divergence and the draw are plain operations on [R, L].
-        let latents = 18.0 * chunks * l * on.activation;
-        let decoder = narrow as f64 * self.block_bytes(chunks, on)
+        narrow as f64 * self.block_bytes(chunks, on)
             + (self.decoder_layers - narrow) as f64 * self.block_bytes(tokens, on)
             // What is expanded, and both sides of the norm.
-            + (chunks * d + 2.0 * tokens * d) * on.activation;
+            + (chunks * d + 2.0 * tokens * d) * on.activation
+    }
+
+    /// What a training step on `chunks` chunks holds.
+    pub fn held(&self, chunk_size: usize, vocab: usize, chunks: f64, on: Footing) -> Held {
+        let tokens = chunks * chunk_size as f64;
+        // The KL divergence and the draw are plain operations on [R, L].
+        let latents = 18.0 * chunks * self.latent_size(chunk_size) as f64 * on.activation;
+        let decoder = self.decoder_bytes(chunk_size, chunks, on);
         let mut held = Held::default();
         held.keep(LAYERS, self.encoder_bytes(chunk_size, chunks, on) + latents + decoder);
         on.cross_entropy(&mut held, vocab, self.hidden_size, tokens);

@@ -100,6 +100,7 @@ impl Size {
             backbone: self.backbone(),
             head: self.head().into(),
             decode: Default::default(),
+            likelihood: None,
         }
     }
 }

@@ -12,6 +12,7 @@ use calm_kernels as ops;
 use calm_lm::{Baseline, BaselineConfig, Calm, HeadSettings, LanguageModel, SpecialIds, TextFormat};
 use calm_nn::{AdamWConfig, NoiseKey, ParamStore, RowId, philox};
 use calm_run::config::{Schedule, StageConfig};
+use calm_run::divergence::DivergenceConfig;
 use calm_stats::brier::chunks_per_gram;
 use calm_stats::temperature::Temperature;
 use calm_train::models::StageOne;
@@ -219,6 +220,7 @@ fn training<O: Objective + ?Sized + 'static>(objective: Box<O>, batch: Batch, to
         eval_every: 0,
         checkpoint_every: 0,
         log_every: 1,
+        divergence: DivergenceConfig::default(),
     };
     let mut stepper = Stepper::new(objective.store(), &config, SEED).map_err(candle_core::Error::wrap)?;
     let (batches, mut step) = ([batch], 0);

@@ -13,7 +13,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use exchange::{DtypeName, ExportArgs, ExportFormat, ImportArgs};
 pub use measure::{BenchArgs, BenchItem, DoctorArgs, PrecisionName};
-pub use shared::{CheckpointName, ConfigSource, Format, RunSource};
+use shared::whole;
+pub use shared::{CheckpointName, ConfigSource, DecodeName, Format, RunSource};
 
 /// Train, measure and compare Continuous Autoregressive Language Models.
 #[derive(Debug, Parser)]
@@ -29,7 +30,7 @@ pub struct Cli {
     #[arg(short, long, global = true)]
     pub quiet: bool,
     /// Threads to work with (default: all cores). Results do not depend on it.
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", value_parser = whole::<usize>)]
     pub threads: Option<usize>,
     /// Where to compute: `auto` (a GPU if there is one that can be used, else the CPU), `cpu`, `cuda` or `cuda:N`.
     #[arg(long, global = true, value_name = "NAME", default_value_t, env = "CALM_DEVICE")]
@@ -207,7 +208,7 @@ pub struct TextSource {
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
     /// Documents to score (default: as the run's configuration says).
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     pub documents: Option<usize>,
     /// Chunks to score per document, from its start; `all` for whole documents.
     #[arg(long, value_name = "N|all")]
@@ -227,7 +228,7 @@ impl std::str::FromStr for Count {
         if s == "all" {
             return Ok(Self(None));
         }
-        match s.parse() {
+        match whole(s) {
             Ok(n) if n > 0 => Ok(Self(Some(n))),
             _ => Err("a number above 0, or `all`".into()),
         }
@@ -250,8 +251,14 @@ pub struct BrierArgs {
     #[arg(long, value_name = "TOKEN", requires = "samples")]
     pub eos: Option<String>,
     /// Draws per position (all pairs are used).
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     pub draws: Option<usize>,
+    /// Draws per position for the bound on a CALM's cross-entropy (0: none; default: as the run's configuration says).
+    #[arg(long, value_name = "N", value_parser = whole::<usize>, conflicts_with = "samples")]
+    pub bound_draws: Option<usize>,
+    /// How a CALM's latent vectors become tokens (default: as the run's configuration says).
+    #[arg(long, conflicts_with = "samples")]
+    pub decode: Option<DecodeName>,
     /// Where the model is scored.
     #[command(flatten)]
     pub protocol: ProtocolArgs,
@@ -264,10 +271,10 @@ pub struct ProtocolArgs {
     #[arg(long, conflicts_with_all = ["samples", "task"])]
     pub protocol: Option<ProtocolName>,
     /// Aligned: tokens between positions, a multiple of every K compared (default: K).
-    #[arg(long, value_name = "TOKENS", conflicts_with_all = ["samples", "task"])]
+    #[arg(long, value_name = "TOKENS", value_parser = whole::<usize>, conflicts_with_all = ["samples", "task"])]
     pub every: Option<usize>,
     /// Most tokens a window or block has (default: the run's context; never more).
-    #[arg(long, value_name = "TOKENS", conflicts_with = "samples")]
+    #[arg(long, value_name = "TOKENS", value_parser = whole::<usize>, conflicts_with = "samples")]
     pub context: Option<usize>,
     /// Aligned: tokens to score per document, from its start; `all` for whole documents.
     #[arg(long, value_name = "N|all", conflicts_with_all = ["samples", "chunks"])]
@@ -309,26 +316,30 @@ pub struct GenerateArgs {
     /// Text to continue, of any length; `-` reads it from standard input.
     #[arg(short, long, value_name = "TEXT")]
     pub prompt: Option<String>,
-    /// Temperature in (0, 1]; a CALM samples by drawing, a baseline by its probabilities.
+    /// How a CALM's latent vectors become tokens (default: as the run's configuration says).
+    #[arg(long)]
+    pub decode: Option<DecodeName>,
+    /// Temperature: in (0, 1] for a CALM, which samples by drawing; from 0 to 10 for a baseline, by its probabilities,
+    /// and for a CALM whose decoder is sampled.
     #[arg(short, long, default_value_t = 1.0)]
     pub temperature: f64,
-    /// How a CALM reaches a temperature below 1.
-    #[arg(long, default_value = "batch")]
-    pub sampler: SamplerName,
+    /// How a CALM reaches a temperature below 1 (default: batch).
+    #[arg(long)]
+    pub sampler: Option<SamplerName>,
     /// Draws per chunk of the batch sampler; the most per chunk of the exact one.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     pub draws: Option<usize>,
     /// Exact sampler: when the budget is spent, take a biased draw instead of stopping.
     #[arg(long)]
     pub fallback: bool,
-    /// Baseline: keep the most probable tokens up to this mass.
+    /// Where tokens are drawn from probabilities: keep the most probable ones up to this mass.
     #[arg(long, default_value_t = 1.0)]
     pub top_p: f64,
     /// Most tokens after the prompt.
-    #[arg(short = 'n', long, default_value_t = 256)]
+    #[arg(short = 'n', long, default_value_t = 256, value_parser = whole::<usize>)]
     pub max_tokens: usize,
     /// Seed of the draws.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = whole::<u64>)]
     pub seed: u64,
 }
 
@@ -371,7 +382,7 @@ pub struct LatentsArgs {
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
     /// Documents to encode (default: all).
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     pub documents: Option<usize>,
 }
 
@@ -385,6 +396,16 @@ mod tests {
         for wrong in ["80", "GB", "-1GB", "nanGB", "80TB"] {
             assert!(bytes(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn whole_numbers_may_have_an_exponent() {
+        assert_eq!(["7", "1e3", "2.0", "0"].map(whole::<usize>), [Ok(7), Ok(1000), Ok(2), Ok(0)]);
+        assert_eq!(whole("18446744073709551615"), Ok(u64::MAX));
+        for wrong in ["1.5", "-1", "1e30", "nan", "", "many"] {
+            assert!(whole::<usize>(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!("1e2".parse(), Ok(Count(Some(100))));
     }
 
     #[test]

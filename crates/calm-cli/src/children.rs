@@ -1,16 +1,16 @@
 //! Runs in processes of their own: this program, called with `train` and `bench`.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::process::{Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use calm_kernels::device::Choice;
-use calm_run::{Error, Result, Run, RunRecord, Stage};
+use calm_run::{Error, Lock, Provenance, Result, Run, Stage};
 use calm_study::costs::Meter;
 use calm_study::execute::{Job, Outcome, Worker};
 use calm_train::measure::MeasuredCosts;
 
+use crate::stop::Stop;
 use crate::ui::{Printer, Verbosity};
 
 /// Starts children, one at a time, and hands a stop on to them.
@@ -19,42 +19,22 @@ pub struct Children<'a> {
     device: Choice,
     cache: PathBuf,
     printer: &'a Printer,
-    interrupted: Arc<AtomicBool>,
-    /// Process id of the child at work; 0: none.
-    child: Arc<AtomicU32>,
+    stop: &'a Stop,
 }
+
+/// How long a process that a killed ablation left behind may take to write its checkpoint.
+const LEFT_BEHIND: Duration = Duration::from_secs(120);
 
 impl<'a> Children<'a> {
     /// Children that work with so many threads on this device.
-    pub fn new(threads: Option<usize>, device: Choice, cache: &Path, printer: &'a Printer) -> Self {
-        Self {
-            threads,
-            device,
-            cache: cache.to_owned(),
-            printer,
-            interrupted: Arc::default(),
-            child: Arc::default(),
-        }
-    }
-
-    /// Makes the first Ctrl-C (or SIGTERM) stop the child at work with a checkpoint, and this process after it;
-    /// without a child at work, or the second time, it ends this process at once.
-    pub fn catch_interrupts(&self) {
-        let (flag, child) = (Arc::clone(&self.interrupted), Arc::clone(&self.child));
-        let printer = self.printer.clone();
-        let _ = ctrlc::set_handler(move || {
-            let id = child.load(Ordering::SeqCst);
-            let again = flag.swap(true, Ordering::SeqCst);
-            if id > 0 {
-                stop(id);
-            }
-            if id == 0 {
-                printer.warn("stopped; run the same command again to go on");
-            }
-            if id == 0 || again {
-                std::process::exit(130);
-            }
-        });
+    pub fn new(
+        threads: Option<usize>,
+        device: Choice,
+        cache: &Path,
+        stop: &'a Stop,
+        printer: &'a Printer,
+    ) -> Self {
+        Self { threads, device, cache: cache.to_owned(), printer, stop }
     }
 
     fn command(&self, arguments: &[&str]) -> Result<Command> {
@@ -75,48 +55,51 @@ impl<'a> Children<'a> {
         Ok(command)
     }
 
-    fn start(&self, command: &mut Command) -> Result<Child> {
-        let child = command.spawn().map_err(|e| Error::user(format!("cannot start a process: {e}"), ""))?;
-        self.child.store(child.id(), Ordering::SeqCst);
-        // A stop that came between the last child and this one.
-        if self.interrupted.load(Ordering::SeqCst) {
-            stop(child.id());
-        }
-        Ok(child)
-    }
-
-    fn ended<T>(&self, result: std::io::Result<T>) -> Result<T> {
-        self.child.store(0, Ordering::SeqCst);
+    /// Runs a process to its end. Its standard output is taken if it was piped.
+    fn run(&self, command: &mut Command) -> Result<Output> {
+        let (child, leash) =
+            self.stop.start(command).map_err(|e| Error::user(format!("cannot start a process: {e}"), ""))?;
+        let result = child.wait_with_output();
+        drop(leash);
+        self.stop.ended();
         result.map_err(|e| Error::user(format!("cannot wait for a process: {e}"), ""))
     }
-}
 
-impl Drop for Children<'_> {
-    fn drop(&mut self) {
-        let id = self.child.load(Ordering::SeqCst);
-        if id > 0 {
-            stop(id);
+    /// Waits for a process that still works on a run: of an ablation that was killed, it stops with a checkpoint. False
+    /// if this one was stopped meanwhile.
+    fn wait_for(&self, folder: &Path) -> Result<bool> {
+        let begun = Instant::now();
+        let mut told = false;
+        while let Some(owner) = Lock::holder(folder) {
+            if self.stop.asked() {
+                return Ok(false);
+            }
+            let who = owner.map_or_else(|| "a process".to_owned(), |owner| owner.to_string());
+            if begun.elapsed() > LEFT_BEHIND {
+                return Err(Error::user(
+                    format!("{who} still works on {}", folder.display()),
+                    "stop it, then run the same command again",
+                ));
+            }
+            if !std::mem::replace(&mut told, true) {
+                self.printer.note(format!("waiting for {who} to end"));
+            }
+            std::thread::sleep(Duration::from_millis(100));
         }
+        Ok(true)
     }
-}
-
-/// Asks a process to stop.
-fn stop(id: u32) {
-    #[cfg(unix)]
-    if let Ok(id) = i32::try_from(id) {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGTERM);
-    }
-    // Elsewhere the console tells all its processes itself.
-    #[cfg(not(unix))]
-    let _ = id;
 }
 
 impl Worker for Children<'_> {
     fn train(&mut self, job: &Job<'_>) -> Result<Outcome> {
-        if self.interrupted.load(Ordering::SeqCst) {
+        if self.stop.asked() {
             return Ok(Outcome::Stopped);
         }
         self.printer.note(format!("\n== {}", job.title));
+        if !self.wait_for(job.folder)? {
+            return Ok(Outcome::Stopped);
+        }
+        let entries = history(job.folder).len();
         let mut command = self.command(&["train", "--resume", "--skip-scores"])?;
         command.arg("--config").arg(job.folder.join("config.yaml")).arg("--out").arg(job.folder);
         if let Some(autoencoder) = job.autoencoder {
@@ -125,44 +108,47 @@ impl Worker for Children<'_> {
         if job.only_autoencoder {
             command.args(["--stage", Stage::Autoencoder.name()]);
         }
-        let mut child = self.start(command.stdin(Stdio::null()))?;
-        let status = self.ended(child.wait())?;
+        let status = self.run(&mut command)?.status;
         if status.success() {
             return Ok(Outcome::Done);
         }
-        if self.interrupted.load(Ordering::SeqCst) {
+        if self.stop.asked() || self.stop.was_stopped(status.code()) {
             return Ok(Outcome::Stopped);
         }
-        let reason = reason(job.folder, status);
+        let reason = reason(history(job.folder).get(entries..).unwrap_or_default(), status);
         self.printer.warn(format!("{} failed: {reason}", job.title));
         Ok(Outcome::Failed(reason))
     }
 }
 
-/// Why a run ended: what it noted itself, or how its process ended.
-fn reason(folder: &Path, status: ExitStatus) -> String {
+/// Entries of the record of a run; none where there is none.
+fn history(folder: &Path) -> Vec<Provenance> {
+    let record = Run::open(folder).and_then(|run| run.record()).ok().flatten();
+    record.map_or_else(Vec::new, |record| record.history)
+}
+
+/// Why a run ended: what it noted itself in the entries that are new, or how its process ended.
+fn reason(entries: &[Provenance], status: ExitStatus) -> String {
     #[cfg(unix)]
     if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
         let memory = if signal == 9 { " (often: out of memory)" } else { "" };
         return format!("its process was ended by signal {signal}{memory}");
     }
-    let record = Run::open(folder).and_then(|run| run.record()).ok().flatten();
-    let noted = |record: RunRecord| record.history.last().and_then(|last| last.failure.clone());
-    record.and_then(noted).unwrap_or_else(|| format!("its process ended with {status}"))
+    let noted = entries.last().and_then(|last| last.failure.clone());
+    noted.unwrap_or_else(|| format!("its process ended with {status}"))
 }
 
 impl Meter for Children<'_> {
     fn measure(&mut self, folder: &Path, draws: usize, title: &str) -> Result<Option<MeasuredCosts>> {
-        if self.interrupted.load(Ordering::SeqCst) {
+        if self.stop.asked() {
             return Ok(None);
         }
         self.printer.note(title);
         let draws = draws.to_string();
         let mut command = self.command(&["bench", "--format", "json", "--draws", &draws])?;
-        command.arg("--run").arg(folder).stdin(Stdio::null()).stdout(Stdio::piped());
-        let child = self.start(&mut command)?;
-        let output = self.ended(child.wait_with_output())?;
-        if self.interrupted.load(Ordering::SeqCst) {
+        command.arg("--run").arg(folder).stdout(Stdio::piped());
+        let output = self.run(&mut command)?;
+        if self.stop.asked() || self.stop.was_stopped(output.status.code()) {
             return Ok(None);
         }
         if !output.status.success() {

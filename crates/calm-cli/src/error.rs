@@ -36,6 +36,11 @@ pub fn remedy(error: &anyhow::Error) -> Option<String> {
     })
 }
 
+/// Whether an error says that somebody asked to stop.
+pub fn is_stop(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<calm_run::Error>().is_some_and(calm_run::Error::is_stop))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

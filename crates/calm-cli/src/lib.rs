@@ -5,11 +5,14 @@ mod children;
 pub mod commands;
 mod comparison;
 mod error;
+pub mod fitting;
 mod hardware;
 mod memory;
 mod report;
 mod screen;
 pub mod shipped;
+mod start;
+mod stop;
 pub mod ui;
 pub mod version;
 
@@ -18,11 +21,17 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use args::{Cli, Command, EvalCommand};
+use fitting::Fitting;
+use stop::Stop;
 use ui::{Printer, UiOptions, Verbosity};
 
-/// Parses the command line and runs it. Exit code 0: done; 1: an error, printed with its remedy; 2: usage.
+/// Parses the command line and runs it. Exit code 0: done; 1: an error, printed with its remedy; 2: usage; 128 and the
+/// signal: stopped.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    // SAFETY: this is the start of `main`; no other thread runs.
+    unsafe { start::forget_empty_variables() };
+    let arguments = start::arguments(std::env::args_os(), start::home().as_deref());
+    let mut cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(e) => {
             let code = e.exit_code();
@@ -31,34 +40,27 @@ pub fn main() -> ExitCode {
         }
     };
     memory::keep_freed();
-    settle_threads(cli.threads);
     let verbosity = if cli.quiet { Verbosity::Quiet } else { Verbosity::Normal };
     let printer = Printer::new(UiOptions { verbosity, ..UiOptions::default() });
+    let fitting = Fitting::new(cli.command.as_ref());
+    let (threads, note) = match start::threads(cli.threads) {
+        Ok(found) => found,
+        Err(e) => return printer.conclude_with(Err(e.into()), |e| fitting.remedy(e)),
+    };
+    note.iter().for_each(|note| printer.warn(note));
+    cli.threads = threads;
+    let stop = Stop::listen(&printer);
     // On a thread of the pool: one outside would sleep and be woken for every parallel loop.
-    let result = rayon::scope(|_| run(&cli, &printer));
-    printer.conclude_with(result, error::remedy)
+    match rayon::scope(|_| run(&cli, &stop, &printer)) {
+        Err(e) if error::is_stop(&e) => {
+            printer.stopped(&e.to_string(), fitting.remedy(&e).as_deref());
+            ExitCode::from(stop.code())
+        }
+        result => printer.conclude_with(result, |e| fitting.remedy(e)),
+    }
 }
 
-/// Decides the thread counts of everything below, before any thread exists.
-fn settle_threads(threads: Option<usize>) {
-    let mut set = vec![];
-    if let Some(n) = threads.filter(|n| *n > 0) {
-        set.push(("RAYON_NUM_THREADS", n.to_string()));
-    }
-    // candle's second pool waits by spinning: with any other work on the machine it made a step three times
-    // slower. What it would do in parallel is bound by memory anyway.
-    if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
-        set.push(("CANDLE_NUM_THREADS", "1".to_owned()));
-    }
-    for (name, value) in set {
-        // SAFETY: called once from `main` before any other thread is started.
-        unsafe { std::env::set_var(name, value) };
-    }
-    // The stack of a main thread. A pool that is there already is as good.
-    let _ = rayon::ThreadPoolBuilder::new().stack_size(8 << 20).build_global();
-}
-
-fn run(cli: &Cli, printer: &Printer) -> anyhow::Result<()> {
+fn run(cli: &Cli, stop: &Stop, printer: &Printer) -> anyhow::Result<()> {
     if cli.threads == Some(0) {
         return Err(error::Hinted::new("--threads 0", "give 1 or more").into());
     }
@@ -71,11 +73,11 @@ fn run(cli: &Cli, printer: &Printer) -> anyhow::Result<()> {
             let help = Cli::command().render_help().to_string();
             Ok(printer.result(&help)?)
         }
-        Some(Command::Train(a)) => commands::train::run(a, device, printer),
+        Some(Command::Train(a)) => commands::train::run(a, device, stop, printer),
         Some(Command::Init(a)) => commands::init::run(a, printer),
         Some(Command::Eval(EvalCommand::Brierlm(a))) => commands::eval::brierlm(a, device, printer),
         Some(Command::Eval(EvalCommand::Autoencoder(a))) => commands::eval::autoencoder(a, device, printer),
-        Some(Command::Ablate(a)) => commands::ablate::run(a, cli.threads, device, printer),
+        Some(Command::Ablate(a)) => commands::ablate::run(a, cli.threads, device, stop, printer),
         Some(Command::Report(a)) => commands::report::run(a, device, printer),
         Some(Command::Bench(a)) => commands::bench::run(a, device, printer),
         Some(Command::Doctor(a)) => commands::doctor::run(a, device, printer),

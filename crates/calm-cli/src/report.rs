@@ -2,7 +2,7 @@
 
 use calm_eval::protocol::Protocol;
 use calm_eval::reconstruction::ReconstructionReport;
-use calm_lm::{DrawKind, ModelConfig};
+use calm_lm::{Decode, DrawKind, ModelConfig};
 use calm_nn::Precision;
 use calm_run::Stage;
 use calm_run::results::{BoundResults, BrierResults, ConditionCheck};
@@ -163,6 +163,7 @@ pub fn brier(model: &ModelConfig, r: &BrierResults) -> String {
     let title = model.title().split_once(' ').map_or(model.title(), |(_, title)| title);
     let name = match model.draws() {
         DrawKind::Exact if r.chunk_size == 1 => title.to_owned(),
+        _ if r.decode == Some(Decode::Sample) => format!("{title}, K = {}, sampled", r.chunk_size),
         _ => format!("{title}, K = {}", r.chunk_size),
     };
     let groups = match r.protocol {

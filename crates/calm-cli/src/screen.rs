@@ -1,7 +1,5 @@
 //! What a run shows while it works.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use calm_run::Stage;
@@ -11,6 +9,7 @@ use calm_train::reporter::Reporter;
 use calm_train::training::{Observer, StepReport, Validation};
 
 use crate::report;
+use crate::stop::Stop;
 use crate::ui::{Printer, Progress, Unit};
 
 /// Shows a run on stderr: one bar per long job, a line per validation.
@@ -20,37 +19,19 @@ pub struct Screen<'a> {
     since: Instant,
     tokens: u64,
     values: String,
-    interrupted: Arc<AtomicBool>,
-    training: Arc<AtomicBool>,
+    stop: Option<Stop>,
 }
 
 impl<'a> Screen<'a> {
     /// A screen on a printer.
     pub fn new(printer: &'a Printer) -> Self {
-        let (interrupted, training) = (Arc::default(), Arc::default());
-        Self {
-            printer,
-            bar: None,
-            since: Instant::now(),
-            tokens: 0,
-            values: String::new(),
-            interrupted,
-            training,
-        }
+        Self { printer, bar: None, since: Instant::now(), tokens: 0, values: String::new(), stop: None }
     }
 
-    /// Makes the first Ctrl-C (or SIGTERM) stop a training stage after its step, with a checkpoint; the second,
-    /// or the first where nothing is being trained (data, scoring), ends the process at once.
-    pub fn catch_interrupts(&self) {
-        let flag = Arc::clone(&self.interrupted);
-        let training = Arc::clone(&self.training);
-        let printer = self.printer.clone();
-        let _ = ctrlc::set_handler(move || {
-            if flag.swap(true, Ordering::SeqCst) || !training.load(Ordering::SeqCst) {
-                std::process::exit(130);
-            }
-            printer.warn("stopping after this step with a checkpoint; once more to stop at once");
-        });
+    /// While a stage is trained, the first signal stops it after its step, with a checkpoint.
+    pub fn stopped_by(mut self, stop: &Stop) -> Self {
+        self.stop = Some(stop.clone());
+        self
     }
 
     /// What it prints on.
@@ -79,6 +60,12 @@ impl<'a> Screen<'a> {
         }
     }
 
+    fn patient(&self, patient: bool) {
+        if let Some(stop) = &self.stop {
+            stop.patient(patient);
+        }
+    }
+
     fn finish(&mut self, text: &str) {
         if let Some((_, bar)) = self.bar.take() {
             bar.finish(text);
@@ -88,6 +75,7 @@ impl<'a> Screen<'a> {
 
 impl Drop for Screen<'_> {
     fn drop(&mut self) {
+        self.patient(false);
         self.finish("");
     }
 }
@@ -97,7 +85,7 @@ impl Observer for Screen<'_> {
         if from > 0 {
             self.printer.note(format!("{stage}: goes on after step {from} of {steps}"));
         }
-        self.training.store(true, Ordering::SeqCst);
+        self.patient(true);
         self.tokens = 0;
         self.values.clear();
         self.bar(stage.name(), steps, Unit::Steps).start_at(from);
@@ -125,14 +113,14 @@ impl Observer for Screen<'_> {
     }
 
     fn end(&mut self, _stage: Stage, state: &StageState) {
-        self.training.store(false, Ordering::SeqCst);
+        self.patient(false);
         let best =
             state.best.map_or(String::new(), |b| format!("best at step {} (loss {:.4})", b.step, b.loss));
         self.finish(&best);
     }
 
     fn should_stop(&self) -> bool {
-        self.interrupted.load(Ordering::SeqCst)
+        self.stop.as_ref().is_some_and(Stop::asked)
     }
 }
 

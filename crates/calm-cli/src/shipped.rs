@@ -1,8 +1,11 @@
 //! Configurations by name: a file, `configs/NAME.yaml` of the current folder, or the copy inside the binary.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use calm_config::{ConfigErrors, ConfigText};
+
+use crate::start::home;
+use crate::ui::pasted;
 
 /// Name and text of every configuration in `configs/` (a test holds the list to the folder).
 pub const SHIPPED: &[(&str, &str)] = &[
@@ -29,41 +32,115 @@ pub const ABLATIONS: &[(&str, &str)] = &[
     ("ablate-alpha", include_str!("../../../configs/ablate-alpha.yaml")),
 ];
 
+/// What a file configures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Run,
+    Ablation,
+}
+
+impl Kind {
+    fn shipped(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Run => SHIPPED,
+            Self::Ablation => ABLATIONS,
+        }
+    }
+
+    /// Of a text, by the block that only one of them has.
+    fn of(text: &str) -> Option<Self> {
+        let block =
+            |name: &str| text.lines().any(|line| line.strip_prefix(name).is_some_and(|l| l.starts_with(':')));
+        match (block("model"), block("variants")) {
+            (true, false) => Some(Self::Run),
+            (false, true) => Some(Self::Ablation),
+            _ => None,
+        }
+    }
+
+    /// That a file is of this kind, where the other is wanted.
+    fn mistaken(self, name: &str) -> ConfigErrors {
+        let shown = pasted(Path::new(name));
+        let (what, remedy) = match self {
+            Self::Run => (
+                "this is the configuration of one run, not an ablation",
+                format!("`calm train --config {shown}` trains it"),
+            ),
+            Self::Ablation => (
+                "this is an ablation, not the configuration of one run",
+                format!("`calm ablate --config {shown}` runs it; with --dry-run it shows the plan"),
+            ),
+        };
+        ConfigErrors::whole_file(name, what, Some(remedy))
+    }
+}
+
 /// Finds an ablation: a file, `configs/NAME.yaml` of the current folder, or the copy inside the binary.
 ///
 /// # Errors
-/// When there is none of this name, with the names there are.
+/// When there is none of this name, with the names there are; when it is the configuration of a run.
 pub fn find_ablation(name: &str) -> Result<ConfigText, ConfigErrors> {
-    find_among(name, ABLATIONS)
+    find_among(name, Kind::Ablation)
 }
 
-/// Finds a configuration.
+/// Finds a configuration. A pipe is read once, and `-` is standard input.
 ///
 /// # Errors
-/// When there is none of this name, with the names there are.
+/// When there is none of this name, with the names there are; when it is an ablation.
 pub fn find(name: &str) -> Result<ConfigText, ConfigErrors> {
-    find_among(name, SHIPPED)
+    find_among(name, Kind::Run)
 }
 
-fn find_among(name: &str, shipped: &[(&str, &str)]) -> Result<ConfigText, ConfigErrors> {
-    let path = Path::new(name);
-    if path.is_file() || name.ends_with(".yaml") || name.ends_with(".yml") {
+/// The file of a name as it was typed, or as an ablation's file names it.
+fn file(name: &str) -> PathBuf {
+    match (name, name.strip_prefix("~/"), home()) {
+        ("-", ..) => "/dev/stdin".into(),
+        (_, Some(below), Some(home)) => home.join(below),
+        _ => name.into(),
+    }
+}
+
+/// Something that is read like a file and lies in no folder: `<(...)`, `/dev/stdin`.
+fn is_pipe(path: &Path) -> bool {
+    path.exists() && !path.is_file() && !path.is_dir()
+}
+
+fn find_among(name: &str, kind: Kind) -> Result<ConfigText, ConfigErrors> {
+    let found = find_text(name, kind)?;
+    match Kind::of(&found.text) {
+        Some(other) if other != kind => Err(other.mistaken(name)),
+        _ => Ok(found),
+    }
+}
+
+fn find_text(name: &str, kind: Kind) -> Result<ConfigText, ConfigErrors> {
+    let path = file(name);
+    if path.is_file() || is_pipe(&path) || name.ends_with(".yaml") || name.ends_with(".yml") {
         if !path.exists() {
             let bare = name.trim_end_matches(".yaml").trim_end_matches(".yml").trim_start_matches("configs/");
-            if let Some((_, text)) = shipped.iter().find(|(n, _)| *n == bare) {
-                return Ok(ConfigText::new(format!("configs/{bare}.yaml"), *text));
+            if let Some((_, text)) = shipped_as(bare) {
+                return Ok(ConfigText::new(format!("configs/{bare}.yaml"), text));
             }
         }
-        return ConfigText::read(path);
+        return ConfigText::read(&path);
     }
     let local = Path::new("configs").join(format!("{name}.yaml"));
     if local.is_file() {
         return ConfigText::read(&local);
     }
-    match shipped.iter().find(|(n, _)| *n == name) {
-        Some((_, text)) => Ok(ConfigText::new(format!("configs/{name}.yaml"), *text)),
+    match shipped_as(name) {
+        Some((_, text)) => Ok(ConfigText::new(format!("configs/{name}.yaml"), text)),
+        None if path.is_dir() => {
+            let config = path.join("config.yaml");
+            let remedy = if config.is_file() {
+                format!("give the file inside it: {}", pasted(&config))
+            } else {
+                "give a YAML file".to_owned()
+            };
+            Err(ConfigErrors::whole_file(name, "this is a folder", Some(remedy)))
+        }
         None => {
-            let names: Vec<&str> = shipped.iter().map(|(n, _)| *n).collect();
+            let names: Vec<&str> = kind.shipped().iter().map(|(n, _)| *n).collect();
             Err(ConfigErrors::whole_file(
                 name,
                 "there is no such file and no shipped configuration of this name",
@@ -73,9 +150,19 @@ fn find_among(name: &str, shipped: &[(&str, &str)]) -> Result<ConfigText, Config
     }
 }
 
-/// The name of a run made from this configuration: the file's name without its ending.
+/// A shipped file of any kind.
+fn shipped_as(name: &str) -> Option<(&'static str, &'static str)> {
+    SHIPPED.iter().chain(ABLATIONS).find(|(n, _)| *n == name).copied()
+}
+
+/// The name of a run made from this configuration: the file's name without its ending; `run` where the
+/// configuration comes through a pipe.
 pub fn run_name(name: &str) -> String {
-    Path::new(name).file_stem().map_or_else(|| "run".into(), |s| s.to_string_lossy().into_owned())
+    let path = file(name);
+    match path.file_stem() {
+        Some(stem) if !is_pipe(&path) => stem.to_string_lossy().into_owned(),
+        _ => "run".into(),
+    }
 }
 
 #[cfg(test)]
@@ -104,6 +191,24 @@ mod tests {
     fn an_unknown_name_lists_the_known_ones() {
         let e = find("quickstrat").unwrap_err().to_string();
         assert!(e.contains("quickstart"), "{e}");
+    }
+
+    #[test]
+    fn a_file_of_the_other_kind_is_named_with_its_command() {
+        for name in ["ablate-k", "ablate-k.yaml", "configs/ablate-k.yaml"] {
+            let e = find(name).unwrap_err().to_string();
+            assert!(e.contains("this is an ablation") && e.contains("calm ablate --config"), "{e}");
+        }
+        let e = find_ablation("k4").unwrap_err().to_string();
+        assert!(e.contains("of one run") && e.contains("calm train --config k4"), "{e}");
+    }
+
+    #[test]
+    fn a_folder_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.yaml"), "").unwrap();
+        let e = find(&dir.path().to_string_lossy()).unwrap_err().to_string();
+        assert!(e.contains("this is a folder") && e.contains("config.yaml"), "{e}");
     }
 
     #[test]

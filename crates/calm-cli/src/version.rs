@@ -1,5 +1,7 @@
 //! Who we are.
 
+use calm_run::Provenance;
+
 /// Version of the package.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -12,6 +14,19 @@ pub fn commit() -> Option<String> {
 pub fn features() -> Vec<String> {
     let cuda = calm_kernels::device::has_cuda().then_some("cuda");
     std::iter::once("cpu").chain(cuda).map(str::to_owned).collect()
+}
+
+/// Who runs this, with what, where and since when.
+pub fn provenance(device: Option<String>) -> Provenance {
+    let command = std::env::args().collect();
+    let who = Provenance {
+        command,
+        version: VERSION.to_owned(),
+        commit: commit(),
+        device,
+        ..Provenance::default()
+    };
+    Provenance { features: features(), ..who }.stamped()
 }
 
 /// What `calm --version` prints.

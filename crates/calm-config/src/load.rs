@@ -131,7 +131,11 @@ pub fn load<T>(source: ConfigText, overrides: &[String]) -> Result<Resolved<T>, 
 where
     T: DeserializeOwned + Serialize + Validate,
 {
-    let ConfigText { name, path, text } = source;
+    let ConfigText { name, path, mut text } = source;
+    // Some editors mark UTF-8 at its start; to YAML that would be a document of its own.
+    if text.starts_with('\u{feff}') {
+        text.drain(..'\u{feff}'.len_utf8());
+    }
     let (mut root, mut findings) = tree::parse(&text).map_err(|error| not_yaml(&name, &text, &error))?;
     if root.is_null() {
         root = json!({});
@@ -171,7 +175,10 @@ where
     if let (Value::Object(map), true) = (&mut root, replaced.contains(&KeyPath::parse("version"))) {
         map.insert("version".to_string(), json!(T::VERSION));
     }
-    let mut reading = typed::read::<T>(root);
+    let mut reading = typed::read::<T>(root, &|path| {
+        let by = applied.iter().rev().find(|o| o.path == *path)?;
+        by.raw.split_once('=').map(|(_, text)| text.trim().to_string())
+    });
     reading.findings.retain(|finding| !replaced.contains(&finding.path));
     unreliable.append(&mut reading.unreliable);
     let resolved = reading.value.as_ref().map(|value| serde_json::to_value(value).unwrap_or_default());
@@ -273,7 +280,10 @@ fn apply(root: &mut Value, raw: &str) -> Result<KeyPath, Box<Report>> {
     };
     let shape = "write --set key.path=value, for example --set seed=2";
     let Some((key, text)) = raw.split_once('=') else {
-        return Err(fail("", "an override needs a `=`".to_string(), shape));
+        let is_key = !raw.is_empty() && raw.chars().all(|c| c.is_ascii_alphanumeric() || "._[]".contains(c));
+        let hint =
+            if is_key { format!("write the value behind it: --set {raw}=VALUE") } else { shape.to_string() };
+        return Err(fail("", "an override needs a `=` and a value".to_string(), &hint));
     };
     let key = key.trim();
     let mut path = KeyPath::parse(key);

@@ -34,9 +34,9 @@ pub struct DataConfig {
 #[serde(rename_all = "snake_case", remote = "Self")]
 pub enum Source {
     /// A manifest of crates whose sources are the text (see `datasets/README.md`).
-    Crates(PathBuf),
+    Crates(#[serde(deserialize_with = "path")] PathBuf),
     /// A text file, a folder of text files, or `.json`/`.jsonl` with a `text` field; each also `.gz`, `.zst`.
-    Path(PathBuf),
+    Path(#[serde(deserialize_with = "path")] PathBuf),
 }
 
 impl Default for Source {
@@ -67,6 +67,7 @@ impl Default for Validation {
 #[serde(deny_unknown_fields)]
 pub struct ValidationPath {
     /// The same kinds of files as the `path` source.
+    #[serde(deserialize_with = "path")]
     pub path: PathBuf,
 }
 
@@ -79,7 +80,7 @@ pub enum TokenizerConfig {
     /// One token a character of the training split; other characters as bytes.
     Chars(CharsConfig),
     /// A `tokenizer.json` of the Hugging Face tokenizers library.
-    File(PathBuf),
+    File(#[serde(deserialize_with = "path")] PathBuf),
     /// The Llama-3 tokenizer from its BPE ranks.
     Llama3(Llama3Config),
 }
@@ -114,10 +115,28 @@ pub struct CharsConfig {}
 #[serde(deny_unknown_fields)]
 pub struct Llama3Config {
     /// The BPE ranks (`tokenizer.model`): a base64 token and its rank on each line.
+    #[serde(deserialize_with = "path")]
     pub ranks: PathBuf,
     /// `tokenizer_config.json` with the names of the special tokens. `null`: the published layout of 256.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "path_or_none")]
     pub config: Option<PathBuf>,
+}
+
+/// A path as a person writes it: no shell has put the home folder in the place of `~/`.
+fn path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    PathBuf::deserialize(deserializer).map(|path| at_home(path, std::env::home_dir().as_deref()))
+}
+
+fn path_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+    let path = Option::<PathBuf>::deserialize(deserializer)?;
+    Ok(path.map(|path| at_home(path, std::env::home_dir().as_deref())))
+}
+
+fn at_home(path: PathBuf, home: Option<&Path>) -> PathBuf {
+    match (path.strip_prefix("~"), home) {
+        (Ok(below), Some(home)) if !home.as_os_str().is_empty() => home.join(below),
+        _ => path,
+    }
 }
 
 // YAML's own form of an enum is a tag (`!path text.txt`); these two give the map form everywhere.
@@ -288,6 +307,26 @@ mod tests {
         assert!(tokenizer("bpe: { vocab: 3 }").unwrap_err().contains("vocab"));
         assert!(tokenizer("bpe: { vocab_size: 300 }\nchars: {}").is_err());
         assert!(data("validation: half").unwrap_err().contains("share of the documents"));
+    }
+
+    #[test]
+    fn paths_may_begin_at_home() {
+        let home = Some(Path::new("/home/me"));
+        let at_home = |path: &str| at_home(path.into(), home);
+        assert_eq!(at_home("~/a b.txt"), Path::new("/home/me/a b.txt"));
+        assert_eq!(at_home("a/~/b"), Path::new("a/~/b"));
+        assert_eq!(at_home("~other/b"), Path::new("~other/b"));
+        assert_eq!(super::at_home("~/a".into(), None), Path::new("~/a"));
+        // Everywhere that a path is read; without a home there is nothing to test.
+        if let Some(home) = std::env::home_dir().filter(|home| !home.as_os_str().is_empty()) {
+            let d = data("source: { path: ~/a }\nvalidation: { path: ~/b }").unwrap();
+            assert_eq!(d.source, Source::Path(home.join("a")));
+            assert_eq!(d.validation, Validation::Path(ValidationPath { path: home.join("b") }));
+            assert_eq!(data("source: { crates: ~/a }").unwrap().source, Source::Crates(home.join("a")));
+            assert_eq!(tokenizer("file: ~/t").unwrap(), TokenizerConfig::File(home.join("t")));
+            let llama = tokenizer("llama3: { ranks: ~/r, config: ~/c }").unwrap();
+            assert_eq!(llama.files(), [home.join("r"), home.join("c")]);
+        }
     }
 
     #[test]

@@ -130,7 +130,8 @@ pub fn prepare(
     let mut before = 0;
     let mut file = |name: &str, documents: &[Document], hash| {
         let mut report = |done| progress(Progress::Tokenizing { done: before + done, total });
-        let file = token_file(&folder.join(name), documents, hash, &tokenizer, &mut report)?;
+        let file = token_file(&folder.join(name), documents, hash, &tokenizer, &mut report)
+            .map_err(|e| e.of_cache(cache))?;
         before += bytes(documents);
         Ok(file)
     };
@@ -164,7 +165,7 @@ pub fn prepare_file(
     let total = bytes(&read.documents);
     let file = tokens_folder(cache, &hash, tokenizer).join("all.tokens");
     let mut report = |done| progress(Progress::Tokenizing { done, total });
-    token_file(&file, &read.documents, hash, tokenizer, &mut report)
+    token_file(&file, &read.documents, hash, tokenizer, &mut report).map_err(|e| e.of_cache(cache))
 }
 
 fn bytes(documents: &[Document]) -> u64 {
@@ -218,7 +219,7 @@ fn make_tokenizer(
         }
         _ => Tokenizer::characters(texts),
     };
-    tokenizer.save(&path)?;
+    tokenizer.save(&path).map_err(|e| e.of_cache(cache))?;
     Ok(tokenizer)
 }
 

@@ -54,6 +54,26 @@ pub enum Error {
         /// Offset of the first wrong byte in the (decompressed) file.
         at: usize,
     },
+    /// A file of a kind that holds text in no form that is read here.
+    #[error("{path}: this is {what}", path = path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What it is: `a tar archive`.
+        what: &'static str,
+        /// What to do with it.
+        remedy: &'static str,
+    },
+    /// A file whose ending promises compressed text.
+    #[error("{path}: {what}", path = path.display())]
+    Packed {
+        /// The file.
+        path: PathBuf,
+        /// What it holds instead, or besides.
+        what: String,
+        /// What to do with it.
+        remedy: String,
+    },
     /// A compressed file that ends early or is damaged.
     #[error("{path}: the {format} data is damaged or cut short ({source})", path = path.display())]
     Compressed {
@@ -75,6 +95,14 @@ pub enum Error {
         message: String,
         /// Whether the text ended inside a value.
         truncated: bool,
+    },
+    /// A text that is no Unicode: half of a surrogate pair.
+    #[error("{path}, line {line}: `text` holds half of a surrogate pair (\\ud800 to \\udfff), which is no character", path = path.display())]
+    Surrogate {
+        /// The file.
+        path: PathBuf,
+        /// Line in the (decompressed) file, from 1.
+        line: usize,
     },
     /// A record without text.
     #[error("{path}, {place}: this record has no `text` field that is a string", path = path.display())]
@@ -169,6 +197,14 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
+    /// The folder of tokenizers and token files cannot be used.
+    #[error("the cache {path} cannot be written: {reason}", path = path.display())]
+    Cache {
+        /// The folder.
+        path: PathBuf,
+        /// The system's reason.
+        reason: String,
+    },
     /// A layout of rows that cannot work.
     #[error("layout: {0}")]
     Layout(String),
@@ -193,6 +229,18 @@ impl Error {
             io::ErrorKind::PermissionDenied => Self::Permission { action, path },
             _ => Self::Io { action, path, source },
         }
+    }
+
+    /// A failure of the operating system under the cache, as one of the cache.
+    pub(crate) fn of_cache(self, cache: &Path) -> Self {
+        let inside = |path: &Path| path.starts_with(cache);
+        let reason = match &self {
+            Self::Missing { path } if inside(path) => "no such file or folder".to_owned(),
+            Self::Permission { path, .. } if inside(path) => "no permission".to_owned(),
+            Self::Io { path, source, .. } if inside(path) => source.to_string(),
+            _ => return self,
+        };
+        Self::Cache { path: cache.to_owned(), reason }
     }
 
     pub(crate) fn token_file(path: &Path, message: impl Into<String>) -> Self {
@@ -225,7 +273,12 @@ impl Error {
             Self::Binary { .. } => {
                 "it must be UTF-8: convert it (for example with iconv), or take it out of the source"
             }
+            Self::Foreign { remedy, .. } => remedy,
+            Self::Packed { remedy, .. } => remedy,
             Self::Compressed { .. } => "download or copy the file again",
+            Self::Surrogate { .. } => {
+                "write the file anew from text that was decoded without errors, or leave the record out"
+            }
             Self::Json { truncated: false, .. } => {
                 "each line must hold one object, or the file one array of objects"
             }
@@ -251,6 +304,9 @@ impl Error {
                  `tokenizer: { bpe: { vocab_size: ... } }` trains one"
             }
             Self::TokenFile { .. } => "delete it, it is made anew from the text",
+            Self::Cache { .. } => {
+                "tokenizers and token files are kept there: name a folder that can be written with --cache (or CALM_CACHE)"
+            }
             Self::Config { remedy, .. } => remedy.as_deref()?,
             Self::TokenizerFile { .. }
             | Self::Tokenizer(_)
@@ -270,7 +326,7 @@ impl Error {
 
 fn io_remedy(source: &io::Error) -> Option<&'static str> {
     match source.kind() {
-        io::ErrorKind::StorageFull => Some("free some space, or choose another cache folder"),
+        io::ErrorKind::StorageFull => Some("free some space, or choose another folder"),
         io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => Some("check the path"),
         _ => None,
     }

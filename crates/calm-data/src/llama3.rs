@@ -35,7 +35,7 @@ pub fn read_ranks(path: &Path) -> Result<Vec<Vec<u8>>> {
         _ => Error::io("read", path, e),
     })?;
     let mut tokens: Vec<Option<Vec<u8>>> = Vec::new();
-    for (number, line) in text.lines().enumerate() {
+    for (number, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
         if line.trim().is_empty() {
             continue;
         }
@@ -43,8 +43,9 @@ pub fn read_ranks(path: &Path) -> Result<Vec<Vec<u8>>> {
         let (token, rank) = line.split_once(' ').ok_or_else(|| wrong("expected `base64 rank`"))?;
         let token = STANDARD.decode(token).map_err(|_| wrong("the token is not base64"))?;
         let rank: usize = rank.trim().parse().map_err(|_| wrong("the rank is not a number"))?;
-        if token.is_empty() || rank > 1 << 24 {
-            return Err(wrong("an empty token, or a rank beyond 2^24"));
+        // Every rank up to the highest has a line: one beyond the file's bytes only fills the memory.
+        if token.is_empty() || rank > (1 << 24).min(text.len()) {
+            return Err(wrong("an empty token, or a rank beyond the file's tokens"));
         }
         if tokens.len() <= rank {
             tokens.resize(rank + 1, None);

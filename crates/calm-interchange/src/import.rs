@@ -15,12 +15,13 @@ use candle_core::{DType, Device};
 use super::find::{Found, families};
 use super::merge::fill;
 use super::parts::{AutoencoderPlan, Folders, Part, find_autoencoder, place};
-use super::{AE_PREFIX, Origin, OriginPart, require_empty};
+use super::{AE_PREFIX, Origin, OriginPart, require_empty, sizes};
 use calm_config::{ConfigText, Resolved, load};
 use calm_eval::EvalConfig;
 use calm_run::checkpoint::file_hash;
 use calm_run::config::{RunConfig, Schedule, StageConfig, TrainConfig};
-use calm_run::{Begin, Error, Provenance, Result, Run, RunRecord, Stage};
+use calm_run::divergence::DivergenceConfig;
+use calm_run::{Begin, Error, Lock, Provenance, Result, Run, RunRecord, Stage};
 use calm_train::models::special_ids;
 
 /// Where an imported model's tokenizer comes from.
@@ -75,13 +76,13 @@ pub fn import(options: &ImportOptions) -> Result<ImportReport> {
     let Some(found) = found else {
         return Err(refuse(&options.folder, findings));
     };
-    findings.problems.extend(part.weights.problems.iter().cloned());
+    part.report(&mut findings);
     let plan = match found {
         Found::Autoencoder => ImportPlan::autoencoder(part, &mut findings)?,
         Found::Model(names, family) => ImportPlan::model(part, names, family, options, &mut findings)?,
     };
     // Without sound sizes there is no model to compare the tensors with.
-    let comparable = findings.problems.is_empty();
+    let comparable = findings.problems.is_empty() && plan.of_the_weights_size(&mut findings);
     plan.agree(&mut findings);
     let tokenizer = find_tokenizer(options, &mut findings);
     let vocabulary = plan.vocabulary(tokenizer.as_ref(), &mut findings);
@@ -193,10 +194,30 @@ impl ImportPlan {
         Ok(Self { architecture: names.architecture, text, settings, model, autoencoder })
     }
 
-    fn files(&self) -> Vec<PathBuf> {
+    /// The folders that were read.
+    fn parts(&self) -> impl Iterator<Item = &Part> {
         let own = self.autoencoder.iter().filter_map(|a| a.part.as_ref());
-        let parts = self.model.iter().map(|m| &m.part).chain(own);
-        parts.flat_map(|p| p.weights.files.clone()).collect()
+        self.model.iter().map(|m| &m.part).chain(own)
+    }
+
+    /// Whether a model of these settings may be made in memory, to be compared with the tensors.
+    fn of_the_weights_size(&self, findings: &mut Findings) -> bool {
+        let read = self.parts().flat_map(|part| part.weights.tensors.values());
+        let autoencoder = self
+            .autoencoder
+            .as_ref()
+            .and_then(|a| Some((self.settings.autoencoder()?, a.published.chunk_size)));
+        sizes::fit(
+            self.model.is_some().then_some(&self.settings),
+            autoencoder,
+            self.text.vocab_size,
+            read,
+            findings,
+        )
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        self.parts().flat_map(|p| p.weights.files.clone()).collect()
     }
 
     /// A language model and its autoencoder share three sizes.
@@ -264,6 +285,7 @@ impl ImportPlan {
             eval_every: 0,
             checkpoint_every: 0,
             log_every: 10,
+            divergence: DivergenceConfig::default(),
         };
         let context = self.model.as_ref().map_or(512, |lm| lm.context);
         let autoencoder = self.settings.autoencoder().map(|_| stage(context.min(512)));
@@ -385,6 +407,7 @@ fn write(
     tokenizer: &(Tokenizer, String),
     options: &ImportOptions,
 ) -> Result<()> {
+    let _lock = Lock::take(&options.out, &mut |_| {})?;
     let run = Run::create(&options.out, resolved, Begin::New)?;
     let attempt = || -> Result<()> {
         tokenizer.0.save(&run.folder.join("tokenizer.json"))?;

@@ -25,7 +25,11 @@ mod find;
 mod import;
 mod merge;
 mod parts;
+mod pickle;
 mod read;
+mod sizes;
+mod tensors;
+mod torch;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -39,6 +43,7 @@ pub use import::{ImportOptions, ImportReport, TokenizerFrom, import};
 pub use read::{Weights, read_config, read_weights_folder};
 
 use calm_run::checkpoint::write_json;
+use calm_run::lock::LOCK;
 use calm_run::{Error, ORIGIN, Result, Run};
 
 /// Prefix of the autoencoder's tensors in a language model's file.
@@ -122,8 +127,14 @@ fn dtype_of(name: &str) -> Option<DType> {
 /// Refuses an output folder that holds something.
 fn require_empty(folder: &Path) -> Result<()> {
     let holds_something = match std::fs::read_dir(folder) {
-        Ok(mut entries) => entries.next().is_some(),
+        Ok(entries) => entries.flatten().any(|entry| entry.file_name() != LOCK),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
+            return Err(Error::user(
+                format!("{} is a file and no folder", folder.display()),
+                "choose another folder with --out",
+            ));
+        }
         Err(e) => return Err(Error::io("read", folder, e)),
     };
     if holds_something {

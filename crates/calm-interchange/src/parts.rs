@@ -25,6 +25,12 @@ impl Part {
         let weights = read_weights_folder(folder)?;
         Ok(Self { label: folder.join("config.json").display().to_string(), config, weights })
     }
+
+    /// What was found while its weights were read.
+    pub(super) fn report(&self, findings: &mut Findings) {
+        findings.problems.extend(self.weights.problems.iter().cloned());
+        findings.notes.extend(self.weights.notes.iter().cloned());
+    }
 }
 
 /// An autoencoder as it was found.
@@ -53,7 +59,7 @@ pub(super) fn find_autoencoder(
 ) -> Result<Option<AutoencoderPlan>> {
     if let Some(folder) = autoencoder_folder(folders, &part.config, findings) {
         let own = Part::read(&folder)?;
-        findings.problems.extend(own.weights.problems.iter().cloned());
+        own.report(findings);
         if let Some(Found::Model(..)) = Found::in_config(&own.label, &own.config, findings) {
             findings.problem(format!("{}: this is not an autoencoder", own.label));
         }

@@ -253,6 +253,7 @@ fn flow_and_diffusion_checkpoints_come_back_bit_by_bit() {
             backbone,
             head: head.clone(),
             decode: Default::default(),
+            likelihood: None,
         };
         Calm::new(&store, &config, ae, &text).unwrap();
         let mut tensors = s.tensors();
@@ -500,6 +501,36 @@ fn settings_that_cannot_be_represented_are_reported() {
         "num_attention_heads is \"four\"",
     ] {
         assert!(e.contains(wanted), "{wanted}: {e}");
+    }
+
+    // Newer files keep the base of the rotary angles in a block.
+    let s = Scratch::new("ar_baseline");
+    s.set("rope_theta", Value::Null);
+    s.set("rope_parameters", json!({"rope_theta": 5000.0, "rope_type": "default"}));
+    s.import().unwrap();
+    assert_eq!(json_of(&s.export().join("config.json"))["rope_theta"], json!(5000.0));
+    for (key, value) in [
+        ("rope_parameters", json!({"rope_theta": 5000.0, "rope_type": "yarn", "factor": 4.0})),
+        ("rope_parameters", json!({"rope_theta": 1.5})),
+        ("rope_parameters", json!({"rope_theta": "many"})),
+        ("rope_parameters", json!(3)),
+        ("rope_scaling", json!({"type": "linear", "factor": 2.0})),
+    ] {
+        let s = Scratch::new("ar_baseline");
+        s.set("rope_theta", json!(1e4));
+        s.set(key, value.clone());
+        assert!(s.refused().contains(&format!("{key} is {value}")), "{}", s.refused());
+    }
+
+    // A model far larger than its weights is told before one is made in memory.
+    for (key, value) in
+        [("vocab_size", 4_000_000), ("intermediate_size", 4_000_000), ("num_hidden_layers", 4_000_000)]
+    {
+        let s = Scratch::new("ar_baseline");
+        let options = s.options();
+        s.set(key, json!(value));
+        let e = import(&options).unwrap_err().to_string();
+        assert!(e.contains("describes a model of") && e.contains("the weights hold"), "{key}: {e}");
     }
 
     let s = Scratch::new("autoencoder_k2");

@@ -67,8 +67,8 @@ pub use batch::ChunkBatch;
 pub use family::baseline::{Baseline, BaselineConfig};
 pub use family::calm::{Calm, CalmConfig};
 pub use family::{
-    DecodedDraws, DrawKind, DrawRequest, Draws, ExactDraws, FamilyConfig, LanguageModel, Loss, LossPart,
-    ModelConfig, SampledDraws, TextFormat, TokenDecoding,
+    Decode, DecodedDraws, DrawKind, DrawRequest, Draws, ExactDraws, FamilyConfig, LanguageModel, Loss,
+    LossPart, ModelConfig, SampledDraws, TextFormat, TokenDecoding,
 };
 pub use head::{
     DiffusionConfig, EnergyConfig, FlowConfig, FlowTime, Head, HeadConfig, HeadSettings, Solver,

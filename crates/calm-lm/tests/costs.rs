@@ -27,6 +27,7 @@ fn calm(hidden: usize, intermediate: usize) -> CalmConfig {
         backbone: backbone(16, hidden, intermediate),
         head: EnergyConfig::default().into(),
         decode: Default::default(),
+        likelihood: None,
     }
 }
 

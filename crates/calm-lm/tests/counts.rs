@@ -40,7 +40,15 @@ fn every_family_counts_the_parameters_that_it_has() {
     for entry in entries::<dyn HeadSettings>() {
         let (autoencoder, backbone, head) = (autoencoder_config(), backbone(), head(entry.name));
         families.push(
-            CalmConfig { chunk_size: 2, autoencoder, backbone, head, decode: Default::default() }.into(),
+            CalmConfig {
+                chunk_size: 2,
+                autoencoder,
+                backbone,
+                head,
+                decode: Default::default(),
+                likelihood: None,
+            }
+            .into(),
         );
     }
     for entry in entries::<dyn FamilyConfig>() {

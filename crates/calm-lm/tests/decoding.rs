@@ -5,14 +5,14 @@
 mod common;
 
 use calm_autoencoder::Autoencoder;
-use calm_lm::family::calm::Decode;
+use calm_lm::family::calm::LikelihoodConfig;
 use calm_lm::{
-    BackboneConfig, Calm, CalmConfig, ChunkBatch, DrawKey, DrawRequest, EnergyConfig, LanguageModel, Sampler,
-    TextFormat, TokenDecoding,
+    BackboneConfig, Calm, CalmConfig, ChunkBatch, Decode, DrawKey, DrawRequest, EnergyConfig, FamilyConfig,
+    FlowConfig, HeadConfig, LanguageModel, Sampler, TextFormat, TokenDecoding,
 };
-use calm_nn::ParamStore;
+use calm_nn::{Noise, ParamStore};
 use calm_stats::bound::log_mean;
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use common::*;
 
 /// Six tokens, the last three special ones: 36 chunks of two can be enumerated.
@@ -25,8 +25,12 @@ const TEXT: TextFormat = TextFormat {
 };
 
 fn model(decode: Decode) -> Calm {
+    with_likelihood(decode, None).0
+}
+
+fn with_likelihood(decode: Decode, likelihood: Option<LikelihoodConfig>) -> (Calm, ParamStore) {
     let store = ParamStore::new(&Device::Cpu, DType::F32, 2);
-    let latents = ParamStore::new(&Device::Cpu, DType::F32, 1);
+    let latents = ParamStore::new(&Device::Cpu, DType::F32, 1).frozen();
     let ae = Autoencoder::with_store(&latents, &autoencoder_config(), 2, FEW, TEXT.special.bos).unwrap();
     let head = EnergyConfig { noise_size: 6, samples: 4, targets: 8, ..Default::default() };
     let config = CalmConfig {
@@ -35,11 +39,12 @@ fn model(decode: Decode) -> Calm {
         backbone: BackboneConfig { layers: 1, ..backbone() },
         head: head.into(),
         decode,
+        likelihood,
     };
     let calm = Calm::new(&store, &config, ae, &TEXT).unwrap();
     randomise(&store, 0.5);
     randomise(&latents, 0.3);
-    calm
+    (calm, store)
 }
 
 /// A batch of one row of two chunks: [0, 1] predicts `next`.
@@ -105,4 +110,78 @@ fn at_temperature_zero_the_softmax_gives_the_argmax_and_one_decoding_is_that_of_
     let plain = sampled.tempered_sampler(TokenDecoding::default()).unwrap();
     assert_eq!(draw(&*plain), draw(&*sampled.sampler()));
     assert_ne!(draw(&*sampled.sampler()), draw(&*argmax.sampler()));
+}
+
+/// The loss of one chunk after [0, 1] with its noise.
+fn loss(model: &Calm, next: [u32; 2]) -> Tensor {
+    let batch = batch(next);
+    let noise = Noise::Keyed { seed: 7, purpose: "bound", step: 0, rows: &batch.rows };
+    model.loss(&batch, &noise).unwrap().sum
+}
+
+fn value(loss: &Tensor) -> f64 {
+    f64::from(loss.to_scalar::<f32>().unwrap())
+}
+
+#[test]
+fn the_likelihood_loss_is_the_bound_that_is_scored_with_the_same_noise() {
+    for samples in [1, 5] {
+        let likelihood = LikelihoodConfig { weight: 1.0, samples, head_weight: 0.0 };
+        let (model, _) = with_likelihood(Decode::Sample, Some(likelihood));
+        for next in [[0, 2], [1, 4], [4, 5]] {
+            let want = -log_mean(&log_p(&model, next, samples).0) / 2.0;
+            let got = value(&loss(&model, next));
+            assert!((got - want).abs() < 1e-5 * want.max(1.0), "{next:?}, {samples} samples: {got} {want}");
+        }
+    }
+}
+
+#[test]
+fn its_gradient_is_that_of_the_loss_and_the_decoder_gets_none() {
+    let likelihood = LikelihoodConfig { weight: 0.7, samples: 4, head_weight: 0.3 };
+    let (model, store) = with_likelihood(Decode::Sample, Some(likelihood));
+    let next = [2, 4];
+    let gradients = loss(&model, next).backward().unwrap();
+    let table = model.autoencoder().embedding_table();
+    assert!(gradients.get(table).is_none());
+    let mut compared = 0;
+    for (name, param) in store.params() {
+        let Some(gradient) = gradients.get(param.var.as_tensor()) else { continue };
+        let start = param.var.as_tensor().copy().unwrap();
+        // Along the gradient itself: a slope that no rounding hides.
+        let norm = gradient.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+        if norm < 1e-3 {
+            continue;
+        }
+        let step = 2e-3 / f64::from(norm);
+        let at = |side: f64| {
+            param.var.set(&(&start + (gradient * (side * step)).unwrap()).unwrap()).unwrap();
+            value(&loss(&model, next))
+        };
+        let slope = (at(1.0) - at(-1.0)) / (2.0 * step);
+        param.var.set(&start).unwrap();
+        let want = f64::from(norm).powi(2);
+        assert!((slope - want).abs() < 0.03 * want, "{name}: {slope} {want}");
+        compared += 1;
+    }
+    assert!(compared > 20, "{compared}");
+}
+
+#[test]
+fn a_head_that_draws_in_many_steps_cannot_be_trained_by_it() {
+    let config = |head: HeadConfig| CalmConfig {
+        chunk_size: 2,
+        autoencoder: autoencoder_config(),
+        backbone: backbone(),
+        head,
+        decode: Decode::Sample,
+        likelihood: Some(LikelihoodConfig { samples: 0, ..Default::default() }),
+    };
+    let problems = |head| {
+        let mut problems = calm_config::Problems::new();
+        config(head).validate(&mut problems);
+        problems.paths()
+    };
+    assert_eq!(problems(FlowConfig::default().into()), ["likelihood", "likelihood.samples"]);
+    assert_eq!(problems(EnergyConfig::default().into()), ["likelihood.samples"]);
 }

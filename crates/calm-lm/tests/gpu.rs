@@ -61,8 +61,14 @@ fn calm(head: &HeadConfig, device: &Device, precision: Precision) -> (ParamStore
     let store = ParamStore::of_precision(device, precision, 2).unwrap();
     let (_, ae) = autoencoder(device, precision);
     let (autoencoder, head) = (autoencoder_config(), head.clone());
-    let config =
-        CalmConfig { chunk_size: K, autoencoder, backbone: backbone(), head, decode: Default::default() };
+    let config = CalmConfig {
+        chunk_size: K,
+        autoencoder,
+        backbone: backbone(),
+        head,
+        decode: Default::default(),
+        likelihood: None,
+    };
     let model = Calm::new(&store, &config, ae, &text(32, false)).unwrap();
     store.prepare().unwrap();
     (store, model)

@@ -49,6 +49,7 @@ fn calm(head: impl Into<HeadConfig>) -> ModelConfig {
         backbone: backbone(),
         head: head.into(),
         decode: Default::default(),
+        likelihood: None,
     }
     .into()
 }

@@ -98,6 +98,7 @@ fn config() -> CalmConfig {
         backbone: backbone(),
         head,
         decode: Default::default(),
+        likelihood: None,
     }
 }
 

@@ -48,7 +48,7 @@ pub struct Count(pub u64);
 
 impl std::iter::Sum for Count {
     fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
-        Count(counts.map(|c| c.0).sum())
+        Count(counts.fold(0, |sum, c| c.0.saturating_add(sum)))
     }
 }
 
@@ -60,7 +60,7 @@ impl From<Count> for f64 {
 
 /// Weights of an [i, o] matrix.
 pub fn weights(i: usize, o: usize) -> u64 {
-    i as u64 * o as u64
+    (i as u64).saturating_mul(o as u64)
 }
 
 /// Weights and biases of a linear layer.

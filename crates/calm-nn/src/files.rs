@@ -28,6 +28,12 @@ pub enum WeightsError {
         /// What the parser said.
         reason: String,
     },
+    /// The file stands for another that was not fetched.
+    #[error("{path} is a git-lfs pointer and not the weights that it stands for")]
+    Pointer {
+        /// The file.
+        path: PathBuf,
+    },
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -38,6 +44,9 @@ impl WeightsError {
     pub fn remedy(&self) -> Option<&'static str> {
         match self {
             Self::Malformed { .. } => Some("it may be truncated: restore it or use another checkpoint"),
+            Self::Pointer { .. } => {
+                Some("fetch the file itself (git lfs pull, in the checkpoint's repository)")
+            }
             Self::Io { .. } | Self::Tensor(_) => None,
         }
     }
@@ -79,6 +88,11 @@ pub fn write_tensors(
     })
 }
 
+/// Whether a file is what git-lfs leaves in the place of one that was not fetched.
+pub fn is_pointer(start: &[u8]) -> bool {
+    start.starts_with(b"version https://git-lfs.github.com/spec/v1")
+}
+
 /// The one metadata key of our files, a JSON object: the format's own metadata is an unordered map, and
 /// equal contents must give equal bytes (and hashes).
 const METADATA: &str = "calm";
@@ -90,6 +104,9 @@ pub type Weights = (HashMap<String, Tensor>, BTreeMap<String, String>);
 pub fn read_weights(path: &Path, device: &Device) -> Result<Weights, WeightsError> {
     let bytes =
         fs::read(path).map_err(|source| WeightsError::Io { verb: "read", path: path.to_owned(), source })?;
+    if is_pointer(&bytes) {
+        return Err(WeightsError::Pointer { path: path.to_owned() });
+    }
     let malformed = |reason: String| WeightsError::Malformed { path: path.to_owned(), reason };
     let (_, meta) = safetensors::SafeTensors::read_metadata(&bytes).map_err(|e| malformed(e.to_string()))?;
     let metadata = match meta.metadata().as_ref().and_then(|m| m.get(METADATA)) {

@@ -7,6 +7,7 @@
 pub mod costs;
 pub mod dtype;
 mod files;
+pub mod finite;
 pub mod held;
 pub mod layers;
 pub mod noise;
@@ -16,7 +17,7 @@ mod weight_init;
 
 pub use calm_kernels::{Clip, Context, Destination, NoiseKey, Parameter, RowId, device, gradcheck, philox};
 pub use dtype::Precision;
-pub use files::{WeightsError, read_weights, write_tensors, write_weights};
+pub use files::{WeightsError, is_pointer, read_weights, write_tensors, write_weights};
 pub use held::{Footing, Held};
 pub use layers::{Embedding, LayerNorm, Linear, RmsNorm, SwiGlu};
 pub use noise::Noise;

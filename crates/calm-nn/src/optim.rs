@@ -139,6 +139,11 @@ impl AdamW {
         self.moments.update(&mut bucket.gradients, &settings, clip)
     }
 
+    /// Counts a step whose update is left out: parameters and moments stay as they are.
+    pub fn skip(&mut self) {
+        self.step += 1;
+    }
+
     /// Moments by name (`first.<name>`, `second.<name>`) for a checkpoint, on the CPU.
     ///
     /// # Errors

@@ -32,6 +32,8 @@ pub enum Init {
 pub struct Param {
     /// The variable; layers hold [`Parameter`]s that share its storage.
     pub var: Var,
+    /// What layers hold: the variable itself, or in a frozen store a constant on the same storage.
+    value: Tensor,
     /// Whether weight decay applies (matrices yes; biases and norms no).
     pub decay: bool,
     /// A row that stays as it is (the PAD row of an embedding).
@@ -52,6 +54,7 @@ pub struct ParamStore {
     dtype: DType,
     compute: DType,
     seed: u64,
+    frozen: bool,
 }
 
 /// What [`ParamStore::load`] found wrong; empty when all fits.
@@ -90,7 +93,7 @@ impl ParamStore {
     pub fn new(device: &Device, dtype: DType, seed: u64) -> Self {
         let inner = Inner { params: BTreeMap::new(), aliases: BTreeMap::new() };
         let context = Context::new(device);
-        Self { inner: Arc::new(Mutex::new(inner)), context, dtype, compute: dtype, seed }
+        Self { inner: Arc::new(Mutex::new(inner)), context, dtype, compute: dtype, seed, frozen: false }
     }
 
     /// As [`Self::new`], with parameters and activations in the formats of a precision. After the model is built,
@@ -103,6 +106,12 @@ impl ParamStore {
         Ok(Self { compute: precision.compute(), ..Self::new(device, precision.master(), seed) })
     }
 
+    /// A store whose parameters are constants to models that are built in it from now on: they can be loaded, and
+    /// gradients flow through operators on them to other inputs, but none is computed for them.
+    pub fn frozen(self) -> Self {
+        Self { frozen: true, ..self }
+    }
+
     /// Makes copies of all parameters in the format of the activations, if that is another. Loading and the
     /// optimiser keep them up to date.
     ///
@@ -110,7 +119,7 @@ impl ParamStore {
     /// No memory left on a GPU.
     pub fn prepare(&self) -> Result<()> {
         let inner = self.lock();
-        self.context.keep_copies(inner.params.values().map(|p| p.var.as_tensor()), self.compute)
+        self.context.keep_copies(inner.params.values().map(|p| &p.value), self.compute)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -223,8 +232,9 @@ impl ParamStore {
             bail!("parameter {name} was created twice")
         }
         let var = self.initial(&name, shape, init, frozen_row)?;
-        let parameter = self.context.parameter(var.as_tensor().clone())?;
-        inner.params.insert(name, Param { var, decay, frozen_row });
+        let value = if self.frozen { var.as_tensor().detach() } else { var.as_tensor().clone() };
+        let parameter = self.context.parameter(value.clone())?;
+        inner.params.insert(name, Param { var, value, decay, frozen_row });
         Ok(parameter)
     }
 

@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use calm_nn::finite::non_finite;
 use calm_nn::{AdamW, ParamStore, read_weights, write_weights};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
+use crate::divergence::Trend;
 use crate::error::{Error, Result};
 
 /// What a stage remembers besides tensors. All noise and all batches are functions of the step.
@@ -24,6 +26,34 @@ pub struct StageState {
     pub seconds: f64,
     /// The best validation so far.
     pub best: Option<Best>,
+    /// Whether a validation was due after this step when the stage was stopped; it is made up for first.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub validation_due: bool,
+    /// Batches that are left out, after a spike.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<Skipped>,
+    /// Where loss and gradient norm were going.
+    #[serde(default)]
+    pub trend: Trend,
+    /// The checkpoint before, kept until a step from this one has been seen.
+    #[serde(skip)]
+    pub keep: Option<u64>,
+}
+
+impl StageState {
+    /// Place of the next step's batch in the sequence of all batches: the step itself, beyond what was left out.
+    pub fn batch(&self) -> u64 {
+        self.step + self.skipped.iter().filter(|s| s.after <= self.step).map(|s| s.batches).sum::<u64>()
+    }
+}
+
+/// Batches that are left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// After so many steps.
+    pub after: u64,
+    /// So many batches.
+    pub batches: u64,
 }
 
 /// The best validation.
@@ -183,18 +213,58 @@ impl Checkpoints {
         write().inspect_err(|_| {
             let _ = fs::remove_dir_all(&partial);
         })?;
+        self.sweep(state);
+        Ok(())
+    }
+
+    /// Removes checkpoints before this state's that are neither the best nor to be kept.
+    pub fn sweep(&self, state: &StageState) {
         for step in self.steps() {
-            if step < state.step && state.best.is_none_or(|b| b.step != step) {
+            let kept = state.best.is_some_and(|b| b.step == step) || state.keep == Some(step);
+            if step < state.step && !kept {
                 let _ = fs::remove_dir_all(self.path(step));
             }
         }
-        Ok(())
+    }
+
+    /// Removes a checkpoint from which nothing can go on.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn discard(&self, step: u64) -> Result<()> {
+        let path = self.path(step);
+        fs::remove_dir_all(&path).map_err(|e| Error::io("remove", &path, e))
+    }
+
+    /// Reads a checkpoint with `read`, which is given its step. Where it was replaced in the meantime by a training that
+    /// goes on, the one that is there now is read.
+    ///
+    /// # Errors
+    /// As [`Checkpoints::step`] and `read`.
+    pub fn reading<T>(&self, which: Which, mut read: impl FnMut(u64) -> Result<T>) -> Result<T> {
+        let mut left = 5;
+        loop {
+            let step = self.step(which)?;
+            match read(step) {
+                Err(_) if left > 0 && !self.path(step).join(STATE).is_file() => left -= 1,
+                result => return result,
+            }
+        }
     }
 }
 
 /// Loads a weights file into a store; every mismatch is reported at once.
 pub fn load_weights(path: &Path, store: &ParamStore) -> Result<()> {
     let (tensors, _) = read_weights(path, store.device())?;
+    if let Some(name) = non_finite(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))? {
+        return Err(Error::user(
+            format!(
+                "{} holds numbers that are not finite (in {name}): its training diverged",
+                path.display()
+            ),
+            "take another checkpoint or another run; trained anew, a lower learning rate helps",
+        ));
+    }
     let report = store.load(&tensors)?;
     if report.is_clean() {
         return Ok(());
@@ -265,6 +335,51 @@ mod tests {
         assert_eq!(checkpoints.step(Which::Best).unwrap(), 2);
         assert_eq!(checkpoints.step(Which::Latest).unwrap(), 4);
         assert!(!dir.path().join("lm/step-4.partial").exists());
+    }
+
+    #[test]
+    fn a_checkpoint_that_is_replaced_while_it_is_read_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(dir.path());
+        let store = store();
+        let opt = AdamW::new(&store, AdamWConfig::default()).unwrap();
+        let save = |step| {
+            let state = StageState { step, ..Default::default() };
+            checkpoints.save(&state, &store, &opt, &BTreeMap::new()).unwrap();
+        };
+        save(1);
+        let mut seen = Vec::new();
+        let read = checkpoints.reading(Which::Latest, |step| {
+            seen.push(step);
+            // A training that goes on.
+            if step == 1 {
+                save(2);
+            }
+            load_weights(&checkpoints.model_path(step), &store).map(|()| step)
+        });
+        assert_eq!((read.unwrap(), seen), (2, vec![1, 2]));
+        // What fails for another reason fails at once.
+        let mut tries = 0;
+        let failed: Result<()> = checkpoints.reading(Which::Latest, |_| {
+            tries += 1;
+            Err(Error::user("no", ""))
+        });
+        assert!(failed.is_err() && tries == 1);
+    }
+
+    #[test]
+    fn the_checkpoint_before_is_kept_until_it_is_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(dir.path());
+        let store = store();
+        let opt = AdamW::new(&store, AdamWConfig::default()).unwrap();
+        for (step, keep) in [(1, None), (2, Some(1)), (3, Some(2))] {
+            let state = StageState { step, keep, ..Default::default() };
+            checkpoints.save(&state, &store, &opt, &BTreeMap::new()).unwrap();
+        }
+        assert_eq!(checkpoints.steps(), [2, 3]);
+        checkpoints.sweep(&StageState { step: 3, ..Default::default() });
+        assert_eq!(checkpoints.steps(), [3]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use calm_nn::{AdamWConfig, Precision};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::divergence::{Action, DivergenceConfig};
 use crate::stage::Stage;
 
 /// The only schema version so far.
@@ -109,6 +110,9 @@ pub struct StageConfig {
     /// Steps between lines of the metrics.
     #[serde(default = "ten")]
     pub log_every: u64,
+    /// What happens when it explodes.
+    #[serde(default)]
+    pub divergence: DivergenceConfig,
 }
 
 fn one_piece() -> usize {
@@ -247,6 +251,12 @@ impl StageConfig {
         }
         if !(a.weight_decay >= 0.0 && a.weight_decay.is_finite()) {
             problems.add("adamw.weight_decay", format!("is {}: must be 0 or more", a.weight_decay));
+        }
+        problems.within("divergence", |p| self.divergence.validate(p));
+        if self.divergence.action == Action::Rollback && self.checkpoint_every == 0 {
+            problems
+                .add("divergence.action", "rollback goes back to checkpoints, and there are none on the way")
+                .remedy("set `checkpoint_every` of this stage");
         }
         let (share, floor) = match self.schedule {
             Schedule::Constant => (1.0, 0.0),

@@ -35,9 +35,7 @@ pub enum Error {
     #[error(transparent)]
     Config(#[from] calm_config::ConfigErrors),
     /// Loss or gradient stopped being a number.
-    #[error(
-        "{stage}: {what} is {value} at step {step}; nothing of this step was saved, earlier checkpoints are whole"
-    )]
+    #[error("{stage}: {what} is {value} at step {step}; nothing of this step was saved{}", kept(*good, *best))]
     NotFinite {
         /// Stage.
         stage: Stage,
@@ -47,6 +45,10 @@ pub enum Error {
         value: f64,
         /// Step.
         step: u64,
+        /// The last checkpoint before it, from which `--resume` goes on.
+        good: Option<u64>,
+        /// The one with the lowest validation loss.
+        best: Option<u64>,
     },
     /// Asked to stop; a checkpoint was written.
     #[error("stopped at step {step} of stage {stage}; a checkpoint was written")]
@@ -56,6 +58,9 @@ pub enum Error {
         /// Steps done.
         step: u64,
     },
+    /// Asked to stop between the parts of a long work.
+    #[error("stopped; what was finished so far is kept")]
+    Stopped,
     /// Positions that cannot be scored.
     #[error(transparent)]
     Protocol(Box<ProtocolError>),
@@ -67,6 +72,15 @@ pub enum Error {
         /// What to do; empty where that is not known.
         remedy: String,
     },
+}
+
+/// Which checkpoints are good.
+fn kept(good: Option<u64>, best: Option<u64>) -> String {
+    match (good, best.filter(|best| Some(*best) != good)) {
+        (None, _) => "; there is no good checkpoint before it".into(),
+        (Some(good), None) => format!("; the checkpoint of step {good} is good"),
+        (Some(good), Some(best)) => format!("; the checkpoints of steps {good} and {best} (best) are good"),
+    }
 }
 
 /// What to do about a full disk.
@@ -83,6 +97,11 @@ impl Error {
         Self::Io { verb, path: path.to_owned(), source }
     }
 
+    /// Whether somebody asked for it: no failure.
+    pub fn is_stop(&self) -> bool {
+        matches!(self, Self::Interrupted { .. } | Self::Stopped)
+    }
+
     /// What the user can do about it, if we know.
     pub fn remedy(&self) -> Option<String> {
         match self {
@@ -95,11 +114,18 @@ impl Error {
                 Some(FULL.into())
             }
             Self::Weights(e) => e.remedy().map(str::to_owned),
-            Self::NotFinite { stage, .. } => Some(format!(
-                "lower the learning rate or lengthen the warm-up (--set train.{stage}.learning_rate=...); \
-                 --resume goes on from the last checkpoint, --restart begins anew"
-            )),
+            Self::NotFinite { stage, good, .. } => Some(match good {
+                Some(step) => format!(
+                    "lower the learning rate (--set train.{stage}.learning_rate=...) and go on with --resume from step \
+                     {step}; or --set train.{stage}.divergence.action=skip (or rollback) leaves such steps out"
+                ),
+                None => format!(
+                    "lower the learning rate or lengthen the warm-up (--set train.{stage}.learning_rate=...) and begin \
+                     anew with --restart"
+                ),
+            }),
             Self::Interrupted { .. } => Some("run the same command with --resume to go on".into()),
+            Self::Stopped => Some("run the same command again to go on".into()),
             Self::Io { verb, source, .. } => match source.kind() {
                 std::io::ErrorKind::PermissionDenied => {
                     Some("check the permissions, or choose another folder with --out".into())

@@ -6,14 +6,24 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod divergence;
 pub mod error;
+mod history;
+mod host;
+pub mod lock;
 pub mod metrics;
 mod on_device;
+pub mod record;
 pub mod results;
+pub mod resumption;
 pub mod run;
 pub mod stage;
 
 pub use config::RunConfig;
 pub use error::{Error, Result};
-pub use run::{Begin, ORIGIN, Provenance, Run, RunRecord};
+pub use history::TokenCount;
+pub use lock::Lock;
+pub use record::{Change, Provenance, RunRecord};
+pub use resumption::{Begin, Resumption};
+pub use run::{ORIGIN, Run};
 pub use stage::Stage;

@@ -2,6 +2,7 @@
 
 use calm_eval::protocol::Protocol;
 use calm_eval::reconstruction::ReconstructionReport;
+use calm_lm::Decode;
 use calm_stats::bootstrap::BrierReport;
 use calm_stats::bound::Point;
 use calm_stats::ngram::NgramReport;
@@ -70,6 +71,9 @@ pub struct BrierResults {
     pub chunk_size: usize,
     /// Draws per position.
     pub samples: usize,
+    /// How a latent vector became tokens, of families that draw one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decode: Option<Decode>,
     /// Unigram and bigram models of the training split, closed form; null where there is no training split.
     pub ngram: Option<NgramReport>,
     /// Families with probabilities: nats per token.

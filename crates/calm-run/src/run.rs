@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! runs/NAME/
-//!   config.yaml        resolved configuration, written before the first step
-//!   run.json           command, version, commit, hashes of data and tokenizer
+//!   config.yaml        resolved configuration that the run began with, written before the first step
+//!   run.json           command, version, commit, hashes of data and tokenizer, settings that were changed later
 //!   tokenizer.json
 //!   metrics.jsonl      one line a logged step or validation
 //!   tensorboard/       the same for TensorBoard
@@ -21,56 +21,21 @@ use calm_config::{ConfigText, Resolved, load};
 use calm_data::{Layout, Tokenizer};
 use calm_nn::read_weights;
 use candle_core::Device;
-use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Checkpoints, Which, file_hash, write_json, write_text};
+use crate::checkpoint::{Checkpoints, Which, file_hash, write_json};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
+use crate::record::{Change, RunRecord, apply};
 use crate::stage::Stage;
 
 /// File of a run that says what an imported model was; `calm export` writes it back.
 pub const ORIGIN: &str = "reference.json";
-
-/// Who made a run, and with what.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Provenance {
-    /// The command line.
-    pub command: Vec<String>,
-    /// Version of calm.
-    pub version: String,
-    /// Commit it was built from, if known.
-    pub commit: Option<String>,
-    /// Features compiled in.
-    pub features: Vec<String>,
-    /// What it computed with, `cpu` or `cuda:0 (NAME)`; null if nothing was computed.
-    #[serde(default)]
-    pub device: Option<String>,
-    /// Why it ended, if not by finishing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure: Option<String>,
-}
-
-/// What `run.json` holds.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct RunRecord {
-    /// One entry per `calm train` that worked on this folder.
-    pub history: Vec<Provenance>,
-    /// Hash of the text (sources, split, sampling).
-    pub corpus_hash: String,
-    /// Hash of the tokenizer.
-    pub tokenizer_hash: String,
-    /// V.
-    pub vocab_size: usize,
-    /// What the text is, for people.
-    pub corpus: String,
-    /// Operating system and processor architecture.
-    pub platform: String,
-    /// Threads at work.
-    pub threads: usize,
-    /// Hash of another run's autoencoder, if stage 1 was taken from there.
-    #[serde(default)]
-    pub imported_autoencoder: Option<String>,
-}
+/// File of a run with the configuration that it began with.
+pub const CONFIG: &str = "config.yaml";
+/// File of a run that says what it is and who worked on it.
+pub const RECORD: &str = "run.json";
+/// File of a run with its scores.
+pub const RESULTS: &str = "results.json";
 
 /// A run's folder with its configuration.
 #[derive(Clone, Debug)]
@@ -82,17 +47,29 @@ pub struct Run {
 }
 
 impl Run {
-    /// Opens an existing run.
+    /// Opens an existing run, with the configuration in force.
+    ///
+    /// # Errors
+    /// There is none, or it is damaged.
     pub fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join("config.yaml");
+        Ok(Self { folder: folder.to_owned(), config: Self::resolved(folder)?.value })
+    }
+
+    /// The configuration in force of the run in a folder: what it began with, and what was changed since.
+    ///
+    /// # Errors
+    /// There is none, or it is damaged.
+    pub fn resolved(folder: &Path) -> Result<Resolved<RunConfig>> {
+        let path = folder.join(CONFIG);
         if !path.is_file() {
             return Err(Error::user(
-                format!("{} is not a run: it has no config.yaml", folder.display()),
+                format!("{} is not a run: it has no {CONFIG}", folder.display()),
                 "name the folder of a run with --run (runs/NAME), or train one first",
             ));
         }
-        let resolved: Resolved<RunConfig> = load(ConfigText::read(&path)?, &[])?;
-        Ok(Self { folder: folder.to_owned(), config: resolved.value })
+        let began: Resolved<RunConfig> = load(ConfigText::read(&path)?, &[])?;
+        let record = read_record(folder)?.unwrap_or_default();
+        after(began, record.changes())
     }
 
     /// The run in `root` that was worked on last.
@@ -102,7 +79,7 @@ impl Run {
             .flatten()
             .flatten()
             .filter_map(|e| {
-                let record = e.path().join("run.json");
+                let record = e.path().join(RECORD);
                 Some((fs::metadata(record).ok()?.modified().ok()?, e.path()))
             })
             .max();
@@ -115,94 +92,31 @@ impl Run {
         }
     }
 
-    /// Creates the folder, or opens it if it holds the same run. A run that continues may change how it
-    /// trains and scores, never what is trained. An imported model has seen no text yet: it may choose its own.
-    pub fn create(folder: &Path, resolved: &Resolved<RunConfig>, begin: Begin) -> Result<Self> {
-        let resume = begin == Begin::Resume;
-        let whole = begin == Begin::Restart(None);
-        let config = &resolved.value;
-        let path = folder.join("config.yaml");
-        // Before the data were ready nothing has come of a run: a wrong path may be put right.
-        let begun = folder.join("run.json").is_file() || has_weights(folder);
-        if path.is_file() && begun && !whole {
-            let old: Resolved<RunConfig> = load(ConfigText::read(&path)?, &[])?;
-            let opened = Self { folder: folder.to_owned(), config: old.value };
-            let unseen = opened.record()?.is_some_and(|r| r.corpus_hash.is_empty());
-            let mut differences = differences(&old.tree, &resolved.tree, resume);
-            // A stage that is begun anew may be another one.
-            differences.retain(|d| !restarted_setting(d.trim_start(), begin));
-            differences.retain(|d| !(unseen && resume && d.trim_start().starts_with("data.")));
-            if !differences.is_empty() {
-                return Err(Error::user(
-                    format!(
-                        "{} holds a run with another configuration:\n{}",
-                        folder.display(),
-                        differences.join("\n")
-                    ),
-                    if resume {
-                        "data, tokenizer, model, seed and precision of a run cannot change; give this one its \
-                         own folder with --out"
-                    } else {
-                        "--out FOLDER keeps both; --resume goes on with changed `train` and `eval` settings; \
-                         --restart throws the old run away"
-                    },
-                ));
-            }
-        }
-        // Only of a run: another folder's contents are not ours to throw away.
-        if let Begin::Restart(stage) = begin
-            && path.is_file()
-        {
-            // A language model is nothing without its autoencoder.
-            let parts: &[&str] = match stage {
-                None => {
-                    &["autoencoder", "lm", "tensorboard", "metrics.jsonl", "results.json", "run.json", ORIGIN]
-                }
-                Some(Stage::Autoencoder) => {
-                    &["autoencoder", "lm", "tensorboard/autoencoder", "tensorboard/lm", "results.json"]
-                }
-                Some(Stage::Lm) => &["lm", "tensorboard/lm", "results.json"],
-            };
-            for part in parts {
-                remove(&folder.join(part))?;
-            }
-        }
-        fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
-        write_text(&path, &resolved.to_yaml())?;
-        Ok(Self { folder: folder.to_owned(), config: config.clone() })
-    }
-
     /// Checkpoints of a stage.
     pub fn checkpoints(&self, stage: Stage) -> Checkpoints {
         Checkpoints::new(&self.folder.join(stage.name()))
     }
 
     /// The record, if one was written.
+    ///
+    /// # Errors
+    /// It is damaged.
     pub fn record(&self) -> Result<Option<RunRecord>> {
-        let path = self.folder.join("run.json");
-        match fs::read_to_string(&path) {
-            Ok(text) => serde_json::from_str(&text).map(Some).map_err(|e| {
-                Error::user(
-                    format!("{} is damaged: {e}", path.display()),
-                    "delete it; it is written anew by --resume",
-                )
-            }),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::io("read", &path, e)),
-        }
+        read_record(&self.folder)
     }
 
     /// Writes the record.
     pub fn write_record(&self, record: &RunRecord) -> Result<()> {
-        write_json(&self.folder.join("run.json"), record)
+        write_json(&self.folder.join(RECORD), record)
     }
 
-    /// Notes in the record why the run ended early. What cannot be noted is lost: the error itself matters more.
-    pub fn note_failure(&self, error: &Error) {
+    /// Notes in the last entry of the record why its command ended early, by a stop or by a failure. What cannot be
+    /// noted is lost: the error itself matters more.
+    pub fn note_end(&self, error: &Error) {
         if let Ok(Some(mut record)) = self.record()
             && let Some(last) = record.history.last_mut()
         {
-            last.failure = Some(error.to_string());
+            last.end(error);
             let _ = self.write_record(&record);
         }
     }
@@ -263,101 +177,34 @@ impl Run {
     }
 }
 
-/// Whether there are weights of any stage.
-fn has_weights(folder: &Path) -> bool {
-    Stage::ALL.iter().any(|stage| !Checkpoints::new(&folder.join(stage.name())).steps().is_empty())
-}
-
-/// How `calm train` begins with a folder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Begin {
-    /// A new run, or the same one again: what is finished is kept.
-    New,
-    /// Go on with what is unfinished.
-    Resume,
-    /// Throw a stage away and train it anew; without a name, all.
-    Restart(Option<Stage>),
-}
-
-/// Whether a difference `key: old -> new` belongs to stages that are begun anew. Of a family's settings the chunk size
-/// and the autoencoder decide stage 1, the others the language model only, which is nothing without its autoencoder.
-fn restarted_setting(difference: &str, begin: Begin) -> bool {
-    let Begin::Restart(restarted) = begin else { return false };
-    // The key alone: values have dots of their own. Another family (`model.NAME` as a whole) is another run.
-    let key = difference.split_once(": ").map_or(difference, |(key, _)| key);
-    let stage = match key.strip_prefix("model.").and_then(|rest| rest.split_once('.')) {
-        Some((_, key)) if key == "chunk_size" || key.starts_with("autoencoder.") => Some(Stage::Autoencoder),
-        Some(_) => Some(Stage::Lm),
-        None => Stage::ALL.into_iter().find(|stage| key.starts_with(&format!("train.{stage}."))),
-    };
-    match restarted {
-        None => true,
-        Some(Stage::Lm) => stage == Some(Stage::Lm),
-        Some(Stage::Autoencoder) => stage.is_some(),
+/// The record of the run in a folder.
+fn read_record(folder: &Path) -> Result<Option<RunRecord>> {
+    let path = folder.join(RECORD);
+    match fs::read_to_string(&path) {
+        Ok(text) => serde_json::from_str(&text).map(Some).map_err(|e| {
+            Error::user(
+                format!("{} is damaged: {e}", path.display()),
+                "restore it; without it --resume writes a new one, and settings that were changed on the way must be \
+                 given again",
+            )
+        }),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io("read", &path, e)),
     }
 }
 
-/// Removes a file or a folder with all it holds; nothing there is fine.
-fn remove(path: &Path) -> Result<()> {
-    let done = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    match done {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
-        _ => Ok(()),
+/// A configuration after changes.
+pub(crate) fn after<'a>(
+    began: Resolved<RunConfig>,
+    changes: impl Iterator<Item = &'a Change>,
+) -> Result<Resolved<RunConfig>> {
+    let mut changed = began.tree.clone();
+    apply(&mut changed, changes);
+    if changed == began.tree {
+        return Ok(began);
     }
-}
-
-/// Settings that differ, as `key: old -> new`. With `resume`, `train`, `eval` and `description` may.
-fn differences(old: &serde_json::Value, new: &serde_json::Value, resume: bool) -> Vec<String> {
-    fn walk(path: &str, old: &serde_json::Value, new: &serde_json::Value, out: &mut Vec<String>) {
-        if let (Some(a), Some(b)) = (old.as_object(), new.as_object()) {
-            let mut keys: Vec<&String> = a.keys().chain(b.keys()).collect();
-            keys.sort();
-            keys.dedup();
-            for key in keys {
-                let null = serde_json::Value::Null;
-                let at = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                walk(&at, a.get(key).unwrap_or(&null), b.get(key).unwrap_or(&null), out);
-            }
-        } else if old != new {
-            out.push(format!("  {path}: {old} -> {new}"));
-        }
-    }
-    let mut out = Vec::new();
-    walk("", old, new, &mut out);
-    out.retain(|d| {
-        let free = |section: &str| d.trim_start().starts_with(section);
-        !(free("description") || free("eval.") || (resume && free("train.")))
-    });
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stage_that_is_begun_anew_may_be_another_one_of_the_same_family() {
-        let allowed = |difference: &str| {
-            [Some(Stage::Lm), Some(Stage::Autoencoder), None]
-                .map(|stage| restarted_setting(difference, Begin::Restart(stage)))
-        };
-        assert_eq!(allowed("model.calm.backbone.init: 0.02 -> 0.1"), [true, true, true]);
-        assert_eq!(allowed("train.lm.steps: 5 -> 6"), [true, true, true]);
-        assert_eq!(allowed("model.calm.chunk_size: 2 -> 4"), [false, true, true]);
-        assert_eq!(allowed("model.calm.autoencoder.hidden_size: 2 -> 4"), [false, true, true]);
-        assert_eq!(allowed("train.autoencoder.steps: 5 -> 6"), [false, true, true]);
-        assert_eq!(allowed(r#"model.calm: {"kl_weight":0.5} -> null"#), [false, false, true]);
-        assert_eq!(allowed("seed: 1 -> 2"), [false, false, true]);
-        assert!(!restarted_setting("train.lm.steps: 5 -> 6", Begin::Resume));
-    }
-
-    #[test]
-    fn a_resumed_run_may_change_how_it_trains_but_not_what() {
-        let old = serde_json::json!({"seed": 1, "train": {"lm": {"steps": 5}}, "eval": {"samples": 2}});
-        let new = serde_json::json!({"seed": 1, "train": {"lm": {"steps": 9}}, "eval": {"samples": 4}});
-        assert!(differences(&old, &new, true).is_empty());
-        assert_eq!(differences(&old, &new, false), ["  train.lm.steps: 5 -> 9"]);
-        let other = serde_json::json!({"seed": 2, "train": {"lm": {"steps": 5}}, "eval": {"samples": 2}});
-        assert_eq!(differences(&old, &other, true), ["  seed: 1 -> 2"]);
-    }
+    let now = Resolved { tree: changed, ..began };
+    let name = format!("{} as {RECORD} changed it", now.name);
+    let text = ConfigText { name, path: now.path.clone(), text: now.to_yaml() };
+    Ok(load(text, &[])?)
 }

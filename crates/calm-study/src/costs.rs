@@ -9,7 +9,7 @@ use calm_run::checkpoint::write_json;
 use calm_run::{Result, Stage};
 use calm_train::measure::MeasuredCosts;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::execute::{Failures, finished};
 use crate::plan::Ablation;
@@ -35,7 +35,17 @@ pub struct Rounds {
 }
 
 fn key(ablation: &Ablation, threads: usize) -> String {
-    let trees: Vec<_> = ablation.runs[..ablation.variants.len()].iter().map(|r| &r.config.tree).collect();
+    // What is done about explosions costs nothing, and older folders do not know of it.
+    let known = |tree: &Value| {
+        let mut tree = tree.clone();
+        for stage in Stage::ALL {
+            let train = tree.get_mut("train").and_then(|train| train.get_mut(stage.name()));
+            train.and_then(Value::as_object_mut).map(|stage| stage.shift_remove("divergence"));
+        }
+        tree
+    };
+    let trees: Vec<_> =
+        ablation.runs[..ablation.variants.len()].iter().map(|r| known(&r.config.tree)).collect();
     let what = json!([trees, ablation.config.score.draws, std::env::consts::ARCH, threads]);
     crate::hash(&what)
 }

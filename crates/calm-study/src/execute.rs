@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use calm_config::{ConfigText, Resolved, load};
 use calm_data::Corpus;
 use calm_run::checkpoint::write_json;
 use calm_run::config::RunConfig;
-use calm_run::{Begin, Error, Result, Run, Stage};
+use calm_run::run::CONFIG;
+use calm_run::{Begin, Error, Result, Resumption, Run, Stage};
 
 use crate::plan::{Ablation, SharedAutoencoder};
 use crate::settings::autoencoder_key;
@@ -55,14 +55,14 @@ pub fn failures(ablation: &Path) -> Failures {
     serde_json::from_str(&text).unwrap_or_default()
 }
 
-/// Makes the folders of all runs, or checks that those which are there hold the same runs.
+/// Whether the folders of runs that are there hold the same runs. Nothing is touched.
 ///
 /// # Errors
 /// A folder holds another run, or one that was begun on another text or tokenizer.
-pub fn prepare(ablation: &Ablation, corpus: &Corpus) -> Result<()> {
+pub fn check(ablation: &Ablation, corpus: &Corpus) -> Result<()> {
     let folders =
         ablation.autoencoders.iter().map(|a| &a.folder).chain(ablation.runs.iter().map(|r| &r.folder));
-    for folder in folders.filter(|f| f.join("config.yaml").is_file()) {
+    for folder in folders.filter(|f| f.join(CONFIG).is_file()) {
         let record = Run::open(folder)?.record()?.unwrap_or_default();
         for (what, old, new) in [
             ("text", &record.corpus_hash, &corpus.hash),
@@ -80,16 +80,27 @@ pub fn prepare(ablation: &Ablation, corpus: &Corpus) -> Result<()> {
         same_autoencoder(autoencoder)?;
     }
     for run in &ablation.runs {
-        create(&run.folder, &run.config, &ablation.folder)?;
+        Resumption::decide(&run.folder, &run.config, Begin::New).map_err(|e| match e {
+            Error::User { what, .. } => Error::user(what, other_folder(&ablation.folder)),
+            e => e,
+        })?;
     }
-    ablation.save()
+    Ok(())
 }
 
-fn create(folder: &Path, config: &Resolved<RunConfig>, ablation: &Path) -> Result<Run> {
-    Run::create(folder, config, Begin::New).map_err(|e| match e {
-        Error::User { what, .. } => Error::user(what, other_folder(ablation)),
-        e => e,
-    })
+/// Makes the folders of all runs, after the same checks.
+///
+/// # Errors
+/// As [`check`]; a folder that cannot be written.
+pub fn prepare(ablation: &Ablation, corpus: &Corpus) -> Result<()> {
+    check(ablation, corpus)?;
+    for autoencoder in ablation.autoencoders.iter().filter(|a| !a.folder.join(CONFIG).is_file()) {
+        Run::create(&autoencoder.folder, &autoencoder.config, Begin::New)?;
+    }
+    for run in &ablation.runs {
+        Run::create(&run.folder, &run.config, Begin::New)?;
+    }
+    ablation.save()
 }
 
 fn other_folder(ablation: &Path) -> String {
@@ -102,11 +113,10 @@ fn other_folder(ablation: &Path) -> String {
 /// An autoencoder's folder holds the configuration of the first run that needed it; whatever of it does not
 /// concern the autoencoder may have changed since.
 fn same_autoencoder(autoencoder: &SharedAutoencoder) -> Result<()> {
-    let path = autoencoder.folder.join("config.yaml");
-    if !path.is_file() {
-        return Run::create(&autoencoder.folder, &autoencoder.config, Begin::New).map(|_| ());
+    if !autoencoder.folder.join(CONFIG).is_file() {
+        return Ok(());
     }
-    let old: Resolved<RunConfig> = load(ConfigText::read(&path)?, &[])?;
+    let old = Run::resolved(&autoencoder.folder)?;
     if autoencoder_key(&old.value) == autoencoder_key(&autoencoder.config.value) {
         return Ok(());
     }

@@ -1,6 +1,5 @@
-//! The folder of an ablation: who works on it, where and when it was measured, what is published there.
+//! The folder of an ablation: where and when it was measured, what is published there.
 
-use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use calm_report::Study;
@@ -10,30 +9,6 @@ use calm_run::{Error, Result};
 
 /// File that says where and when an ablation was scored and measured.
 const MACHINE: &str = "machine.json";
-
-/// Keeps a second process from training the same runs at the same time, until it is dropped.
-#[derive(Debug)]
-pub struct Lock(#[allow(dead_code, reason = "held, not read")] File);
-
-/// Makes the folder, and takes it for this process.
-///
-/// # Errors
-/// It cannot be made, or another process works on it.
-pub fn lock(folder: &Path) -> Result<Lock> {
-    let cannot = |e: std::io::Error| {
-        Error::user(format!("cannot write in {}: {e}", folder.display()), "choose another folder with --out")
-    };
-    std::fs::create_dir_all(folder).map_err(cannot)?;
-    let file = File::create(folder.join(".lock")).map_err(cannot)?;
-    match file.try_lock() {
-        Err(TryLockError::WouldBlock) => Err(Error::user(
-            format!("another calm works on {}", folder.display()),
-            "wait for it, or give this one its own folder with --out",
-        )),
-        // A file system without locks.
-        Ok(()) | Err(TryLockError::Error(_)) => Ok(Lock(file)),
-    }
-}
 
 /// Writes down where and when an ablation was scored and measured.
 ///
@@ -68,18 +43,6 @@ pub fn publish(study: &Study, folder: &Path) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_folder_belongs_to_one_process_until_it_is_let_go() {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = dir.path().join("runs/new");
-        let held = lock(&folder).unwrap();
-        let error = lock(&folder).unwrap_err();
-        assert!(error.to_string().starts_with("another calm works on"), "{error}");
-        assert!(error.remedy().is_some_and(|h| h.contains("--out")));
-        drop(held);
-        lock(&folder).unwrap();
-    }
 
     #[test]
     fn a_study_is_published_and_says_who_made_it() {

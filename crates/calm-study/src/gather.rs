@@ -132,7 +132,7 @@ fn variants(
             aligned: over_seeds(runs, |s| Some(&s.aligned), bootstrap)?,
             reference: over_seeds(runs, |s| s.reference.as_ref(), bootstrap)?,
             measured: rounds.variants.get(&variant.name).and_then(|r| costs::summary(r)),
-            runs: runs.iter().map(|f| seed_run(f, costs.training())).collect::<Result<_>>()?,
+            runs: runs.iter().map(|f| seed_run(f, vocab)).collect::<Result<_>>()?,
             costs,
         });
     }
@@ -314,8 +314,16 @@ fn over_seeds(
     }))
 }
 
-fn seed_run(f: &Finished<'_>, flops_per_token: f64) -> Result<SeedRun> {
+fn seed_run(f: &Finished<'_>, vocab: usize) -> Result<SeedRun> {
     let state = f.run.checkpoints(Stage::Lm).latest()?.unwrap_or_default();
+    // A context that was changed on the way has other costs since.
+    let segments = f.run.token_count(Stage::Lm)?.by_context(state.step);
+    let all: u64 = segments.iter().map(|(_, tokens)| tokens).sum();
+    let share = |tokens: u64| if all > 0 { tokens as f64 / all as f64 } else { 1.0 };
+    let flops_per_token: f64 = segments
+        .iter()
+        .map(|(context, tokens)| share(*tokens) * f.run.config.model.training_flops(vocab, *context).total())
+        .sum();
     let brier = f.scores.aligned.sums.brier();
     Ok(SeedRun {
         seed: f.run.config.seed,

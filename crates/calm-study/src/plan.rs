@@ -179,7 +179,8 @@ impl Ablation {
             .zip(settings)
             .map(|((name, ..), settings)| Variant { name, settings })
             .collect();
-        ablation.comparable()?;
+        ablation
+            .comparable("give all variants the same data and tokenizer, with `set` at the top of the file")?;
         alignment::check(&config.score, &ablation.configs())?;
         Ok(ablation)
     }
@@ -211,7 +212,7 @@ impl Ablation {
                 "run the ablation again to write it anew",
             )
         })?;
-        let of = |folder: &Path| load::<RunConfig>(ConfigText::read(&folder.join("config.yaml"))?, &[]);
+        let of = |folder: &Path| Run::resolved(folder);
         let mut ablation = Self {
             folder: folder.to_owned(),
             config,
@@ -233,11 +234,19 @@ impl Ablation {
     }
 
     /// Scores compare on the same text in the same tokens only.
-    fn comparable(&self) -> Result<()> {
+    fn comparable(&self, remedy: &str) -> Result<()> {
         let Some(first) = self.runs.first() else { return Ok(()) };
         for run in &self.runs {
+            // What was trained knows its text by its content, wherever it lies.
+            let same_text = || {
+                let hash = |run: &PlannedRun| {
+                    let run = Run { folder: run.folder.clone(), config: run.config.value.clone() };
+                    run.record().ok().flatten().map(|r| r.corpus_hash).filter(|hash| !hash.is_empty())
+                };
+                hash(first).is_some_and(|own| hash(run) == Some(own))
+            };
             for (what, same) in [
-                ("data", first.config.value.data == run.config.value.data),
+                ("text", first.config.value.data == run.config.value.data || same_text()),
                 ("tokenizer", first.config.value.tokenizer == run.config.value.tokenizer),
                 ("vocabulary", first.config.value.vocabulary == run.config.value.vocabulary),
             ] {
@@ -247,7 +256,7 @@ impl Ablation {
                             "{} and {} have another {what}: their scores do not compare",
                             first.name, run.name
                         ),
-                        "give all variants the same data and tokenizer, with `set` at the top of the file",
+                        remedy,
                     ));
                 }
             }
@@ -282,7 +291,7 @@ impl Ablation {
         };
         let mut trees: Vec<Value> = Vec::new();
         for run in runs {
-            let config = load::<RunConfig>(ConfigText::read(&run.folder.join("config.yaml"))?, &[])?;
+            let config = Run::resolved(&run.folder)?;
             let name = run.folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
             let mut tree = config.tree.clone();
             for key in ["seed", "eval", "description"] {
@@ -322,7 +331,9 @@ impl Ablation {
             .collect();
         let settings = differing_settings(&trees.iter().collect::<Vec<_>>());
         ablation.variants.iter_mut().zip(settings).for_each(|(v, s)| v.settings = s);
-        ablation.comparable()?;
+        ablation.comparable(
+            "name runs of one text and one tokenizer, or train one of them anew on the other's",
+        )?;
         Ok(ablation)
     }
 

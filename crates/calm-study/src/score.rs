@@ -328,14 +328,13 @@ fn sample(
 /// Validations of a run's language model while it was trained, by rising step.
 pub fn curve(run: &Run) -> Vec<calm_report::study::CurvePoint> {
     let Ok(lines) = metrics::read_lines(&run.folder.join("metrics.jsonl")) else { return Vec::new() };
-    let lm = &run.config.train.lm;
-    let per_step = (lm.batch_rows * lm.context * run.config.chunk_size()) as u64;
+    let Ok(tokens) = run.token_count(Stage::Lm) else { return Vec::new() };
     let mut points = Vec::new();
     for line in lines.iter().filter(|l| l.stage == Stage::Lm) {
         let value = |name: &str| line.values.get(name).copied().flatten();
         if let Some(loss) = value("validation/loss") {
             points.push(calm_report::study::CurvePoint {
-                tokens: line.step * per_step,
+                tokens: tokens.until(line.step),
                 loss,
                 brierlm: value("validation/brierlm"),
                 brierlm_se: value("validation/brierlm_se"),

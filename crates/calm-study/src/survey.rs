@@ -138,7 +138,7 @@ impl<'a> Survey<'a> {
         let title = format!("training rate of {name}, round {} of {PILOT_ROUNDS}", round + 1);
         match self.meter.measure(&pilot, 0, &title)? {
             Some(costs) => Ok(costs.training),
-            None => Err(Error::user("stopped", "run the same command again to go on")),
+            None => Err(Error::Stopped),
         }
     }
 }
@@ -249,7 +249,7 @@ train:
         let dir = tempfile::tempdir().unwrap();
         let mut meter = Given(vec![1.0, 10.0, 3.0], Vec::new());
         let error = rates(dir.path(), &mut meter, None, false).unwrap_err();
-        assert_eq!(error.to_string(), "stopped");
+        assert!(error.is_stop(), "{error}");
         assert!(error.remedy().is_some_and(|h| h.contains("again")));
         meter.0 = vec![30.0, 2.0, 20.0];
         assert_eq!(rates(dir.path(), &mut meter, None, false).unwrap(), [2.0, 20.0]);

@@ -7,6 +7,7 @@
 //! A loop of one's own needs [`step::Stepper`] and nothing else of this crate: `examples/own_loop.rs` goes from a text
 //! to a trained model in a page (`cargo run --release -p calm-train --example own_loop -- TEXT`).
 
+pub mod borrow;
 pub mod held_out;
 pub mod init;
 pub mod machine;
@@ -14,16 +15,19 @@ pub mod measure;
 pub mod memory;
 pub mod models;
 pub mod objective;
+pub mod observer;
 pub mod options;
 pub mod pipeline;
 pub mod plan;
 pub mod recorder;
 pub mod reporter;
 mod reuse;
+mod rows;
 pub mod scoring;
 pub mod step;
 pub mod task;
 pub mod training;
+mod watch;
 
 /// The README's example is a test.
 #[cfg(doctest)]

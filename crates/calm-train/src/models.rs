@@ -53,15 +53,18 @@ pub fn autoencoder_config(run: &Run) -> Result<&AutoencoderConfig> {
 /// # Errors
 /// A family that has none; no memory left on a GPU.
 pub fn new_autoencoder(run: &Run, tokenizer: &Tokenizer, device: &Device) -> Result<StageOne> {
+    autoencoder_in(new_store(run, device)?, run, tokenizer)
+}
+
+fn autoencoder_in(store: ParamStore, run: &Run, tokenizer: &Tokenizer) -> Result<StageOne> {
     let config = autoencoder_config(run)?;
-    let store = new_store(run, device)?;
     let (k, v) = (run.config.chunk_size(), tokenizer.vocab_size());
     let model = Autoencoder::with_store(&store, config, k, v, tokenizer.special().bos)?;
     store.prepare()?;
     Ok(StageOne { model, store })
 }
 
-/// The trained autoencoder and the hash of its weights file.
+/// The trained autoencoder, frozen, and the hash of its weights file.
 ///
 /// # Errors
 /// As [`new_autoencoder`]; weights that are missing, damaged or of another shape.
@@ -71,11 +74,14 @@ pub fn load_autoencoder(
     tokenizer: &Tokenizer,
     device: &Device,
 ) -> Result<(StageOne, String)> {
-    let stage_one = new_autoencoder(run, tokenizer, device)?;
+    let stage_one = autoencoder_in(new_store(run, device)?.frozen(), run, tokenizer)?;
     let checkpoints = run.checkpoints(Stage::Autoencoder);
-    let path = checkpoints.model_path(checkpoints.step(which)?);
-    load_weights(&path, &stage_one.store)?;
-    Ok((stage_one, file_hash(&path)?))
+    let hash = checkpoints.reading(which, |step| {
+        let path = checkpoints.model_path(step);
+        load_weights(&path, &stage_one.store)?;
+        file_hash(&path)
+    })?;
+    Ok((stage_one, hash))
 }
 
 /// A new language model, on an autoencoder where its family needs one.
@@ -98,29 +104,46 @@ pub fn new_lm(
 /// The trained language model; its weights file names the autoencoder it belongs to.
 ///
 /// # Errors
-/// Weights that are missing, damaged, of another shape, or of another autoencoder.
+/// Weights that are missing, damaged, of another shape, not finite, or of another autoencoder.
 pub fn load_lm(
     run: &Run,
     which: Which,
     tokenizer: &Tokenizer,
     device: &Device,
 ) -> Result<Box<dyn LanguageModel>> {
+    Ok(load_lm_with_step(run, which, tokenizer, device)?.0)
+}
+
+/// The same, with the step of the checkpoint that was read.
+///
+/// # Errors
+/// As [`load_lm`].
+pub fn load_lm_with_step(
+    run: &Run,
+    which: Which,
+    tokenizer: &Tokenizer,
+    device: &Device,
+) -> Result<(Box<dyn LanguageModel>, u64)> {
     let checkpoints = run.checkpoints(Stage::Lm);
     let first = match run.config.model.autoencoder() {
         Some(_) => Some(load_autoencoder(run, Which::Best, tokenizer, device)?),
         None => None,
     };
     let (autoencoder, hash) = first.map(|(stage_one, hash)| (stage_one.model, hash)).unzip();
-    let path = checkpoints.model_path(checkpoints.step(which)?);
-    if let Some(hash) = hash
-        && read_weights(&path, device)?.1.get("autoencoder").is_some_and(|h| *h != hash)
-    {
-        return Err(Error::user(
-            format!("{} was trained on another autoencoder than the one in this run", path.display()),
-            "put the autoencoder back, or train the language model again (--stage lm --restart)",
-        ));
-    }
+    checkpoints.step(which)?;
     let model = new_lm(run, autoencoder, tokenizer, device)?;
-    load_weights(&path, model.store())?;
-    Ok(model)
+    let step = checkpoints.reading(which, |step| {
+        let path = checkpoints.model_path(step);
+        if let Some(hash) = &hash
+            && read_weights(&path, device)?.1.get("autoencoder").is_some_and(|h| h != hash)
+        {
+            return Err(Error::user(
+                format!("{} was trained on another autoencoder than the one in this run", path.display()),
+                "put the autoencoder back, or train the language model again (--stage lm --restart)",
+            ));
+        }
+        load_weights(&path, model.store())?;
+        Ok(step)
+    })?;
+    Ok((model, step))
 }

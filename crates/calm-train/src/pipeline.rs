@@ -1,8 +1,9 @@
 //! From a configuration to a scored model: data, stage 1, stage 2, scores.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use calm_data::{Corpus, RowPlan};
+use calm_data::Corpus;
 use calm_eval::generate::{Decoding, GenerateOptions, generate};
 use calm_eval::protocol::Rule;
 use calm_eval::reconstruction::reconstruct;
@@ -11,37 +12,81 @@ use calm_lm::LanguageModel;
 use calm_stats::bootstrap::{Bootstrap, report};
 use candle_core::Device;
 
-use crate::held_out::{evaluation_rows, validation_rows};
+use crate::held_out::validation_rows;
 use crate::models;
 use crate::objective::validation_loss;
 use crate::options::TrainOptions;
 use crate::plan::{Plan, Target};
 use crate::recorder::Recorder;
 use crate::reporter::Reporter;
-use crate::reuse::{import_autoencoder, init_from};
+use crate::reuse::{check_others, import_autoencoder, init_from};
+use crate::rows::Rows;
 use crate::scoring::{reconstruct_run, score_run};
 use crate::training::{Training, Validation};
 use calm_run::checkpoint::{Which, write_json};
 pub use calm_run::results::{BrierResults, ConditionCheck, Results};
+use calm_run::resumption::autoencoder_is_settled;
 use calm_run::{Error, Result};
-use calm_run::{Run, RunRecord, Stage};
+use calm_run::{Provenance, Resumption, Run, RunRecord, Stage};
 
-/// Trains what is missing and scores the result.
+/// Trains what is missing and scores the result, in a folder that is as it shall be.
+///
+/// # Errors
+/// As [`begin`].
 pub fn train(
     run: &Run,
     options: &TrainOptions,
     device: &Device,
     reporter: &mut dyn Reporter,
 ) -> Result<Results> {
+    begin(&Resumption::settled(run), options, device, reporter)
+}
+
+/// Checks all that can be checked, then does with the folder what was decided, trains what is missing and scores the
+/// result.
+///
+/// # Errors
+/// Text, weights or settings that cannot be, before anything is touched; a stop; what happens while it is trained.
+pub fn begin(
+    resumption: &Resumption,
+    options: &TrainOptions,
+    device: &Device,
+    reporter: &mut dyn Reporter,
+) -> Result<Results> {
+    let run = resumption.run();
     run.config.precision.check(device).map_err(|e| Error::user(e.to_string(), "--set precision=f32"))?;
-    check(run, options)?;
-    let corpus = prepare_data(run, &options.cache, reporter)?;
-    let mut record = record(run, &corpus, options)?;
+    check(resumption, options)?;
+    let corpus = prepare(resumption, &options.cache, reporter)?;
+    check_others(resumption, &corpus, options)?;
+    let ahead = ahead(resumption, options)?;
+    let mut rows = BTreeMap::new();
+    for stage in &ahead {
+        rows.insert(*stage, Rows::new(run, &corpus, *stage)?);
+    }
     let plan = Plan::new(&run.config, &corpus, &Target::of(device, run.config.precision)?);
     reporter.plan(&plan);
-    if let Some(warning) = plan.check(&ahead(run, options)?)? {
+    if let Some(warning) = plan.check(&ahead)? {
         reporter.warn(&warning);
     }
+    let entry = resumption.act(options.provenance.clone())?;
+    for change in &entry.changes {
+        reporter.note(&format!("changed from here on: {change}"));
+    }
+    let record = record(run, &corpus, entry)?;
+    // From here on the record has an entry of this command, which says how it ended.
+    work(run, &corpus, rows, record, options, device, reporter).inspect_err(|e| run.note_end(e))
+}
+
+/// Trains and scores.
+fn work(
+    run: &Run,
+    corpus: &Corpus,
+    mut rows: BTreeMap<Stage, Rows>,
+    mut record: RunRecord,
+    options: &TrainOptions,
+    device: &Device,
+    reporter: &mut dyn Reporter,
+) -> Result<Results> {
     let mut results = Results {
         corpus_hash: corpus.hash.clone(),
         tokenizer_hash: corpus.tokenizer_hash.clone(),
@@ -49,15 +94,18 @@ pub fn train(
     };
     if run.config.model.autoencoder().is_some() {
         if let Some(other) = &options.autoencoder_from {
-            record.imported_autoencoder = Some(import_autoencoder(run, &corpus, other, reporter)?);
+            record.imported_autoencoder = Some(import_autoencoder(run, corpus, other, reporter)?);
             run.write_record(&record)?;
         }
         if options.only != Some(Stage::Lm) {
-            train_autoencoder(run, &corpus, &record, options, device, reporter)?;
+            let rows = rows.remove(&Stage::Autoencoder);
+            train_autoencoder(run, corpus, rows, &record, options, device, reporter)?;
+            goes_on(reporter)?;
         }
     }
     if options.only != Some(Stage::Autoencoder) {
-        train_lm(run, &corpus, &record, options, device, reporter)?;
+        train_lm(run, corpus, rows.remove(&Stage::Lm), &record, options, device, reporter)?;
+        goes_on(reporter)?;
     }
     if run.config.model.autoencoder().is_some() && !options.skip_scores {
         let (tokenizer, held_out) = (&corpus.tokenizer, &corpus.validation);
@@ -72,14 +120,19 @@ pub fn train(
     if options.only != Some(Stage::Autoencoder) || has_language_model(run)? {
         let held_out = &corpus.validation;
         let (brier, condition) =
-            score_run(run, &corpus, held_out, Which::Best, &run.config.eval, device, reporter)?;
+            score_run(run, corpus, held_out, Which::Best, &run.config.eval, device, reporter)?;
         results.brier = Some(brier);
         results.condition = condition;
         let model = models::load_lm(run, Which::Best, &corpus.tokenizer, device)?;
-        results.sample = Some(sample_text(run, &*model, &corpus)?);
+        results.sample = Some(sample_text(run, &*model, corpus)?);
     }
     write_json(&run.folder.join("results.json"), &results)?;
     Ok(results)
+}
+
+/// A stop that came with the last step of a stage.
+fn goes_on(reporter: &dyn Reporter) -> Result<()> {
+    if reporter.should_stop() { Err(Error::Stopped) } else { Ok(()) }
 }
 
 /// Whether the run holds a language model that belongs to its autoencoder.
@@ -87,8 +140,9 @@ fn has_language_model(run: &Run) -> Result<bool> {
     Ok(run.checkpoints(Stage::Lm).latest()?.is_some() && run.fits_autoencoder()?)
 }
 
-/// Options that a run cannot have.
-fn check(run: &Run, options: &TrainOptions) -> Result<()> {
+/// Options that a run cannot have, and stages that cannot be trained as the run stands.
+fn check(resumption: &Resumption, options: &TrainOptions) -> Result<()> {
+    let run = resumption.run();
     let model = &run.config.model;
     if model.autoencoder().is_none() {
         let title = model.title();
@@ -102,10 +156,31 @@ fn check(run: &Run, options: &TrainOptions) -> Result<()> {
             return Err(Error::user(format!("{title} has no autoencoder"), "leave --autoencoder away"));
         }
     }
+    let lm = resumption.latest(Stage::Lm)?;
+    let ahead = ahead(resumption, options)?;
+    if ahead.contains(&Stage::Autoencoder) && lm.is_some() {
+        return Err(autoencoder_is_settled(&run.folder));
+    }
+    if lm.is_some()
+        && model.autoencoder().is_some()
+        && options.only != Some(Stage::Autoencoder)
+        && options.autoencoder_from.is_none()
+        && !run.fits_autoencoder()?
+    {
+        return Err(another_autoencoder(run));
+    }
+    if !options.resume {
+        for stage in &ahead {
+            let steps = run.config.train.stage(*stage).map_or(0, |c| c.steps);
+            if let Found::Unfinished(step) = found(resumption, *stage, steps)? {
+                return Err(unfinished(run, *stage, step, steps));
+            }
+        }
+    }
     if options.only == Some(Stage::Lm) && options.autoencoder_from.is_none() && model.autoencoder().is_some()
     {
         let steps = run.config.train.autoencoder.as_ref().map_or(0, |c| c.steps);
-        match run.checkpoints(Stage::Autoencoder).latest()? {
+        match resumption.latest(Stage::Autoencoder)? {
             None => {
                 return Err(Error::user(
                     format!("{} has no autoencoder to train a language model on", run.folder.display()),
@@ -128,8 +203,37 @@ fn check(run: &Run, options: &TrainOptions) -> Result<()> {
     Ok(())
 }
 
+fn another_autoencoder(run: &Run) -> Error {
+    Error::user(
+        format!("the language model in {} was trained on another autoencoder", run.folder.display()),
+        "train it anew (--stage lm --restart), or put its autoencoder back",
+    )
+}
+
+fn unfinished(run: &Run, stage: Stage, step: u64, steps: u64) -> Error {
+    let folder = run.folder.display();
+    match step {
+        0 => Error::user(
+            format!("{folder} holds weights of stage {stage} that were not trained here"),
+            "--resume trains them further; --restart begins anew",
+        ),
+        _ => Error::user(
+            format!("{folder} holds a stage {stage} that stopped at step {step} of {steps}"),
+            "--resume goes on from there; --restart begins anew; --out FOLDER keeps both",
+        ),
+    }
+}
+
 /// Reads, tokenises and splits the text of a run (from the cache if it was done before).
+///
+/// # Errors
+/// It is not there, or has changed since the run was begun.
 pub fn prepare_data(run: &Run, cache: &Path, reporter: &mut dyn Reporter) -> Result<Corpus> {
+    prepare(&Resumption::settled(run), cache, reporter)
+}
+
+fn prepare(resumption: &Resumption, cache: &Path, reporter: &mut dyn Reporter) -> Result<Corpus> {
+    let run = resumption.run();
     let mut corpus =
         calm_data::prepare(&run.config.data, &run.config.tokenizer, cache, &mut |p| reporter.data(&p))?;
     corpus.tokenizer = run.config.fit(corpus.tokenizer)?;
@@ -137,23 +241,26 @@ pub fn prepare_data(run: &Run, cache: &Path, reporter: &mut dyn Reporter) -> Res
     for note in corpus.tokenizer.notes() {
         reporter.note(&format!("tokenizer: {note}"));
     }
-    unchanged(run, &corpus)?;
+    unchanged(resumption, &corpus)?;
     Ok(corpus)
 }
 
 /// Checks the corpus against the record: ids of another tokenizer mean nothing to the weights, and scores on
 /// another text would pass for those of the old one.
-fn unchanged(run: &Run, corpus: &Corpus) -> Result<()> {
-    let record = run.record()?.unwrap_or_default();
+fn unchanged(resumption: &Resumption, corpus: &Corpus) -> Result<()> {
+    let (run, record) = (resumption.run(), resumption.record()?);
     for (what, old, new) in [
         ("text", &record.corpus_hash, &corpus.hash),
         ("tokenizer", &record.tokenizer_hash, &corpus.tokenizer_hash),
     ] {
         if !old.is_empty() && old != new {
+            let asked: Vec<String> =
+                resumption.changes_of_text().map(|change| format!("\n  {change}")).collect();
             return Err(Error::user(
                 format!(
-                    "the {what} has changed since {} was begun ({old:.12} -> {new:.12})",
-                    run.folder.display()
+                    "the {what} has changed since {} was begun ({old:.12} -> {new:.12}){}",
+                    run.folder.display(),
+                    asked.concat()
                 ),
                 "restore the old data, or train anew with --restart or another --out; calm eval and calm latents \
                  take other text with --data",
@@ -164,7 +271,7 @@ fn unchanged(run: &Run, corpus: &Corpus) -> Result<()> {
 }
 
 /// Writes what this run is and who works on it.
-fn record(run: &Run, corpus: &Corpus, options: &TrainOptions) -> Result<RunRecord> {
+fn record(run: &Run, corpus: &Corpus, entry: Provenance) -> Result<RunRecord> {
     let mut record = run.record()?.unwrap_or_default();
     corpus.tokenizer.save(&run.folder.join("tokenizer.json"))?;
     record.corpus_hash = corpus.hash.clone();
@@ -173,7 +280,7 @@ fn record(run: &Run, corpus: &Corpus, options: &TrainOptions) -> Result<RunRecor
     record.corpus = corpus.summary.description.clone();
     record.platform = format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH);
     record.threads = candle_core::utils::get_num_threads();
-    record.history.push(options.provenance.clone());
+    record.history.push(entry);
     run.write_record(&record)?;
     Ok(record)
 }
@@ -185,8 +292,8 @@ enum Found {
     Finished(u64),
 }
 
-fn found(run: &Run, stage: Stage, steps: u64) -> Result<Found> {
-    Ok(match run.checkpoints(stage).latest()? {
+fn found(resumption: &Resumption, stage: Stage, steps: u64) -> Result<Found> {
+    Ok(match resumption.latest(stage)? {
         None => Found::Nothing,
         Some(s) if s.step >= steps => Found::Finished(s.step),
         Some(s) => Found::Unfinished(s.step),
@@ -194,12 +301,12 @@ fn found(run: &Run, stage: Stage, steps: u64) -> Result<Found> {
 }
 
 /// The stages that are going to be trained.
-fn ahead(run: &Run, options: &TrainOptions) -> Result<Vec<Stage>> {
+fn ahead(resumption: &Resumption, options: &TrainOptions) -> Result<Vec<Stage>> {
     let mut stages = Vec::new();
     for stage in Stage::ALL {
-        let Some(config) = run.config.train.stage(stage) else { continue };
-        let done = matches!(found(run, stage, config.steps)?, Found::Finished(_));
-        let kept = options.only.is_none() && imported(run, stage)?;
+        let Some(config) = resumption.run().config.train.stage(stage) else { continue };
+        let done = matches!(found(resumption, stage, config.steps)?, Found::Finished(_));
+        let kept = options.only.is_none() && stage == Stage::Autoencoder && imported(resumption, stage)?;
         let given = stage == Stage::Autoencoder && (options.autoencoder_from.is_some() || kept);
         if options.only.is_none_or(|only| only == stage) && !done && !given {
             stages.push(stage);
@@ -210,7 +317,7 @@ fn ahead(run: &Run, options: &TrainOptions) -> Result<Vec<Stage>> {
 
 /// Whether the stage has to run.
 fn needed(run: &Run, stage: Stage, steps: u64, resume: bool, reporter: &mut dyn Reporter) -> Result<bool> {
-    match found(run, stage, steps)? {
+    match found(&Resumption::settled(run), stage, steps)? {
         Found::Nothing => Ok(true),
         Found::Finished(step) => {
             let path = run.checkpoints(stage).path(step);
@@ -218,25 +325,19 @@ fn needed(run: &Run, stage: Stage, steps: u64, resume: bool, reporter: &mut dyn 
             Ok(false)
         }
         Found::Unfinished(_) if resume => Ok(true),
-        Found::Unfinished(0) => Err(Error::user(
-            format!("{} holds weights of stage {stage} that were not trained here", run.folder.display()),
-            "--resume trains them further; --restart begins anew",
-        )),
-        Found::Unfinished(step) => Err(Error::user(
-            format!("{} holds a stage {stage} that stopped at step {step} of {steps}", run.folder.display()),
-            "--resume goes on from there; --restart begins anew; --out FOLDER keeps both",
-        )),
+        Found::Unfinished(step) => Err(unfinished(run, stage, step, steps)),
     }
 }
 
 /// Whether the stage holds weights that were trained elsewhere and not here since.
-fn imported(run: &Run, stage: Stage) -> Result<bool> {
-    Ok(run.checkpoints(stage).latest()?.is_some_and(|s| s.finished && s.step == 0))
+fn imported(resumption: &Resumption, stage: Stage) -> Result<bool> {
+    Ok(resumption.latest(stage)?.is_some_and(|s| s.finished && s.step == 0))
 }
 
 fn train_autoencoder(
     run: &Run,
     corpus: &Corpus,
+    rows: Option<Rows>,
     record: &RunRecord,
     options: &TrainOptions,
     device: &Device,
@@ -247,21 +348,13 @@ fn train_autoencoder(
     };
     let pad = corpus.tokenizer.special().pad;
     let seed = run.config.seed;
-    let eval = &run.config.eval;
-    if options.only.is_none() && imported(run, Stage::Autoencoder)? {
+    if options.only.is_none() && imported(&Resumption::settled(run), Stage::Autoencoder)? {
         reporter.note("autoencoder: imported, kept as it is (--stage autoencoder trains it further)");
     } else if needed(run, Stage::Autoencoder, config.steps, options.resume, reporter)? {
         let objective = models::new_autoencoder(run, &corpus.tokenizer, device)?;
         init_from(run, corpus, options, Stage::Autoencoder, &objective.store, reporter)?;
-        let layout = run.autoencoder_layout();
-        let plan = RowPlan::new(&corpus.train, layout, corpus.tokenizer.special(), seed)?;
-        let rows = evaluation_rows(
-            &corpus.validation,
-            corpus.tokenizer.special(),
-            layout,
-            Some(eval.training_documents),
-            eval.chunks_per_document,
-        )?;
+        let Rows { plan, validation: rows } =
+            rows.map_or_else(|| Rows::new(run, corpus, Stage::Autoencoder), Ok)?;
         let checkpoints = run.checkpoints(Stage::Autoencoder);
         let metadata = run.metadata(Stage::Autoencoder, record);
         let training = Training {
@@ -305,6 +398,7 @@ fn train_autoencoder(
 fn train_lm(
     run: &Run,
     corpus: &Corpus,
+    rows: Option<Rows>,
     record: &RunRecord,
     options: &TrainOptions,
     device: &Device,
@@ -312,26 +406,14 @@ fn train_lm(
 ) -> Result<()> {
     let config = &run.config.train.lm;
     if run.config.model.autoencoder().is_some() && !run.fits_autoencoder()? {
-        return Err(Error::user(
-            format!("the language model in {} was trained on another autoencoder", run.folder.display()),
-            "train it anew (--stage lm --restart), or put its autoencoder back",
-        ));
+        return Err(another_autoencoder(run));
     }
     if !needed(run, Stage::Lm, config.steps, options.resume, reporter)? {
         return Ok(());
     }
     let seed = run.config.seed;
-    let special = corpus.tokenizer.special();
-    let layout = run.lm_layout();
-    let plan = RowPlan::new(&corpus.train, layout, special, seed)?;
     let eval = &run.config.eval;
-    let rows = evaluation_rows(
-        &corpus.validation,
-        special,
-        layout,
-        Some(eval.training_documents),
-        eval.chunks_per_document,
-    )?;
+    let Rows { plan, validation: rows } = rows.map_or_else(|| Rows::new(run, corpus, Stage::Lm), Ok)?;
     let mut metadata = run.metadata(Stage::Lm, record);
     let checkpoints = run.checkpoints(Stage::Lm);
     let mut autoencoder = None;

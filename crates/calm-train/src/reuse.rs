@@ -1,22 +1,43 @@
 //! Weights of other runs: a finished autoencoder, or a start for fine-tuning.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use calm_data::Corpus;
 
 use crate::options::TrainOptions;
 use crate::reporter::Reporter;
 use calm_run::checkpoint::{Which, file_hash};
-use calm_run::{Error, Result, Run, Stage};
+use calm_run::{Error, Result, Resumption, Run, Stage};
 
-/// Copies the finished autoencoder of another run, after checking that it fits; returns the hash of its
-/// weights file.
-pub(crate) fn import_autoencoder(
-    run: &Run,
-    corpus: &Corpus,
-    other: &Path,
-    reporter: &mut dyn Reporter,
-) -> Result<String> {
+/// Whether the weights that are to be taken from other runs are there and fit. Nothing is taken yet.
+///
+/// # Errors
+/// They are not, or do not.
+pub(crate) fn check_others(resumption: &Resumption, corpus: &Corpus, options: &TrainOptions) -> Result<()> {
+    let run = resumption.run();
+    if let Some(other) = &options.autoencoder_from {
+        finished_autoencoder(run, corpus, other)?;
+    }
+    let Some(folder) = &options.init_from else { return Ok(()) };
+    let mut wanted = Vec::new();
+    for stage in Stage::ALL.into_iter().filter(|stage| run.config.train.stage(*stage).is_some()) {
+        let given = stage == Stage::Autoencoder && options.autoencoder_from.is_some();
+        // A stage that goes on has its own by now.
+        let own = options.resume && resumption.latest(stage)?.is_some();
+        if options.only.is_none_or(|only| only == stage) && !given && !own {
+            wanted.push(stage);
+        }
+    }
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let other = Run::open(folder)?;
+    same_tokenizer(&other, corpus)?;
+    wanted.into_iter().try_for_each(|stage| other.checkpoints(stage).step(Which::Best).map(|_| ()))
+}
+
+/// The finished autoencoder of another run that fits: the folder of its best step, and its weights file.
+fn finished_autoencoder(run: &Run, corpus: &Corpus, other: &Path) -> Result<(PathBuf, PathBuf)> {
     let other = Run::open(other)?;
     let shape = |run: &Run| run.config.model.autoencoder().map(|a| (run.config.chunk_size(), a.clone()));
     let fits = shape(run).is_some() && shape(run) == shape(&other);
@@ -38,17 +59,29 @@ pub(crate) fn import_autoencoder(
         ));
     }
     let step = from.step(Which::Best)?;
-    let hash = file_hash(&from.model_path(step))?;
+    Ok((from.path(step), from.model_path(step)))
+}
+
+/// Copies the finished autoencoder of another run, after checking that it fits; returns the hash of its
+/// weights file.
+pub(crate) fn import_autoencoder(
+    run: &Run,
+    corpus: &Corpus,
+    other: &Path,
+    reporter: &mut dyn Reporter,
+) -> Result<String> {
+    let (folder, weights) = finished_autoencoder(run, corpus, other)?;
+    let hash = file_hash(&weights)?;
     let to = run.checkpoints(Stage::Autoencoder);
     if to.latest()?.is_none() {
-        to.copy_imported(&from.model_path(step))?;
+        to.copy_imported(&weights)?;
     } else if run.autoencoder_hash()? != hash {
         return Err(Error::user(
             format!("{} has an autoencoder of its own", run.folder.display()),
             "leave --autoencoder away to keep it; --restart or another --out begins anew",
         ));
     }
-    reporter.note(&format!("autoencoder: taken from {}", from.path(step).display()));
+    reporter.note(&format!("autoencoder: taken from {}", folder.display()));
     Ok(hash)
 }
 
@@ -58,9 +91,12 @@ fn same_tokenizer(other: &Run, corpus: &Corpus) -> Result<()> {
         return Ok(());
     }
     let file = other.folder.join("tokenizer.json");
+    // Quoted for YAML, and then for the shell.
+    let setting = format!("tokenizer={{file: {}}}", serde_json::json!(file.to_string_lossy()));
+    let setting = shlex::try_quote(&setting).map_or_else(|_| setting.clone(), Into::into);
     Err(Error::user(
         format!("{} uses another tokenizer than this run", other.folder.display()),
-        format!("give this run the same one: --set 'tokenizer={{file: {}}}'", file.display()),
+        format!("give this run the same one: --set {setting}"),
     ))
 }
 

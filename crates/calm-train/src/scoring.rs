@@ -23,7 +23,7 @@ use crate::reporter::Reporter;
 use calm_eval::EvalConfig;
 use calm_run::checkpoint::Which;
 use calm_run::results::{BoundPoint, BoundResults, BrierResults, ConditionCheck};
-use calm_run::{Error, Result, Run, Stage};
+use calm_run::{Error, Result, Run};
 
 /// Tokens of a batch, from which on it has fewer rows: memory stays bounded with long contexts.
 const BATCH_TOKENS: usize = 8192;
@@ -54,8 +54,7 @@ impl<'a> Scorer<'a> {
     /// # Errors
     /// Weights that are missing, damaged or of another shape.
     pub fn load(run: &'a Run, which: Which, tokenizer: &Tokenizer, device: &Device) -> Result<Self> {
-        let model = models::load_lm(run, which, tokenizer, device)?;
-        let step = run.checkpoints(Stage::Lm).step(which)?;
+        let (model, step) = models::load_lm_with_step(run, which, tokenizer, device)?;
         Ok(Self { run, tokenizer: tokenizer.clone(), step, model })
     }
 
@@ -88,13 +87,22 @@ impl<'a> Scorer<'a> {
         let progress = |done| reporter.scoring(&label, done, total);
         let scores = score(&*self.model, view.batches(rows), options, progress)?;
         let bootstrap = Bootstrap { replicates: eval.bootstrap, seed };
+        let found = report(&scores.sums, &bootstrap);
+        if found.positions == 0 {
+            let k = self.run.config.chunk_size();
+            return Err(Error::user(
+                format!("nothing to score: no position of these documents has K = {k} tokens to predict"),
+                "longer documents are needed; with bos_chunk: true a model is scored from the first chunk on",
+            ));
+        }
         let ngram = ngram.map(|models| ngram_scores(models, &scores.positions, &bootstrap)).transpose()?;
         let cross_entropy = scores.cross_entropy.map(|(nats, n)| nats / n.max(1) as f64);
         let results = BrierResults {
-            report: report(&scores.sums, &bootstrap),
+            report: found,
             protocol: *protocol,
             chunk_size: self.run.config.chunk_size(),
             samples,
+            decode: self.run.config.model.decode(),
             ngram,
             cross_entropy,
             perplexity: cross_entropy.map(f64::exp),

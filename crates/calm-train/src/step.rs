@@ -28,7 +28,12 @@ pub struct StepReport {
     pub seconds: f64,
     /// Whether this step is to be written to the metrics.
     pub log: bool,
+    /// Whether its update was left out.
+    pub skipped: bool,
 }
+
+/// Looks at a step before its update, and says whether it is made.
+pub type Guard<'a> = &'a mut dyn FnMut(&Result<StepValues>) -> bool;
 
 /// What a step computed.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,7 +91,7 @@ impl Stepper {
     }
 
     /// Step `step` (0-based) on a global batch cut into micro-batches: loss, gradients, clipping and update. Without
-    /// `read` nothing waits for a GPU.
+    /// `read` nothing waits for a GPU. A batch with nothing to predict is no step: it leaves all as it is.
     ///
     /// # Errors
     /// A loss or gradient that is not finite; what a GPU answers.
@@ -96,6 +101,22 @@ impl Stepper {
         batches: &[Batch],
         step: u64,
         read: bool,
+    ) -> Result<StepReport> {
+        self.guarded(objective, batches, step, read, None)
+    }
+
+    /// As [`Stepper::step`]; a guard sees the values, or that they are not finite, before the update, for which a GPU is
+    /// waited for, and may leave it out.
+    ///
+    /// # Errors
+    /// As [`Stepper::step`], but for what the guard saw.
+    pub fn guarded<O: Objective + ?Sized>(
+        &mut self,
+        objective: &O,
+        batches: &[Batch],
+        step: u64,
+        read: bool,
+        guard: Option<Guard<'_>>,
     ) -> Result<StepReport> {
         let c = &self.config;
         let targets: usize = batches.iter().map(|b| objective.targets(b)).sum();
@@ -113,9 +134,24 @@ impl Stepper {
                 sums.add(part.name, &part.sum, part.count)?;
             }
         }
-        let clip = self.bucket.clip(c.clip_norm)?;
         let learning_rate = c.learning_rate * c.schedule.factor(step, c.steps, c.warmup_steps);
         let stage = objective.stage();
+        let mut report = StepReport {
+            stage,
+            step: step + 1,
+            steps: c.steps,
+            values: None,
+            learning_rate,
+            tokens: (targets * objective.tokens_per_target()) as u64,
+            seconds: 0.0,
+            log: false,
+            skipped: true,
+        };
+        if targets == 0 {
+            self.optimizer.skip();
+            return Ok(report);
+        }
+        let clip = self.bucket.clip(c.clip_norm)?;
         // The parameters of a step that cannot be stay as they were: on the CPU because it is looked at first, on a
         // GPU because the optimiser lets out a step whose gradients have no finite norm.
         let look = || -> Result<StepValues> {
@@ -132,26 +168,31 @@ impl Stepper {
             Ok(StepValues { loss, parts: means, gradient_norm: found.norm })
         };
         let on_cpu = objective.store().device().is_cpu();
-        let mut values = if on_cpu { Some(look()?) } else { None };
-        self.optimizer.update(&mut self.bucket, learning_rate, &clip)?;
-        if read && values.is_none() {
-            values = Some(look()?);
+        if let Some(guard) = guard {
+            let seen = look();
+            let goes_on = guard(&seen);
+            match seen {
+                Err(e) if !matches!(e, Error::NotFinite { .. }) => return Err(e),
+                seen => report.values = seen.ok(),
+            }
+            if !goes_on || report.values.is_none() {
+                self.optimizer.skip();
+                return Ok(report);
+            }
+        } else if on_cpu {
+            report.values = Some(look()?);
         }
-        Ok(StepReport {
-            stage,
-            step: step + 1,
-            steps: c.steps,
-            values,
-            learning_rate,
-            tokens: (targets * objective.tokens_per_target()) as u64,
-            seconds: 0.0,
-            log: false,
-        })
+        self.optimizer.update(&mut self.bucket, learning_rate, &clip)?;
+        report.skipped = false;
+        if read && report.values.is_none() {
+            report.values = Some(look()?);
+        }
+        Ok(report)
     }
 }
 
 pub(crate) fn not_finite(stage: Stage, what: &'static str, value: f64, step: u64) -> Error {
-    Error::NotFinite { stage, what, value, step }
+    Error::NotFinite { stage, what, value, step, good: None, best: None }
 }
 
 /// Sums over micro-batches, where the loss is computed, with what they are sums over.

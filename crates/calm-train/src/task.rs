@@ -120,7 +120,7 @@ impl Task {
 
     /// Reads a manifest; `label` names it in messages.
     fn parse(label: &str, text: &str) -> Result<Self> {
-        let task: Self = serde_yaml::from_str(text).map_err(|e| {
+        let task: Self = serde_yaml::from_str(text.trim_start_matches('\u{feff}')).map_err(|e| {
             Error::user(
                 format!("{label} is no manifest of a task: {e}"),
                 "compare it with eval/tasks/wikitext103-test.yaml",

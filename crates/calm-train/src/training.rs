@@ -4,38 +4,16 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use calm_data::{Batch, RowPlan};
+use calm_nn::finite::non_finite;
 
 use crate::objective::Objective;
+pub use crate::observer::{Observer, Validation};
 pub use crate::step::{StepReport, StepValues};
 use crate::step::{Stepper, not_finite};
+use crate::watch::{Course, Watch};
 use calm_run::checkpoint::{Best, Checkpoints, StageState};
 use calm_run::config::StageConfig;
 use calm_run::{Error, Result, Stage};
-
-/// What happens while a stage runs. All methods may do nothing.
-pub trait Observer {
-    /// Before the first step; `from` steps were done earlier.
-    fn begin(&mut self, stage: Stage, from: u64, steps: u64);
-    /// After every step.
-    fn step(&mut self, report: &StepReport);
-    /// After a validation.
-    fn validation(&mut self, stage: Stage, step: u64, validation: &Validation);
-    /// After the last step.
-    fn end(&mut self, stage: Stage, state: &StageState);
-    /// Whether to stop at the next step, with a checkpoint.
-    fn should_stop(&self) -> bool;
-}
-
-/// A validation.
-#[derive(Clone, Debug, Default)]
-pub struct Validation {
-    /// The loss that decides which checkpoint is best.
-    pub loss: f64,
-    /// More numbers, by name.
-    pub numbers: Vec<(String, Option<f64>)>,
-    /// A sample text, if the stage can produce one.
-    pub sample: Option<String>,
-}
 
 /// The training of a stage: everything the loop needs besides the objective.
 pub struct Training<'a> {
@@ -53,26 +31,45 @@ pub struct Training<'a> {
     pub resume: bool,
 }
 
+/// Validates after so many steps; whether they are the last.
+type Validate<'a> = &'a mut dyn FnMut(u64, bool) -> Result<Validation>;
+
 impl Training<'_> {
     /// Trains `objective` to the last step. `validate(steps done, last)` is called at the configured interval
     /// and at the end.
+    ///
+    /// # Errors
+    /// A loss, gradient or parameter that is not finite, as far as the configuration does not say what to do then; a
+    /// stop; files that cannot be read or written.
     pub fn run<O: Objective + ?Sized>(
         &self,
         objective: &O,
-        validate: &mut dyn FnMut(u64, bool) -> Result<Validation>,
+        validate: Validate<'_>,
         observer: &mut dyn Observer,
     ) -> Result<StageState> {
         let c = self.config;
+        let stage = objective.stage();
         let mut stepper = Stepper::new(objective.store(), c, self.seed)?;
         let mut state = StageState::default();
+        let mut watch = Watch::new(stage, &c.divergence, self.checkpoints);
         if self.resume
             && let Some(saved) = self.checkpoints.latest()?
         {
             stepper.load(self.checkpoints, saved.step, objective.store())?;
             state = saved;
+            watch.saved(state.step);
         }
-        observer.begin(objective.stage(), state.step, c.steps);
+        observer.begin(stage, state.step, c.steps);
+        if std::mem::take(&mut state.validation_due) {
+            // The stage was stopped when it was due. It may be the best, and is not made a second time.
+            let found = validate(state.step, false).and_then(|v| checked(stage, state.step, v));
+            let found = found.map_err(|e| watch.explain(e, &state))?;
+            self.validated(stage, &mut state, found, observer);
+            self.checkpoints.save(&state, objective.store(), stepper.optimizer(), self.metadata)?;
+        }
         let on_cpu = objective.store().device().is_cpu();
+        // A checkpoint that was due in a spike is written when it has passed.
+        let mut postponed = false;
         while state.step < c.steps {
             let next = state.step + 1;
             let last = next == c.steps;
@@ -81,46 +78,90 @@ impl Training<'_> {
             let read =
                 on_cpu || log || due(c.eval_every) || due(c.checkpoint_every) || observer.should_stop();
             let started = Instant::now();
-            let mut report = stepper.step(objective, &self.batches(state.step), state.step, read)?;
-            state.step = next;
+            let batches = self.batches(state.batch());
+            let mut guard = |seen: &Result<StepValues>| watch.before_update(seen, &mut state.trend);
+            let guard: Option<crate::step::Guard<'_>> =
+                if c.divergence.looks_first() { Some(&mut guard) } else { None };
+            let mut report = stepper
+                .guarded(objective, &batches, state.step, read, guard)
+                .map_err(|e| watch.explain(e, &state))?;
             report.seconds = started.elapsed().as_secs_f64();
             report.log = log;
             state.seconds += report.seconds;
+            match watch.after_step(&report, &mut state, observer)? {
+                Course::On => {}
+                Course::Back(to) => {
+                    stepper.load(self.checkpoints, to, objective.store())?;
+                    state = watch.back(to, state)?;
+                    observer.went_back(stage, to);
+                    continue;
+                }
+            }
+            state.step = next;
             state.tokens += report.tokens;
             observer.step(&report);
 
             let stop = observer.should_stop() && !last;
-            let mut save = last || stop || (c.checkpoint_every > 0 && state.step % c.checkpoint_every == 0);
-            if last || (c.eval_every > 0 && state.step % c.eval_every == 0 && !stop) {
-                let validation = validate(state.step, last)?;
-                if !validation.loss.is_finite() {
-                    let stage = objective.stage();
-                    return Err(not_finite(stage, "the validation loss", validation.loss, state.step));
-                }
-                observer.validation(objective.stage(), state.step, &validation);
-                if state.best.is_none_or(|b| validation.loss < b.loss) {
-                    state.best = Some(Best { step: state.step, loss: validation.loss });
-                    save = true;
-                }
+            let mut save = last || stop || due(c.checkpoint_every) || postponed;
+            state.validation_due = stop && due(c.eval_every);
+            if last || (due(c.eval_every) && !stop) {
+                let found = validate(state.step, last).and_then(|v| checked(stage, state.step, v));
+                let found = found.map_err(|e| watch.explain(e, &state))?;
+                // A better validation than ever is no spike's.
+                let better = self.validated(stage, &mut state, found, observer);
+                postponed = save && !better && !last && !watch.may_save(&state);
+                save = better || (save && !postponed);
+            } else if save {
+                postponed = !watch.may_save(&state);
+                save = !postponed;
             }
-            if save && report.values.is_none() {
+            if save && report.values.is_none() && !report.skipped {
                 // A stop that came in the middle of a step on a GPU: nobody has looked at it yet.
-                stepper.look_back(objective.stage(), state.step)?;
+                stepper.look_back(stage, state.step).map_err(|e| watch.explain(e, &state))?;
             }
             if save {
+                let store = objective.store();
+                let parameters = store.params();
+                let all = parameters.iter().map(|(name, p)| (name.as_str(), p.var.as_tensor()));
+                if non_finite(all)?.is_some() {
+                    let e = not_finite(stage, "a parameter", f64::NAN, state.step);
+                    return Err(watch.explain(e, &state));
+                }
                 state.finished = last;
-                self.checkpoints.save(&state, objective.store(), stepper.optimizer(), self.metadata)?;
+                state.keep = if last { None } else { watch.to_keep() };
+                self.checkpoints.save(&state, store, stepper.optimizer(), self.metadata)?;
+                watch.saved(state.step);
             }
             if stop {
-                return Err(Error::Interrupted { stage: objective.stage(), step: state.step });
+                let step = watch.latest().unwrap_or_default();
+                return Err(Error::Interrupted { stage, step });
             }
         }
-        observer.end(objective.stage(), &state);
+        observer.end(stage, &state);
         Ok(state)
+    }
+
+    /// Takes a validation into the state; whether it is the best so far.
+    fn validated(
+        &self,
+        stage: Stage,
+        state: &mut StageState,
+        found: Validation,
+        observer: &mut dyn Observer,
+    ) -> bool {
+        observer.validation(stage, state.step, &found);
+        let better = state.best.is_none_or(|b| found.loss < b.loss);
+        if better {
+            state.best = Some(Best { step: state.step, loss: found.loss });
+        }
+        better
     }
 
     /// Trains `objective` for at least `seconds` and at least five steps, and keeps nothing: the seconds of each
     /// step. The first step, which takes memory for the first time, is not among them.
+    ///
+    /// # Errors
+    /// A loss or gradient that is not finite; what a GPU answers.
     pub fn time<O: Objective + ?Sized>(&self, objective: &O, seconds: f64) -> Result<Vec<StepReport>> {
         let mut stepper = Stepper::new(objective.store(), self.config, self.seed)?;
         let mut reports = Vec::new();
@@ -140,10 +181,20 @@ impl Training<'_> {
         Ok(reports)
     }
 
-    /// The micro-batches of a step.
-    fn batches(&self, step: u64) -> Vec<Batch> {
+    /// The micro-batches at a place of the sequence of batches.
+    fn batches(&self, place: u64) -> Vec<Batch> {
         let c = self.config;
         let piece = c.batch_rows / c.accumulation;
-        (0..c.accumulation).map(|i| self.plan.batch(step, i * piece..(i + 1) * piece, c.batch_rows)).collect()
+        (0..c.accumulation)
+            .map(|i| self.plan.batch(place, i * piece..(i + 1) * piece, c.batch_rows))
+            .collect()
     }
+}
+
+/// A validation whose loss is a number.
+fn checked(stage: Stage, step: u64, found: Validation) -> Result<Validation> {
+    if found.loss.is_finite() {
+        return Ok(found);
+    }
+    Err(not_finite(stage, "the validation loss", found.loss, step))
 }

@@ -6,7 +6,7 @@ use calm_bench::What;
 use calm_nn::Precision;
 use clap::{Args, ValueEnum};
 
-use super::shared::Format;
+use super::shared::{Format, whole};
 
 /// `calm bench`
 #[derive(Debug, Args)]
@@ -29,7 +29,7 @@ pub struct BenchArgs {
     #[arg(long, default_value_t = 2.0, value_parser = seconds)]
     pub seconds: f64,
     /// With --run: N of the batch sampler; 0: training only.
-    #[arg(long, default_value_t = 200, requires = "run")]
+    #[arg(long, default_value_t = 200, requires = "run", value_parser = whole::<usize>)]
     pub draws: usize,
     /// What the results are printed as.
     #[arg(long, default_value = "table")]

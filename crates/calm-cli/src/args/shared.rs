@@ -25,6 +25,15 @@ pub enum Format {
     Json,
 }
 
+/// How a CALM's latent vectors become tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DecodeName {
+    /// The decoder's most probable tokens.
+    Argmax,
+    /// Drawn from the decoder's softmax.
+    Sample,
+}
+
 /// Which run, and which of its checkpoints.
 #[derive(Debug, Args)]
 pub struct RunSource {
@@ -47,3 +56,16 @@ pub enum CheckpointName {
     /// The last.
     Latest,
 }
+
+/// A whole number, also as `1e3`: settings are read that way too.
+pub(super) fn whole<N: TryFrom<u64>>(text: &str) -> Result<N, String> {
+    let number = text.parse::<u64>().ok().or_else(|| {
+        let value = text.parse::<f64>().ok()?;
+        // Up to here every whole number has a float of its own.
+        (value.fract() == 0.0 && (0.0..=MOST_EXACT).contains(&value)).then_some(value as u64)
+    });
+    number.and_then(|n| n.try_into().ok()).ok_or_else(|| "a whole number".into())
+}
+
+/// 2^53.
+const MOST_EXACT: f64 = 9_007_199_254_740_992.0;

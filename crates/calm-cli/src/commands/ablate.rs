@@ -7,11 +7,11 @@ use calm_config::load;
 use calm_kernels::device::{self, Choice};
 use calm_nn::Precision;
 use calm_report::study::Machine;
-use calm_run::Error;
 use calm_run::checkpoint::write_text;
 use calm_run::config::RunConfig;
+use calm_run::{Error, Lock};
 use calm_study::config::{AblationConfig, Budget};
-use calm_study::execute::{Failures, execute, prepare};
+use calm_study::execute::{Failures, check, execute, prepare};
 use calm_study::outlook::Outlook;
 use calm_study::plan::{ABLATION, Ablation};
 use calm_study::survey::{Site, Survey};
@@ -26,11 +26,18 @@ use crate::comparison::table;
 use crate::error::{Hinted, remedy};
 use crate::hardware;
 use crate::screen::Screen;
+use crate::stop::Stop;
 use crate::ui::{Printer, Table, format};
 use crate::{report, shipped};
 
 /// Runs the command.
-pub fn run(args: &AblateArgs, threads: Option<usize>, device: Choice, printer: &Printer) -> Result<()> {
+pub fn run(
+    args: &AblateArgs,
+    threads: Option<usize>,
+    device: Choice,
+    stop: &Stop,
+    printer: &Printer,
+) -> Result<()> {
     // Children open it: a process that only waits would hold memory there.
     let choice = hardware::check(device)?;
     let mut resolved = load::<AblationConfig>(shipped::find_ablation(&args.config)?, &args.overrides)?;
@@ -41,9 +48,11 @@ pub fn run(args: &AblateArgs, threads: Option<usize>, device: Choice, printer: &
         resolved.tree["set"]["data.source"] = json!({ "path": data });
     }
     let out = args.out.clone().unwrap_or_else(|| Path::new(RUNS).join(shipped::run_name(&args.config)));
-    let mut children = Children::new(threads, choice, &args.cache, printer);
-    children.catch_interrupts();
-    let lock = if args.dry_run { None } else { Some(folder::lock(&out)?) };
+    let mut children = Children::new(threads, choice, &args.cache, stop, printer);
+    let lock = match args.dry_run {
+        true => None,
+        false => Some(Lock::take(&out, &mut |note| printer.warn(note))?),
+    };
     let (ablation, plans, corpus) = {
         let mut screen = Screen::new(printer);
         let mut site = Here { choice, printer, targets: Vec::new() };
@@ -55,15 +64,15 @@ pub fn run(args: &AblateArgs, threads: Option<usize>, device: Choice, printer: &
     };
     let text = plan_table(&ablation, &plans, &Outlook::new(&ablation, &plans)?, args.dry_run);
     if args.dry_run {
+        // What the real run would refuse is no plan.
+        check(&ablation, &corpus)?;
         return Ok(printer.result(&text)?);
     }
     printer.note(text);
     prepare(&ablation, &corpus)?;
     write_text(&out.join(ABLATION), &resolved.to_yaml())?;
-    let stopped =
-        || Hinted::new("stopped; what was trained so far is kept", "run the same command again to go on");
     let Some(mut failures) = execute(&ablation, &mut children)? else {
-        return Err(stopped().into());
+        return Err(Error::Stopped.into());
     };
     let mut screen = Screen::new(printer);
     let used = {
@@ -79,7 +88,7 @@ pub fn run(args: &AblateArgs, threads: Option<usize>, device: Choice, printer: &
     let page = folder::publish(&study, &out)?;
     if ablation.config.score.rounds > 0 {
         if !costs::measure(&ablation, machine.threads, &mut children, &mut failures)? {
-            return Err(stopped().into());
+            return Err(Error::Stopped.into());
         }
         study = gather::gather(&ablation, &failures, machine)?;
         folder::publish(&study, &out)?;

@@ -12,7 +12,7 @@ use calm_stats::samples::{DocumentNames, FORMAT, SampleToken, SamplesOptions, sc
 use calm_train::pipeline::prepare_data;
 use calm_train::scoring::{reconstruct_run, score_run};
 
-use super::{open_run, text_of, which};
+use super::{decoded_by, open_run, text_of, which};
 use crate::args::{BrierArgs, Format, ReconstructArgs, TextSource};
 use crate::error::Hinted;
 use crate::hardware;
@@ -53,10 +53,11 @@ pub fn brierlm(args: &BrierArgs, device: Choice, printer: &Printer) -> Result<()
     if let Some(path) = &args.samples {
         return samples(path, args, printer);
     }
-    let run = open_run(&args.source)?;
+    let run = decoded_by(open_run(&args.source)?, args.decode)?;
     let device = hardware::open(device, printer)?;
     let run = run.on(&device);
-    let eval = settings(&run.config.eval, &args.text, args.draws)?;
+    let mut eval = settings(&run.config.eval, &args.text, args.draws)?;
+    eval.bound_samples = args.bound_draws.unwrap_or(eval.bound_samples);
     let other_text = args.text.data.is_some();
     let trained = run.record()?.is_some_and(|r| !r.corpus_hash.is_empty());
     if super::protocols::asked(args) || (other_text && !trained) {

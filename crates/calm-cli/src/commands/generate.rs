@@ -8,10 +8,10 @@ use anyhow::{Result, bail};
 use calm_data::Tokenizer;
 use calm_eval::generate::{Decoding, GenerateError, GenerateOptions, GenerateReport, generate};
 use calm_kernels::device::Choice;
-use calm_lm::{DrawKind, Sampler, TokenDecoding};
+use calm_lm::{Decode, DrawKind, Sampler, TokenDecoding};
 use calm_stats::temperature::{ExactOptions, Temperature, TemperatureError};
 
-use super::{open_run, which};
+use super::{decoded_by, open_run, which};
 use crate::args::{GenerateArgs, SamplerName};
 use crate::error::Hinted;
 use crate::hardware;
@@ -19,7 +19,7 @@ use crate::ui::Printer;
 
 /// Runs the command.
 pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()> {
-    let run = open_run(&args.source)?;
+    let run = decoded_by(open_run(&args.source)?, args.decode)?;
     let device = hardware::open(device, printer)?;
     let run = run.on(&device);
     let tokenizer = run.tokenizer()?;
@@ -29,7 +29,8 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
             std::io::stdin().read_to_string(&mut text).map_err(|e| {
                 Hinted::new(format!("cannot read the prompt from standard input: {e}"), "give UTF-8 text")
             })?;
-            text
+            // What PowerShell puts in front of a pipe.
+            text.trim_start_matches('\u{feff}').to_owned()
         }
         Some(text) => text.to_owned(),
         None => String::new(),
@@ -43,40 +44,56 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
     }
     let which = which(&args.source);
     let title = run.config.model.title();
-    match run.config.model.draws() {
-        DrawKind::Sampled => {
-            if args.top_p < 1.0 {
-                bail!(Hinted::new(
-                    format!("{title} has no probabilities to cut with --top-p"),
-                    "use --temperature"
-                ));
-            }
-            let decoding = decoding(title, args)?;
-            let model = models::load_lm(&run, which, &tokenizer, &device)?;
-            stream(&*model.sampler(), &tokenizer, &prompt, decoding, args, printer)
+    let black_box = [
+        ("--sampler", args.sampler.is_some()),
+        ("--draws", args.draws.is_some()),
+        ("--fallback", args.fallback),
+    ];
+    let asked = black_box.iter().find(|(_, given)| *given).map(|(option, _)| *option);
+    // Tokens that are drawn from probabilities are tempered there, unless a sampler of black boxes is asked for.
+    let probabilities = match run.config.model.draws() {
+        DrawKind::Exact => true,
+        DrawKind::Sampled => run.config.model.decode() == Some(Decode::Sample) && asked.is_none(),
+    };
+    if !probabilities {
+        if args.top_p < 1.0 {
+            bail!(Hinted::new(
+                format!("{title} has no probabilities to cut with --top-p"),
+                "use --temperature"
+            ));
         }
-        DrawKind::Exact => {
-            let top_p_fits = args.top_p > 0.0 && args.top_p <= 1.0;
-            if !((0.0..=10.0).contains(&args.temperature) && top_p_fits) {
-                bail!(Hinted::new(
-                    format!("--temperature {} --top-p {}", args.temperature, args.top_p),
-                    format!("{title} takes a temperature of 0 or more and a top-p above 0 and at most 1"),
-                ));
-            }
-            let model = models::load_lm(&run, which, &tokenizer, &device)?;
-            let decoding = TokenDecoding { temperature: args.temperature, top_p: args.top_p };
-            let sampler = match model.tempered_sampler(decoding) {
-                Some(sampler) => sampler,
-                None if decoding == TokenDecoding::default() => model.sampler(),
-                None => bail!(Hinted::new(
-                    format!("{title} cannot be sampled at a temperature"),
-                    "leave --temperature and --top-p away"
-                )),
-            };
-            stream(&*sampler, &tokenizer, &prompt, Decoding::Plain, args, printer)
-        }
+        let decoding = decoding(title, args)?;
+        let model = models::load_lm(&run, which, &tokenizer, &device)?;
+        return stream(&*model.sampler(), &tokenizer, &prompt, decoding, args, printer);
     }
+    if let Some(option) = asked {
+        bail!(Hinted::new(
+            format!("{option}: {title} is sampled by its probabilities, at any temperature"),
+            format!("leave {option} away; --temperature and --top-p shape the draws"),
+        ));
+    }
+    let top_p_fits = args.top_p > 0.0 && args.top_p <= 1.0;
+    if !((0.0..=HOTTEST).contains(&args.temperature) && top_p_fits) {
+        bail!(Hinted::new(
+            format!("--temperature {} --top-p {}", args.temperature, args.top_p),
+            format!("{title} takes a temperature from 0 to {HOTTEST} and a top-p above 0 and at most 1"),
+        ));
+    }
+    let model = models::load_lm(&run, which, &tokenizer, &device)?;
+    let decoding = TokenDecoding { temperature: args.temperature, top_p: args.top_p };
+    let sampler = match model.tempered_sampler(decoding) {
+        Some(sampler) => sampler,
+        None if decoding == TokenDecoding::default() => model.sampler(),
+        None => bail!(Hinted::new(
+            format!("{title} cannot be sampled at a temperature"),
+            "leave --temperature and --top-p away"
+        )),
+    };
+    stream(&*sampler, &tokenizer, &prompt, Decoding::Plain, args, printer)
 }
+
+/// The highest temperature of probabilities: far above it all tokens are as probable as each other.
+const HOTTEST: f64 = 10.0;
 
 /// Draws per chunk of the batch sampler, unless asked for otherwise.
 const POOL: usize = 200;
@@ -93,7 +110,7 @@ fn decoding(title: &str, args: &GenerateArgs) -> Result<Decoding> {
     if args.draws == Some(0) {
         bail!(Hinted::new("--draws 0 leaves nothing to choose from", "give 1 or more"));
     }
-    Ok(match args.sampler {
+    Ok(match args.sampler.unwrap_or(SamplerName::Batch) {
         SamplerName::Batch => {
             if temperature.reciprocal::<candle_core::Error>().is_err() {
                 bail!(Hinted::new(

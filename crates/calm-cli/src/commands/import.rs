@@ -3,10 +3,10 @@
 use anyhow::Result;
 use calm_data::Llama3Config;
 use calm_interchange::{ImportOptions, TokenizerFrom, import};
-use calm_run::{Provenance, Stage};
+use calm_run::Stage;
 
 use crate::args::ImportArgs;
-use crate::ui::Printer;
+use crate::ui::{Printer, pasted};
 use crate::version;
 
 /// Runs the command.
@@ -28,22 +28,16 @@ pub fn run(args: &ImportArgs, printer: &Printer) -> Result<()> {
         tokenizer,
         autoencoder: args.autoencoder.clone(),
         data: args.data.clone(),
-        provenance: Provenance {
-            command: std::env::args().collect(),
-            version: version::VERSION.to_owned(),
-            commit: version::commit(),
-            features: version::features(),
-            device: None,
-            failure: None,
-        },
+        provenance: version::provenance(None),
     })?;
     for note in &report.notes {
         printer.warn(note);
     }
     let stages: Vec<String> =
         report.stages.iter().map(|(stage, n)| format!("{stage} with {n} parameters")).collect();
-    let out = args.out.display();
-    printer.result(&format!("{}: {} imported into {out}", report.architecture, stages.join(", ")))?;
+    let imported = format!("{}: {} imported", report.architecture, stages.join(", "));
+    printer.result(&format!("{imported} into {}", args.out.display()))?;
+    let (out, config) = (pasted(&args.out), pasted(&args.out.join("config.yaml")));
     let mut next = vec!["next:".to_owned()];
     if report.stages.iter().all(|(stage, _)| *stage == Stage::Autoencoder) {
         next.push(format!("  calm eval autoencoder --run {out} --data TEXT"));
@@ -51,7 +45,7 @@ pub fn run(args: &ImportArgs, printer: &Printer) -> Result<()> {
         next.push(format!("  calm generate --run {out} --prompt TEXT"));
         next.push(format!("  calm eval brierlm --run {out}"));
         next.push(format!(
-            "  calm train --config {out}/config.yaml --out {out} --set 'data.source={{path: TEXT}}' --resume"
+            "  calm train --config {config} --out {out} --set 'data.source={{path: TEXT}}' --resume"
         ));
     }
     printer.note(next.join("\n"));

@@ -1,11 +1,12 @@
 //! `calm latents`: posterior latents as a NumPy file.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 
 use anyhow::Result;
 use calm_eval::reconstruction::text_chunks;
 use calm_kernels::device::Choice;
+use calm_run::Error;
 use calm_train::held_out::evaluation_rows;
 use calm_train::models;
 use candle_core::Tensor;
@@ -66,9 +67,13 @@ pub fn run(args: &LatentsArgs, device: Choice, printer: &Printer) -> Result<()> 
         }
         out.flush()
     };
-    write().map_err(|e| {
-        let message = format!("cannot write {}: {e}", args.out.display());
-        Hinted::new(message, "name a file in a folder that is there and may be written to with --out")
+    write().map_err(|e| match e.kind() {
+        ErrorKind::StorageFull => anyhow::Error::from(Error::io("write", &args.out, e)),
+        _ => {
+            let message = format!("cannot write {}: {e}", args.out.display());
+            let hint = "name a file in a folder that is there and may be written to with --out";
+            Hinted::new(message, hint).into()
+        }
     })?;
     printer
         .note(format!("wrote {chunks} chunks, float32 {shape:?} (mean, log std), to {}", args.out.display()));

@@ -18,12 +18,14 @@ use std::path::Path;
 
 use anyhow::Result;
 use calm_data::{TokenFile, Tokenizer};
+use calm_lm::Decode;
 use calm_run::Run;
 use calm_run::checkpoint::Which;
 use calm_train::pipeline::prepare_data;
 use calm_train::reporter::Reporter;
 
-use crate::args::{CheckpointName, RunSource};
+use crate::args::{CheckpointName, DecodeName, RunSource};
+use crate::error::Hinted;
 use crate::screen::Screen;
 
 /// Folder that holds the runs.
@@ -43,6 +45,23 @@ pub fn which(source: &RunSource) -> Which {
         CheckpointName::Best => Which::Best,
         CheckpointName::Latest => Which::Latest,
     }
+}
+
+/// The run with the decoding that was asked for, if one was.
+fn decoded_by(mut run: Run, decode: Option<DecodeName>) -> Result<Run> {
+    let Some(name) = decode else { return Ok(run) };
+    let decode = match name {
+        DecodeName::Argmax => Decode::Argmax,
+        DecodeName::Sample => Decode::Sample,
+    };
+    let model = run.config.model.decoded_by(decode).ok_or_else(|| {
+        Hinted::new(
+            format!("--decode: {} has no latent vectors to decode", run.config.model.title()),
+            "leave --decode away",
+        )
+    })?;
+    run.config.model = model;
+    Ok(run)
 }
 
 /// Held-out text of a run, or the text of a file with the run's tokenizer.

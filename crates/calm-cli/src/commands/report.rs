@@ -44,6 +44,10 @@ pub fn run(args: &ReportArgs, device: Choice, printer: &Printer) -> Result<()> {
     let machine = folder::machine_of(&ablation.folder).unwrap_or_else(|| hardware::machine(None));
     let study = gather::gather(&ablation, &failures, machine)?;
     if study.variants.iter().all(|v| v.runs.is_empty()) {
+        if let Some(failed) = study.failures.first() {
+            let message = format!("no run can be scored; {}: {}", failed.run, failed.reason);
+            return Err(Hinted::new(message, "mend what is named there, or name other runs").into());
+        }
         let why = study.notes.first().map_or(String::new(), |n| format!(": {n}"));
         return Err(Hinted::new(
             format!("no run is finished yet{why}"),

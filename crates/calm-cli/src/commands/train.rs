@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use calm_config::load;
+use calm_config::{ConfigText, load};
 use calm_data::TokenizerConfig;
 use calm_kernels::device::Choice;
 use calm_lm::ModelConfig;
 use calm_run::config::RunConfig;
 use calm_run::results::Results;
-use calm_run::{Begin, Provenance, Run, Stage};
+use calm_run::run::CONFIG;
+use calm_run::{Begin, Lock, Resumption, Run, Stage};
 use calm_train::options::TrainOptions;
-use calm_train::pipeline::train;
+use calm_train::pipeline;
 use calm_train::plan::{Plan, Target, describe};
 
 use super::RUNS;
@@ -19,14 +20,15 @@ use crate::args::{Format, TrainArgs};
 use crate::error::Hinted;
 use crate::hardware;
 use crate::screen::Screen;
+use crate::stop::Stop;
 use crate::ui::Printer;
 use crate::{report, shipped, version};
 
 /// Runs the command.
-pub fn run(args: &TrainArgs, device: Choice, printer: &Printer) -> Result<()> {
-    let resolved = load::<RunConfig>(shipped::find(&args.source.config)?, &args.source.overrides)?;
+pub fn run(args: &TrainArgs, device: Choice, stop: &Stop, printer: &Printer) -> Result<()> {
     let folder =
         args.out.clone().unwrap_or_else(|| Path::new(RUNS).join(shipped::run_name(&args.source.config)));
+    let resolved = load::<RunConfig>(configuration(args, &folder)?, &args.source.overrides)?;
     if args.dry_run {
         return dry_run(&resolved.value, args, device, printer);
     }
@@ -36,9 +38,6 @@ pub fn run(args: &TrainArgs, device: Choice, printer: &Printer) -> Result<()> {
         _ => Begin::New,
     };
     for other in [&args.init_from, &args.autoencoder].into_iter().flatten() {
-        let same = |a: &Path, b: &Path| {
-            a.canonicalize().ok().is_some_and(|a| b.canonicalize().is_ok_and(|b| a == b))
-        };
         if same(other, &folder) {
             return Err(Hinted::new(
                 format!("{} is the run itself, not another one to take weights from", other.display()),
@@ -47,10 +46,16 @@ pub fn run(args: &TrainArgs, device: Choice, printer: &Printer) -> Result<()> {
             .into());
         }
     }
+    if !args.resume {
+        let (init_from, autoencoder) = (args.init_from.as_deref(), args.autoencoder.as_deref());
+        calm_train::borrow::check(&resolved.value, args.stage, init_from, autoencoder)?;
+    }
     let choice = device;
     let device = hardware::open(choice, printer)?;
     hardware::check_precision(resolved.value.precision, &device, choice)?;
-    let run = Run::create(&folder, &resolved, begin)?;
+    let lock = Lock::take(&folder, &mut |note| printer.warn(note))?;
+    let resumption = Resumption::decide(&folder, &resolved, begin)?;
+    let run = resumption.run().clone();
     printer.note(format!("run folder {}", folder.display()));
     let options = TrainOptions {
         only: args.stage,
@@ -58,26 +63,38 @@ pub fn run(args: &TrainArgs, device: Choice, printer: &Printer) -> Result<()> {
         init_from: args.init_from.clone(),
         autoencoder_from: args.autoencoder.clone(),
         cache: args.cache.clone(),
-        provenance: Provenance {
-            command: std::env::args().collect(),
-            version: version::VERSION.to_owned(),
-            commit: version::commit(),
-            features: version::features(),
-            device: Some(describe(&device)),
-            failure: None,
-        },
+        provenance: version::provenance(Some(describe(&device))),
         skip_scores: args.skip_scores,
     };
-    let mut screen = Screen::new(printer);
-    screen.catch_interrupts();
-    let results = train(&run, &options, &device, &mut screen).inspect_err(|e| run.note_failure(e))?;
+    let mut screen = Screen::new(printer).stopped_by(stop);
+    let results = pipeline::begin(&resumption, &options, &device, &mut screen)?;
     drop(screen);
+    drop(lock);
     if args.skip_scores {
         return Ok(());
     }
     show(&run.config.model, &results, args.format, printer)?;
     next_commands(&run, &folder, &results, printer);
     Ok(())
+}
+
+/// The configuration that was asked for. A run's own file means that run as it is now.
+fn configuration(args: &TrainArgs, folder: &Path) -> Result<ConfigText> {
+    let name = &args.source.config;
+    let own = folder.join(CONFIG);
+    if !same(Path::new(name), &own) {
+        return Ok(shipped::find(name)?);
+    }
+    let text = ConfigText::read(&own)?;
+    let now = Run::resolved(folder)?;
+    let began = load::<RunConfig>(text.clone(), &[])?;
+    // As it stands in the file, so that errors name its lines, where nothing has changed since.
+    Ok(if now.tree == began.tree { text } else { ConfigText { text: now.to_yaml(), ..text } })
+}
+
+/// Whether two paths lead to the same place.
+fn same(a: &Path, b: &Path) -> bool {
+    a.canonicalize().ok().is_some_and(|a| b.canonicalize().is_ok_and(|b| a == b))
 }
 
 fn dry_run(config: &RunConfig, args: &TrainArgs, choice: Choice, printer: &Printer) -> Result<()> {
@@ -154,7 +171,7 @@ fn next_commands(run: &Run, folder: &PathBuf, results: &Results, printer: &Print
     let run_option = if *folder == Path::new(RUNS).join("quickstart") {
         String::new()
     } else {
-        format!(" --run {}", folder.display())
+        format!(" --run {}", crate::ui::pasted(folder))
     };
     let mut lines = vec!["next:".to_owned()];
     if results.brier.is_some() {
@@ -164,6 +181,6 @@ fn next_commands(run: &Run, folder: &PathBuf, results: &Results, printer: &Print
     if run.config.model.autoencoder().is_some() {
         lines.push(format!("  calm eval autoencoder{run_option}"));
     }
-    lines.push(format!("  tensorboard --logdir {}", folder.join("tensorboard").display()));
+    lines.push(format!("  tensorboard --logdir {}", crate::ui::pasted(&folder.join("tensorboard"))));
     printer.note(lines.join("\n"));
 }

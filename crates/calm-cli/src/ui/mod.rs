@@ -26,11 +26,13 @@ mod printer;
 mod progress;
 mod streams;
 mod table;
+mod visible;
 
 pub use printer::{Hint, Printer};
 pub use progress::{Progress, Unit};
 pub use streams::{Captured, ColorChoice, OutputError, UiOptions, Verbosity};
 pub use table::{Align, Table};
+pub use visible::{pasted, visible};
 
 /// Width that tables and plain lines keep to, in characters.
 pub const WIDTH: usize = 80;

@@ -3,6 +3,7 @@
 use super::Table;
 use super::progress::{Progress, Unit};
 use super::streams::{CYAN, Captured, OutputError, RED, Streams, UiOptions, Verbosity, YELLOW};
+use super::visible::visible;
 use std::fmt::{self, Display};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -52,21 +53,28 @@ impl Printer {
     /// Says what is being done, on stderr.
     pub fn note(&self, text: impl Display) {
         if self.0.verbosity() >= Verbosity::Normal {
-            self.0.write_err(&text.to_string());
+            self.0.write_err(&visible(&text.to_string()));
         }
     }
 
     /// Says more, where asked for.
     pub fn detail(&self, text: impl Display) {
         if self.0.verbosity() >= Verbosity::Verbose {
-            self.0.write_err(&text.to_string());
+            self.0.write_err(&visible(&text.to_string()));
         }
     }
 
     /// Warns; also when quiet.
     pub fn warn(&self, text: impl Display) {
         let text = text.to_string();
-        self.0.write_err(&format!("{} {text}", self.0.paint(YELLOW, "warning:")));
+        self.0.write_err(&format!("{} {}", self.0.paint(YELLOW, "warning:"), visible(&text)));
+    }
+
+    /// Says that a command was stopped, and how to go on; also when quiet.
+    pub fn stopped(&self, text: &str, hint: Option<&str>) {
+        let hint =
+            hint.map_or_else(String::new, |hint| format!("\n  {} {hint}", self.0.paint(CYAN, "hint:")));
+        self.0.write_err(&format!("{text}{hint}"));
     }
 
     /// Prints an error with its causes and hints:
@@ -95,6 +103,7 @@ impl Printer {
                 format!("  {}", self.0.paint(RED, "caused by:"))
             };
             // Inner lines of a report have their own indentation, and their hints the colour of ours.
+            let message = visible(message);
             let mut inner = message.lines();
             lines.push(format!("{label} {}", inner.next().unwrap_or_default()));
             lines.extend(inner.map(|line| match line.trim_start().strip_prefix("hint:") {
@@ -105,7 +114,7 @@ impl Printer {
                 None => line.to_string(),
             }));
         }
-        lines.extend(hints.iter().map(|hint| format!("  {} {hint}", self.0.paint(CYAN, "hint:"))));
+        lines.extend(hints.iter().map(|hint| format!("  {} {}", self.0.paint(CYAN, "hint:"), visible(hint))));
         self.0.write_err(&lines.join("\n"));
     }
 

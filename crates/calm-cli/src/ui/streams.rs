@@ -2,6 +2,7 @@
 
 use super::WIDTH;
 use super::format::wrap;
+use super::visible::visible;
 use indicatif::{MultiProgress, ProgressDrawTarget};
 use std::fmt::{self, Display};
 use std::io::{self, IsTerminal, Write};
@@ -65,6 +66,8 @@ impl std::error::Error for OutputError {}
 pub(super) struct Streams {
     out: Mutex<Box<dyn Write + Send>>,
     err: Mutex<Box<dyn Write + Send>>,
+    /// Whether stdout is a terminal, which acts on control characters.
+    out_is_terminal: bool,
     colored: bool,
     verbosity: Verbosity,
     /// The bars on the screen; `None` where stderr is no terminal.
@@ -133,6 +136,7 @@ impl Streams {
         Self {
             out: Mutex::new(Box::new(io::stdout())),
             err: Mutex::new(Box::new(io::stderr())),
+            out_is_terminal: io::stdout().is_terminal(),
             colored,
             verbosity: options.verbosity,
             bars: terminal.then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr())),
@@ -144,6 +148,7 @@ impl Streams {
         Self {
             out: Mutex::new(out),
             err: Mutex::new(err),
+            out_is_terminal: false,
             colored: options.color == ColorChoice::Always,
             verbosity: options.verbosity,
             bars: None,
@@ -155,8 +160,9 @@ impl Streams {
         self.verbosity
     }
 
-    /// Text on stdout, as it is.
+    /// Text on stdout: as it is for a file or a pipe, with control characters spelled out on a terminal.
     pub(super) fn write_out(&self, text: &str) -> Result<(), OutputError> {
+        let text = if self.out_is_terminal { visible(text) } else { text.into() };
         let written = self.over_bars(|| {
             let mut out = lock(&self.out);
             out.write_all(text.as_bytes()).and_then(|()| out.flush())
@@ -213,6 +219,17 @@ fn wrap_line(line: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_terminal_gets_no_control_characters_and_a_pipe_the_text_as_it_is() {
+        for (out_is_terminal, expected) in [(true, "a\\u{1b}[31m\n"), (false, "a\x1b[31m\n")] {
+            let captured = Captured::default();
+            let (out, err) = captured.writers();
+            let streams = Streams { out_is_terminal, ..Streams::to(UiOptions::default(), out, err) };
+            streams.write_out("a\x1b[31m\n").unwrap();
+            assert_eq!(captured.out(), expected);
+        }
+    }
 
     #[test]
     fn long_lines_are_wrapped_for_a_terminal_with_their_indentation() {

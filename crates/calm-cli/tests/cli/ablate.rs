@@ -153,10 +153,9 @@ fn a_run_that_fails_is_reported_and_the_others_are_finished() {
     assert!(house.read("runs/k/report.html").contains("wild-seed1"));
 }
 
+/// An ablation whose runs are long, begun: its first run is being trained.
 #[cfg(unix)]
-#[test]
-fn a_stopped_ablation_goes_on_where_it_was() {
-    let house = house();
+fn begun(house: &House) -> std::process::Child {
     let text = K.replace("seeds: [1, 2]", "seeds: [1]").replace("7680", "200000").replace("[3, 4]", "[3]");
     house.write("k.yaml", text);
     let mut child = house
@@ -171,18 +170,59 @@ fn a_stopped_ablation_goes_on_where_it_was() {
         assert!(begun.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none());
         std::thread::sleep(Duration::from_millis(10));
     }
-    let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    child
+}
+
+#[cfg(unix)]
+fn kill(child: &std::process::Child, signal: &str) {
+    let kill = std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
     assert!(kill.success());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_stopped_ablation_goes_on_where_it_was() {
+    let house = house();
+    let child = begun(&house);
+    kill(&child, "-TERM");
     let out = child.wait_with_output().unwrap();
     let err = String::from_utf8_lossy(&out.stderr);
-    assert_eq!(out.status.code(), Some(1), "{err}");
-    assert!(err.contains("error: stopped; what was trained so far is kept"), "{err}");
+    assert_eq!(out.status.code(), Some(143), "{err}");
+    assert!(err.contains("\nstopped; what was finished so far is kept") && !err.contains("error:"), "{err}");
     let steps = fs::read_dir(house.path("runs/k/baseline-seed1/lm")).unwrap().count();
     assert_eq!(steps, 1, "the stopped run left a checkpoint");
     let done = house.run(&["ablate", "--config", "k.yaml", "--set", "score.rounds=0"]);
     assert_eq!(done.code, 0, "{}", done.err);
     assert!(done.err.contains("lm: goes on after step"), "{}", done.err);
     assert!(done.out.contains("baseline"), "{}", done.out);
+    // A budget that the folders do not have is refused before the plan, as the real run refuses it.
+    for dry in [&[][..], &["--dry-run"]] {
+        let changed = ["ablate", "--config", "k.yaml", "--set", "budget={tokens: 300000}"];
+        house.refuses(&[&changed[..], dry].concat(), &["another configuration", "train.lm.steps", "--out"]);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_ends_with_the_ablation_that_was_killed_and_the_next_one_goes_on_at_once() {
+    let house = house();
+    let mut child = begun(&house);
+    kill(&child, "-KILL");
+    child.wait().unwrap();
+    // The next one may come before the orphan has written its checkpoint: it waits for it.
+    let done = house.run(&["ablate", "--config", "k.yaml", "--set", "score.rounds=0"]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert!(done.err.contains("taken over") && done.err.contains("lm: goes on after step"), "{}", done.err);
+    let record: Value = serde_json::from_str(&house.read("runs/k/baseline-seed1/run.json")).unwrap();
+    assert!(record["history"][0]["stopped"].is_string(), "{record}");
+    // No step was written twice.
+    let text = house.read("runs/k/baseline-seed1/metrics.jsonl");
+    let steps: Vec<u64> = text
+        .lines()
+        .filter(|l| l.contains("train/loss"))
+        .map(|l| serde_json::from_str::<Value>(l).unwrap()["step"].as_u64().unwrap())
+        .collect();
+    assert!(steps.windows(2).all(|w| w[0] < w[1]), "{steps:?}");
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn text_that_cannot_be_read_is_named_with_what_to_do() {
         ("cut.jsonl", &["line 2", "cut short"]),
         ("cut.txt.gz", &["gzip", "cut short"]),
         ("cut.txt.zst", &["zstd", "cut short"]),
-        ("no.txt.gz", &["gzip", "damaged"]),
+        ("no.txt.gz", &["gzip", "not compressed"]),
         ("tiny.txt", &["cannot be divided", "give more text"]),
     ] {
         let set = format!("data.source.path={file}");
@@ -67,7 +67,8 @@ fn a_place_that_cannot_be_written_to_is_named() {
     for out in ["text.txt/run", "text.txt"] {
         house.refuses(&train(&["--out", out]), &["text.txt", "hint:", "--out"]);
     }
-    house.refuses(&train(&["--cache", "text.txt/cache"]), &["text.txt/cache", "check the path"]);
+    house
+        .refuses(&train(&["--cache", "text.txt/cache"]), &["text.txt/cache", "cannot be written", "--cache"]);
     // Losing the results to a full disk is a failure, unlike a closed pipe.
     if let Ok(full) = fs::OpenOptions::new().write(true).open("/dev/full") {
         let done = house.command(&["config", "calm.yaml"]).stdout(full).output().unwrap();

@@ -6,12 +6,15 @@
 mod ablate;
 mod bench;
 mod config;
+mod decode;
 mod device;
 mod errors;
 mod eval;
 mod generate;
 mod house;
+mod input;
 mod loss_trace;
 mod old_run;
+mod resuming;
 mod stopping;
 mod train;

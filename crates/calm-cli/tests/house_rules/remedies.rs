@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use calm_cli::args::Cli;
+use calm_cli::fitting::Fitting;
 use calm_config::{ConfigText, load};
 use calm_study::AblationConfig;
 use clap::CommandFactory;
@@ -84,6 +85,68 @@ fn every_option_that_a_text_names_can_be_given() {
     }
     report("options that do not exist", &wrong);
     assert!(seen > 50, "{seen} options named");
+}
+
+#[test]
+fn a_command_names_no_option_that_only_others_have() {
+    let cli = {
+        let mut cli = Cli::command();
+        cli.build();
+        cli
+    };
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    for (place, text) in texts() {
+        // A file of the commands; `protocols` is a part of `eval`.
+        let Some(module) = place.strip_prefix("calm-cli: commands::") else { continue };
+        let name = module.split("::").next().unwrap_or_default();
+        let Some(command) = cli.find_subcommand(if name == "protocols" { "eval" } else { name }) else {
+            continue;
+        };
+        // What is said of another command names it; a piece of a command line begins with its blank.
+        if text.starts_with(" --") || text.contains("calm ") || text.contains("cargo ") {
+            continue;
+        }
+        let mut options = BTreeSet::new();
+        commands(command, &mut |c| {
+            options.extend(c.get_arguments().filter_map(|a| a.get_long()).map(str::to_owned))
+        });
+        for word in
+            words(&text).filter_map(|w| w.strip_prefix("--")).filter(|w| w.len() > 1 && !w.contains('{'))
+        {
+            seen += 1;
+            if !options.contains(word) && !FOREIGN.contains(&format!("--{word}").as_str()) {
+                wrong.push(format!("{place}: --{word} in {text:?}"));
+            }
+        }
+    }
+    report("options of other commands", &wrong);
+    assert!(seen > 20, "{seen} options named");
+}
+
+/// Remedies of the libraries are fitted to the command that failed: whatever is shown can be typed.
+#[test]
+fn a_remedy_is_fitted_to_every_command() {
+    let cli = {
+        let mut cli = Cli::command();
+        cli.build();
+        cli
+    };
+    let texts: Vec<String> = texts().into_iter().map(|t| t.1).filter(|t| t.contains("--")).collect();
+    for command in cli.get_subcommands().filter(|c| c.get_name() != "eval" && c.get_name() != "help") {
+        let name: &'static str = command.get_name().to_owned().leak();
+        let fitting = Fitting::of(&[name]);
+        let options: BTreeSet<String> =
+            command.get_arguments().filter_map(|a| a.get_long()).map(|o| format!("--{o}")).collect();
+        for shown in texts.iter().filter_map(|text| fitting.fit(text)) {
+            let other = ["calm ", "cargo ", "git "].iter().any(|program| shown.contains(program));
+            let strange: Vec<&str> = words(&shown)
+                .filter(|w| w.starts_with("--") && w.len() > 3 && !w.contains('{'))
+                .filter(|w| !options.contains(*w))
+                .collect();
+            assert!(other || strange.is_empty(), "{name}: {strange:?} in {shown:?}");
+        }
+    }
 }
 
 #[test]

@@ -152,7 +152,7 @@ nmae: demo
 model:
   calm:
     latent_size: 250_000
-    hidden_size: 1e3
+    hidden_size: 1.5
     head: {alpha: 3.5, sample: 4}
 train:
   steps: \"many\"
@@ -179,11 +179,11 @@ stages:
           |                  ^^^^^^^
      hint: write 250000, without separators
 
-  3. model.calm.hidden_size: expected a whole number, found the number 1000.0
+  3. model.calm.hidden_size: expected a whole number, found the number 1.5
      at demo.yaml:6:18
-        6 |     hidden_size: 1e3
+        6 |     hidden_size: 1.5
           |                  ^^^
-     hint: write 1000: whole numbers take no exponent and no decimal point
+     hint: a whole number from 0 upwards
 
   4. model.calm.head.alpha: 3.5 is out of range
      at demo.yaml:7:19
@@ -266,7 +266,7 @@ fn missing_blocks_are_reported_once_without_their_contents() {
 
 #[test]
 fn a_rule_that_reads_an_unreadable_key_says_nothing() {
-    let report = errors(&GOOD.replace("steps: 1000", "warmup: 10\n  steps: 1e3"), &[]);
+    let report = errors(&GOOD.replace("steps: 1000", "warmup: 10\n  steps: 1.5"), &[]);
     assert!(report.starts_with("demo.yaml has a problem"), "{report}");
     let report = errors(&GOOD.replace("steps: 1000", "warmup: 2000\n  steps: 1000"), &[]);
     assert!(
@@ -328,7 +328,7 @@ fn errors_of_overrides_name_the_override() {
         GOOD,
         &[
             "train.stesp=20",
-            "train.steps=1e3",
+            "train.steps=1.5",
             "model.calm.head.alpha=7",
             "optimizer.lr=1",
             "train.steps.x=1",
@@ -348,9 +348,9 @@ fn errors_of_overrides_name_the_override() {
      in --set optimizer.lr=1
      hint: possible: `version`, `name`, `model`, `train`, `stages`, `note`
 
-  4. train.steps: expected a whole number, found the number 1000.0
-     in --set train.steps=1e3
-     hint: write 1000: whole numbers take no exponent and no decimal point
+  4. train.steps: expected a whole number, found the number 1.5
+     in --set train.steps=1.5
+     hint: a whole number from 0 upwards
 
   5. model.calm.head.alpha: 7 is out of range
      in --set model.calm.head.alpha=7
@@ -456,5 +456,21 @@ fn faulty_texts_never_panic_and_always_say_something() {
             assert!(!error.reports.is_empty(), "{text}");
             assert!(error.to_string().lines().all(|line| line.chars().count() <= 80), "{error}");
         }
+    }
+}
+
+#[test]
+fn whole_numbers_may_be_written_as_floats_and_marks_stand_before_the_first_key() {
+    let text = GOOD.to_string();
+    let plain =
+        load::<Demo>(ConfigText::new("demo.yaml", text.clone()), &["train.steps=1000".into()]).unwrap();
+    for written in ["1e3", "1000.0", "1.0e+3"] {
+        let set = [format!("train.steps={written}")];
+        let marked = ConfigText::new("demo.yaml", format!("\u{feff}{text}"));
+        assert_eq!(load::<Demo>(marked, &set).unwrap().tree, plain.tree, "{written}");
+    }
+    for wrong in ["1e300", "1.5", "-1e3", "1e17"] {
+        let report = errors(GOOD, &[&format!("train.steps={wrong}")]);
+        assert!(report.contains("expected a whole number") && !report.contains("exponent"), "{report}");
     }
 }

@@ -4,7 +4,7 @@
 //! stand-in that the type accepts, and the tree is read again, until it fits. Faults of stand-ins are not
 //! the user's and are never noted.
 
-use super::hints::{Complaint, nearest, suggestion, wrong_value};
+use super::hints::{Complaint, integer_range, is_text, nearest, suggestion, wrong_value};
 use super::report::Finding;
 use super::tree;
 use crate::locate::{KeyPath, Part, Step};
@@ -25,8 +25,11 @@ pub(super) struct Reading<T> {
     pub unreliable: Vec<KeyPath>,
 }
 
-/// Reads a tree.
-pub(super) fn read<T: DeserializeOwned>(mut root: Value) -> Reading<T> {
+/// Reads a tree. `typed` gives the text of an override of exactly this node, as it was typed.
+pub(super) fn read<T: DeserializeOwned>(
+    mut root: Value,
+    typed: &dyn Fn(&KeyPath) -> Option<String>,
+) -> Reading<T> {
     let mut findings = Vec::new();
     let mut unreliable = Vec::new();
     let mut stand_ins = StandIns::default();
@@ -75,6 +78,22 @@ pub(super) fn read<T: DeserializeOwned>(mut root: Value) -> Reading<T> {
             }
             continue;
         }
+        // `1e3` and `2.0` are whole numbers too.
+        if let Complaint::Wrong { expected, .. } = &complaint
+            && let Some(whole) = tree::get(&root, &path).and_then(|node| whole(node, expected))
+            && tree::set(&mut root, &path, whole)
+        {
+            continue;
+        }
+        // `--set data.source.path=a: b` means the text, whatever YAML makes of it.
+        if let Complaint::Wrong { found, expected } = &complaint
+            && is_text(expected)
+            && !matches!(found.as_str(), "null" | "unit value")
+            && let Some(text) = typed(&path)
+            && tree::set(&mut root, &path, json!(text))
+        {
+            continue;
+        }
         let (finding, meant) = describe(&complaint, &path, &root);
         unreliable.extend(meant);
         findings.push(finding);
@@ -94,6 +113,15 @@ pub(super) fn read<T: DeserializeOwned>(mut root: Value) -> Reading<T> {
     }
     unreliable.extend(stand_ins.0.into_keys());
     Reading { value: None, findings, unreliable }
+}
+
+/// A float without a fraction as the whole number that is expected.
+fn whole(node: &Value, expected: &str) -> Option<Value> {
+    /// 2^53: up to here every whole number has a float of its own.
+    const MOST: f64 = 9_007_199_254_740_992.0;
+    let value = node.as_f64().filter(|v| node.is_f64() && v.fract() == 0.0 && v.abs() <= MOST)? as i64;
+    let (low, high) = integer_range(expected)?;
+    (low..=high).contains(&i128::from(value)).then(|| json!(value))
 }
 
 /// Nodes whose content is made up, with what is still to be tried there.

@@ -79,7 +79,8 @@ impl Manifest {
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
         let fail = |message: String| Error::Manifest { path: path.into(), message };
-        let manifest: Self = serde_yaml::from_str(&text).map_err(|e| fail(e.to_string()))?;
+        let manifest: Self =
+            serde_yaml::from_str(text.trim_start_matches('\u{feff}')).map_err(|e| fail(e.to_string()))?;
         if manifest.version != MANIFEST_VERSION {
             return Err(fail(format!(
                 "it has version {}, this program reads {MANIFEST_VERSION}",
@@ -196,7 +197,7 @@ fn load_crate(pinned: &PinnedCrate, folder: &Path) -> Result<Vec<Document>> {
             continue;
         }
         let bytes = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
-        documents.push(Document::new(id, super::path::text(&path, bytes)?));
+        documents.push(Document::new(id, super::bytes::text(&path, bytes)?));
     }
     let differs = |what, expected: String, found: String| {
         Err(Error::CrateContent { name: name.clone(), path: folder.into(), what, expected, found })

@@ -24,4 +24,7 @@ pub struct Skipped {
     pub hidden: usize,
     /// Without text: empty files, and JSON files that hold no records with a `text` field.
     pub without_text: usize,
+    /// Outputs of this program: runs, ablations, reports, caches (a folder counts once).
+    #[serde(default)]
+    pub own: usize,
 }

@@ -3,15 +3,19 @@
 //! | module | reads |
 //! |---|---|
 //! | [`path`] | a text file, a folder, `.json`/`.jsonl` records; each also `.gz` and `.zst` |
+//! | [`records`] | the records of a JSON file, whatever stands beside their text |
 //! | [`crates`] | the sources of pinned crates, by a manifest |
 //! | [`locate`] | where crates lie on this machine |
 //! | [`curate`] | which files of a crate are text worth learning (used when a manifest is written) |
 
+mod bytes;
 pub mod crates;
 pub mod curate;
 mod loaded;
 pub mod locate;
+mod own;
 pub mod path;
+pub mod records;
 
 pub use loaded::{Loaded, Skipped};
 

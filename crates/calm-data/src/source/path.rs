@@ -1,18 +1,20 @@
 //! Documents from files and folders.
 //!
-//! - A folder: every file below it, sorted by path; hidden and binary files are skipped and counted.
+//! - A folder: every file below it, sorted by path; hidden and binary files are skipped and counted, and so is what this
+//!   program wrote (see [`super::own`]).
 //! - `.jsonl`, `.json`: one object a line, or one array of objects, or one object; each with a `text` field.
 //! - Any other file is text. In a folder it is one document; given alone it is divided in pieces (see [`pieces`]),
 //!   because a held-out part needs documents.
 //! - `.gz` and `.zst` after any of these names.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
+use super::bytes::read_text;
 use super::loaded::Skipped;
+use super::own;
+use super::records::records;
 use crate::document::Document;
 use crate::error::{Error, Result};
 
@@ -34,35 +36,42 @@ pub struct Read {
 pub fn read(path: &Path, reading: &mut dyn FnMut(u64, u64)) -> Result<Read> {
     let metadata = fs::metadata(path).map_err(|e| Error::io("read", path, e))?;
     let mut found = Read::default();
+    let mut foreign = BTreeMap::new();
     if metadata.is_dir() {
         let mut files = Vec::new();
-        list(path, &mut files, &mut found.skipped)?;
+        list(path, &own::inside(path), &mut files, &mut found.skipped)?;
         files.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         let total = files.iter().map(|f| f.1).sum();
         let mut done = 0;
         for (file, len) in &files {
             let id = file.strip_prefix(path).unwrap_or(file).to_string_lossy().replace('\\', "/");
-            read_file_of_folder(file, &id, &mut found)?;
+            read_file_of_folder(file, &id, &mut found, &mut foreign)?;
             done += len;
             reading(done, total);
         }
-        found.description =
-            format!("{} of {} files in {}", found.documents.len(), files.len(), path.display());
+        found.description = format!(
+            "{} documents of {} files in {}{}",
+            found.documents.len(),
+            files.len(),
+            path.display(),
+            left_out("; left out: ", &found.skipped, &foreign)
+        );
     } else {
         let id = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let bytes = read_bytes(path)?;
+        let text = read_text(path)?;
         found.documents = match format_of(path).0 {
-            Format::Records => records(path, &id, &text(path, bytes)?)?,
-            Format::Text => pieces(&text(path, bytes)?, &id),
+            Format::Records => records(path, &id, &text)?,
+            Format::Text => pieces(&text, &id),
         };
         reading(metadata.len(), metadata.len());
         found.description = path.display().to_string();
     }
     found.documents.retain(|d| !d.text.is_empty());
     if found.documents.is_empty() {
-        let Skipped { binary, hidden, without_text } = found.skipped;
+        let Skipped { binary, hidden, without_text, .. } = found.skipped;
         let detail = if metadata.is_dir() {
-            format!(" (skipped: {binary} binary, {hidden} hidden, {without_text} without text)")
+            let more = left_out(", ", &found.skipped, &foreign);
+            format!(" (skipped: {binary} binary, {hidden} hidden, {without_text} without text{more})")
         } else {
             String::new()
         };
@@ -71,11 +80,32 @@ pub fn read(path: &Path, reading: &mut dyn FnMut(u64, u64)) -> Result<Read> {
     Ok(found)
 }
 
-fn read_file_of_folder(file: &Path, id: &str, found: &mut Read) -> Result<()> {
-    let text = match read_bytes(file).and_then(|bytes| text(file, bytes)) {
+/// What a person might have meant to be read, and was not, after `begin`, or nothing.
+fn left_out(begin: &str, skipped: &Skipped, foreign: &BTreeMap<&str, usize>) -> String {
+    let own = (skipped.own > 0).then(|| match skipped.own {
+        1 => "1 output of calm".to_owned(),
+        n => format!("{n} outputs of calm"),
+    });
+    let kinds = foreign.iter().map(|(what, n)| format!("{n} × {what}"));
+    let parts: Vec<String> = own.into_iter().chain(kinds).collect();
+    if parts.is_empty() { String::new() } else { format!("{begin}{}", parts.join(", ")) }
+}
+
+fn read_file_of_folder(
+    file: &Path,
+    id: &str,
+    found: &mut Read,
+    foreign: &mut BTreeMap<&'static str, usize>,
+) -> Result<()> {
+    let text = match read_text(file) {
         Ok(text) => text,
         Err(Error::Binary { .. }) => {
             found.skipped.binary += 1;
+            return Ok(());
+        }
+        Err(Error::Foreign { what, .. }) => {
+            found.skipped.binary += 1;
+            *foreign.entry(what).or_default() += 1;
             return Ok(());
         }
         Err(error) => return Err(error),
@@ -96,7 +126,8 @@ fn read_file_of_folder(file: &Path, id: &str, found: &mut Read) -> Result<()> {
     Ok(())
 }
 
-fn list(folder: &Path, files: &mut Vec<(PathBuf, u64)>, skipped: &mut Skipped) -> Result<()> {
+/// Files below a folder; `own` are names in it that are left out.
+fn list(folder: &Path, own: &[&str], files: &mut Vec<(PathBuf, u64)>, skipped: &mut Skipped) -> Result<()> {
     let fail = |e| Error::io("read", folder, e);
     for entry in fs::read_dir(folder).map_err(fail)? {
         let path = entry.map_err(fail)?.path();
@@ -104,9 +135,15 @@ fn list(folder: &Path, files: &mut Vec<(PathBuf, u64)>, skipped: &mut Skipped) -
             skipped.hidden += 1;
             continue;
         }
+        if path.file_name().is_some_and(|name| own.iter().any(|own| name == *own)) {
+            skipped.own += 1;
+            continue;
+        }
         let metadata = fs::symlink_metadata(&path).map_err(|e| Error::io("read", &path, e))?;
-        if metadata.is_dir() {
-            list(&path, files, skipped)?;
+        if metadata.is_dir() && !own::inside(&path).is_empty() {
+            skipped.own += 1;
+        } else if metadata.is_dir() {
+            list(&path, &[], files, skipped)?;
         } else if metadata.is_file() {
             files.push((path, metadata.len()));
         } else if fs::metadata(&path).is_ok_and(|m| m.is_file()) {
@@ -129,83 +166,6 @@ fn format_of(path: &Path) -> (Format, bool) {
     let name = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(&name);
     let lines = name.ends_with(".jsonl") || name.ends_with(".ndjson");
     (if lines || name.ends_with(".json") { Format::Records } else { Format::Text }, lines)
-}
-
-/// The bytes of a file, decompressed.
-fn read_bytes(path: &Path) -> Result<Vec<u8>> {
-    let bytes = fs::read(path).map_err(|e| Error::io("read", path, e))?;
-    let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-    let damaged = |format, source| Error::Compressed { path: path.into(), format, source };
-    let mut out = Vec::new();
-    match extension.as_str() {
-        "gz" => {
-            let mut decoder = flate2::bufread::MultiGzDecoder::new(bytes.as_slice());
-            decoder.read_to_end(&mut out).map_err(|e| damaged("gzip", e))?;
-        }
-        "zst" => {
-            let decode = |out: &mut Vec<u8>| -> io::Result<usize> {
-                zstd::stream::read::Decoder::with_buffer(bytes.as_slice())?.read_to_end(out)
-            };
-            decode(&mut out).map_err(|e| damaged("zstd", e))?;
-        }
-        _ => return Ok(bytes),
-    }
-    Ok(out)
-}
-
-/// Bytes as text. A zero byte is valid UTF-8 but no text.
-pub(crate) fn text(path: &Path, bytes: Vec<u8>) -> Result<String> {
-    let binary = |what, at| Error::Binary { path: path.into(), what, at };
-    if let Some(at) = bytes.iter().position(|b| *b == 0) {
-        return Err(binary("a zero byte", at));
-    }
-    String::from_utf8(bytes).map_err(|e| binary("invalid UTF-8", e.utf8_error().valid_up_to()))
-}
-
-/// The records of a JSON file: one object a line, an array of objects, or a single object.
-fn records(path: &Path, id: &str, text: &str) -> Result<Vec<Document>> {
-    let error = |e: &serde_json::Error, before: usize| Error::Json {
-        path: path.into(),
-        line: before + e.line().max(1),
-        message: without_place(e),
-        truncated: e.is_eof(),
-    };
-    let document = |mut value: Value, kind: &str, number: usize| match value.get_mut("text").map(Value::take)
-    {
-        Some(Value::String(text)) => Ok(Document::new(format!("{id}:{number}"), text)),
-        _ => Err(Error::NoText { path: path.into(), place: format!("{kind} {number}") }),
-    };
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    if text.trim_start().starts_with('[') {
-        let values: Vec<Value> = serde_json::from_str(text).map_err(|e| error(&e, 0))?;
-        return values
-            .into_iter()
-            .zip(1..)
-            .map(|(value, number)| document(value, "record", number))
-            .collect();
-    }
-    let mut documents = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        if line.trim().is_empty() {
-            continue;
-        }
-        match serde_json::from_str(line) {
-            Ok(value) => documents.push(document(value, "line", number + 1)?),
-            // The first line of an object that is written over several lines.
-            Err(e) if documents.is_empty() && e.is_eof() => {
-                let value = serde_json::from_str(text).map_err(|e| error(&e, 0))?;
-                return Ok(vec![document(value, "line", number + 1)?]);
-            }
-            Err(e) => return Err(error(&e, number)),
-        }
-    }
-    Ok(documents)
-}
-
-/// serde_json's message without its ` at line 1 column 5`: the line would be counted inside the record.
-fn without_place(e: &serde_json::Error) -> String {
-    let message = e.to_string();
-    message.split(" at line ").next().unwrap_or(&message).to_string()
 }
 
 /// Fewest and most bytes after which a piece of a text file ends.

@@ -18,7 +18,7 @@ impl BackboneConfig {
 
     /// Parameters of the layers with their two norms; the final norm is not among them.
     pub fn layer_parameters(&self) -> u64 {
-        self.layers as u64 * (self.layer_weights() + 2 * self.hidden_size as u64)
+        (self.layers as u64).saturating_mul(self.layer_weights() + 2 * self.hidden_size as u64)
     }
 
     /// Forward FLOPs of a position in its layers' matrices.

@@ -25,7 +25,7 @@ impl BackboneConfig {
             intermediate_size: keys.size("intermediate_size"),
             heads,
             kv_heads: (kv_heads != heads).then_some(kv_heads),
-            rope_theta: keys.real_or("rope_theta", d.rope_theta),
+            rope_theta: keys.rope_theta(d.rope_theta),
             norm_eps: keys.real_or("rms_norm_eps", d.norm_eps),
             init: WeightInit::Normal(keys.real_or("initializer_range", d.init.std(d.hidden_size))),
         }

@@ -1,5 +1,8 @@
 //! What scoring needs of a model: draws at every predicting position of a batch.
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 /// Longest n-gram that is scored.
 pub const GRAM: usize = 4;
 
@@ -82,4 +85,15 @@ pub struct DecodedDraws {
     pub tokens: Vec<usize>,
     /// N.
     pub samples: usize,
+}
+
+/// How a latent vector becomes tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Decode {
+    /// The most probable token of every position, as the paper does.
+    #[default]
+    Argmax,
+    /// Each token drawn from the decoder's softmax: what is not certain of a vector is drawn too.
+    Sample,
 }

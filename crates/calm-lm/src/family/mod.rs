@@ -27,7 +27,7 @@ use crate::published::{ConfigJson, Keys, Names};
 use crate::registry::{Choice, Entry, Plain};
 use crate::sampler::{Sampler, SpecialIds};
 use crate::{ChunkBatch, HeadConfig};
-pub use draws::{DecodedDraws, DrawKind, DrawRequest, Draws, ExactDraws, GRAM, SampledDraws};
+pub use draws::{Decode, DecodedDraws, DrawKind, DrawRequest, Draws, ExactDraws, GRAM, SampledDraws};
 
 /// The text as a model meets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +64,16 @@ pub trait FamilyConfig: Plain {
 
     /// The head that draws latents, for families that have one.
     fn head(&self) -> Option<&HeadConfig> {
+        None
+    }
+
+    /// How a drawn latent vector becomes tokens; None of a family that draws none.
+    fn decode(&self) -> Option<Decode> {
+        None
+    }
+
+    /// The same model with another decoding; None of a family without latent vectors.
+    fn decoded_by(&self, _decode: Decode) -> Option<ModelConfig> {
         None
     }
 

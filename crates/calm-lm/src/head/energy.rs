@@ -115,6 +115,10 @@ impl HeadSettings for EnergyConfig {
         self.samples
     }
 
+    fn samples_lead_back(&self) -> bool {
+        true
+    }
+
     fn held(&self, backbone: &BackboneConfig, latent_size: usize, rows: f64, on: Footing) -> Held {
         let (d, blocks) = (backbone.hidden_size as f64, self.blocks(backbone.layers) as f64);
         let drawn = rows * self.samples as f64;

@@ -48,6 +48,11 @@ pub trait HeadSettings: Plain {
     /// Adds what is impossible, by key of these settings.
     fn validate(&self, problems: &mut Problems);
 
+    /// Whether gradients flow through [`Head::sample`] in one pass, so that a loss on its samples trains the head.
+    fn samples_lead_back(&self) -> bool {
+        false
+    }
+
     /// Creates the head's parameters under `b` (the root of the model's names).
     ///
     /// # Errors

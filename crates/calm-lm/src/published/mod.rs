@@ -89,12 +89,10 @@ const SILENT: [&str; 9] = [
 ];
 
 /// Keys that must have this value (or be absent), and what another one would mean.
-const FIXED: [(&str, &str, &str); 8] = [
+const FIXED: [(&str, &str, &str); 6] = [
     ("hidden_act", "\"silu\"", "another activation"),
     ("attention_bias", "false", "biases in the attention"),
     ("mlp_bias", "false", "biases in the gated MLPs"),
-    ("rope_scaling", "null", "scaled rotary angles"),
-    ("rope_parameters", "null", "rotary angles of a newer format (write rope_theta instead)"),
     ("sliding_window", "null", "attention in windows"),
     ("quantization_config", "null", "quantised weights"),
     ("attention_dropout", "0", "dropout in the attention"),
@@ -103,10 +101,16 @@ const FIXED: [(&str, &str, &str); 8] = [
 /// The context of a model whose `config.json` names none, in positions.
 const DEFAULT_CONTEXT: usize = 2048;
 
+/// The largest width, vocabulary or number of layers that is read: beyond it a file is damaged.
+const LARGEST_SIZE: u64 = 1 << 22;
+
 impl<'a> Keys<'a> {
     /// Keys of a `config.json` that messages call `file`; settings that no model here has are problems at once.
     pub fn new(file: &'a str, map: &'a Map<String, Value>, findings: &'a mut Findings) -> Self {
         let mut keys = Self { file, map, seen: SILENT.into(), findings };
+        keys.seen.extend(
+            ["rope_scaling", "rope_parameters"].iter().filter(|k| map.get(**k).is_none_or(Value::is_null)),
+        );
         for (key, wanted, means) in FIXED {
             keys.seen.insert(key);
             let Some(value) = map.get(key) else { continue };
@@ -137,11 +141,15 @@ impl<'a> Keys<'a> {
 
     /// A size that must be there, 1 or more; 1 stands in for it otherwise.
     pub fn size(&mut self, key: &'static str) -> usize {
+        self.size_up_to(key, LARGEST_SIZE)
+    }
+
+    fn size_up_to(&mut self, key: &'static str, most: u64) -> usize {
         match self.get(key) {
             None => self.problem(key, "is missing"),
             Some(value) => match value.as_u64() {
-                Some(n) if n > 0 && n <= u64::from(u32::MAX) => return n as usize,
-                _ => self.problem(key, format!("is {value}: it must be a whole number of 1 or more")),
+                Some(n) if n > 0 && n <= most => return n as usize,
+                _ => self.problem(key, format!("is {value}: it must be a whole number from 1 to {most}")),
             },
         }
         1
@@ -161,6 +169,35 @@ impl<'a> Keys<'a> {
                 default
             }),
         }
+    }
+
+    /// The base of the rotary angles: `rope_theta`, or, in newer files, that of `rope_parameters`. Scaled angles are a
+    /// problem.
+    pub fn rope_theta(&mut self, default: f64) -> f64 {
+        let mut theta = self.get("rope_theta").is_some().then(|| self.real_or("rope_theta", default));
+        for key in ["rope_scaling", "rope_parameters"] {
+            let Some(value) = self.get(key) else { continue };
+            let map = value.as_object();
+            let kind = |name: &str| map.and_then(|m| m.get(name)).filter(|v| !v.is_null());
+            let plain = kind("rope_type").or(kind("type")).is_none_or(|v| v == "default");
+            let known = |name: &String| ["rope_type", "type", "rope_theta"].contains(&name.as_str());
+            if !plain || !map.is_some_and(|m| m.iter().all(|(name, v)| known(name) || v.is_null())) {
+                self.problem(
+                    key,
+                    format!("is {value}: scaled rotary angles cannot be represented (only rope_theta)"),
+                );
+                continue;
+            }
+            let Some(own) = kind("rope_theta") else { continue };
+            match (own.as_f64(), theta) {
+                (None, _) => self.problem(key, format!("is {value}: rope_theta must be a number")),
+                (Some(own), Some(theta)) if own != theta => {
+                    self.problem(key, format!("is {value}, but rope_theta is {theta}"));
+                }
+                (own, _) => theta = own,
+            }
+        }
+        theta.unwrap_or(default)
     }
 
     /// A token id; the first of a list.
@@ -193,7 +230,8 @@ impl<'a> Keys<'a> {
 
     /// S of a language model, in positions.
     pub fn context(&mut self) -> usize {
-        self.size_or("max_position_embeddings", DEFAULT_CONTEXT)
+        let key = "max_position_embeddings";
+        if self.get(key).is_some() { self.size_up_to(key, u32::MAX.into()) } else { DEFAULT_CONTEXT }
     }
 
     /// Reports what was not understood.

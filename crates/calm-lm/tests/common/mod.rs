@@ -59,6 +59,7 @@ pub fn calm_with(
         backbone: backbone.clone(),
         head: head.clone(),
         decode: Default::default(),
+        likelihood: None,
     };
     let model = Calm::new(&store, &config, ae, &text(16, bos)).unwrap();
     (store, model)

@@ -37,7 +37,7 @@ impl EventWriter {
         static WRITERS: AtomicU64 = AtomicU64::new(0);
         std::fs::create_dir_all(folder)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let (host, process) = (host_name(), std::process::id());
+        let (host, process) = (crate::host::name(), std::process::id());
         let (file, path) = loop {
             let number = WRITERS.fetch_add(1, Ordering::Relaxed);
             let name = format!("events.out.tfevents.{:010}.{host}.{process}.{number:04}", now.as_secs());
@@ -140,16 +140,6 @@ fn header(wall_time: f64, step: u64) -> Message {
 
 fn masked_crc(data: &[u8]) -> u32 {
     crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
-}
-
-/// The host's name as far as it can stand in a file name.
-fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .or_else(|_| std::env::var("HOSTNAME"))
-        .or_else(|_| std::env::var("COMPUTERNAME"))
-        .unwrap_or_default();
-    let name: String = name.trim().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
-    if name.is_empty() { "localhost".to_string() } else { name }
 }
 
 /// A protobuf message in wire format: a key (field number and wire type), then the value.

@@ -83,6 +83,7 @@ impl Models {
             backbone,
             head: head.into(),
             decode: Default::default(),
+            likelihood: None,
         };
         let model = Calm::new(&store, &config, autoencoder, &text)?;
         reference::load(&store, &reference::without(weights, |n| n.starts_with("ae_model.")))?;

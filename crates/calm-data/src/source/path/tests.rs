@@ -96,7 +96,7 @@ fn a_folder_is_read_in_the_order_of_its_paths_without_hidden_and_binary_files() 
     let ids: Vec<&str> = found.documents.iter().map(|d| d.id.as_str()).collect();
     assert_eq!(ids, ["a/c.md.gz", "a/z.rs", "b.txt", "records.jsonl:1", "records.jsonl:3"]);
     assert_eq!(found.documents[0].text, "C");
-    assert_eq!(found.skipped, Skipped { binary: 2, hidden: 2, without_text: 2 });
+    assert_eq!(found.skipped, Skipped { binary: 2, hidden: 2, without_text: 2, own: 0 });
 }
 
 #[test]
@@ -203,4 +203,161 @@ fn one_endless_line_is_divided_too() {
         assert!(documents.len() > 5);
         assert_eq!(documents.iter().map(|d| d.text.as_str()).collect::<String>(), text);
     }
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_the_text() {
+    let f = Folder::new();
+    assert_eq!(texts(&f.write("a.txt", "\u{feff}short\u{feff}")), ["short\u{feff}"]);
+    assert_eq!(texts(&f.write("a.jsonl", format!("\u{feff}{LINES}"))), ["one", "two\n2"]);
+    assert_eq!(texts(&f.write("b.txt.gz", gz("\u{feff}short".as_bytes()))), ["short"]);
+    let g = Folder::new();
+    g.write("a.txt", "\u{feff}one");
+    g.write("b.txt", "\u{feff}");
+    assert_eq!(texts(g.0.path()), ["one"]);
+}
+
+#[test]
+fn a_zstd_frame_with_the_longest_window_is_read() {
+    // A frame header with a window of 2 GiB (exponent 21 above 2^10), and one last block of two plain bytes.
+    let frame = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 21 << 3, 0x11, 0, 0, b'h', b'i'];
+    let f = Folder::new();
+    assert_eq!(texts(&f.write("a.txt.zst", frame)), ["hi"]);
+    // A frame that is to be skipped, as pzstd writes them, between two others.
+    let skipped = [0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3];
+    let all = [&frame[..], &skipped, &zst(b" there")].concat();
+    assert_eq!(texts(&f.write("b.txt.zst", all)), ["hi there"]);
+}
+
+#[test]
+fn zeros_behind_compressed_text_are_padding_and_other_bytes_are_named() {
+    let f = Folder::new();
+    for (name, bytes) in [("a.txt.gz", gz(b"short")), ("a.txt.zst", zst(b"short"))] {
+        assert_eq!(texts(&f.write(name, [bytes.clone(), vec![0; 512]].concat())), ["short"]);
+        let message = error(&f.write(name, [bytes, b"tail".to_vec()].concat()));
+        assert!(message.contains("4 bytes that are no"), "{message}");
+    }
+}
+
+#[test]
+fn a_file_that_is_no_text_is_named_for_what_it_is() {
+    let f = Folder::new();
+    let tar = [vec![b'x'; 257], b"ustar\x0000".to_vec(), vec![0; 200]].concat();
+    let cases: [(&str, Vec<u8>, &str, &str); 10] = [
+        ("a.jsonl.xz", b"\xfd7zXZ\0\0\x04".to_vec(), "an xz file", "unpack"),
+        ("a.txt.bz2", b"BZh91AY&SY..".to_vec(), "a bzip2 file", "unpack"),
+        ("a.tar", tar.clone(), "a tar archive", "give the folder"),
+        ("a.tar.gz", gz(&tar), "a tar archive", "give the folder"),
+        ("a.parquet", b"PAR1\x15\x04".to_vec(), "a Parquet table", ".jsonl"),
+        ("a.zip", b"PK\x03\x04\x14".to_vec(), "a zip archive", "give the folder"),
+        ("a.txt", gz(b"text"), "gzip data", "ends in .gz"),
+        ("b.txt", zst(b"text"), "zstd data", "ends in .zst"),
+        ("c.txt", b"\xff\xfea\0".to_vec(), "UTF-16", "iconv"),
+        (
+            "d.txt",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n".to_vec(),
+            "git-lfs pointer",
+            "git lfs pull",
+        ),
+    ];
+    for (name, bytes, what, remedy) in &cases {
+        let message = error(&f.write(name, bytes));
+        assert!(message.contains(what) && message.contains(remedy), "{name}: {message}");
+    }
+    // Words that begin like a file of another kind are text.
+    assert_eq!(texts(&f.write("e.txt", "BZh9 is a word")), ["BZh9 is a word"]);
+    // In a folder they are left out, and said.
+    f.write("e.txt", "text");
+    let found = read_quietly(f.0.path()).unwrap();
+    assert_eq!((found.documents.len(), found.skipped.binary), (1, 10));
+    assert!(found.description.contains("; left out: ") && found.description.contains("2 × a tar archive"));
+    assert!(found.description.contains("1 × an xz file"), "{}", found.description);
+}
+
+#[test]
+fn a_file_whose_ending_lies_is_named() {
+    let f = Folder::new();
+    for name in ["a.txt.gz", "a.txt.zst"] {
+        let message = error(&f.write(name, "plain text"));
+        assert!(
+            message.contains("it is not compressed") && message.contains("without the last"),
+            "{message}"
+        );
+    }
+    let message = error(&f.write("b.txt.gz", zst(b"text")));
+    assert!(message.contains("it is zstd data") && message.contains(".zst"), "{message}");
+    // Also in a folder: it was meant.
+    let g = Folder::new();
+    g.write("a.txt", "text");
+    g.write("b.txt.gz", "plain");
+    assert!(read_quietly(g.0.path()).unwrap_err().told().contains("not compressed"));
+}
+
+#[test]
+fn fields_that_are_not_ours_may_hold_anything() {
+    let f = Folder::new();
+    let deep = format!("{}{}", "[".repeat(5000), "]".repeat(5000));
+    let fields = [
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "[NaN, {\"a\": -Infinity}]",
+        "1e400",
+        "-1e400",
+        "\"\\ud800\"",
+        &deep,
+        "123456789012345678901234567890",
+        "{\"text\": 3}",
+        "\"NaN\"",
+    ];
+    for field in fields {
+        let record = format!("{{\"x\": {field}, \"text\": \"NaN \\\" Infinity\", \"y\\ud800\": {field}}}");
+        let expected = ["NaN \" Infinity"; 2];
+        assert_eq!(texts(&f.write("a.jsonl", format!("{record}\n{record}\n"))), expected, "{field:.40}");
+        assert_eq!(texts(&f.write("a.json", format!("[{record},\n{record}]"))), expected, "{field:.40}");
+    }
+    assert_eq!(texts(&f.write("b.json", "{\n \"x\": NaN,\n \"text\": \"x\"\n}\n")), ["x"]);
+    // In the text's own place they are errors, and so are words that nobody knows.
+    assert!(error(&f.write("c.jsonl", "{\"text\": NaN}\n")).contains("`text`"));
+    assert!(error(&f.write("c.jsonl", "{\"x\": nan, \"text\": \"\"}\n")).contains("line 1"));
+}
+
+#[test]
+fn half_a_surrogate_pair_in_the_text_is_named_with_its_line() {
+    let f = Folder::new();
+    for text in ["\\ud800", "\\udc00", "a\\ud800b", "\\ud800\\u0041", "\\ud800\\n"] {
+        let message = error(&f.write("a.jsonl", format!("{{\"text\": \"x\"}}\n{{\"text\": \"{text}\"}}\n")));
+        assert!(message.contains("line 2") && message.contains("surrogate"), "{text}: {message}");
+    }
+    assert_eq!(texts(&f.write("b.jsonl", "{\"text\": \"\\ud83d\\ude00\"}\n")), ["😀"]);
+}
+
+#[test]
+fn outputs_of_this_program_are_left_out_and_said() {
+    let f = Folder::new();
+    let config = "version: 1\ndata:\n  source: x\ntokenizer:\n  bpe: 3\nmodel:\n  calm: 1\ntrain:\n  lm: 1\n";
+    f.write("a.txt", "text");
+    f.write("runs/one/config.yaml", config);
+    f.write("runs/one/metrics.jsonl", "{\"step\": 1}\n");
+    f.write("runs/report/report.html", "<html>");
+    f.write("runs/report/report.csv", "a,b");
+    f.write("runs/report/study.json", "{}");
+    f.write("cache/tokens/0123456789abcdef0123456789abcdef/train.tokens", [0]);
+    f.write("cache/tokenizers/x.json", "{}");
+    // Somebody else's.
+    f.write("texts/tokens/a.txt", "x");
+    f.write("texts/tokenizers/a.txt", "y");
+    f.write("app/config.yaml", "version: 1\nname: app\n");
+    let found = read_quietly(f.0.path()).unwrap();
+    let ids: Vec<&str> = found.documents.iter().map(|d| d.id.as_str()).collect();
+    assert_eq!(ids, ["a.txt", "app/config.yaml", "texts/tokenizers/a.txt", "texts/tokens/a.txt"]);
+    assert_eq!(found.skipped.own, 3);
+    assert!(found.description.contains("left out: 3 outputs of calm"), "{}", found.description);
+    // A source that is itself the folder of a run.
+    f.write("config.yaml", config);
+    f.write("metrics.jsonl", "{\"step\": 1}\n");
+    let found = read_quietly(f.0.path()).unwrap();
+    assert_eq!((found.documents.len(), found.skipped.own), (4, 5));
+    let runs = error(&f.path("runs"));
+    assert!(runs.contains("2 outputs of calm"), "{runs}");
 }

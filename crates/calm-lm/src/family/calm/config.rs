@@ -4,7 +4,8 @@ use calm_autoencoder::AutoencoderConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Decode;
+use super::LikelihoodConfig;
+use crate::family::Decode;
 use crate::{BackboneConfig, HeadConfig};
 
 /// A continuous autoregressive language model.
@@ -22,6 +23,9 @@ pub struct CalmConfig {
     /// Stage 2: the generative head.
     #[serde(default)]
     pub head: HeadConfig,
+    /// The likelihood of the next chunk through the frozen decoder as a loss; null: the head's own alone.
+    #[serde(default)]
+    pub likelihood: Option<LikelihoodConfig>,
     /// How a latent vector becomes tokens when the model is scored and generates.
     #[serde(default)]
     pub decode: Decode,

@@ -10,6 +10,8 @@ use calm_nn::{Footing, Held};
 
 use super::CalmConfig;
 
+/// What the loss on decoded samples keeps.
+const DECODER: &str = "kept in the decoder";
 /// What the input module keeps.
 const INPUT: &str = "kept in the input";
 
@@ -32,18 +34,27 @@ fn input_flops(c: &CalmConfig) -> f64 {
     flops(weights(k * d, 2 * d) + weights(2 * d, d))
 }
 
-pub(super) fn training_flops(c: &CalmConfig, context: usize) -> Flops {
+pub(super) fn training_flops(c: &CalmConfig, vocab: usize, context: usize) -> Flops {
     let k = c.chunk_size as f64;
     let pass = c.head.pass_flops(&c.backbone, c.latent_size());
-    Breakdown {
-        parts: vec![
-            ("encoding", c.autoencoder.encode_flops(c.chunk_size) / k),
-            ("input", 3.0 * input_flops(c) / k),
-            ("backbone", 3.0 * c.backbone.matrix_flops() / k),
-            ("attention", 3.0 * c.backbone.attention_flops(context) / k),
-            ("head", 3.0 * c.head.training_passes() as f64 * pass / k),
-        ],
+    let mut parts = vec![
+        ("encoding", c.autoencoder.encode_flops(c.chunk_size) / k),
+        ("input", 3.0 * input_flops(c) / k),
+        ("backbone", 3.0 * c.backbone.matrix_flops() / k),
+        ("attention", 3.0 * c.backbone.attention_flops(context) / k),
+    ];
+    let own = c.likelihood.is_none_or(|l| l.head_weight > 0.0);
+    let mut passes = if own { c.head.training_passes() } else { 0 };
+    if let Some(l) = c.likelihood {
+        passes += l.samples;
+        let samples = l.samples as f64;
+        // The decoder's weights are frozen: a backward pass is as long as a forward pass. Of the vocabulary the shares
+        // of the samples come first, without gradient.
+        parts.push(("decoder", 2.0 * samples * c.autoencoder.decode_flops(c.chunk_size) / k));
+        parts.push(("vocabulary", 3.0 * samples * c.autoencoder.vocabulary_flops(c.chunk_size, vocab) / k));
     }
+    parts.push(("head", 3.0 * passes as f64 * pass / k));
+    Breakdown { parts }
 }
 
 pub(super) fn inference_flops(c: &CalmConfig, vocab: usize, context: usize, draws: usize) -> Flops {
@@ -62,7 +73,7 @@ pub(super) fn inference_flops(c: &CalmConfig, vocab: usize, context: usize, draw
     }
 }
 
-pub(super) fn held(c: &CalmConfig, positions: f64, on: Footing, recompute: bool) -> Held {
+pub(super) fn held(c: &CalmConfig, vocab: usize, positions: f64, on: Footing, recompute: bool) -> Held {
     let (d, k) = (c.backbone.hidden_size as f64, c.chunk_size as f64);
     let mut held = c.backbone.held(positions, on, recompute);
     // Embeddings, both sides of the SiLU, and what the LayerNorm is given.
@@ -71,6 +82,13 @@ pub(super) fn held(c: &CalmConfig, positions: f64, on: Footing, recompute: bool)
     let kept: f64 = head.kept.iter().map(|(_, bytes)| bytes).sum();
     held.temporary(head.temporary);
     held.kept.extend(head.kept);
+    if let Some(l) = c.likelihood {
+        let samples = l.samples as f64;
+        // The head's own passes are counted by its settings; these are as many more.
+        let more = samples / c.head.training_passes().max(1) as f64;
+        held.keep(DECODER, kept * more + c.autoencoder.decoder_bytes(c.chunk_size, positions * samples, on));
+        on.cross_entropy(&mut held, vocab, c.autoencoder.hidden_size, positions * samples * k);
+    }
     // The frozen encoder runs when the backbone has, before the head.
     held.temporary(c.autoencoder.encoder_bytes(c.chunk_size, positions, on) - kept);
     held

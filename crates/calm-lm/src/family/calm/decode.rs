@@ -4,22 +4,9 @@ use calm_autoencoder::Autoencoder;
 use calm_nn::Noise;
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 use crate::family::TokenDecoding;
 use crate::family::softmax::{distribution, invert};
-
-/// How a latent vector becomes tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Decode {
-    /// The most probable token of every position, as the paper does.
-    #[default]
-    Argmax,
-    /// Each token drawn from the decoder's softmax: what is not certain of a vector is drawn too.
-    Sample,
-}
 
 /// Logits that are computed at a time.
 const LOGITS: usize = 1 << 23;

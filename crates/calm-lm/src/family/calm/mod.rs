@@ -10,6 +10,7 @@ mod config;
 mod costs;
 mod decode;
 mod input;
+mod likelihood;
 mod model;
 mod published;
 
@@ -19,12 +20,12 @@ use calm_nn::costs::{Flops, Parameters};
 use calm_nn::{Footing, Held, ParamStore};
 use candle_core::{Result, bail};
 
-use super::{DrawKind, FamilyConfig, LanguageModel, ModelConfig, TextFormat};
+use super::{Decode, DrawKind, FamilyConfig, LanguageModel, ModelConfig, TextFormat};
 use crate::HeadConfig;
 use crate::published::ConfigJson;
 use crate::registry::Registered;
 pub use config::CalmConfig;
-pub use decode::Decode;
+pub use likelihood::LikelihoodConfig;
 pub use model::Calm;
 pub(crate) use published::PUBLISHED;
 
@@ -61,6 +62,14 @@ impl FamilyConfig for CalmConfig {
         Some(&self.head)
     }
 
+    fn decode(&self) -> Option<Decode> {
+        Some(self.decode)
+    }
+
+    fn decoded_by(&self, decode: Decode) -> Option<ModelConfig> {
+        Some(Self { decode, ..self.clone() }.into())
+    }
+
     fn head_sizes(&self) -> Vec<usize> {
         vec![self.backbone.head_size()]
     }
@@ -80,6 +89,9 @@ impl FamilyConfig for CalmConfig {
         }
         problems.within("autoencoder", |p| self.autoencoder.validate(p));
         problems.within("backbone", |p| self.backbone.validate(p));
+        if let Some(likelihood) = &self.likelihood {
+            problems.within("likelihood", |p| likelihood.validate(self.head.samples_lead_back(), p));
+        }
         problems.within("head", |p| p.within(Registered::name(&*self.head), |p| self.head.validate(p)));
     }
 
@@ -97,16 +109,16 @@ impl FamilyConfig for CalmConfig {
         costs::parameters(self, vocab)
     }
 
-    fn training_flops(&self, _vocab: usize, context: usize) -> Flops {
-        costs::training_flops(self, context)
+    fn training_flops(&self, vocab: usize, context: usize) -> Flops {
+        costs::training_flops(self, vocab, context)
     }
 
     fn inference_flops(&self, vocab: usize, context: usize, draws: usize) -> Flops {
         costs::inference_flops(self, vocab, context, draws)
     }
 
-    fn held(&self, _vocab: usize, positions: f64, on: Footing, recompute: bool) -> Held {
-        costs::held(self, positions, on, recompute)
+    fn held(&self, vocab: usize, positions: f64, on: Footing, recompute: bool) -> Held {
+        costs::held(self, vocab, positions, on, recompute)
     }
 
     fn published(&self) -> Option<ConfigJson> {

@@ -7,10 +7,12 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::decode::sample;
 use super::input::ChunkInput;
-use super::{CalmConfig, Decode};
+use super::likelihood;
+use super::{CalmConfig, LikelihoodConfig};
 use crate::backbone::Branch;
 use crate::family::{
-    DecodedDraws, DrawKind, DrawRequest, Draws, LanguageModel, Loss, SampledDraws, TextFormat, TokenDecoding,
+    Decode, DecodedDraws, DrawKind, DrawRequest, Draws, LanguageModel, Loss, LossPart, SampledDraws,
+    TextFormat, TokenDecoding,
 };
 use crate::head::Head;
 use crate::sampler::{Continuation, DrawKey, Sampler, SpecialIds};
@@ -30,6 +32,7 @@ pub struct Calm {
     head: Box<dyn Head>,
     autoencoder: Autoencoder,
     decode: Decode,
+    likelihood: Option<LikelihoodConfig>,
     text: TextFormat,
 }
 
@@ -64,6 +67,7 @@ impl Calm {
             head: config.head.build(&b, &config.backbone, config.latent_size())?,
             autoencoder,
             decode: config.decode,
+            likelihood: config.likelihood,
             text: *text,
         })
     }
@@ -257,9 +261,21 @@ impl LanguageModel for Calm {
 
     fn loss(&self, batch: &ChunkBatch, noise: &Noise<'_>) -> Result<Loss> {
         let hidden = self.hidden(batch)?;
-        let posterior = self.posterior(&batch.targets()?)?;
-        let sum = self.head.loss(&hidden, &posterior, noise)?.sum_all()?;
-        Ok(Loss { sum, targets: batch.sources.len(), parts: Vec::new() })
+        let (targets, rows) = (batch.targets()?, batch.sources.len());
+        let own = || self.head.loss(&hidden, &self.posterior(&targets)?, noise)?.sum_all();
+        let Some(config) = self.likelihood else {
+            return Ok(Loss { sum: own()?, targets: rows, parts: Vec::new() });
+        };
+        let samples = self.head.sample(&hidden, config.samples, noise)?;
+        let nats = likelihood::nats(&self.autoencoder, &samples, &targets, self.text.special.eos)?;
+        let mut parts = vec![LossPart { name: "likelihood", sum: nats.detach(), count: rows }];
+        let mut sum = (nats * config.weight)?;
+        if config.head_weight > 0.0 {
+            let own = own()?;
+            parts.push(LossPart { name: "head", sum: own.detach(), count: rows });
+            sum = (sum + (own.to_dtype(DType::F32)? * config.head_weight)?)?;
+        }
+        Ok(Loss { sum, targets: rows, parts })
     }
 
     fn draw(&self, batch: &ChunkBatch, request: &DrawRequest<'_>) -> Result<Draws> {

@@ -3,7 +3,8 @@
 use calm_autoencoder::AutoencoderConfig;
 use serde_json::json;
 
-use super::{CalmConfig, Decode};
+use super::CalmConfig;
+use crate::family::Decode;
 use crate::family::PublishedFamily;
 use crate::head::{HeadSettings, PublishedHead};
 use crate::published::{ConfigJson, Keys, Names, object};
@@ -15,8 +16,15 @@ pub(crate) const PUBLISHED: PublishedFamily = PublishedFamily {
     read: |names, keys| read(names, keys).into(),
     around: Some(|chunk_size, autoencoder| {
         let (backbone, head) = (BackboneConfig::default(), HeadConfig::default());
-        CalmConfig { chunk_size, autoencoder: autoencoder.clone(), backbone, head, decode: Decode::default() }
-            .into()
+        CalmConfig {
+            chunk_size,
+            autoencoder: autoencoder.clone(),
+            backbone,
+            head,
+            decode: Decode::default(),
+            likelihood: None,
+        }
+        .into()
     }),
 };
 
@@ -32,7 +40,7 @@ fn read(names: Names, keys: &mut Keys<'_>) -> CalmConfig {
     let backbone = BackboneConfig::read_published(keys);
     let head = heads().find(|head| head.names == names).map(|head| (head.read)(keys)).unwrap_or_default();
     let autoencoder = AutoencoderConfig { latent_size, ..AutoencoderConfig::default() };
-    CalmConfig { chunk_size, autoencoder, backbone, head, decode: Decode::default() }
+    CalmConfig { chunk_size, autoencoder, backbone, head, decode: Decode::default(), likelihood: None }
 }
 
 pub(super) fn write(c: &CalmConfig) -> Option<ConfigJson> {

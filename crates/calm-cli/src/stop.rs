@@ -1,0 +1,163 @@
+//! Signals: SIGINT (Ctrl-C), SIGTERM, SIGHUP and SIGQUIT ask to stop.
+//!
+//! The first one waits for whoever can end with its work saved: a stage that is trained stops after its step, with a
+//! checkpoint, and a process that waits for another one hands it on. Everything else ends at once, and so does everything
+//! at the second one. The exit code is 128 and the signal, as shells have it: 130 for Ctrl-C, 143 for SIGTERM.
+//!
+//! A process that this program starts holds the other end of a pipe as its standard input: when the parent ends, however
+//! that comes, the pipe is closed, and the child stops as at SIGTERM.
+
+use std::io::Read;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+
+use crate::ui::Printer;
+
+/// Tells a child that its standard input is its parent's life.
+const LEASH: &str = "CALM_PARENT_IS_STDIN";
+/// Number of SIGINT on every system.
+const INTERRUPT: i32 = 2;
+/// Number of SIGTERM on every system.
+const TERMINATE: i32 = 15;
+
+/// Whether somebody asked to stop, and who is to be told.
+#[derive(Clone, Default)]
+pub struct Stop(Arc<State>);
+
+#[derive(Default)]
+struct State {
+    /// The first signal; 0: none.
+    signal: AtomicI32,
+    /// Whether somebody looks, and ends with its work saved.
+    patient: AtomicBool,
+    /// Process id of the child at work; 0: none.
+    child: AtomicU32,
+}
+
+impl Stop {
+    /// Listens from now on.
+    pub fn listen(printer: &Printer) -> Self {
+        let stop = Self::default();
+        catch(&stop, printer);
+        if std::env::var_os(LEASH).is_some() {
+            let (stop, printer) = (stop.clone(), printer.clone());
+            let watch = move || {
+                let mut nothing = [0; 64];
+                while std::io::stdin().read(&mut nothing).is_ok_and(|n| n > 0) {}
+                stop.hear(TERMINATE, &printer);
+            };
+            // Without a thread a child outlives a parent that was killed, and does its work.
+            let _ = std::thread::Builder::new().name("parent".into()).spawn(watch);
+        }
+        stop
+    }
+
+    fn hear(&self, signal: i32, printer: &Printer) {
+        let first = self.0.signal.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+        let child = self.0.child.load(Ordering::SeqCst);
+        if child > 0 {
+            terminate(child);
+        }
+        let patient = self.0.patient.load(Ordering::SeqCst);
+        if !first || (child == 0 && !patient) {
+            if first {
+                printer.note("stopped");
+            }
+            std::process::exit(i32::from(self.code()));
+        }
+        if patient {
+            printer.warn("stopping after this step with a checkpoint; once more to stop at once");
+        }
+    }
+
+    /// Whether somebody asked.
+    pub fn asked(&self) -> bool {
+        self.0.signal.load(Ordering::SeqCst) != 0
+    }
+
+    /// The exit code of a process that was asked to stop.
+    pub fn code(&self) -> u8 {
+        let signal = match self.0.signal.load(Ordering::SeqCst) {
+            0 => INTERRUPT,
+            signal => signal,
+        };
+        u8::try_from(128 + signal).unwrap_or(u8::MAX)
+    }
+
+    /// Takes over the signal of a child that was stopped by somebody else, told by its exit code. False if it was not
+    /// stopped.
+    pub fn was_stopped(&self, code: Option<i32>) -> bool {
+        let signal = code.map_or(0, |code| code - 128);
+        if !SIGNALS.contains(&signal) {
+            return false;
+        }
+        let _ = self.0.signal.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst);
+        true
+    }
+
+    /// Whether somebody looks at [`Stop::asked`] often, and ends with its work saved.
+    pub fn patient(&self, patient: bool) {
+        self.0.patient.store(patient, Ordering::SeqCst);
+    }
+
+    /// Starts a process that gets what stops this one, and ends with it. It lives as long as what is returned with it.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(&self, command: &mut Command) -> std::io::Result<(Child, Option<ChildStdin>)> {
+        let mut child = command.env(LEASH, "1").stdin(Stdio::piped()).spawn()?;
+        self.0.child.store(child.id(), Ordering::SeqCst);
+        // A stop that came between the last child and this one.
+        if self.asked() {
+            terminate(child.id());
+        }
+        let leash = child.stdin.take();
+        Ok((child, leash))
+    }
+
+    /// The child has ended.
+    pub fn ended(&self) {
+        self.0.child.store(0, Ordering::SeqCst);
+    }
+}
+
+/// Signals that ask to stop: SIGHUP, SIGINT, SIGQUIT, SIGTERM.
+const SIGNALS: [i32; 4] = [1, INTERRUPT, 3, TERMINATE];
+
+#[cfg(unix)]
+fn catch(stop: &Stop, printer: &Printer) {
+    // What was ignored before this program began stays ignored: nohup, and jobs in the background of a script.
+    let wanted = SIGNALS.into_iter().filter(|signal| *signal == TERMINATE || !ignored(*signal));
+    let (stop, printer) = (stop.clone(), printer.clone());
+    let Ok(mut signals) = signal_hook::iterator::Signals::new(wanted) else { return };
+    let listen = move || signals.forever().for_each(|signal| stop.hear(signal, &printer));
+    let _ = std::thread::Builder::new().name("signals".into()).spawn(listen);
+}
+
+#[cfg(unix)]
+fn ignored(signal: i32) -> bool {
+    // SAFETY: a null new action only asks; `old` is written by the call, and plain data.
+    unsafe {
+        let mut old: nix::libc::sigaction = std::mem::zeroed();
+        nix::libc::sigaction(signal, std::ptr::null(), &mut old) == 0
+            && old.sa_sigaction == nix::libc::SIG_IGN
+    }
+}
+
+#[cfg(not(unix))]
+fn catch(stop: &Stop, printer: &Printer) {
+    let (stop, printer) = (stop.clone(), printer.clone());
+    let _ = ctrlc::set_handler(move || stop.hear(INTERRUPT, &printer));
+}
+
+/// Asks a process to stop.
+fn terminate(id: u32) {
+    #[cfg(unix)]
+    if let Ok(id) = i32::try_from(id) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGTERM);
+    }
+    // Elsewhere the console tells all its processes itself.
+    #[cfg(not(unix))]
+    let _ = id;
+}

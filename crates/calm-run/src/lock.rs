@@ -1,0 +1,273 @@
+//! A folder belongs to one process at a time: two that train the same run would write every line twice and take each
+//! other's checkpoints away.
+//!
+//! `.lock` in the folder is locked by the operating system for as long as its owner lives, and says who that is. Where
+//! the system's lock tells nothing (a file system without locks, or one that knows only those of its own machine), the
+//! heartbeat decides: the owner renews it every [`BEAT`], and one that has not been renewed for [`STALE`] belongs to
+//! nobody. The clocks of two machines need not agree: a heartbeat that looks old by the clock is watched for a while
+//! before it is taken for dead.
+//!
+//! Whoever reads needs no lock. The file stays when it is let go, empty: a file that is removed while others wait for it
+//! would be locked twice.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::host;
+
+/// The file. It is no content of a folder: one that holds nothing else is empty.
+pub const LOCK: &str = ".lock";
+/// How often an owner shows that it lives.
+const BEAT: Duration = Duration::from_secs(10);
+/// After so long without a sign an owner is watched, and then taken for dead.
+const STALE: Duration = Duration::from_secs(120);
+
+/// Who works on a folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// Its process.
+    pub process: u32,
+    /// Its machine.
+    pub host: String,
+    /// Its command line.
+    pub command: String,
+    /// When it took the folder, in UTC.
+    pub since: String,
+    /// Its last sign of life: seconds since 1970 by its own clock, always as many digits.
+    beat: String,
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "process {} on {} since {} ({})", self.process, self.host, self.since, self.command)
+    }
+}
+
+/// A folder that belongs to this process until it is dropped.
+#[derive(Debug)]
+pub struct Lock {
+    file: File,
+    /// Ends the heartbeat when it goes.
+    beating: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+/// How long signs of life are waited for; tests wait less.
+#[derive(Clone, Copy)]
+struct Patience {
+    beat: Duration,
+    stale: Duration,
+}
+
+impl Lock {
+    /// Makes the folder if needed, and takes it. `note` hears of an owner that died without letting go.
+    ///
+    /// # Errors
+    /// It cannot be written in, or another process works on it: which, where, and since when.
+    pub fn take(folder: &Path, note: &mut dyn FnMut(&str)) -> Result<Self> {
+        Self::take_patiently(folder, note, Patience { beat: BEAT, stale: STALE }, &host::name())
+    }
+
+    fn take_patiently(
+        folder: &Path,
+        note: &mut dyn FnMut(&str),
+        patience: Patience,
+        host: &str,
+    ) -> Result<Self> {
+        std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+        let path = folder.join(LOCK);
+        let open = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
+        let mut file = open.map_err(|e| Error::io("write", &path, e))?;
+        let known = match file.try_lock() {
+            Err(TryLockError::WouldBlock) => return Err(taken(folder, read_owner(&path).as_ref())),
+            // Whether the system's lock says anything about processes of this machine.
+            Ok(()) => true,
+            Err(TryLockError::Error(_)) => false,
+        };
+        if let Some(owner) = read_owner(&path) {
+            // On this machine the system ended its lock with it; of another one only the heartbeat tells.
+            if !(known && owner.host == host) && lives(&path, &owner, patience) {
+                return Err(taken(folder, Some(&owner)));
+            }
+            note(&format!("{} was left by {owner}, which has ended: taken over", folder.display()));
+        }
+        let owner = Owner {
+            process: std::process::id(),
+            host: host.to_owned(),
+            command: std::env::args().collect::<Vec<_>>().join(" "),
+            since: host::now(),
+            beat: beat(),
+        };
+        let text = text(&owner);
+        let write = |file: &mut File| -> std::io::Result<()> {
+            file.set_len(0)?;
+            file.seek(SeekFrom::Start(0))?;
+            file.write_all(text.as_bytes())
+        };
+        write(&mut file).map_err(|e| Error::io("write", &path, e))?;
+        if !known {
+            // Without a lock two may have come at once: the last one that wrote has it.
+            std::thread::sleep(Duration::from_millis(200));
+            match read_owner(&path) {
+                Some(found) if (found.process, &found.host) == (owner.process, &owner.host) => {}
+                found => return Err(taken(folder, found.as_ref())),
+            }
+        }
+        Ok(Self { beating: heartbeat(&path, owner, patience.beat), file })
+    }
+
+    /// Whether another process works on the folder now, and who, as far as that is known.
+    pub fn holder(folder: &Path) -> Option<Option<Owner>> {
+        let path = folder.join(LOCK);
+        let file = OpenOptions::new().read(true).write(true).open(&path).ok()?;
+        matches!(file.try_lock(), Err(TryLockError::WouldBlock)).then(|| read_owner(&path))
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Some((stop, thread)) = self.beating.take() {
+            drop(stop);
+            let _ = thread.join();
+        }
+        // Empty: let go by its owner. The system's lock ends with the file.
+        let _ = self.file.set_len(0);
+    }
+}
+
+fn taken(folder: &Path, owner: Option<&Owner>) -> Error {
+    let who = owner.map_or_else(String::new, |owner| format!(": {owner}"));
+    Error::user(
+        format!("another calm works on {}{who}", folder.display()),
+        "wait for it or stop it; --out gives this one a folder of its own",
+    )
+}
+
+fn beat() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{:012}", now.as_secs())
+}
+
+/// As it stands in the file. All beats of an owner are equally long, so that writing one over the other is one write.
+fn text(owner: &Owner) -> String {
+    serde_json::to_string_pretty(owner).unwrap_or_default() + "\n"
+}
+
+/// What the file says; None where it is empty, or cannot be read.
+fn read_owner(path: &Path) -> Option<Owner> {
+    let mut text = String::new();
+    File::open(path).and_then(|mut file| file.read_to_string(&mut text)).ok()?;
+    serde_json::from_str(&text).ok()
+}
+
+/// Whether an owner shows signs of life: a recent one by the clock, or a new one while it is watched.
+fn lives(path: &Path, owner: &Owner, patience: Patience) -> bool {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let last: u64 = owner.beat.parse().unwrap_or_default();
+    if now.abs_diff(last) < patience.stale.as_secs() {
+        return true;
+    }
+    std::thread::sleep(patience.beat * 5 / 2);
+    read_owner(path).is_some_and(|found| found != *owner)
+}
+
+/// Renews the sign of life until the sender is dropped. A thread that cannot be started costs the sign, not the work.
+fn heartbeat(path: &Path, owner: Owner, every: Duration) -> Option<(Sender<()>, JoinHandle<()>)> {
+    let (stop, stopped) = channel::<()>();
+    let path: PathBuf = path.to_owned();
+    let renew = move || {
+        let mut owner = owner;
+        while stopped.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+            owner.beat = beat();
+            if let Ok(mut file) = OpenOptions::new().write(true).open(&path) {
+                let _ = file.write_all(text(&owner).as_bytes());
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("heartbeat".into()).spawn(renew).ok()?;
+    Some((stop, thread))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUICK: Patience = Patience { beat: Duration::from_millis(40), stale: Duration::from_secs(60) };
+
+    fn take(folder: &Path, host: &str) -> (Result<Lock>, Vec<String>) {
+        let mut notes = Vec::new();
+        let lock = Lock::take_patiently(folder, &mut |note| notes.push(note.to_owned()), QUICK, host);
+        (lock, notes)
+    }
+
+    fn leave(folder: &Path, host: &str, beat: &str) {
+        let (process, command, since) = (7, "calm train".to_owned(), "2026-01-01T00:00:00Z".to_owned());
+        let owner = Owner { process, host: host.to_owned(), command, since, beat: beat.to_owned() };
+        std::fs::write(folder.join(LOCK), text(&owner)).unwrap();
+    }
+
+    #[test]
+    fn a_folder_belongs_to_one_process_and_the_other_is_told_to_whom() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("runs/new");
+        let (held, notes) = take(&folder, "here");
+        let held = held.unwrap();
+        assert!(notes.is_empty());
+        let error = take(&folder, "here").0.unwrap_err();
+        let own = format!(
+            "another calm works on {}: process {} on here since",
+            folder.display(),
+            std::process::id()
+        );
+        assert!(error.to_string().starts_with(&own), "{error}");
+        assert!(error.remedy().is_some_and(|r| r.contains("--out")));
+        assert!(Lock::holder(&folder).flatten().is_some_and(|o| o.process == std::process::id()));
+        // The sign of life is renewed, and does not break the file.
+        std::thread::sleep(QUICK.beat * 4);
+        assert!(read_owner(&folder.join(LOCK)).is_some());
+        drop(held);
+        assert!(Lock::holder(&folder).is_none());
+        let (again, notes) = take(&folder, "here");
+        assert!(again.is_ok() && notes.is_empty(), "{notes:?}");
+    }
+
+    #[test]
+    fn what_a_dead_process_left_is_taken_over_and_said() {
+        let dir = tempfile::tempdir().unwrap();
+        leave(dir.path(), "here", &beat());
+        let (lock, notes) = take(dir.path(), "here");
+        assert!(lock.is_ok() && notes[0].contains("process 7 on here"), "{notes:?}");
+    }
+
+    #[test]
+    fn another_machine_is_judged_by_its_heartbeat() {
+        let dir = tempfile::tempdir().unwrap();
+        leave(dir.path(), "there", &beat());
+        let error = take(dir.path(), "here").0.unwrap_err();
+        assert!(error.to_string().contains("process 7 on there"), "{error}");
+        // An old sign that is renewed while it is watched is one of another clock.
+        leave(dir.path(), "there", "000000000001");
+        let folder = dir.path().to_owned();
+        let renewal = std::thread::spawn(move || {
+            std::thread::sleep(QUICK.beat);
+            leave(&folder, "there", "000000000011");
+        });
+        assert!(take(dir.path(), "here").0.is_err());
+        renewal.join().unwrap();
+        let (lock, notes) = take(dir.path(), "here");
+        assert!(lock.is_ok() && notes.len() == 1, "{notes:?}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_owner_is_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(LOCK), "{").unwrap();
+        assert!(take(dir.path(), "here").0.is_ok());
+    }
+}
