@@ -17,10 +17,14 @@ pub(crate) struct Guard {
 }
 
 impl Guard {
-    /// `special`: the special tokens of the vocabulary.
-    pub(crate) fn new(pipeline: &tokenizers::Tokenizer, special: impl Iterator<Item = u32>) -> Self {
+    /// `unknown`: the name of the token that stands for what is not in the vocabulary; `special`: its special tokens.
+    pub(crate) fn new(
+        pipeline: &tokenizers::Tokenizer,
+        unknown: Option<String>,
+        special: impl Iterator<Item = u32>,
+    ) -> Self {
         let model = pipeline.get_model();
-        let unknown = unknown_token(model).and_then(|name| Some((model.token_to_id(&name)?, name)));
+        let unknown = unknown.and_then(|name| Some((model.token_to_id(&name)?, name)));
         let byte_tokens = match model {
             ModelWrapper::BPE(bpe) => bpe.byte_fallback,
             ModelWrapper::Unigram(unigram) => unigram.byte_fallback(),
@@ -118,7 +122,7 @@ pub(crate) fn byte_of(token: &str) -> Option<u8> {
     if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
 }
 
-/// The name of the token that stands for what is not in the vocabulary.
+/// The name of the token that stands for what is not in the vocabulary. For sentence pieces it takes a while.
 pub(crate) fn unknown_token(model: &ModelWrapper) -> Option<String> {
     match model {
         ModelWrapper::BPE(bpe) => bpe.get_unk_token().clone(),
@@ -146,7 +150,7 @@ mod tests {
     fn ids(model: impl Into<ModelWrapper>, special: &[u32], text: &str) -> Result<Vec<u32>, String> {
         let pipeline = tokenizers::Tokenizer::new(model);
         let mut ids = Vec::new();
-        let guard = Guard::new(&pipeline, special.iter().copied());
+        let guard = Guard::new(&pipeline, unknown_token(pipeline.get_model()), special.iter().copied());
         guard.tokenize(pipeline.get_model(), text, &mut ids).map(|()| ids)
     }
 

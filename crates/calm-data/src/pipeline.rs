@@ -39,7 +39,7 @@ impl Pipeline {
         library.with_truncation(None).map_err(fail)?;
         library.with_padding(None);
         if let ModelWrapper::BPE(bpe) = library.get_model()
-            && bpe.dropout.is_some()
+            && bpe.dropout.is_some_and(|share| share != 0.0)
         {
             let mut bpe = bpe.clone();
             bpe.dropout = None;
@@ -50,9 +50,11 @@ impl Pipeline {
             .get_added_tokens_decoder()
             .values()
             .any(|token| token.special && unknown.as_ref() != Some(&token.content));
+        // What stands for unknown text is nothing else as well, unless no text is unknown.
+        let taken = unknown.clone().filter(|_| !byte_level::has_all_bytes(library.get_model()));
         let mut found = [0; 3];
         for (id, names) in found.iter_mut().zip(names) {
-            *id = find_or_add(&mut library, names, marked)?;
+            *id = find_or_add(&mut library, names, marked, taken.as_deref())?;
         }
         let [bos, eos, pad] = found;
         let json = library.to_string(false).map_err(fail)?;
@@ -67,7 +69,7 @@ impl Pipeline {
         texts.check()?;
         let added = library.get_added_tokens_decoder();
         let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id);
-        let mut guard = Guard::new(&library, special);
+        let mut guard = Guard::new(&library, unknown, special);
         guard.forbid(found);
         let plain = split::is_plain(&library);
         let special = SpecialTokens { bos, eos, pad };
@@ -87,7 +89,7 @@ impl Pipeline {
     /// Ids of texts.
     pub(crate) fn encode(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>, String> {
         if self.plain {
-            return split::encode(self.library.get_model(), &self.guard, texts);
+            return caught(|| split::encode(self.library.get_model(), &self.guard, texts)).flatten();
         }
         texts.iter().map(|text| caught(|| self.encode_one(text)).flatten()).collect()
     }
@@ -119,18 +121,17 @@ fn normalised(library: &tokenizers::Tokenizer, text: &str) -> Result<String, Str
 
 /// The id of the first of these names that is a special token. Where nothing is marked as special, a token of that
 /// name will do; else such a token is text (`<s>` is a tag of HTML in the vocabulary of Gemma). What is not there is
-/// added at the end. What stands for unknown text is nothing else as well, unless no text is unknown.
+/// added at the end; so is what is there and `taken`.
 fn find_or_add(
     library: &mut tokenizers::Tokenizer,
     names: &[&'static str],
     marked: bool,
+    taken: Option<&str>,
 ) -> Result<u32, String> {
-    let model = library.get_model();
-    let unknown = unknown_token(model).filter(|_| !byte_level::has_all_bytes(model));
     let added = library.get_added_vocabulary();
     let is_there = |name: &&&str| {
         let there = if marked { added.is_special_token(name) } else { library.token_to_id(name).is_some() };
-        there && unknown.as_deref() != Some(**name)
+        there && taken != Some(**name)
     };
     let found = names.iter().find(is_there).or(names.first()).copied().unwrap_or_default();
     // Also when it is there: so that it counts as special, and text that looks like it stays text.

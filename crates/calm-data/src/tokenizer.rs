@@ -202,8 +202,8 @@ impl Tokenizer {
         blake3::Hash::from_bytes(self.0.hash).to_hex().to_string()
     }
 
-    /// Whether a record that holds this hash means this tokenizer. Version 0.1 kept a dropout of merges, so that the
-    /// same file had another hash.
+    /// Whether a record that holds this hash means this tokenizer. Version 0.1 kept a dropout of merges and the like, so
+    /// that the same file had another hash.
     pub fn is(&self, hash: &str) -> bool {
         let hex = |hash: [u8; 32]| blake3::Hash::from_bytes(hash).to_hex();
         hex(self.0.hash).as_str() == hash || self.0.old_hash.is_some_and(|old| hex(old).as_str() == hash)
@@ -255,10 +255,9 @@ impl Tokenizer {
             let checked = tokenizer_json::check(json, &SPECIAL_NAMES)?;
             let pipeline = caught(|| tokenizers::Tokenizer::from_bytes(&checked.json))?;
             let mut inner = Self::open(pipeline.map_err(|e| e.to_string())?)?;
-            let old = checked
-                .dropout
-                .map(|share| inner.json.replacen("\"dropout\":null", &format!("\"dropout\":{share}"), 1));
-            inner.old_hash = old.map(|json| *blake3::hash(json.as_bytes()).as_bytes());
+            let undo = |json: String, (new, old): &(String, String)| json.replacen(new, old, 1);
+            let old = checked.undo.iter().fold(inner.json.clone(), undo);
+            inner.old_hash = (!checked.undo.is_empty()).then(|| *blake3::hash(old.as_bytes()).as_bytes());
             inner.notes = checked.notes;
             inner.path = Some(path.to_path_buf());
             Ok(inner)

@@ -24,8 +24,8 @@ pub(crate) struct Checked {
     pub(crate) json: Vec<u8>,
     /// What was switched off.
     pub(crate) notes: Vec<String>,
-    /// Dropout of merges that was switched off.
-    pub(crate) dropout: Option<f32>,
+    /// What was changed in the library's form of the file: what stands there now, and what stood there.
+    pub(crate) undo: Vec<(String, String)>,
 }
 
 /// Checks a file. `special`: for BOS, EOS and PAD the names under which they may be there; the first is the one that is
@@ -36,7 +36,7 @@ pub(crate) struct Checked {
 pub(crate) fn check(json: &[u8], special: &[&[&str]]) -> Result<Checked, String> {
     let mut file: Value = serde_json::from_slice(json).map_err(|e| format!("it is not JSON: {e}"))?;
     let Some(root) = file.as_object_mut() else { return Err("it is not a JSON object".into()) };
-    let mut checked = Checked { json: Vec::new(), notes: Vec::new(), dropout: None };
+    let mut checked = Checked { json: Vec::new(), notes: Vec::new(), undo: Vec::new() };
     let mut changed = switch_off(root, &mut checked);
     changed |= place(root, special)?;
     checked.json = match changed {
@@ -58,14 +58,16 @@ fn switch_off(root: &mut Map<String, Value>, checked: &mut Checked) -> bool {
     let dropout = model.get("dropout").and_then(Value::as_f64).filter(|share| *share != 0.0);
     if let Some(share) = dropout {
         checked.notes.push(format!("dropout {share} of merges is switched off: a text has one reading"));
-        checked.dropout = Some(share as f32);
+        checked.undo.push(("\"dropout\":null".into(), format!("\"dropout\":{}", share as f32)));
         model.insert("dropout".into(), Value::Null);
         changed = true;
     }
-    let longest = model.get("max_input_chars_per_word").and_then(Value::as_u64);
-    if longest.is_some_and(|longest| longest > LONGEST_WORD) {
+    const LIMIT: &str = "max_input_chars_per_word";
+    if let Some(longest) = model.get(LIMIT).and_then(Value::as_u64).filter(|longest| *longest > LONGEST_WORD)
+    {
         checked.notes.push(format!("words of more than {LONGEST_WORD} characters are unknown words"));
-        model.insert("max_input_chars_per_word".into(), LONGEST_WORD.into());
+        checked.undo.push((format!("\"{LIMIT}\":{LONGEST_WORD}"), format!("\"{LIMIT}\":{longest}")));
+        model.insert(LIMIT.into(), LONGEST_WORD.into());
         changed = true;
     }
     changed
@@ -158,6 +160,10 @@ fn place(root: &mut Map<String, Value>, special: &[&[&str]]) -> Result<bool, Str
                 .push(serde_json::json!({ "id": id, "content": name, "single_word": false, "lstrip": false,
                 "rstrip": false, "normalized": false, "special": true }));
         }
+    }
+    // The library's numbers are those of the file, and none are needed.
+    if fits && missing.is_empty() {
+        return Ok(false);
     }
     if let Some(list) = root.get_mut("added_tokens").and_then(Value::as_array_mut) {
         list.extend(missing);
@@ -271,6 +277,13 @@ mod tests {
     fn beside_holes_tokens_keep_their_ids_and_missing_ones_come_behind_all() {
         let holes = words(r#""u":0,"a":2,"b":5"#, &token(3, "</s>")).unwrap();
         assert_eq!(vocab(&holes), serde_json::json!({ "u": 0, "a": 2, "b": 5, "</s>": 3, "<|bos|>": 6 }));
+        let lucky = [token(2, "<s>"), token(3, "</s>")].join(",");
+        let lucky = words(r#""u":0,"a":5"#, &lucky).unwrap();
+        assert_eq!(
+            vocab(&lucky),
+            serde_json::json!({ "u": 0, "a": 5 }),
+            "the library numbers them so by itself"
+        );
         let unmarked = words(r#""u":0,"</s>":2,"b":5"#, "").unwrap();
         let file: Value = serde_json::from_slice(&unmarked.json).unwrap();
         let marked: Vec<&Value> =
@@ -319,8 +332,8 @@ mod tests {
         for part in ["dropout 0.1", "truncation", "padding", "1000 characters"] {
             assert!(notes.contains(part), "{notes}");
         }
-        assert_eq!(checked.dropout, Some(0.1));
+        assert_eq!(checked.undo[0], ("\"dropout\":null".into(), "\"dropout\":0.1".into()));
         let again = check(&checked.json, SPECIAL).unwrap();
-        assert!(again.dropout.is_none() && !String::from_utf8(again.json).unwrap().contains("0.1"));
+        assert!(again.undo.is_empty() && !String::from_utf8(again.json).unwrap().contains("0.1"));
     }
 }
