@@ -62,6 +62,10 @@ pub fn failures(ablation: &Path) -> Failures {
 pub fn prepare(ablation: &Ablation, corpus: &Corpus) -> Result<()> {
     let folders =
         ablation.autoencoders.iter().map(|a| &a.folder).chain(ablation.runs.iter().map(|r| &r.folder));
+    // What a process left that was killed while it scored.
+    for folder in folders.clone().chain([&ablation.folder]) {
+        calm_files::settle(folder, false).map_err(|e| Error::io("write", folder, e))?;
+    }
     for folder in folders.filter(|f| f.join("config.yaml").is_file()) {
         let record = Run::open(folder)?.record()?.unwrap_or_default();
         for (what, old, new) in [
