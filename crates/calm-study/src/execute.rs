@@ -94,6 +94,12 @@ pub fn check(ablation: &Ablation, corpus: &Corpus) -> Result<()> {
 /// As [`check`]; a folder that cannot be written.
 pub fn prepare(ablation: &Ablation, corpus: &Corpus) -> Result<()> {
     check(ablation, corpus)?;
+    // What a process left that was killed while it scored.
+    let folders =
+        ablation.autoencoders.iter().map(|a| &a.folder).chain(ablation.runs.iter().map(|r| &r.folder));
+    for folder in folders.chain([&ablation.folder]) {
+        calm_files::settle(folder, false).map_err(|e| Error::io("write", folder, e))?;
+    }
     for autoencoder in ablation.autoencoders.iter().filter(|a| !a.folder.join(CONFIG).is_file()) {
         Run::create(&autoencoder.folder, &autoencoder.config, Begin::New)?;
     }

@@ -13,6 +13,8 @@ const RUN: &[&str] = &[
     "run.json",
     "tokenizer.json",
     "metrics.jsonl",
+    "metrics.sum",
+    ".lock",
     "tensorboard",
     "autoencoder",
     "lm",

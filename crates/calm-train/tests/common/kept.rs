@@ -13,11 +13,14 @@ use calm_run::metrics::read_lines;
 /// The only value of the metrics that the clock decides.
 const BY_THE_CLOCK: &str = "train/tokens_per_second";
 
+/// By stage and step: parameters and optimiser to the byte, state without its seconds.
+type Saved = BTreeMap<(Stage, u64), (Vec<u8>, Vec<u8>, StageState)>;
+
 /// What a run kept.
 #[derive(Debug, PartialEq)]
 pub struct Kept {
-    /// By stage and step: parameters and optimiser to the byte, state without its seconds.
-    pub checkpoints: BTreeMap<(Stage, u64), (Vec<u8>, Vec<u8>, StageState)>,
+    /// Its checkpoints.
+    pub checkpoints: Saved,
     /// The lines of `metrics.jsonl` that count, without their times.
     pub metrics: Vec<String>,
     /// What TensorBoard shows, without times.
