@@ -17,11 +17,17 @@ pub struct Posterior {
 
 impl Posterior {
     /// `mean + exp(log_std) · eps`, eps `[R, L]`.
+    ///
+    /// # Errors
+    /// Numbers of another shape or format.
     pub fn sample(&self, eps: &Tensor) -> Result<Tensor> {
         &self.mean + (self.log_std.exp()? * eps)?
     }
 
     /// `KL = ½ (mean² + std² − 1 − 2·log_std)` to the standard normal, per dimension `[R, L]`, nats.
+    ///
+    /// # Errors
+    /// What a GPU answers.
     pub fn kl(&self) -> Result<Tensor> {
         let squares = (self.mean.sqr()? + (&self.log_std * 2.0)?.exp()?)?;
         ((squares - (&self.log_std * 2.0)?)? - 1.0)? * 0.5
@@ -95,6 +101,9 @@ pub struct Autoencoder {
 
 impl Autoencoder {
     /// Creates the parameters under `b`. `bos` replaces dropped tokens unless the configuration names an id.
+    ///
+    /// # Errors
+    /// A `dropped_token_id` outside the vocabulary; as [`Builder::weight`].
     pub fn new(
         b: &Builder,
         config: &AutoencoderConfig,
@@ -134,6 +143,9 @@ impl Autoencoder {
     }
 
     /// A model with its own store.
+    ///
+    /// # Errors
+    /// As [`Autoencoder::new`].
     pub fn with_store(
         store: &ParamStore,
         config: &AutoencoderConfig,
@@ -165,6 +177,9 @@ impl Autoencoder {
     }
 
     /// U32 ids `[R, K]` -> posterior over `[R, L]`, in f32 or wider.
+    ///
+    /// # Errors
+    /// Chunks of another size; on the CPU an id outside the vocabulary; what a GPU answers.
     pub fn encode(&self, ids: &Tensor) -> Result<Posterior> {
         let (rows, k) = ids.dims2()?;
         if k != self.chunk_size {
@@ -189,6 +204,9 @@ impl Autoencoder {
 
     /// Latents `[R, L]` -> the decoder's last hidden states `[R·K, D]`; logits are their products with the
     /// embedding table.
+    ///
+    /// # Errors
+    /// Latents of another size; what a GPU answers.
     pub fn decode_hidden(&self, z: &Tensor) -> Result<Tensor> {
         let rows = z.dim(0)?;
         let half = self.decoder_blocks.len() / 2;
@@ -204,11 +222,17 @@ impl Autoencoder {
     }
 
     /// Logits `[R·K, V]`; for tests and small inputs, everything else avoids the V-wide tensor.
+    ///
+    /// # Errors
+    /// As [`Autoencoder::decode_hidden`].
     pub fn logits(&self, z: &Tensor) -> Result<Tensor> {
         ops::linear(&self.decode_hidden(z)?, &self.embedding.table, None)
     }
 
     /// The most probable tokens of latents `[R, L]`: U32 `[R, K]`.
+    ///
+    /// # Errors
+    /// As [`Autoencoder::decode_hidden`].
     pub fn decode(&self, z: &Tensor) -> Result<Tensor> {
         ops::tied_argmax(&self.decode_hidden(z)?, &self.embedding.table)?
             .reshape((z.dim(0)?, self.chunk_size))
@@ -216,6 +240,9 @@ impl Autoencoder {
 
     /// Cross-entropy (nats) and most probable token per position of `ids [R, K]` decoded from `z [R, L]`:
     /// two tensors `[R, K]`, no gradient.
+    ///
+    /// # Errors
+    /// As [`Autoencoder::decode_hidden`]; another number of ids; on the CPU one outside the vocabulary.
     pub fn score(&self, z: &Tensor, ids: &Tensor) -> Result<(Tensor, Tensor)> {
         let shape = (z.dim(0)?, self.chunk_size);
         let hidden = self.decode_hidden(z)?;
@@ -241,6 +268,10 @@ impl Autoencoder {
     /// Noise streams: `uniform` uniform `[R, 1, K]` (where u < uniform_tokens, the id is ⌊u / uniform_tokens · V⌋),
     /// `token` uniform `[R, 1, K]` (a token is kept where u ≥ token_dropout), `latent` normal
     /// `[R, 1, L]`, `latent.dropout` mask `[R, L]`.
+    ///
+    /// # Errors
+    /// Chunks of another size, or noise of another number of rows; on the CPU an id outside the vocabulary; what a GPU
+    /// answers.
     pub fn loss(&self, ids: &Tensor, noise: &Noise<'_>) -> Result<AutoencoderLoss> {
         let (rows, k) = ids.dims2()?;
         let device = ids.device();

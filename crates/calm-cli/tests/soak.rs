@@ -1,8 +1,9 @@
 //! Processes that are killed, at random and while they write, until they have finished all the same: what is there
 //! then is what an uninterrupted run leaves, to the byte.
 //!
-//! Times of the clock are left out (`wall_time`, `train/tokens_per_second`, the seconds in `state.json`); of metrics and
-//! events what counts is compared, as readers and TensorBoard see it: lines of steps that were done again are dropped.
+//! Times of the clock are left out (`wall_time`, `train/tokens_per_second`, the seconds in `state.json`); of metrics
+//! and events what counts is compared, as readers and TensorBoard see it: lines of steps that were done again are
+//! dropped.
 
 // Helpers outside of test functions may panic too.
 #![allow(clippy::unwrap_used)]

@@ -202,8 +202,8 @@ impl Tokenizer {
         blake3::Hash::from_bytes(self.0.hash).to_hex().to_string()
     }
 
-    /// Whether a record that holds this hash means this tokenizer. Version 0.1 kept a dropout of merges and the like, so
-    /// that the same file had another hash.
+    /// Whether a record that holds this hash means this tokenizer. Version 0.1 kept a dropout of merges and the like,
+    /// so that the same file had another hash.
     pub fn is(&self, hash: &str) -> bool {
         let hex = |hash: [u8; 32]| blake3::Hash::from_bytes(hash).to_hex();
         hex(self.0.hash).as_str() == hash || self.0.old_hash.is_some_and(|old| hex(old).as_str() == hash)

@@ -85,6 +85,9 @@ impl Hits {
 }
 
 /// Measures reconstruction on the text chunks of `batches`.
+///
+/// # Errors
+/// Chunks of another size than the model's; on the CPU an id outside its vocabulary; what a GPU answers.
 pub fn reconstruct(
     model: &Autoencoder,
     batches: impl Iterator<Item = Batch>,

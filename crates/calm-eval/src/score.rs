@@ -25,6 +25,9 @@ use calm_stats::brier::{self, BrierSums, EndOfText, NGRAM, SampledPath, Terms, c
 pub const VERSION: u32 = 2;
 
 /// A batch as tensors; best made in the context of the model's store.
+///
+/// # Errors
+/// As [`ChunkBatch::new`].
 pub fn to_tensors(batch: &Batch, to: &dyn Destination) -> Result<ChunkBatch> {
     ChunkBatch::new(
         (batch.rows, batch.context, batch.chunk_size),

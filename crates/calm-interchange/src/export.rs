@@ -38,7 +38,8 @@ pub struct ExportReport {
     pub notes: Vec<String>,
 }
 
-/// Writes `config.json` and `model.safetensors` with all aliases; the autoencoder of a model that has one goes to `ae/`.
+/// Writes `config.json` and `model.safetensors` with all aliases; the autoencoder of a model that has one goes to
+/// `ae/`.
 ///
 /// # Errors
 /// When the run has no checkpoint, or the folder is not empty or cannot be written.

@@ -246,8 +246,8 @@ impl ImportPlan {
         };
         let bos = choose("bos_token_id", ids.bos, own.map(|s| s.bos), 0);
         let eos = choose("eos_token_id", ids.eos, own.map(|s| s.eos), 0);
-        // Models of single tokens are often published with PAD = EOS. Theirs never is a target, since no chunk is filled
-        // up with it: any other id serves.
+        // Models of single tokens are often published with PAD = EOS. Theirs never is a target, since no chunk is
+        // filled up with it: any other id serves.
         let tokens = self.settings.chunk_size() == 1 && self.settings.autoencoder().is_none();
         let shared = tokens && ids.pad == Some(eos);
         let pad = choose("pad_token_id", ids.pad.filter(|_| !shared), own.map(|s| s.pad), bos);

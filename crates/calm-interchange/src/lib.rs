@@ -83,6 +83,9 @@ impl OriginPart {
 
 impl Origin {
     /// Reads the record of a run; empty for a run that was not imported.
+    ///
+    /// # Errors
+    /// The record cannot be read, or is damaged.
     pub fn read(run: &Run) -> Result<Self> {
         let hint = "import the model again; or delete the file: number formats then are 32 bits";
         Ok(read_json(&run.folder.join(ORIGIN), hint)?.unwrap_or_default())

@@ -8,8 +8,8 @@
 //!               ┌─────────┴─────────┐
 //!         cpu.rs: OnCpu<T>   cuda/backend.rs: OnGpu<T>  single operators, products, gradients
 //! ```
-//! Only for these three: a single operator has a file of its own on each side. Where the two sides take another way to be
-//! fast (a bias inside of a product or inside of a kernel, memory used again or written once more), a
+//! Only for these three: a single operator has a file of its own on each side. Where the two sides take another way to
+//! be fast (a bias inside of a product or inside of a kernel, memory used again or written once more), a
 //! method is as coarse as that way needs.
 
 use crate::attention_sizes::AttentionSizes;

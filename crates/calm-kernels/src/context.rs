@@ -32,8 +32,8 @@
 //! **What stands here is known to those who keep it.** A file with something to keep from call to call has a type of
 //! its own for it, which the context holds without knowing it (`kept`): so nothing above is named here.
 //!
-//! A handle is cheap to clone. A lock is held while something is looked up or, the first time, made (a table, an upload,
-//! the copies); never while an operator works on activations.
+//! A handle is cheap to clone. A lock is held while something is looked up or, the first time, made (a table, an
+//! upload, the copies); never while an operator works on activations.
 
 use crate::storage::error;
 use candle_core::{Device, Result, Tensor, Var};

@@ -34,8 +34,9 @@ pub struct EnergyBlockWeights<'a> {
 /// The block on x `[R, N, D]` under the condition c `[R, D]`: a tensor like x, differentiable in x, c and
 /// all weights.
 ///
-/// f32 and f64 on the CPU, f32 and bf16 on a GPU, where the weights may be f32 beside bf16 activations. The same as [`crate::layer_norm`], [`crate::linear`], [`crate::add_silu`],
-/// [`crate::silu`] and [`crate::swiglu_packed`] one after the other.
+/// f32 and f64 on the CPU, f32 and bf16 on a GPU, where the weights may be f32 beside bf16 activations. The same as
+/// [`crate::layer_norm`], [`crate::linear`], [`crate::add_silu`], [`crate::silu`] and [`crate::swiglu_packed`] one
+/// after the other.
 ///
 /// # Errors
 /// Shapes that do not fit, element types that differ or that the device does not take.

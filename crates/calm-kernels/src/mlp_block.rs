@@ -13,8 +13,8 @@ use candle_core::{Result, Tensor};
 /// `x + (silu(h gateᵀ)·(h upᵀ)) downᵀ` with h = RMSNorm(x)·norm, for x `[.., D]`, norm `[D]`, gate and up
 /// `[I, D]`, down `[D, I]`: a tensor like x, differentiable in all of them.
 ///
-/// f32 and f64 on the CPU, f32 and bf16 on a GPU. The same as [`crate::rms_norm`], [`crate::linear`] and [`crate::swiglu`] one
-/// after the other.
+/// f32 and f64 on the CPU, f32 and bf16 on a GPU. The same as [`crate::rms_norm`], [`crate::linear`] and
+/// [`crate::swiglu`] one after the other.
 ///
 /// # Errors
 /// Shapes that do not fit, element types that differ or that the device does not take.

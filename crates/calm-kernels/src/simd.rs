@@ -380,8 +380,8 @@ pub fn matmul_strided<T: Real>(
         return;
     }
     // SAFETY: `dst` is read and written at row stride `row_stride`, column stride 1, whose last element
-    // lies inside by the assertion; `Mat` checked that every (row, column) of `a` and `b` lies inside its slice; `dst` is
-    // exclusively borrowed, so it overlaps neither. `Real` is f32 or f64, which gemm supports.
+    // lies inside by the assertion; `Mat` checked that every (row, column) of `a` and `b` lies inside its slice; `dst`
+    // is exclusively borrowed, so it overlaps neither. `Real` is f32 or f64, which gemm supports.
     unsafe {
         gemm::gemm(
             m,

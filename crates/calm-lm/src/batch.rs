@@ -25,6 +25,9 @@ pub struct ChunkBatch {
 impl ChunkBatch {
     /// From row-major arrays: `ids [B·S·K]`, `positions`, `segments`, `predicts [B·S]`, `examples [B]`; best made in
     /// the context of the store whose model takes it.
+    ///
+    /// # Errors
+    /// Arrays of another length; a last position of a row that is to predict; what a GPU answers.
     pub fn new(
         (b, s, k): (usize, usize, usize),
         ids: &[u32],
@@ -68,6 +71,9 @@ impl ChunkBatch {
     }
 
     /// The R predicting rows of `x [B, S, D]`: `[R, D]`, differentiable.
+    ///
+    /// # Errors
+    /// Another shape; what a GPU answers.
     pub fn pick(&self, x: &Tensor) -> Result<Tensor> {
         let (b, s, d) = x.dims3()?;
         let index = upload(&self.sources, self.sources.len(), self.destination())?;
@@ -75,12 +81,18 @@ impl ChunkBatch {
     }
 
     /// The chunks to be predicted, U32 `[R, K]`.
+    ///
+    /// # Errors
+    /// As [`ChunkBatch::chunks_after`].
     pub fn targets(&self) -> Result<Tensor> {
         self.chunks_after(1)
     }
 
     /// The chunks `offset` positions after the R sources, U32 `[R, K]`; beyond the end of a row the row's
     /// last chunk stands in (the caller knows which positions have that many chunks ahead).
+    ///
+    /// # Errors
+    /// What a GPU answers.
     pub fn chunks_after(&self, offset: u32) -> Result<Tensor> {
         let (b, s, k) = self.ids.dims3()?;
         let index: Vec<u32> =

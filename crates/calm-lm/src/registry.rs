@@ -5,7 +5,8 @@
 //! head:  { energy: {...} }      HeadConfig  = Choice<dyn HeadSettings>,
 //! ```
 //! A [`Choice`] reads and writes itself like an enum whose variants are the entries. What is shipped stands
-//! in `registry/shipped.rs`; a crate (or a test) that brings a kind of its own adds it with [`add`] before it reads a configuration.
+//! in `registry/shipped.rs`; a crate (or a test) that brings a kind of its own adds it with [`add`] before it reads a
+//! configuration.
 
 mod shipped;
 

@@ -27,6 +27,9 @@ impl TextState {
 
     /// The hidden state `[1, D]` that predicts the next chunk; an error before anything was pushed to a
     /// model without a start of document.
+    ///
+    /// # Errors
+    /// Nothing was pushed yet, to a model without a start of document.
     pub fn hidden(&self) -> Result<&Tensor> {
         match &self.hidden {
             Some(h) => Ok(h),

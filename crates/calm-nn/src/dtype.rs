@@ -36,6 +36,9 @@ impl Precision {
     }
 
     /// Refuses combinations that a device cannot run.
+    ///
+    /// # Errors
+    /// bf16 on the CPU.
     pub fn check(self, device: &Device) -> Result<()> {
         if self == Self::Bf16 && device.is_cpu() {
             bail!("precision bf16 needs a GPU; on the CPU use `precision: f32`")

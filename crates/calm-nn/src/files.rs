@@ -99,6 +99,9 @@ const METADATA: &str = "calm";
 pub type Weights = (HashMap<String, Tensor>, BTreeMap<String, String>);
 
 /// Reads all tensors and the metadata.
+///
+/// # Errors
+/// The file cannot be read; as [`parse_weights`].
 pub fn read_weights(path: &Path, device: &Device) -> Result<Weights, WeightsError> {
     let bytes =
         fs::read(path).map_err(|source| WeightsError::Io { verb: "read", path: path.to_owned(), source })?;

@@ -17,6 +17,9 @@ pub struct Linear {
 
 impl Linear {
     /// With a bias that starts at 0.
+    ///
+    /// # Errors
+    /// As [`Builder::weight`].
     pub fn new(b: &Builder, name: &str, input: usize, output: usize, init: Init) -> Result<Self> {
         let b = b.under(name);
         Ok(Self {
@@ -26,6 +29,9 @@ impl Linear {
     }
 
     /// Without a bias.
+    ///
+    /// # Errors
+    /// As [`Builder::weight`].
     pub fn no_bias(b: &Builder, name: &str, input: usize, output: usize, init: Init) -> Result<Self> {
         Ok(Self { weight: b.under(name).weight("weight", &[output, input], init)?, bias: None })
     }
@@ -42,6 +48,9 @@ impl Linear {
     }
 
     /// `[.., in] -> [.., out]`
+    ///
+    /// # Errors
+    /// As [`ops::linear`].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::linear(x, &self.weight, self.bias.as_ref().map(|b| b as _))
     }
@@ -58,11 +67,17 @@ pub struct RmsNorm {
 
 impl RmsNorm {
     /// Starts as the plain normalisation (w = 1).
+    ///
+    /// # Errors
+    /// As [`Builder::weight`].
     pub fn new(b: &Builder, name: &str, size: usize, eps: f64) -> Result<Self> {
         Ok(Self { weight: b.under(name).plain("weight", &[size], Init::Ones)?, eps })
     }
 
     /// `[.., D] -> [.., D]`
+    ///
+    /// # Errors
+    /// As [`ops::rms_norm`].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::rms_norm(x, &self.weight, self.eps)
     }
@@ -81,6 +96,9 @@ pub struct LayerNorm {
 
 impl LayerNorm {
     /// Starts as the plain normalisation (w = 1, b = 0).
+    ///
+    /// # Errors
+    /// As [`Builder::weight`].
     pub fn new(b: &Builder, name: &str, size: usize, eps: f64) -> Result<Self> {
         let b = b.under(name);
         Ok(Self {
@@ -91,6 +109,9 @@ impl LayerNorm {
     }
 
     /// `[.., D] -> [.., D]`
+    ///
+    /// # Errors
+    /// As [`ops::layer_norm`].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::layer_norm(x, Some(&self.weight), Some(&self.bias), self.eps)
     }
@@ -106,6 +127,9 @@ pub struct SwiGlu {
 
 impl SwiGlu {
     /// Names `gate_proj`, `up_proj`, `down_proj` under `name`.
+    ///
+    /// # Errors
+    /// As [`Builder::weight`].
     pub fn new(b: &Builder, name: &str, hidden: usize, intermediate: usize, init: Init) -> Result<Self> {
         let b = b.under(name);
         Ok(Self {
@@ -116,6 +140,9 @@ impl SwiGlu {
     }
 
     /// `x + SwiGLU(norm(x))`, `[.., D] -> [.., D]`.
+    ///
+    /// # Errors
+    /// As [`ops::mlp_block`].
     pub fn residual(&self, x: &Tensor, norm: &RmsNorm) -> Result<Tensor> {
         ops::mlp_block(x, &norm.weight, [&self.gate.weight, &self.up.weight, &self.down.weight], norm.eps)
     }
@@ -133,6 +160,9 @@ pub struct Embedding {
 
 impl Embedding {
     /// The frozen row (PAD) is zero and gets no gradient.
+    ///
+    /// # Errors
+    /// As [`Builder::weight`].
     pub fn new(
         b: &Builder,
         name: &str,
@@ -146,6 +176,9 @@ impl Embedding {
     }
 
     /// U32 ids `[..]` -> `[.., D]`
+    ///
+    /// # Errors
+    /// As [`ops::embedding_as`].
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         ops::embedding_as(ids, &self.table, self.frozen_row, self.compute)
     }

@@ -43,6 +43,9 @@ impl<'a> Noise<'a> {
 
     /// Uniform numbers in [0, 1), shape `[R, samples, dims]`, on a device; in a context (that of the store, or of a
     /// parameter) the addresses of the rows are copied to a GPU once.
+    ///
+    /// # Errors
+    /// A given stream that is missing or of another shape; what a GPU answers.
     pub fn uniform(&self, stream: &str, samples: usize, dims: usize, to: &dyn Destination) -> Result<Tensor> {
         match *self {
             Self::Keyed { seed, purpose, step, rows } => {
@@ -56,6 +59,9 @@ impl<'a> Noise<'a> {
     }
 
     /// Standard normal numbers, as [`Self::uniform`].
+    ///
+    /// # Errors
+    /// As [`Self::uniform`].
     pub fn normal(&self, stream: &str, samples: usize, dims: usize, to: &dyn Destination) -> Result<Tensor> {
         match *self {
             Self::Keyed { seed, purpose, step, rows } => {
@@ -66,6 +72,9 @@ impl<'a> Noise<'a> {
     }
 
     /// The M target draws of the energy score; a keyed source leaves the drawing to the operator.
+    ///
+    /// # Errors
+    /// A given stream that is missing.
     pub fn targets(&self, stream: &str, samples: usize) -> Result<TargetNoise<'a>> {
         match *self {
             Self::Keyed { seed, purpose, step, rows } => {
@@ -79,6 +88,9 @@ impl<'a> Noise<'a> {
     }
 
     /// A dropout mask over `[R, D]`; a given one holds 0 or 1/(1-p).
+    ///
+    /// # Errors
+    /// A given stream that is missing.
     pub fn dropout(&self, stream: &str) -> Result<DropoutMask<'a>> {
         match *self {
             Self::Keyed { seed, purpose, step, rows } => {

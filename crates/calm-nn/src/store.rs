@@ -179,6 +179,9 @@ impl ParamStore {
 
     /// Copies `tensors` (canonical names or aliases) into the parameters. Nothing is changed unless
     /// everything fits; otherwise the report lists every problem.
+    ///
+    /// # Errors
+    /// What a GPU answers. What does not fit is in the report.
     pub fn load(&self, tensors: &HashMap<String, Tensor>) -> Result<LoadReport> {
         let inner = self.lock();
         let mut report = LoadReport::default();
@@ -211,6 +214,9 @@ impl ParamStore {
     }
 
     /// A copy of all parameters by canonical name, on the CPU.
+    ///
+    /// # Errors
+    /// What a GPU answers.
     pub fn snapshot(&self) -> Result<BTreeMap<String, Tensor>> {
         let copy = |p: &Param| match self.device() {
             Device::Cpu => p.var.as_tensor().copy(),
@@ -327,16 +333,25 @@ impl Builder {
     }
 
     /// A parameter with weight decay.
+    ///
+    /// # Errors
+    /// A name that is taken, a shape without elements; no memory left on a GPU.
     pub fn weight(&self, name: &str, shape: &[usize], init: Init) -> Result<Parameter> {
         self.store.register(self.path(name), shape, init, true, None)
     }
 
     /// A parameter without weight decay (biases, norms).
+    ///
+    /// # Errors
+    /// As [`Builder::weight`].
     pub fn plain(&self, name: &str, shape: &[usize], init: Init) -> Result<Parameter> {
         self.store.register(self.path(name), shape, init, false, None)
     }
 
     /// An embedding table `[V, D]`; the frozen row starts at zero.
+    ///
+    /// # Errors
+    /// As [`Builder::weight`].
     pub fn table(
         &self,
         name: &str,

@@ -334,8 +334,8 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Removes what is needed no more before this state's checkpoint: all but the best, the one that the state keeps, and
-    /// the one before if there is neither.
+    /// Removes what is needed no more before this state's checkpoint: all but the best, the one that the state keeps,
+    /// and the one before if there is neither.
     ///
     /// # Errors
     /// One cannot be removed.
@@ -360,8 +360,8 @@ impl Checkpoints {
         calm_files::remove(&path).map_err(|e| Error::io("remove", &path, e))
     }
 
-    /// Reads a checkpoint with `read`, which is given its step. Where it was replaced in the meantime by a training that
-    /// goes on, the one that is there now is read.
+    /// Reads a checkpoint with `read`, which is given its step. Where it was replaced in the meantime by a training
+    /// that goes on, the one that is there now is read.
     ///
     /// # Errors
     /// As [`Checkpoints::step`] and `read`.

@@ -8,8 +8,8 @@
 //! m <- m + a (x - m)        v <- (1 - a) (v + a (x - m)²)        z = (x - m) / sqrt(v)
 //! ```
 //!
-//! Window and threshold are those of OLMo-core's optimiser that leaves out such steps (128 steps, 6 sigma). Going back to
-//! a checkpoint and leaving out the batches around the spike is how PaLM was trained (Chowdhery et al. 2022, 5.1).
+//! Window and threshold are those of OLMo-core's optimiser that leaves out such steps (128 steps, 6 sigma). Going back
+//! to a checkpoint and leaving out the batches around the spike is how PaLM was trained (Chowdhery et al. 2022, 5.1).
 
 use calm_config::Problems;
 use schemars::JsonSchema;

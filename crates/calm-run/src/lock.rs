@@ -7,8 +7,8 @@
 //! nobody. The clocks of two machines need not agree: a heartbeat that looks old by the clock is watched for a while
 //! before it is taken for dead.
 //!
-//! Whoever reads needs no lock. The file stays when it is let go, empty: a file that is removed while others wait for it
-//! would be locked twice.
+//! Whoever reads needs no lock. The file stays when it is let go, empty: a file that is removed while others wait for
+//! it would be locked twice.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};

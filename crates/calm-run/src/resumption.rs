@@ -1,9 +1,9 @@
 //! What becomes of a folder that a command wants to train in: decided before anything is touched.
 //!
 //! [`Resumption::decide`] compares what the folder holds with what is asked for, and either refuses, with a reason for
-//! each setting, or says what would be done. [`Resumption::act`] does it. Between the two the text is read and the plan is
-//! checked, so that a run which cannot be trained is not changed either. The table of what may change stands in the book
-//! (`docs/src/resuming.md`).
+//! each setting, or says what would be done. [`Resumption::act`] does it. Between the two the text is read and the plan
+//! is checked, so that a run which cannot be trained is not changed either. The table of what may change stands in the
+//! book (`docs/src/resuming.md`).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

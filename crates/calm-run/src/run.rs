@@ -72,6 +72,9 @@ impl Run {
     }
 
     /// The run in `root` that was worked on last.
+    ///
+    /// # Errors
+    /// There is none, or it is damaged.
     pub fn latest(root: &Path) -> Result<Self> {
         let newest = fs::read_dir(root)
             .into_iter()
@@ -105,6 +108,9 @@ impl Run {
     }
 
     /// Writes the record.
+    ///
+    /// # Errors
+    /// The file cannot be written.
     pub fn write_record(&self, record: &RunRecord) -> Result<()> {
         write_json(&self.folder.join(RECORD), record)
     }
@@ -121,6 +127,9 @@ impl Run {
     }
 
     /// The run's own tokenizer, with its vocabulary.
+    ///
+    /// # Errors
+    /// The record is damaged; the tokenizer is missing, damaged, or not the one that the run was trained with.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let path = self.folder.join("tokenizer.json");
         let trained_with = self.record()?.map(|r| r.tokenizer_hash).filter(|h| !h.is_empty());
@@ -151,6 +160,9 @@ impl Run {
     }
 
     /// Hash of the autoencoder's weights file.
+    ///
+    /// # Errors
+    /// As [`Checkpoints::step`] and [`Checkpoints::model_hash`].
     pub fn autoencoder_hash(&self) -> Result<String> {
         let autoencoder = self.checkpoints(Stage::Autoencoder);
         autoencoder.model_hash(autoencoder.step(Which::Best)?)
@@ -158,6 +170,9 @@ impl Run {
 
     /// Whether the latest language model was trained on the autoencoder that is there now (true without a
     /// language model).
+    ///
+    /// # Errors
+    /// Checkpoints that are missing or damaged.
     pub fn fits_autoencoder(&self) -> Result<bool> {
         let lm = self.checkpoints(Stage::Lm);
         let Some(state) = lm.latest()? else { return Ok(true) };

@@ -102,7 +102,8 @@ impl Bound {
 
     /// A chunk of `tokens` tokens of a document, with ln p of the whole chunk under each draw.
     ///
-    /// With n of N draws the mean over all groups of n that follow one another is taken: each is the bound with n draws.
+    /// With n of N draws the mean over all groups of n that follow one another is taken: each is the bound with n
+    /// draws.
     pub fn add(&mut self, document: u64, log_p: &[f64], tokens: usize) {
         let own = self.documents.entry(document).or_default();
         own.tokens += tokens as u64;

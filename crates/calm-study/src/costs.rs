@@ -20,6 +20,9 @@ pub const COSTS: &str = "costs.json";
 /// Measures in a process of its own.
 pub trait Meter {
     /// The costs of the run in `folder`, generation with a batch of `draws`; None if stopped by the user.
+    ///
+    /// # Errors
+    /// The process cannot be started, or fails.
     fn measure(&mut self, folder: &Path, draws: usize, title: &str) -> Result<Option<MeasuredCosts>>;
 }
 

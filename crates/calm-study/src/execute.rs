@@ -44,6 +44,9 @@ pub enum Outcome {
 /// Trains runs.
 pub trait Worker {
     /// Trains one, or goes on with it.
+    ///
+    /// # Errors
+    /// No process can be started, or the folder cannot be written. A training that fails is an [`Outcome`].
     fn train(&mut self, job: &Job<'_>) -> Result<Outcome>;
 }
 
@@ -134,6 +137,9 @@ fn same_autoencoder(autoencoder: &SharedAutoencoder) -> Result<()> {
 }
 
 /// Whether a stage of a run in this folder is trained to its end.
+///
+/// # Errors
+/// None: a state that cannot be read counts as not finished.
 pub fn finished(folder: &Path, config: &RunConfig, stage: Stage) -> Result<bool> {
     let run = Run { folder: folder.to_owned(), config: config.clone() };
     let steps = config.train.stage(stage).map_or(0, |c| c.steps);
@@ -149,6 +155,9 @@ fn whole(folder: &Path, stage: Stage) -> bool {
 }
 
 /// What is left to train: autoencoders and runs, by their place in the plan.
+///
+/// # Errors
+/// As [`finished`].
 pub fn missing(ablation: &Ablation) -> Result<(Vec<usize>, Vec<usize>)> {
     let mut runs = Vec::new();
     for (i, run) in ablation.runs.iter().enumerate() {

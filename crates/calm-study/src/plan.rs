@@ -93,8 +93,15 @@ pub struct PlannedRun {
 /// What a budget has to know of a variant.
 pub trait BudgetFacts {
     /// V of a configuration's tokenizer.
+    ///
+    /// # Errors
+    /// The tokenizer cannot be had, or does not fit the configuration.
     fn vocab_size(&mut self, config: &RunConfig) -> Result<usize>;
+
     /// Training tokens a second that these variants reach on this machine.
+    ///
+    /// # Errors
+    /// They can be neither measured nor estimated; the user stopped the measurement.
     fn rates(&mut self, variants: &[(String, RunConfig)]) -> Result<Vec<f64>>;
 }
 

@@ -154,12 +154,18 @@ pub fn score(
 }
 
 /// The scores of a run, if they are those of its weights by this ablation's protocol.
+///
+/// # Errors
+/// The window holds no two positions; the language model is missing or damaged.
 pub fn kept(ablation: &Ablation, run: &Run) -> Result<Option<RunScores>> {
     let key = run_key(run, &ablation.protocol()?, &ablation.config.score)?;
     Ok(read(&file(run, SCORES, &key), &key))
 }
 
 /// An autoencoder's reconstruction, if it is that of its weights.
+///
+/// # Errors
+/// As [`Run::autoencoder_hash`].
 pub fn kept_reconstruction(ablation: &Ablation, run: &Run) -> Result<Option<ReconstructionReport>> {
     let key = reconstruction_key(run, &eval_config(&ablation.config.score, run.config.chunk_size()))?;
     Ok(read(&file(run, RECONSTRUCTION, &key), &key))

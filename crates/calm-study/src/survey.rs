@@ -23,7 +23,11 @@ const PILOT_ROUNDS: usize = 3;
 /// The device that trains the runs.
 pub trait Site {
     /// What a plan needs of it, in the number format of a configuration.
+    ///
+    /// # Errors
+    /// The device cannot be used.
     fn target(&mut self, config: &RunConfig) -> Result<Target>;
+
     /// Name of a GPU, on which measured rates depend; None where the processor trains.
     fn gpu(&self) -> Option<String>;
 }

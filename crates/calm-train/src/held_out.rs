@@ -15,6 +15,9 @@ pub(crate) fn validation_rows(c: &StageConfig) -> usize {
 }
 
 /// Held-out rows of a corpus.
+///
+/// # Errors
+/// A layout that cannot work.
 pub fn evaluation_rows(
     file: &TokenFile,
     special: calm_data::SpecialTokens,

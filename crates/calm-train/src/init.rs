@@ -29,6 +29,9 @@ fn find_tokenizer(run: &Run, cache: &Path, reporter: &mut dyn Reporter) -> Resul
 
 /// Writes the run's tokenizer and its initial weights as finished stages at step 0, and returns the stages with
 /// their numbers of parameters. `calm train --resume` goes on from them.
+///
+/// # Errors
+/// The tokenizer cannot be had, or does not fit; no memory left on a GPU; a file cannot be written.
 pub fn initialise(
     run: &Run,
     cache: &Path,

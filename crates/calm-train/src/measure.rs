@@ -43,6 +43,9 @@ pub struct MeasuredCosts {
 }
 
 /// Measures the language model of a run; of one that has no weights yet, with random ones.
+///
+/// # Errors
+/// As [`prepare_data`]; weights that are damaged; a loss or gradient that is not finite; what a GPU answers.
 pub fn measure(
     run: &Run,
     cache: &Path,

@@ -484,6 +484,9 @@ fn lm_validation(
 
 /// A short text from the start of a document. A model that knows no start continues the first chunk of a
 /// held-out document.
+///
+/// # Errors
+/// What the model answers.
 pub fn sample_text(run: &Run, model: &dyn LanguageModel, corpus: &Corpus) -> Result<String> {
     let (seed, k) = (run.config.seed, model.chunk_size());
     let held_out = &corpus.validation;

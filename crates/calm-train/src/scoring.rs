@@ -184,6 +184,9 @@ fn ngram_error(e: NgramError) -> Error {
 }
 
 /// Unigram and bigram counts of a training split.
+///
+/// # Errors
+/// There are no documents, or they hold ids outside the vocabulary.
 pub fn ngram_models(train: &TokenFile, tokenizer: &Tokenizer) -> Result<NgramModels> {
     let s = tokenizer.special();
     NgramModels::from_documents(
@@ -196,6 +199,9 @@ pub fn ngram_models(train: &TokenFile, tokenizer: &Tokenizer) -> Result<NgramMod
 }
 
 /// Closed-form scores of n-gram models on the positions that a model was scored at.
+///
+/// # Errors
+/// As [`NgramModels::score`].
 pub fn ngram_scores(
     models: &NgramModels,
     positions: &[Position],
@@ -211,6 +217,9 @@ pub fn ngram_scores(
 
 /// Scores the language model of a run on held-out documents, beside n-gram models of the training split on
 /// the same positions: aligned with the run's own chunks and context (see [`Scorer`] for other protocols).
+///
+/// # Errors
+/// As [`ngram_models`], [`Scorer::load`] and [`Scorer::score`].
 pub fn score_run(
     run: &Run,
     corpus: &Corpus,
@@ -230,6 +239,9 @@ pub fn score_run(
 }
 
 /// Scores a run's autoencoder on held-out documents.
+///
+/// # Errors
+/// As [`models::load_autoencoder`] and [`evaluation_rows`]; what a GPU answers.
 pub fn reconstruct_run(
     run: &Run,
     tokenizer: &Tokenizer,

@@ -105,8 +105,8 @@ impl Stepper {
         self.guarded(objective, batches, step, read, None)
     }
 
-    /// As [`Stepper::step`]; a guard sees the values, or that they are not finite, before the update, for which a GPU is
-    /// waited for, and may leave it out.
+    /// As [`Stepper::step`]; a guard sees the values, or that they are not finite, before the update, for which a GPU
+    /// is waited for, and may leave it out.
     ///
     /// # Errors
     /// As [`Stepper::step`], but for what the guard saw.

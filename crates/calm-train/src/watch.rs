@@ -1,8 +1,9 @@
 //! Keeps an eye on a stage: spikes and what is no number, what is done about them, and which checkpoints are good.
 //!
-//! A checkpoint is good once a step from it was finite. Until then the one before is kept beside it; where the first step
-//! from it is no number, it is dead whatever is changed, and discarded, so that `--resume` goes on from the good one. With
-//! `action: stop` nothing is saved while a spike lasts: the same steps would come again from the checkpoint before it.
+//! A checkpoint is good once a step from it was finite. Until then the one before is kept beside it; where the first
+//! step from it is no number, it is dead whatever is changed, and discarded, so that `--resume` goes on from the good
+//! one. With `action: stop` nothing is saved while a spike lasts: the same steps would come again from the checkpoint
+//! before it.
 
 use calm_run::checkpoint::{Checkpoints, Skipped, StageState};
 use calm_run::divergence::{Action, DivergenceConfig, Sight, Trend};

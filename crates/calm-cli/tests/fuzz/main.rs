@@ -5,9 +5,9 @@
 //! $ cargo test --release -p calm-cli --test fuzz -- --ignored           # a million
 //! $ CALM_FUZZ=jsonl:4711 cargo test --release -p calm-cli --test fuzz   # one case again
 //! ```
-//! Inputs are small valid files with a few changes (`mutate.rs`), each a function of the target and the case's number, so
-//! that a failure names what repeats it. No nightly compiler and no corpus on disk are needed. What was found once stands
-//! in `SEEDS` of its target or in a test beside the loader.
+//! Inputs are small valid files with a few changes (`mutate.rs`), each a function of the target and the case's number,
+//! so that a failure names what repeats it. No nightly compiler and no corpus on disk are needed. What was found once
+//! stands in `SEEDS` of its target or in a test beside the loader.
 
 #![allow(clippy::unwrap_used)]
 

@@ -29,8 +29,8 @@ pub(super) struct Parts {
     pub(super) launch: Launch,
 }
 
-/// Sums `[columns]` over rows: `parts(partial, cut)` leaves `[parts, columns]`, which are added in a fixed order. The cut
-/// depends on the shape alone, so sums do not depend on the card.
+/// Sums `[columns]` over rows: `parts(partial, cut)` leaves `[parts, columns]`, which are added in a fixed order. The
+/// cut depends on the shape alone, so sums do not depend on the card.
 pub(super) fn sum(
     gpu: &Gpu,
     rows: usize,

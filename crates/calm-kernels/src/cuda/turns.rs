@@ -20,7 +20,8 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    /// For positions U32 `[B, S]`, heads of `head` numbers, and base `theta`; in a context once for all layers of a batch.
+    /// For positions U32 `[B, S]`, heads of `head` numbers, and base `theta`; in a context once for all layers of a
+    /// batch.
     pub(super) fn new(gpu: &Gpu, op: &str, positions: &Tensor, head: usize, theta: f64) -> Result<Self> {
         let rows = positions.elem_count();
         let make = || {

@@ -75,6 +75,9 @@ pub struct Branch {
 
 impl Backbone {
     /// Creates the parameters under `b`.
+    ///
+    /// # Errors
+    /// As [`Builder::weight`].
     pub fn new(b: &Builder, config: &BackboneConfig) -> Result<Self> {
         let init: Init = config.init.into();
         let (d, eps) = (config.hidden_size, config.norm_eps);
@@ -178,6 +181,9 @@ impl Backbone {
 
     /// The residual streams `[B, S, D]` that enter each layer, and the one that leaves the last (before the
     /// final norm), for rows as in [`Backbone::forward`].
+    ///
+    /// # Errors
+    /// As [`Backbone::forward`].
     pub fn residual_streams(&self, x: &Tensor, positions: &Tensor, segments: &Tensor) -> Result<Vec<Tensor>> {
         let mut streams = vec![x.clone()];
         for (i, layer) in self.layers.iter().enumerate() {
@@ -187,6 +193,9 @@ impl Backbone {
     }
 
     /// Whole rows: `x [B, S, D]`, `positions` and `segments` U32 `[B, S]` -> hidden states `[B, S, D]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, positions or segments that are not U32; what a GPU answers.
     pub fn forward(&self, x: &Tensor, positions: &Tensor, segments: &Tensor) -> Result<Tensor> {
         let mut x = x.clone();
         for i in 0..self.layers.len() {
@@ -203,6 +212,9 @@ impl Backbone {
     }
 
     /// As [`Backbone::forward`], keeping keys and values for branches (no gradient).
+    ///
+    /// # Errors
+    /// As [`Backbone::forward`].
     pub fn forward_trunk(
         &self,
         x: &Tensor,
@@ -219,6 +231,9 @@ impl Backbone {
 
     /// One more chunk after every position of the trunk: `x [B, S, D]` is the input that follows position s
     /// (and the chunks already in `branch`) -> hidden states `[B, S, D]`.
+    ///
+    /// # Errors
+    /// An input that does not fit the trunk; what a GPU answers.
     pub fn forward_branch(&self, x: &Tensor, trunk: &Trunk, branch: &mut Branch) -> Result<Tensor> {
         let ahead = Tensor::full(branch.steps.len() as u32 + 1, trunk.positions.dims(), x.device())?;
         let positions = trunk.positions.add(&ahead)?;
@@ -235,6 +250,9 @@ impl Backbone {
     }
 
     /// New positions after the cache: `x [B, T, D]` -> hidden states `[B, T, D]`; the cache grows by T.
+    ///
+    /// # Errors
+    /// A cache of another model, or of another number of texts; what a GPU answers.
     pub fn forward_cached(&self, x: &Tensor, cache: &mut Cache) -> Result<Tensor> {
         let (b, t, _) = x.dims3()?;
         if !cache.layers.is_empty() && cache.layers.len() != self.layers.len() {

@@ -66,8 +66,8 @@ impl SampledDraws {
 pub struct ExactDraws {
     /// `[R, K]`: ln p of every token of the next chunk, teacher-forced; 0 of PAD, which follows EOS by definition.
     pub log_p: Vec<f64>,
-    /// `[R]`: ln p of each of the next [`GRAM`] true tokens given those before it. Meaningful as far as the text goes on
-    /// in its row; what stands after that is the ln p of anything.
+    /// `[R]`: ln p of each of the next [`GRAM`] true tokens given those before it. Meaningful as far as the text goes
+    /// on in its row; what stands after that is the ln p of anything.
     pub gram_log_p: Vec<[f64; GRAM]>,
     /// `[R]`: two sampled continuations of `GRAM − 1` tokens. Both follow the first one's context: the second is
     /// meaningful up to its first difference.

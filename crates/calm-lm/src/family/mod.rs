@@ -5,8 +5,8 @@
 //! LanguageModel  parameters, loss as named parts, draws at every position of a batch, a sampler with state
 //! ```
 //! **Adding a family** is one module here: its settings, which implement [`FamilyConfig`], its model, which implements
-//! [`LanguageModel`]; and its line in `registry/shipped.rs`. A family whose checkpoints come as folders of the reference
-//! implementation says so too ([`PublishedFamily`], [`FamilyConfig::published`]).
+//! [`LanguageModel`]; and its line in `registry/shipped.rs`. A family whose checkpoints come as folders of the
+//! reference implementation says so too ([`PublishedFamily`], [`FamilyConfig::published`]).
 //! `crates/calm-train/tests/toy_family.rs` shows a whole one, which trains, is scored and generates through the same
 //! commands as the others.
 

@@ -112,6 +112,9 @@ pub struct AdaLnNet {
 impl AdaLnNet {
     /// Width `hidden_size` throughout, under hidden states of the same width; from `latent_size` numbers to
     /// `output_size`.
+    ///
+    /// # Errors
+    /// As [`Builder::weight`].
     pub fn new(
         b: &Builder,
         hidden_size: usize,
@@ -139,6 +142,9 @@ impl AdaLnNet {
     }
 
     /// The part of the input that all samples and time steps of a row share: hidden `[R, D]` -> `[R, 1, D]`.
+    ///
+    /// # Errors
+    /// Another width than D; what a GPU answers.
     pub fn condition(&self, hidden: &Tensor) -> Result<Tensor> {
         self.condition.forward(hidden)?.unsqueeze(1)
     }

@@ -173,6 +173,9 @@ pub struct DiffusionTerms {
 
 impl DiffusionTerms {
     /// The loss of every draw `[R, n]`.
+    ///
+    /// # Errors
+    /// What a GPU answers.
     pub fn loss(&self) -> Result<Tensor> {
         match &self.variational {
             Some(v) => &self.squared_error + v,
@@ -286,6 +289,9 @@ impl DiffusionHead {
     /// Carries `start [R, N, L]` through the sampling schedule, without gradient. `noise(i)` gives the
     /// `[R, N, L]` normal numbers of step i (asked for i > 0 only), which `temperature` multiplies;
     /// `on_step` sees x after each step, i from the last to 0.
+    ///
+    /// # Errors
+    /// Shapes that do not fit; what a GPU, `noise` or `on_step` answers.
     pub fn generate(
         &self,
         hidden: &Tensor,

@@ -204,6 +204,9 @@ pub struct EnergyHead {
 
 impl EnergyHead {
     /// Parameters `mlp_generator.*`; `generative_head.*` is an alias of each.
+    ///
+    /// # Errors
+    /// As [`Builder::weight`].
     pub fn new(
         b: &Builder,
         config: &EnergyConfig,
@@ -234,6 +237,9 @@ impl EnergyHead {
     }
 
     /// `hidden [R, D]`, noise `[R, N, noise_size]` in [−½, ½) -> latents `[R, N, L]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit; what a GPU answers.
     pub fn forward(&self, hidden: &Tensor, noise: &Tensor) -> Result<Tensor> {
         let c = self.hidden_norm.forward(&self.hidden_embedding.forward(hidden)?)?;
         let mut x = self.noise_norm.forward(&self.noise_embedding.forward(noise)?)?;

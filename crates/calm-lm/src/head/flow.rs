@@ -183,6 +183,9 @@ pub struct FlowTerms {
 
 impl FlowHead {
     /// Parameters `generative_head.net.*`.
+    ///
+    /// # Errors
+    /// As [`Builder::weight`].
     pub fn new(
         b: &Builder,
         config: &FlowConfig,
@@ -209,6 +212,9 @@ impl FlowHead {
     }
 
     /// The loss with given draws: hidden `[R, D]`, target x₁ and start x₀ `[R, n, L]`, R·n times in [0, 1).
+    ///
+    /// # Errors
+    /// Another number of times, shapes that do not fit; what a GPU answers.
     pub fn terms(
         &self,
         hidden: &Tensor,
@@ -229,6 +235,9 @@ impl FlowHead {
 
     /// Carries `start [R, N, L]` to t = 1 in `steps` equal steps, without gradient. `on_call` sees the step
     /// that the net was told and the velocity `[R, N, L]` of every call.
+    ///
+    /// # Errors
+    /// Shapes that do not fit; what a GPU or `on_call` answers.
     pub fn integrate(
         &self,
         hidden: &Tensor,

@@ -34,9 +34,15 @@ pub use schedule::NoiseSchedule;
 /// training, given tensors in tests.
 pub trait Head: Send + Sync {
     /// Loss per row: `hidden [R, D]`, posterior of the next chunk `[R, L]` -> `[R]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit; as [`Noise::uniform`].
     fn loss(&self, hidden: &Tensor, posterior: &Posterior, noise: &Noise<'_>) -> Result<Tensor>;
 
     /// N samples per row: `hidden [R, D]` -> `[R, N, L]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit; as [`Noise::uniform`].
     fn sample(&self, hidden: &Tensor, samples: usize, noise: &Noise<'_>) -> Result<Tensor>;
 }
 

@@ -60,12 +60,18 @@ impl Baseline {
     }
 
     /// Hidden states `[R, D]` of the predicting positions.
+    ///
+    /// # Errors
+    /// Chunks of more than one token; on the CPU an id outside the vocabulary; what a GPU answers.
     pub fn hidden(&self, batch: &ChunkBatch) -> Result<Tensor> {
         let x = self.backbone.forward(&self.embed(&batch.ids)?, &batch.positions, &batch.segments)?;
         batch.pick(&x)
     }
 
     /// Hidden states `[R, D]` -> logits `[R, V]` in the format of the parameters.
+    ///
+    /// # Errors
+    /// Another width than D; what a GPU answers.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         ops::linear(&hidden.to_dtype(self.output.dtype())?, &self.output, None)
     }

@@ -5,9 +5,9 @@
 //! ∂loss/∂ẑ_n = −w_n/K Σ_k ∂ ln p_dec(x_k | ẑ_n)/∂ẑ_n,   w_n = Π_k p_dec(x_k | ẑ_n) / Σ_m Π_k p_dec(x_k | ẑ_m)
 //! ```
 //! The product runs over the tokens up to EOS. In expectation over the noise this bounds the cross-entropy of drawing a
-//! latent vector and sampling the decoder from above (as importance-weighted autoencoders do, arXiv 1509.00519; it holds
-//! with any N, and tightens as N grows). A model trained by it is decoded by sampling: its latent vectors need not lie
-//! where one token is certain.
+//! latent vector and sampling the decoder from above (as importance-weighted autoencoders do, arXiv 1509.00519; it
+//! holds with any N, and tightens as N grows). A model trained by it is decoded by sampling: its latent vectors need
+//! not lie where one token is certain.
 //!
 //! The shares w_n are computed first, without gradient; then one weighted cross-entropy has the gradient. No tensor has
 //! a side of V.

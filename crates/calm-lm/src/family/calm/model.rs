@@ -88,23 +88,35 @@ impl Calm {
     }
 
     /// U32 ids `[B, S, K]` -> backbone inputs `[B, S, D]`.
+    ///
+    /// # Errors
+    /// Chunks of another size; on the CPU an id outside the vocabulary; what a GPU answers.
     pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
         let (b, s, _) = ids.dims3()?;
         self.input.forward(&self.embedding.forward(ids)?.reshape((b, s, ()))?)
     }
 
     /// Hidden states `[R, D]` of the predicting positions.
+    ///
+    /// # Errors
+    /// As [`Calm::embed`].
     pub fn hidden(&self, batch: &ChunkBatch) -> Result<Tensor> {
         let x = self.backbone.forward(&self.embed(&batch.ids)?, &batch.positions, &batch.segments)?;
         batch.pick(&x)
     }
 
     /// The frozen posterior of chunks `[R, K]`.
+    ///
+    /// # Errors
+    /// As [`Autoencoder::encode`].
     pub fn posterior(&self, chunks: &Tensor) -> Result<Posterior> {
         Ok(self.autoencoder.encode(chunks)?.detach())
     }
 
     /// Latents `[R, N, L]` -> tokens, row-major `[R, N, K]`.
+    ///
+    /// # Errors
+    /// As [`Autoencoder::decode`].
     pub fn decode(&self, latents: &Tensor) -> Result<Vec<u32>> {
         let (r, n, l) = latents.dims3()?;
         self.autoencoder.decode(&latents.reshape((r * n, l))?)?.flatten_all()?.to_vec1()
