@@ -517,7 +517,7 @@ mod tests {
         checkpoints.save(&state, &store, &opt, &BTreeMap::new()).unwrap();
         assert!(!dir.path().join("lm/step-3.damaged").exists());
         // The best.
-        flip(&checkpoints.path(2).join(MODEL), 200);
+        flip(&checkpoints.path(2).join(MODEL), 100);
         let said = checkpoints.settle().unwrap();
         assert!(said[0].contains("left out"), "{said:?}");
         let e = checkpoints.step(Which::Best).unwrap_err();
