@@ -157,7 +157,7 @@ fn a_damaged_checkpoint_is_set_aside_and_named_and_the_one_before_counts() {
     checkpoints.save(&state, &store, &opt, &BTreeMap::new()).unwrap();
     assert!(!dir.path().join("lm/step-3.damaged").exists());
     // The best.
-    flip(&checkpoints.path(2).join(MODEL), 200);
+    flip(&checkpoints.path(2).join(MODEL), 100);
     let said = checkpoints.settle().unwrap();
     assert!(said[0].contains("left out"), "{said:?}");
     let e = checkpoints.step(Which::Best).unwrap_err();

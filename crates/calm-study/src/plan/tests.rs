@@ -108,7 +108,7 @@ fn a_short_budget_does_not_end_inside_its_warm_up() {
 #[test]
 fn what_cannot_be_compared_is_refused() {
     let e = expand(&K.replace("config: base }", "config: base, set: { data.max_bytes: 5 } }"));
-    assert!(e.unwrap_err().to_string().contains("another data"));
+    assert!(e.unwrap_err().to_string().contains("another text"));
     let e = expand(&K.replace("context_tokens: 32", "context_tokens: 12")).unwrap_err();
     assert!(e.to_string().contains("whole chunks of 8"), "{e}");
 }
