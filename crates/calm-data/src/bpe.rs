@@ -37,7 +37,7 @@ pub enum Training {
 /// BOS, EOS and PAD. The same texts give the same tokenizer to the byte. `progress` is called on this thread.
 ///
 /// # Errors
-/// For a vocabulary that cannot hold the bytes and the special tokens; where no thread can be started.
+/// For a vocabulary that cannot hold the bytes and the special tokens.
 pub fn train(texts: &[&str], vocab_size: usize, progress: &mut dyn FnMut(Training)) -> Result<Tokenizer> {
     if vocab_size < SMALLEST_BPE {
         return Err(Error::Vocabulary { size: vocab_size, smallest: SMALLEST_BPE });
@@ -64,10 +64,7 @@ pub fn train(texts: &[&str], vocab_size: usize, progress: &mut dyn FnMut(Trainin
         Ok(words)
     };
     // A pool of its own: the caller, who may be one of few threads of the common pool, only watches.
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(rayon::current_num_threads())
-        .build()
-        .map_err(|e| Error::Tokenizer(e.to_string()))?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(rayon::current_num_threads()).build();
     let mut learn = || -> tokenizers::Result<BPE> {
         trainer.feed(texts.iter(), words)?;
         learning.store(true, Ordering::Relaxed);
@@ -75,10 +72,10 @@ pub fn train(texts: &[&str], vocab_size: usize, progress: &mut dyn FnMut(Trainin
         trainer.train(&mut model)?;
         Ok(model)
     };
-    let model = std::thread::scope(|scope| {
-        let work = std::thread::Builder::new()
-            .spawn_scoped(scope, || pool.install(&mut learn))
-            .map_err(|e| Error::Tokenizer(format!("no thread can be started ({e})")))?;
+    let failed = |e: tokenizers::Error| Error::Tokenizer(e.to_string());
+    let watched = std::thread::scope(|scope| {
+        let (pool, learn) = (pool.ok()?, &mut learn);
+        let work = std::thread::Builder::new().spawn_scoped(scope, move || pool.install(learn)).ok()?;
         while !work.is_finished() {
             progress(match learning.load(Ordering::Relaxed) {
                 true => Training::Learning,
@@ -86,10 +83,14 @@ pub fn train(texts: &[&str], vocab_size: usize, progress: &mut dyn FnMut(Trainin
             });
             std::thread::sleep(Duration::from_millis(20));
         }
-        work.join()
-            .map_err(|_| Error::Tokenizer("training stopped unexpectedly".into()))?
-            .map_err(|e| Error::Tokenizer(e.to_string()))
-    })?;
+        Some(work.join())
+    });
+    let model = match watched {
+        Some(done) => done.map_err(|_| Error::Tokenizer("training stopped unexpectedly".into()))?,
+        // A system that starts no more threads: it is learned here, and nobody watches.
+        None => learn(),
+    }
+    .map_err(failed)?;
     debug_assert!(model.get_vocab_size() <= vocab_size - 3);
     Tokenizer::from_pipeline(byte_pipeline(model)?)
 }

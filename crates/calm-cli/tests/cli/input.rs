@@ -137,10 +137,15 @@ fn a_system_without_threads_is_an_error_that_names_the_option() {
         fs::copy(&binary, &copy).unwrap();
         binary = copy;
     }
-    let limited = |extra: &str| -> crate::house::Done {
+    let work = folder.path().join("work");
+    fs::create_dir(&work).unwrap();
+    fs::set_permissions(&work, fs::Permissions::from_mode(0o777)).unwrap();
+    fs::write(work.join("text.txt"), crate::house::text(7)).unwrap();
+    fs::write(work.join("calm.yaml"), CALM).unwrap();
+    let limited = |line: &str| -> crate::house::Done {
         let mut command = std::process::Command::new("bash");
-        command.args(["-c", &format!("ulimit -u 1; exec \"$0\" config quickstart {extra}")]).arg(&binary);
-        command.current_dir("/").env("CALM_DEVICE", "cpu").env_remove("RUST_BACKTRACE");
+        command.args(["-c", &format!("ulimit -u 1; exec \"$0\" {line}")]).arg(&binary);
+        command.current_dir(&work).env("CALM_DEVICE", "cpu").env_remove("RUST_BACKTRACE");
         if administrator {
             command.uid(54_321).gid(54_321);
         }
@@ -152,12 +157,16 @@ fn a_system_without_threads_is_an_error_that_names_the_option() {
             }
         }
     };
-    let done = limited("--threads 3");
+    let done = limited("config quickstart --threads 3");
     assert_eq!(done.code, 1, "{}", done.err);
     assert!(done.err.contains("starts no 3 threads") && done.err.contains("--threads 1"), "{}", done.err);
     // And what it advises works.
-    let done = limited("--threads 1");
-    assert_eq!(done.code, 0, "{}", done.err);
+    for line in
+        ["config quickstart", "train -c calm.yaml --stage autoencoder --set train.autoencoder.steps=5"]
+    {
+        let done = limited(&format!("{line} --threads 1"));
+        assert_eq!(done.code, 0, "{}", done.err);
+    }
 }
 
 #[test]
