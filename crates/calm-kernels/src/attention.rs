@@ -9,7 +9,7 @@
 //! Blocks of queries at a time: a block's scores are two matrix products away from its output, and the
 //! backward pass computes them again from L, the only thing kept. One task a (row, key head, block) in
 //! the forward pass, one a (row, key head) in the backward pass, whose key gradients add up in a fixed
-//! order. (A little longer than other files: both passes and their blocks are one calculation.)
+//! order.
 
 use crate::attention_sizes::{AttentionSizes, Span, segment_spans};
 use crate::context::Operand;

@@ -8,8 +8,6 @@
 //! ∂/∂x_n = 2/(NM) Σ_m c(x_n − z_m) − 2/(N(N−1)) Σ_{k≠n} c(x_n − x_k),   c(d) = α ‖d‖^{α−2} d, c(0) = 0
 //! ```
 //!
-//! (A little longer than other files: loss and gradient are one calculation.)
-//!
 //! Targets are drawn a few at a time into a buffer that stays in the first-level cache, distances come
 //! from direct differences (no cancellation as in |x|² + |z|² − 2xz), and the gradient is computed with
 //! the loss while the differences are at hand: O(R·(N+1)·L) memory, never N·M·L. Distances are in the

@@ -24,6 +24,7 @@ pub mod reporter;
 mod reuse;
 mod rows;
 pub mod scoring;
+mod settle;
 pub mod step;
 pub mod task;
 pub mod training;

@@ -22,6 +22,7 @@ use crate::reporter::Reporter;
 use crate::reuse::{check_others, import_autoencoder, init_from};
 use crate::rows::Rows;
 use crate::scoring::{reconstruct_run, score_run};
+use crate::settle::settle;
 use crate::training::{Training, Validation};
 use calm_run::checkpoint::{Which, write_json};
 pub use calm_run::results::{BrierResults, ConditionCheck, Results};
@@ -134,19 +135,6 @@ fn work(
 /// A stop that came with the last step of a stage.
 fn goes_on(reporter: &dyn Reporter) -> Result<()> {
     if reporter.should_stop() { Err(Error::Stopped) } else { Ok(()) }
-}
-
-/// Puts the folder in order after processes that were killed in it. Who goes on with a run goes on from what is whole.
-fn settle(run: &Run, options: &TrainOptions, reporter: &mut dyn Reporter) -> Result<()> {
-    if options.resume {
-        for stage in Stage::ALL {
-            for said in run.checkpoints(stage).settle()? {
-                reporter.warn(&format!("{stage}: {said}"));
-            }
-        }
-    }
-    let swept = calm_files::settle(&run.folder, false);
-    swept.map(|_| ()).map_err(|e| Error::io("write", &run.folder, e))
 }
 
 /// Whether the run holds a language model that belongs to its autoencoder.
