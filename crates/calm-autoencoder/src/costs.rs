@@ -90,6 +90,11 @@ impl AutoencoderConfig {
             + (chunks * d + 2.0 * tokens * d) * on.activation
     }
 
+    /// The largest temporary of a backward pass through the blocks on `tokens` tokens.
+    pub fn blocks_temporary(&self, tokens: f64, on: Footing) -> f64 {
+        tokens * (4 * self.intermediate_size + 4 * self.hidden_size) as f64 * on.activation
+    }
+
     /// What a training step on `chunks` chunks holds.
     pub fn held(&self, chunk_size: usize, vocab: usize, chunks: f64, on: Footing) -> Held {
         let tokens = chunks * chunk_size as f64;
@@ -98,9 +103,8 @@ impl AutoencoderConfig {
         let decoder = self.decoder_bytes(chunk_size, chunks, on);
         let mut held = Held::default();
         held.keep(LAYERS, self.encoder_bytes(chunk_size, chunks, on) + latents + decoder);
-        on.cross_entropy(&mut held, vocab, self.hidden_size, tokens);
-        let widths = (4 * self.intermediate_size + 4 * self.hidden_size) as f64;
-        held.temporary(tokens * widths * on.activation);
+        on.cross_entropy(&mut held, vocab, self.hidden_size, tokens, true);
+        held.temporary(self.blocks_temporary(tokens, on));
         held
     }
 }

@@ -194,8 +194,10 @@ pub fn brier(model: &ModelConfig, r: &BrierResults) -> String {
 
 /// The bound on the cross-entropy of a model without probabilities.
 fn bound(r: &BoundResults) -> String {
-    let mut table = Table::new(&["draws", "nats/token", "bits/byte"])
-        .title(format!("upper bound on the cross-entropy, decoder sampled, floor {}", r.floor));
+    let mut table = Table::new(&["draws", "nats/token", "bits/byte"]).title(format!(
+        "upper bound on the cross-entropy\n(decoder sampled, {} of uniform tokens mixed in)",
+        r.floor
+    ));
     for p in &r.curve {
         let nats = match p.point.nats_se {
             Some(se) => format!("{:.4} ±{se:.4}", p.point.nats),

@@ -271,6 +271,16 @@ impl Places<'_> {
     }
 }
 
+/// Keys that older files write, and what they are called now.
+const RENAMED: [(&str, &str); 1] = [("init_std", "init")];
+
+/// Brings a key up to date; its older name.
+fn rename(key: &mut String) -> Option<&'static str> {
+    let (before, now) = RENAMED.iter().find(|(before, now)| key == before || key == now)?;
+    (*now).clone_into(key);
+    Some(before)
+}
+
 /// Puts `key.path=value` into the tree.
 fn apply(root: &mut Value, raw: &str) -> Result<KeyPath, Box<Report>> {
     let fail = |path: &str, message: String, hint: &str| {
@@ -303,6 +313,11 @@ fn apply(root: &mut Value, raw: &str) -> Result<KeyPath, Box<Report>> {
     if let Some(first) = findings.first() {
         return Err(fail(key, first.what.clone(), first.remedy.as_deref().unwrap_or_default()));
     }
+    // A key that has another name by now takes the other's place.
+    let renamed = match path.0.last_mut() {
+        Some(Step::Key(last)) => rename(last),
+        _ => None,
+    };
     // Down to the place, making blocks on the way.
     let mut node = root;
     for i in 0..path.0.len() {
@@ -318,6 +333,9 @@ fn apply(root: &mut Value, raw: &str) -> Result<KeyPath, Box<Report>> {
                     Step::Index(index) => index.to_string(),
                 };
                 path.0[i] = Step::Key(name.clone());
+                if let Some(before) = renamed.filter(|_| i + 1 == path.0.len()) {
+                    map.shift_remove(before);
+                }
                 map.entry(name).or_insert(Value::Null)
             }
             Value::Array(list) => {

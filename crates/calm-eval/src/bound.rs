@@ -33,7 +33,7 @@ pub struct BoundOptions {
     pub seed: u64,
 }
 
-/// The bound at every predicted chunk of these batches; None of a model without such draws. Noise is keyed by row and
+/// The bound at every predicted chunk of these batches; None of a model without such draws, or without any. Noise is keyed by row and
 /// position: it does not depend on the batches. `progress` hears the batches that are done.
 ///
 /// # Errors
@@ -45,6 +45,9 @@ pub fn bound(
     mut progress: impl FnMut(usize),
 ) -> Result<Option<BoundScores>> {
     let BoundOptions { samples, floor, seed } = options;
+    if samples == 0 {
+        return Ok(None);
+    }
     let request = DrawRequest { samples, steps: 1, seed, purpose: "bound" };
     let mut out = BoundScores { bound: Bound::new(samples, floor), predicted: BTreeMap::new() };
     for (i, batch) in batches.enumerate() {

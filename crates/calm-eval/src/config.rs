@@ -16,7 +16,7 @@ pub struct EvalConfig {
     pub chunks_per_document: Option<usize>,
     /// Draws per position of a CALM; all pairs are used.
     pub samples: usize,
-    /// Draws per position for the bound on the cross-entropy of a CALM whose decoder is sampled (0: no bound).
+    /// Draws per position for the bound on a CALM's cross-entropy with its decoder sampled (0: no bound).
     pub bound_samples: usize,
     /// Bootstrap replicates for standard errors.
     pub bootstrap: usize,

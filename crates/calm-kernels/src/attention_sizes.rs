@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor};
 /// Numbers a head may have in attention on a GPU.
 pub const GPU_HEAD_SIZES: [usize; 6] = [32, 48, 64, 96, 128, 160];
 
-/// AttentionSizes of one attention: B rows of T queries over U keys.
+/// Sizes of one attention: B rows of T queries over U keys.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AttentionSizes {
     pub(crate) batch: usize,

@@ -1,11 +1,13 @@
 //! Parameters and FLOPs by formula against the paper's table and the published checkpoints.
 
 use calm_autoencoder::AutoencoderConfig;
+use calm_lm::family::calm::LikelihoodConfig;
 use calm_lm::{
     BackboneConfig, BaselineConfig, CalmConfig, DiffusionConfig, EnergyConfig, FamilyConfig, FlowConfig,
     HeadSettings, Solver,
 };
 use calm_nn::costs::{Count, Flops, Parameters};
+use calm_nn::{Footing, Precision};
 
 const VOCAB: usize = 128_257;
 /// 250,000 steps of 2 million tokens.
@@ -37,6 +39,35 @@ fn parameters(config: &dyn FamilyConfig) -> Parameters {
 
 fn training(config: &dyn FamilyConfig) -> Flops {
     config.training_flops(VOCAB, CONTEXT)
+}
+
+#[test]
+fn a_likelihood_loss_costs_its_samples_and_leaves_out_what_nobody_looks_at() {
+    let with = |likelihood| CalmConfig { likelihood, ..calm(64, 128) };
+    let (weight, samples) = (1.0, 8);
+    let alone = training(&with(Some(LikelihoodConfig { weight, samples, head_weight: 0.0 })));
+    let beside = training(&with(Some(LikelihoodConfig { weight, samples, head_weight: 1.0 })));
+    let energy = training(&with(None));
+    let part =
+        |f: &Flops, name: &str| f.parts.iter().find(|(n, _)| *n == name).map_or(0.0, |(_, flops)| *flops);
+    assert_eq!(part(&alone, "encoding"), 0.0);
+    assert!(part(&beside, "encoding") > 0.0);
+    // The energy score draws 8 samples as well.
+    assert_eq!(part(&alone, "head"), part(&energy, "head"));
+    assert_eq!(part(&beside, "head"), 2.0 * part(&energy, "head"));
+    for name in ["decoder", "vocabulary"] {
+        assert!(part(&alone, name) > 0.0 && part(&alone, name) == part(&beside, name));
+    }
+    let held = |likelihood| {
+        let on = Footing::new(Precision::F32, false);
+        let held = with(likelihood).held(VOCAB, 1000.0, on, false);
+        (held.kept.iter().map(|(_, bytes)| bytes).sum::<f64>(), held.temporary)
+    };
+    let (few, many) = (
+        held(Some(LikelihoodConfig { weight, samples: 2, head_weight: 0.0 })),
+        held(Some(LikelihoodConfig { weight, samples: 16, head_weight: 0.0 })),
+    );
+    assert!(many.0 > few.0 && many.1 > 7.0 * few.1, "{few:?} {many:?}");
 }
 
 fn inference(config: &dyn FamilyConfig) -> Flops {

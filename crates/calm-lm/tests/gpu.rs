@@ -6,9 +6,10 @@
 mod common;
 
 use calm_autoencoder::{Autoencoder, AutoencoderConfig};
+use calm_lm::family::calm::LikelihoodConfig;
 use calm_lm::{
-    BackboneConfig, Baseline, BaselineConfig, Calm, CalmConfig, ChunkBatch, DiffusionConfig, DrawKey,
-    EnergyConfig, FlowConfig, HeadConfig, LanguageModel,
+    BackboneConfig, Baseline, BaselineConfig, Calm, CalmConfig, ChunkBatch, Decode, DiffusionConfig, DrawKey,
+    DrawRequest, Draws, EnergyConfig, FlowConfig, HeadConfig, LanguageModel,
 };
 use calm_nn::{AdamW, AdamWConfig, Destination, GradientBucket, Noise, ParamStore, Precision, RowId, device};
 use candle_core::{Device, Tensor};
@@ -58,16 +59,27 @@ fn autoencoder(device: &Device, precision: Precision) -> (ParamStore, Autoencode
 }
 
 fn calm(head: &HeadConfig, device: &Device, precision: Precision) -> (ParamStore, Calm) {
+    calm_with(head, None, device, precision)
+}
+
+fn calm_with(
+    head: &HeadConfig,
+    likelihood: Option<LikelihoodConfig>,
+    device: &Device,
+    precision: Precision,
+) -> (ParamStore, Calm) {
     let store = ParamStore::of_precision(device, precision, 2).unwrap();
-    let (_, ae) = autoencoder(device, precision);
+    let frozen = ParamStore::of_precision(device, precision, 1).unwrap().frozen();
+    let ae = Autoencoder::with_store(&frozen, &autoencoder_config(), K, VOCAB, SPECIAL.bos).unwrap();
+    frozen.prepare().unwrap();
     let (autoencoder, head) = (autoencoder_config(), head.clone());
     let config = CalmConfig {
         chunk_size: K,
         autoencoder,
         backbone: backbone(),
         head,
-        decode: Default::default(),
-        likelihood: None,
+        decode: if likelihood.is_some() { Decode::Sample } else { Decode::Argmax },
+        likelihood,
     };
     let model = Calm::new(&store, &config, ae, &text(32, false)).unwrap();
     store.prepare().unwrap();
@@ -198,6 +210,27 @@ fn train_calm(
 #[test]
 fn calm_learns_on_a_gpu_as_on_the_cpu() {
     compare("energy head", |device, precision| train_calm(&energy(), device, precision, false));
+}
+
+/// The likelihood loss through the frozen decoder; draws of the trained model are sampled from its softmax.
+#[test]
+fn the_likelihood_is_learnt_on_a_gpu_as_on_the_cpu() {
+    compare("likelihood", |device, precision| {
+        let likelihood = LikelihoodConfig { weight: 1.0, samples: 3, head_weight: 0.3 };
+        let (store, model) = calm_with(&energy(), Some(likelihood), device, precision);
+        let batch = batch(K, store.context());
+        let trained = train(&store, |step| {
+            let noise = Noise::Keyed { seed: 1, purpose: "t", step, rows: &batch.rows };
+            let loss = model.loss(&batch, &noise).unwrap();
+            (loss.sum / loss.targets as f64).unwrap()
+        });
+        let request = DrawRequest { samples: 2, steps: 1, seed: 1, purpose: "t" };
+        let Draws::Sampled(draws) = model.draw(&batch, &request).unwrap() else { panic!("a black box") };
+        assert!(draws.tokens.iter().all(|t| (*t as usize) < VOCAB));
+        let decoded = model.decoded_log_probabilities(&batch, &request).unwrap().unwrap();
+        assert!(decoded.log_p.iter().all(|p| *p < 0.0 && p.is_finite()));
+        trained
+    });
 }
 
 #[test]

@@ -49,8 +49,9 @@ impl Footing {
 
     /// Cross-entropy of `rows` hidden states of `width` over `vocab` tokens: the gradients of both inputs wait
     /// inside.
-    pub fn cross_entropy(&self, held: &mut Held, vocab: usize, width: usize, rows: f64) {
-        let table = (vocab * width) as f64;
+    /// A frozen table has no gradient.
+    pub fn cross_entropy(&self, held: &mut Held, vocab: usize, width: usize, rows: f64, trained: bool) {
+        let table = if trained { (vocab * width) as f64 } else { 0.0 };
         held.keep(VOCABULARY, rows * width as f64 * self.activation + 4.0 * table);
         held.temporary(self.logits(vocab, rows));
     }

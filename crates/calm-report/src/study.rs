@@ -194,7 +194,8 @@ pub struct SeedRun {
     pub samples: Vec<Sample>,
 }
 
-/// An upper bound on the cross-entropy of drawing a latent vector and sampling the decoder.
+/// An upper bound on the cross-entropy of drawing a latent vector and sampling the decoder, with a share of uniform
+/// tokens mixed in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Bound {
     /// Draws.

@@ -38,7 +38,8 @@ pub struct ConditionCheck {
     pub loss_exchanged: f64,
 }
 
-/// An upper bound on the cross-entropy of drawing a latent vector and sampling the decoder.
+/// An upper bound on the cross-entropy of drawing a latent vector and sampling the decoder, with a share of uniform
+/// tokens mixed in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BoundResults {
     /// By number of draws, ascending.

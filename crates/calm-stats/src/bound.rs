@@ -95,6 +95,7 @@ pub struct Bound {
 impl Bound {
     /// For chunks with `samples` draws each: at the [`SIZES`] up to it, and at itself.
     pub fn new(samples: usize, floor: Floor) -> Self {
+        let samples = samples.max(1);
         let mut sizes: Vec<usize> = SIZES.into_iter().filter(|n| *n < samples).collect();
         sizes.push(samples);
         Self { sizes, floor, documents: BTreeMap::new() }

@@ -182,7 +182,8 @@ fn run_key(run: &Run, protocol: &Protocol, score: &ScoreConfig) -> Result<String
         score;
     let how =
         json!([documents, samples, reference_documents, draws, prompt_tokens, bound_samples, SAMPLE_TOKENS]);
-    Ok(hash(&json!([VERSION, weights, protocol, how])))
+    // The decoding changes draws, not weights.
+    Ok(hash(&json!([VERSION, weights, protocol, how, run.config.model.decode()])))
 }
 
 fn keep<T: Serialize>(run: &Run, what: &str, key: String, scores: T) -> Result<()> {

@@ -109,7 +109,11 @@ impl<'a> Scorer<'a> {
             bits_per_byte: scores
                 .cross_entropy
                 .and_then(|(nats, _)| self.bits_per_byte(nats, &scores.predicted)),
-            bound: self.bound(view.batches(rows), total, eval, reporter)?,
+            // A chunk of a block belongs to several documents.
+            bound: match protocol {
+                Protocol::Aligned { .. } => self.bound(view.batches(rows), total, eval, reporter)?,
+                Protocol::Reference { .. } => None,
+            },
             step: self.step,
             corpus_hash: self.run.record()?.map(|r| r.corpus_hash).unwrap_or_default(),
             text_hash: held_out.data_hash(),
@@ -164,6 +168,12 @@ impl Scorer<'_> {
             bits_per_byte: self.bits_per_byte(point.nats * tokens as f64, &found.predicted),
         };
         let curve: Vec<BoundPoint> = found.bound.curve().into_iter().map(at).collect();
+        if curve.iter().any(|p| !p.point.nats.is_finite()) {
+            return Err(Error::user(
+                format!("{}: the bound on the cross-entropy is not finite", self.run.folder.display()),
+                "its weights are too large to compute with; --set eval.bound_samples=0 leaves the bound out",
+            ));
+        }
         Ok((!curve.is_empty()).then_some(BoundResults { curve, floor: FLOOR, tokens }))
     }
 

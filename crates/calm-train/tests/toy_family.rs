@@ -96,7 +96,7 @@ impl FamilyConfig for BigramConfig {
 
     fn held(&self, vocab: usize, positions: f64, on: Footing, _: bool) -> Held {
         let mut held = Held::default();
-        on.cross_entropy(&mut held, vocab, self.width, positions);
+        on.cross_entropy(&mut held, vocab, self.width, positions, true);
         held
     }
 }

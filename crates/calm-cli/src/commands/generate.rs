@@ -56,11 +56,13 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
         DrawKind::Sampled => run.config.model.decode() == Some(Decode::Sample) && asked.is_none(),
     };
     if !probabilities {
-        if args.top_p < 1.0 {
-            bail!(Hinted::new(
-                format!("{title} has no probabilities to cut with --top-p"),
-                "use --temperature"
-            ));
+        if args.top_p != 1.0 {
+            let remedy = match (asked, run.config.model.decode()) {
+                (Some(option), Some(Decode::Sample)) => format!("leave {option} away: it draws whole chunks"),
+                (_, Some(_)) => "add --decode sample, or use --temperature".to_owned(),
+                _ => "use --temperature".to_owned(),
+            };
+            bail!(Hinted::new(format!("--top-p {}: {title} draws whole chunks here", args.top_p), remedy));
         }
         let decoding = decoding(title, args)?;
         let model = models::load_lm(&run, which, &tokenizer, &device)?;

@@ -17,7 +17,9 @@ fn a_trained_calm_is_decoded_by_sampling_where_it_is_asked_for() {
     // Temperature and top-p work on the softmax; a sampler of black boxes works too, if it is named.
     generate(&["--decode", "sample", "--temperature", "2", "--top-p", "0.9"]);
     generate(&["--decode", "sample", "--temperature", "0.5", "--sampler", "batch", "--draws", "20"]);
-    house.refuses(&["generate", "--run", "runs/calm", "--top-p", "0.9"], &["--top-p", "--temperature"]);
+    house.refuses(&["generate", "--run", "runs/calm", "--top-p", "0.9"], &["--top-p", "--decode sample"]);
+    let both = ["generate", "--run", "runs/calm", "--decode", "sample", "--draws", "20", "--top-p", "0.9"];
+    house.refuses(&both, &["--top-p", "leave --draws away"]);
     house.refuses(&["generate", "--run", "runs/baseline", "--decode", "sample"], &["--decode", "leave"]);
 }
 
@@ -41,5 +43,18 @@ fn scores_carry_their_decoding_and_the_bound() {
         house.run(&["eval", "brierlm", "--run", "runs/calm", "--documents", "3", "--decode", "sample"]);
     for text in ["sampled", "upper bound on the cross-entropy", "draws"] {
         assert!(table.out.contains(text), "{text}: {}", table.out);
+    }
+}
+
+/// Runs and commands of version 0.1 name the initial spread otherwise.
+#[test]
+fn the_older_name_of_the_initial_spread_takes_the_place_of_the_newer() {
+    let house = trained();
+    for (set, is) in [("init_std=0.1", "normal: 0.1"), ("init=fan_in", "fan_in")] {
+        let set = format!("model.baseline.backbone.{set}");
+        let done = house.run(&["config", "baseline.yaml", "--set", &set]);
+        assert_eq!(done.code, 0, "{}", done.err);
+        let normal = done.out.contains("normal: 0.1\n");
+        assert!(normal == (is == "normal: 0.1") && !done.out.contains("init_std"), "{}", done.out);
     }
 }

@@ -24,7 +24,7 @@ pub(super) struct Span {
 // SAFETY: two numbers without padding, in C's layout.
 unsafe impl DeviceRepr for Span {}
 
-/// AttentionSizes of one attention as the kernels have them.
+/// Sizes of one attention as the kernels have them.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(super) struct DeviceSizes {

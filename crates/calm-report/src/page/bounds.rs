@@ -64,7 +64,7 @@ pub fn section(study: &Study) -> Result<Option<Section>, ReportError> {
         "A model that draws latent vectors has no likelihood, but drawing one and sampling the decoder's softmax is a "
         "distribution over chunks. With N draws, "
         (format!("−ln[(1 − {floor}) · 1/N Σ p(chunk | draw) + {floor} · uniform]"))
-        " bounds its cross-entropy from above, the closer the more draws. Level lines are models with probabilities, "
+        " bounds from above the cross-entropy of the model with such a share of uniform tokens mixed in, the closer the more draws. Level lines are models with probabilities, "
         "whose cross-entropy is exact. Bars are ± one standard error over seeds (one seed: over documents)."
     };
     let body = figure(&legend(all_variants(study))?, &[Chart { description, x, y, marks }], &caption)?;

@@ -81,7 +81,7 @@ impl FamilyConfig for BaselineConfig {
 
     fn held(&self, vocab: usize, positions: f64, on: Footing, recompute: bool) -> Held {
         let mut held = self.backbone.held(positions, on, recompute);
-        on.cross_entropy(&mut held, vocab, self.backbone.hidden_size, positions);
+        on.cross_entropy(&mut held, vocab, self.backbone.hidden_size, positions, true);
         held
     }
 

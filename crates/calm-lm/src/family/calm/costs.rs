@@ -37,13 +37,15 @@ fn input_flops(c: &CalmConfig) -> f64 {
 pub(super) fn training_flops(c: &CalmConfig, vocab: usize, context: usize) -> Flops {
     let k = c.chunk_size as f64;
     let pass = c.head.pass_flops(&c.backbone, c.latent_size());
+    let own = c.likelihood.is_none_or(|l| l.head_weight > 0.0);
+    // Only the head's own loss looks at the posterior.
+    let encoding = if own { c.autoencoder.encode_flops(c.chunk_size) / k } else { 0.0 };
     let mut parts = vec![
-        ("encoding", c.autoencoder.encode_flops(c.chunk_size) / k),
+        ("encoding", encoding),
         ("input", 3.0 * input_flops(c) / k),
         ("backbone", 3.0 * c.backbone.matrix_flops() / k),
         ("attention", 3.0 * c.backbone.attention_flops(context) / k),
     ];
-    let own = c.likelihood.is_none_or(|l| l.head_weight > 0.0);
     let mut passes = if own { c.head.training_passes() } else { 0 };
     if let Some(l) = c.likelihood {
         passes += l.samples;
@@ -80,16 +82,23 @@ pub(super) fn held(c: &CalmConfig, vocab: usize, positions: f64, on: Footing, re
     held.keep(INPUT, positions * (k * d + 2.0 * d + 2.0 * d + d) * on.activation);
     let head = c.head.held(&c.backbone, c.latent_size(), positions, on);
     let kept: f64 = head.kept.iter().map(|(_, bytes)| bytes).sum();
-    held.temporary(head.temporary);
-    held.kept.extend(head.kept);
+    let own = c.likelihood.is_none_or(|l| l.head_weight > 0.0);
+    if own {
+        held.temporary(head.temporary);
+        held.kept.extend(head.kept);
+    }
     if let Some(l) = c.likelihood {
         let samples = l.samples as f64;
         // The head's own passes are counted by its settings; these are as many more.
         let more = samples / c.head.training_passes().max(1) as f64;
         held.keep(DECODER, kept * more + c.autoencoder.decoder_bytes(c.chunk_size, positions * samples, on));
-        on.cross_entropy(&mut held, vocab, c.autoencoder.hidden_size, positions * samples * k);
+        held.temporary(head.temporary * more);
+        held.temporary(c.autoencoder.blocks_temporary(positions * samples * k, on));
+        on.cross_entropy(&mut held, vocab, c.autoencoder.hidden_size, positions * samples * k, false);
     }
-    // The frozen encoder runs when the backbone has, before the head.
-    held.temporary(c.autoencoder.encoder_bytes(c.chunk_size, positions, on) - kept);
+    if own {
+        // The frozen encoder runs when the backbone has, before the head.
+        held.temporary(c.autoencoder.encoder_bytes(c.chunk_size, positions, on) - kept);
+    }
     held
 }

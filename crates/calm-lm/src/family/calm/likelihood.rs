@@ -1,10 +1,10 @@
 //! The likelihood of the next chunk through the frozen decoder, as a loss.
 //!
 //! ```text
-//! loss = −1/K ln [ 1/N Σ_n Π_k p_dec(x_k | ẑ_n) ],   ẑ_n = head(hidden, noise_n)        nats a token
+//! loss = −1/K ln [ 1/N Σ_n Π_k p_dec(x_k | ẑ_n) ],   ẑ_n = head(hidden, noise_n)   nats a position
 //! ∂loss/∂ẑ_n = −w_n/K Σ_k ∂ ln p_dec(x_k | ẑ_n)/∂ẑ_n,   w_n = Π_k p_dec(x_k | ẑ_n) / Σ_m Π_k p_dec(x_k | ẑ_m)
 //! ```
-//! The product runs over the tokens up to EOS. In expectation over the noise this bounds the cross-entropy of drawing a
+//! The product runs over the tokens up to EOS, the mean over all K positions. In expectation over the noise this bounds the cross-entropy of drawing a
 //! latent vector and sampling the decoder from above (as importance-weighted autoencoders do, arXiv 1509.00519; it
 //! holds with any N, and tightens as N grows). A model trained by it is decoded by sampling: its latent vectors need
 //! not lie where one token is certain.

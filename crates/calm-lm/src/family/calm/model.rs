@@ -328,13 +328,17 @@ impl LanguageModel for Calm {
                 self.head.sample(&hidden.narrow(0, at, n)?.contiguous()?, samples, &noise)?.detach();
             let l = latents.dim(2)?;
             let chunks = targets.narrow(0, at, n)?.unsqueeze(1)?.repeat((1, samples, 1))?;
-            let (nats, _) = self
-                .autoencoder
-                .score(&latents.reshape((n * samples, l))?, &chunks.reshape((n * samples, k))?)?;
-            let nats: Vec<f32> = nats.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-            for (i, nats) in nats.chunks_exact(k).enumerate() {
-                let length = out.tokens[at + i / samples];
-                out.log_p.push(-nats[..length].iter().map(|x| f64::from(*x)).sum::<f64>());
+            let (latents, chunks) = (latents.reshape((n * samples, l))?, chunks.reshape((n * samples, k))?);
+            // Many samples of one row are decoded in pieces too.
+            for from in (0..n * samples).step_by(DRAWN) {
+                let some = DRAWN.min(n * samples - from);
+                let piece = |t: &Tensor| t.narrow(0, from, some)?.contiguous();
+                let (nats, _) = self.autoencoder.score(&piece(&latents)?, &piece(&chunks)?)?;
+                let nats: Vec<f32> = nats.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+                for (i, nats) in nats.chunks_exact(k).enumerate() {
+                    let length = out.tokens[at + (from + i) / samples];
+                    out.log_p.push(-nats[..length].iter().map(|x| f64::from(*x)).sum::<f64>());
+                }
             }
         }
         Ok(Some(out))

@@ -49,5 +49,9 @@ pub(super) fn write(c: &CalmConfig) -> Option<ConfigJson> {
     json.keys.extend(backbone);
     json.keys.extend(object(json!({ "patch_size": c.chunk_size, "latent_size": c.latent_size() })));
     json.constants.extend(constants);
+    if c.decode == Decode::Sample {
+        json.notes
+            .push("decode: sample is not exported: the reference takes the most probable tokens".into());
+    }
     Some(json)
 }
