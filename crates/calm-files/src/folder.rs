@@ -18,7 +18,8 @@ use crate::disk::{self, parent, with_ending};
 pub(crate) const PARTIAL: &str = ".partial";
 const OLD: &str = ".replaced";
 const GONE: &str = ".gone";
-const DAMAGED: &str = ".damaged";
+/// How the name of what [`set_aside`] set aside ends.
+pub const DAMAGED: &str = ".damaged";
 
 /// Writes a folder: `fill` puts its files into the folder that it is given, by way of this crate. At no moment is
 /// there neither the old folder nor the new one (see [`whole_folder`] and [`settle`]).

@@ -8,7 +8,7 @@ mod sum;
 mod write;
 
 pub use disk::{create_folder, sync_folder};
-pub use folder::{remove, set_aside, settle, sweep, whole_folder, write_folder};
+pub use folder::{DAMAGED, remove, set_aside, settle, sweep, whole_folder, write_folder};
 pub use log::Log;
 pub use sum::Sum;
 pub use write::{Writer, copy, write, write_bytes};

@@ -1,6 +1,7 @@
 //! Files of a run that are read again, with a checksum inside: a byte that changed on the disk is noticed.
 //!
-//! JSON gets a last key `checksum`, YAML a last comment `# checksum: ...`: the BLAKE3 of all that stands before it.
+//! JSON gets a last key `checksum`, the BLAKE3 of all that stands before it; YAML, which could be cut anywhere unnoticed,
+//! a first comment `# checksum: ...`, that of all that stands after it.
 //! Files without one (of version 0.1, or written by hand) are read as they are.
 
 use std::fs;
@@ -84,9 +85,7 @@ pub fn write_text(path: &Path, text: &str) -> Result<()> {
 /// # Errors
 /// The file cannot be written.
 pub fn write_config(path: &Path, yaml: &str) -> Result<()> {
-    let end = if yaml.ends_with('\n') { "" } else { "\n" };
-    let body = format!("{yaml}{end}");
-    write_text(path, &format!("{body}{IN_YAML}{}\n", Sum::of(body.as_bytes()).blake3))
+    write_text(path, &format!("{IN_YAML}{}\n{yaml}", Sum::of(yaml.as_bytes()).blake3))
 }
 
 /// Reads what [`write_config`] wrote.
@@ -95,14 +94,13 @@ pub fn write_config(path: &Path, yaml: &str) -> Result<()> {
 /// It cannot be read, or differs from its checksum.
 pub fn read_config(path: &Path) -> Result<ConfigText> {
     let bytes = fs::read(path).map_err(|e| Error::io("read", path, e))?;
-    let marker = IN_YAML.as_bytes();
-    if let Some(at) = bytes.windows(marker.len()).rposition(|w| w == marker) {
-        let (body, rest) = (&bytes[..at], &bytes[at + marker.len()..]);
-        let same = rest.strip_suffix(b"\n") == Some(Sum::of(body).blake3.as_bytes());
-        if !same || !body.ends_with(b"\n") {
+    if let Some(rest) = bytes.strip_prefix(IN_YAML.as_bytes()) {
+        let mut parts = rest.splitn(2, |byte| *byte == b'\n');
+        let (sum, body) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        if Sum::of(body).blake3.as_bytes() != sum {
             return Err(Error::user(
                 format!("{} is damaged: {DIFFERS}", path.display()),
-                "restore the file, or take out its last line if the change is yours",
+                "restore the file, or take out its first line if the change is yours",
             ));
         }
     }
@@ -158,14 +156,22 @@ mod tests {
         write_config(&path, "seed: 1\nsteps: 20").unwrap();
         read_config(&path).unwrap();
         let whole = fs::read(&path).unwrap();
-        for at in 0..17 {
+        let body = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        for at in body - 20..whole.len() {
             let mut bytes = whole.clone();
             bytes[at] ^= 1;
             fs::write(&path, &bytes).unwrap();
             let e = read_config(&path).unwrap_err();
-            assert!(e.to_string().contains("is damaged") && e.remedy().unwrap().contains("last line"), "{e}");
+            assert!(
+                e.to_string().contains("is damaged") && e.remedy().unwrap().contains("first line"),
+                "{e}"
+            );
         }
-        fs::write(&path, &whole[..17]).unwrap();
+        for cut in body..whole.len() {
+            fs::write(&path, &whole[..cut]).unwrap();
+            assert!(read_config(&path).is_err(), "cut at {cut}");
+        }
+        fs::write(&path, &whole[body..]).unwrap();
         read_config(&path).unwrap();
     }
 }

@@ -330,7 +330,7 @@ impl Checkpoints {
             },
         )?;
         // What is left over may be removed with the next one as well.
-        let _ = self.clear(state).and_then(|()| self.sweep(true));
+        let _ = self.clear(state).and_then(|()| self.sweep(Some(state.step)));
         Ok(())
     }
 
@@ -341,7 +341,7 @@ impl Checkpoints {
     /// One cannot be removed.
     pub fn clear(&self, state: &StageState) -> std::io::Result<()> {
         let before: Vec<u64> = self.steps().into_iter().filter(|step| *step < state.step).collect();
-        let best = state.best.map(|best| best.step).filter(|best| *best != state.step);
+        let best = state.best.map(|best| best.step).filter(|best| before.contains(best));
         let second = best.or_else(|| before.last().copied());
         for step in before {
             if Some(step) != second && Some(step) != state.keep {
@@ -376,18 +376,29 @@ impl Checkpoints {
         }
     }
 
-    /// Removes what killed processes left. Versions before this one began to remove a checkpoint under its own name.
-    fn sweep(&self, damaged: bool) -> std::io::Result<()> {
-        calm_files::settle(&self.folder, damaged)?;
-        let Ok(entries) = fs::read_dir(&self.folder) else { return Ok(()) };
-        for path in entries.flatten().map(|e| e.path()) {
+    /// Removes what killed processes left, and what was set aside as damaged up to a step that is there whole by now.
+    /// Weights without their state are set aside. (Versions before this one began to remove a checkpoint under its own
+    /// name.) Returns what was set aside.
+    fn sweep(&self, until: Option<u64>) -> std::io::Result<Vec<PathBuf>> {
+        calm_files::settle(&self.folder, false)?;
+        let Ok(entries) = fs::read_dir(&self.folder) else { return Ok(Vec::new()) };
+        let mut aside = Vec::new();
+        for path in entries.flatten().map(|e| e.path()).filter(|path| path.is_dir()) {
             let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            let of_step = name.strip_prefix("step-").is_some_and(|step| step.parse::<u64>().is_ok());
-            if of_step && path.is_dir() && !path.join(STATE).exists() {
+            let Some(name) = name.strip_prefix("step-") else { continue };
+            if name.parse::<u64>().is_ok() && !path.join(STATE).exists() {
+                if path.join(MODEL).exists() {
+                    aside.push(calm_files::set_aside(&path)?);
+                } else {
+                    calm_files::remove(&path)?;
+                }
+            } else if let Some(Ok(step)) = name.strip_suffix(calm_files::DAMAGED).map(str::parse::<u64>)
+                && until.is_some_and(|until| step <= until)
+            {
                 calm_files::remove(&path)?;
             }
         }
-        Ok(())
+        Ok(aside)
     }
 
     /// Whether a checkpoint is what was written, to the byte; one of version 0.1 is believed.
@@ -413,8 +424,17 @@ impl Checkpoints {
     /// # Errors
     /// All checkpoints are damaged; nothing is touched then. Or the file system says no.
     pub fn settle(&self) -> Result<Vec<String>> {
-        self.sweep(false).map_err(|e| Error::io("write", &self.folder, e))?;
+        let aside = self.sweep(None).map_err(|e| Error::io("write", &self.folder, e))?;
         let steps = self.steps();
+        if let (Some(path), true) = (aside.first(), steps.is_empty()) {
+            return Err(Error::user(
+                format!(
+                    "{} has weights without their {STATE}, and there is no other checkpoint",
+                    path.display()
+                ),
+                "restore the file and the folder's name, or begin the stage anew with --restart",
+            ));
+        }
         let mut damaged = Vec::new();
         let mut whole = None;
         for step in steps.iter().rev() {
@@ -422,6 +442,8 @@ impl Checkpoints {
                 Ok(()) => {
                     whole.get_or_insert(*step);
                 }
+                // A file system that does not answer says nothing about what was written.
+                Err(e) if !e.is_damage() => return Err(e),
                 Err(e) => damaged.push((*step, e.to_string())),
             }
         }
@@ -432,15 +454,29 @@ impl Checkpoints {
                 "restore the file, or begin the stage anew with --restart",
             ));
         };
-        let mut said = Vec::new();
+        let without_state =
+            |path: PathBuf| format!("weights without their {STATE} are {} now", path.display());
+        let mut said: Vec<String> = aside.into_iter().map(without_state).collect();
         for (step, why) in damaged {
             let path = self.path(step);
             let aside = calm_files::set_aside(&path).map_err(|e| Error::io("write", &path, e))?;
             let then = if step > whole { format!("going back to step {whole}") } else { "left out".into() };
             said.push(format!("{why}; {then} (the damaged checkpoint is {})", aside.display()));
         }
-        // A process may have ended before it removed the checkpoints that its last one made needless.
-        self.clear(&self.state(whole)?).map_err(|e| Error::io("write", &self.folder, e))?;
+        let mut saved = self.saved(whole)?;
+        let steps = self.steps();
+        if let Some(best) = saved.state.best.filter(|best| !steps.contains(&best.step)) {
+            saved.state.best = None;
+            write_json(&self.path(whole).join(STATE), &saved)?;
+            said.push(format!(
+                "the best checkpoint, step {}, is gone: step {whole} counts in its place",
+                best.step
+            ));
+        }
+        // A process may have ended before it removed the checkpoints that its last one made needless. The one before
+        // stays until a step from the last one has been seen.
+        saved.state.keep = steps.iter().copied().rev().find(|step| *step < whole);
+        self.clear(&saved.state).map_err(|e| Error::io("write", &self.folder, e))?;
         Ok(said)
     }
 }

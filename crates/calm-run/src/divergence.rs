@@ -76,7 +76,8 @@ impl Average {
         self.count = self.count.saturating_add(1);
         // At first the plain mean: the first step does not weigh more than others.
         let a = (1.0 / self.count as f32).max(2.0 / (window as f32 + 1.0));
-        let d = x - self.mean;
+        // Beyond this a square has no 32 bits, and a file no infinity.
+        let d = x.clamp(-1e15, 1e15) - self.mean;
         self.mean += a * d;
         self.variance = (1.0 - a) * (self.variance + a * d * d);
     }

@@ -97,6 +97,15 @@ impl Error {
         Self::Io { verb, path: path.to_owned(), source }
     }
 
+    /// Whether it says that a file is not what was written: not that the file system did not answer.
+    pub fn is_damage(&self) -> bool {
+        use std::io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
+        match self {
+            Self::Io { source, .. } => matches!(source.kind(), InvalidData | NotFound | UnexpectedEof),
+            _ => true,
+        }
+    }
+
     /// Whether somebody asked for it: no failure.
     pub fn is_stop(&self) -> bool {
         matches!(self, Self::Interrupted { .. } | Self::Stopped)

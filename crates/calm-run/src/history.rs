@@ -32,7 +32,8 @@ impl Run {
             let mut config: Resolved<RunConfig> = load(ConfigText::read(&self.folder.join(CONFIG))?, &[])?;
             let first = config.value.train.stage(stage).cloned();
             segments.extend(first.map(|config| Segment { after: 0, config }));
-            for entry in changed.iter().filter(|entry| !entry.changes.is_empty()) {
+            // Also of commands that changed nothing: one may have begun a stage anew.
+            for entry in &changed {
                 config = after(config, entry.changes.iter())?;
                 let from = entry.after.get(&stage).copied().unwrap_or_default();
                 // Steps that a killed command had trained beyond its last checkpoint were trained again.

@@ -80,7 +80,7 @@ impl Lock {
         patience: Patience,
         host: &str,
     ) -> Result<Self> {
-        std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+        calm_files::create_folder(folder).map_err(|e| Error::io("create", folder, e))?;
         let path = folder.join(LOCK);
         let open = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
         let mut file = open.map_err(|e| Error::io("write", &path, e))?;
@@ -126,7 +126,7 @@ impl Lock {
     pub fn holder(folder: &Path) -> Option<Option<Owner>> {
         let path = folder.join(LOCK);
         let file = OpenOptions::new().read(true).write(true).open(&path).ok()?;
-        matches!(file.try_lock(), Err(TryLockError::WouldBlock)).then(|| read_owner(&path))
+        matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)).then(|| read_owner(&path))
     }
 }
 

@@ -58,6 +58,12 @@ impl Resumption {
         // Before the data were ready nothing has come of a run: a wrong path may be put right.
         let begun = folder.join(RECORD).is_file() || has_weights(folder);
         let whole = begin == Begin::Restart(None);
+        if !there && begun && !whole {
+            return Err(Error::user(
+                format!("{} holds a run without its {CONFIG}", folder.display()),
+                format!("restore {CONFIG}; --restart throws the run away, --out FOLDER leaves it alone"),
+            ));
+        }
         let fresh = !there || !begun || whole;
         let mut changes = Vec::new();
         if !fresh {
@@ -72,7 +78,7 @@ impl Resumption {
         }
         // Only of a run: another folder's contents are not ours to throw away.
         let (anew, parts): (Vec<Stage>, &[&str]) = match begin {
-            Begin::Restart(stage) if there => match stage {
+            Begin::Restart(stage) if there || begun => match stage {
                 None => (
                     Stage::ALL.to_vec(),
                     &["autoencoder", "lm", "tensorboard", SUM, "metrics.jsonl", RESULTS, RECORD, ORIGIN],
@@ -127,6 +133,11 @@ impl Resumption {
     /// A damaged checkpoint.
     pub fn latest(&self, stage: Stage) -> Result<Option<StageState>> {
         if self.anew.contains(&stage) { Ok(None) } else { self.run.checkpoints(stage).latest() }
+    }
+
+    /// Settings that will have changed.
+    pub fn changes(&self) -> &[Change] {
+        &self.changes
     }
 
     /// Settings of the text or tokenizer that will have changed: allowed if both stay the same ones.

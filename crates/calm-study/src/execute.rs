@@ -11,7 +11,7 @@ use calm_run::config::RunConfig;
 use calm_run::run::CONFIG;
 use calm_run::{Begin, Error, Result, Resumption, Run, Stage};
 
-use crate::plan::{Ablation, SharedAutoencoder};
+use crate::plan::{Ablation, PLAN, SharedAutoencoder};
 use crate::settings::autoencoder_key;
 
 /// File of an ablation's folder with the runs that failed and why; gone when all are well.
@@ -100,7 +100,8 @@ pub fn prepare(ablation: &Ablation, corpus: &Corpus) -> Result<()> {
     // What a process left that was killed while it scored.
     let folders =
         ablation.autoencoders.iter().map(|a| &a.folder).chain(ablation.runs.iter().map(|r| &r.folder));
-    for folder in folders.chain([&ablation.folder]) {
+    let ours = |folder: &&std::path::PathBuf| [CONFIG, PLAN].iter().any(|name| folder.join(name).is_file());
+    for folder in folders.chain([&ablation.folder]).filter(ours) {
         calm_files::settle(folder, false).map_err(|e| Error::io("write", folder, e))?;
     }
     for autoencoder in ablation.autoencoders.iter().filter(|a| !a.folder.join(CONFIG).is_file()) {

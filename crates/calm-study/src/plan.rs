@@ -24,7 +24,7 @@ pub type Find<'a> = &'a dyn Fn(&str) -> std::result::Result<ConfigText, ConfigEr
 /// File of an ablation's folder with what was asked for.
 pub const ABLATION: &str = "ablation.yaml";
 /// File of an ablation's folder with the runs it has.
-const PLAN: &str = "plan.json";
+pub(crate) const PLAN: &str = "plan.json";
 /// Folder of the autoencoders in an ablation's folder.
 const AUTOENCODERS: &str = "autoencoders";
 

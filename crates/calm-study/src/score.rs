@@ -105,7 +105,14 @@ pub fn score(
             continue;
         }
         let run = Run { folder: planned.folder.clone(), config: planned.config.value.clone() };
-        let key = run_key(&run, &protocol, &ablation.config.score)?;
+        let key = match run_key(&run, &protocol, &ablation.config.score) {
+            Ok(key) => key,
+            Err(e) => {
+                reporter.warn(&format!("{} cannot be scored: {e}", planned.name));
+                failures.insert(planned.name.clone(), format!("it was trained, but cannot be scored: {e}"));
+                continue;
+            }
+        };
         if read::<RunScores>(&file(&run, SCORES, &key), &key).is_some() {
             continue;
         }

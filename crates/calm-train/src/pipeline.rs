@@ -189,7 +189,7 @@ fn check(resumption: &Resumption, options: &TrainOptions) -> Result<()> {
                     "train it first (--stage autoencoder), or take that of another run with --autoencoder RUN",
                 ));
             }
-            Some(s) if s.step < steps && !s.finished => {
+            Some(s) if s.step < steps && !s.finished && !stands(resumption)? => {
                 return Err(Error::user(
                     format!(
                         "the autoencoder of {} stopped at step {} of {steps}",
@@ -297,9 +297,18 @@ enum Found {
 fn found(resumption: &Resumption, stage: Stage, steps: u64) -> Result<Found> {
     Ok(match resumption.latest(stage)? {
         None => Found::Nothing,
-        Some(s) if s.step >= steps => Found::Finished(s.step),
+        Some(s) if s.step >= steps || (stage == Stage::Autoencoder && stands(resumption)?) => {
+            Found::Finished(s.step)
+        }
         Some(s) => Found::Unfinished(s.step),
     })
+}
+
+/// Whether a language model stands on the autoencoder that is there, as it is: one whose last checkpoints were damaged is
+/// not trained further.
+fn stands(resumption: &Resumption) -> Result<bool> {
+    let changed = resumption.changes().iter().any(|change| change.key.starts_with("train.autoencoder"));
+    Ok(!changed && resumption.latest(Stage::Lm)?.is_some() && resumption.run().fits_autoencoder()?)
 }
 
 /// The stages that are going to be trained.

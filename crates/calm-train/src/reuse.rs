@@ -52,7 +52,11 @@ fn finished_autoencoder(run: &Run, corpus: &Corpus, other: &Path) -> Result<(Che
     }
     same_tokenizer(&other, corpus)?;
     let from = other.checkpoints(Stage::Autoencoder);
-    if from.latest()?.is_some_and(|s| !s.finished) {
+    // One that a language model stands on is as good, if its last checkpoint was damaged.
+    let stands = || -> Result<bool> {
+        Ok(other.checkpoints(Stage::Lm).latest()?.is_some() && other.fits_autoencoder()?)
+    };
+    if from.latest()?.is_some_and(|s| !s.finished) && !stands()? {
         return Err(Error::user(
             format!("the autoencoder of {} is not finished", other.folder.display()),
             "finish it first: run its own command with --resume",

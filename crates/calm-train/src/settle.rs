@@ -1,5 +1,6 @@
 //! A run's folder in order before it is worked on.
 
+use calm_run::run::CONFIG;
 use calm_run::{Error, Result, Run, Stage};
 
 use crate::options::TrainOptions;
@@ -13,6 +14,10 @@ pub(crate) fn settle(run: &Run, options: &TrainOptions, reporter: &mut dyn Repor
                 reporter.warn(&format!("{stage}: {said}"));
             }
         }
+    }
+    // Another folder's contents are not ours to throw away.
+    if !run.folder.join(CONFIG).is_file() {
+        return Ok(());
     }
     let swept = calm_files::settle(&run.folder, false);
     swept.map(|_| ()).map_err(|e| Error::io("write", &run.folder, e))

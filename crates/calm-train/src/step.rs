@@ -1,5 +1,7 @@
 //! One optimiser step on a global batch: what the training loop repeats, and what is timed.
 
+use std::cell::Cell;
+
 use calm_data::Batch;
 use calm_nn::{AdamW, GradientBucket, ParamStore};
 use calm_run::checkpoint::Checkpoints;
@@ -52,6 +54,8 @@ pub struct Stepper {
     seed: u64,
     optimizer: AdamW,
     bucket: GradientBucket,
+    /// Steps that a GPU had left out when it was looked at last: it counts them from the first on.
+    left_out: Cell<u64>,
 }
 
 impl Stepper {
@@ -61,7 +65,8 @@ impl Stepper {
     /// No memory left on a GPU.
     pub fn new(store: &ParamStore, config: &StageConfig, seed: u64) -> Result<Self> {
         let optimizer = AdamW::new(store, config.adamw)?;
-        Ok(Self { config: config.clone(), seed, optimizer, bucket: GradientBucket::new(store)? })
+        let bucket = GradientBucket::new(store)?;
+        Ok(Self { config: config.clone(), seed, optimizer, bucket, left_out: Cell::new(0) })
     }
 
     /// The optimiser, for a checkpoint.
@@ -84,7 +89,8 @@ impl Stepper {
     /// A norm that is not finite.
     pub fn look_back(&mut self, stage: Stage, step: u64) -> Result<()> {
         let found = self.bucket.clip(self.config.clip_norm)?.read()?;
-        if !found.norm.is_finite() || found.skipped > 0 {
+        let more = found.skipped > self.left_out.replace(found.skipped);
+        if !found.norm.is_finite() || more {
             return Err(not_finite(stage, "the gradient norm", f64::NAN, step));
         }
         Ok(())
@@ -161,7 +167,8 @@ impl Stepper {
                 return Err(not_finite(stage, "the training loss", loss, step + 1));
             }
             let found = clip.read()?;
-            if !found.norm.is_finite() || found.skipped > 0 {
+            let more = found.skipped > self.left_out.replace(found.skipped);
+            if !found.norm.is_finite() || more {
                 let norm = if found.norm.is_finite() { f64::NAN } else { found.norm };
                 return Err(not_finite(stage, "the gradient norm", norm, step + 1));
             }

@@ -59,6 +59,8 @@ impl Training<'_> {
             state = saved;
             // One that was set aside as damaged counts no more.
             state.best = state.best.filter(|best| self.checkpoints.steps().contains(&best.step));
+            // It stays until a step from the last one has been seen.
+            state.keep = self.checkpoints.steps().into_iter().rfind(|step| *step < state.step);
             watch.saved(state.step);
         }
         observer.begin(stage, state.step, c.steps);
@@ -78,8 +80,12 @@ impl Training<'_> {
             let last = next == c.steps;
             let log = last || next == 1 || next % c.log_every == 0;
             let due = |every: u64| every > 0 && next % every == 0;
-            let read =
-                on_cpu || log || due(c.eval_every) || due(c.checkpoint_every) || observer.should_stop();
+            let read = on_cpu
+                || log
+                || due(c.eval_every)
+                || due(c.checkpoint_every)
+                || observer.should_stop()
+                || watch.unproven();
             let started = Instant::now();
             let batches = self.batches(state.batch());
             let mut guard = |seen: &Result<StepValues>| watch.before_update(seen, &mut state.trend);
@@ -115,7 +121,8 @@ impl Training<'_> {
                 postponed = save && !better && !last && !watch.may_save(&state);
                 save = better || (save && !postponed);
             } else if save {
-                postponed = !watch.may_save(&state);
+                // Who stops loses nothing: the one before stays as well.
+                postponed = !stop && !watch.may_save(&state);
                 save = !postponed;
             }
             if save && report.values.is_none() && !report.skipped {
@@ -131,7 +138,11 @@ impl Training<'_> {
                     return Err(watch.explain(e, &state));
                 }
                 state.finished = last;
-                state.keep = if last { None } else { watch.to_keep() };
+                state.keep = match (last, stop) {
+                    (true, _) => None,
+                    (_, true) => watch.latest(),
+                    _ => watch.to_keep(),
+                };
                 observer.saving();
                 self.checkpoints.save(&state, store, stepper.optimizer(), self.metadata)?;
                 watch.saved(state.step);

@@ -35,6 +35,8 @@ pub(crate) struct Watch<'a> {
     latest: Option<u64>,
     /// Whether a step from it was seen to be finite.
     proven: bool,
+    /// The latest checkpoint that a step was seen to be finite from.
+    good: Option<u64>,
     /// Where the stage went back to last, and how often.
     returns: (u64, u32),
 }
@@ -49,6 +51,7 @@ impl<'a> Watch<'a> {
             bad: None,
             latest: None,
             proven: false,
+            good: None,
             returns: (0, 0),
         }
     }
@@ -64,7 +67,12 @@ impl<'a> Watch<'a> {
 
     /// The checkpoint that a new one does not replace at once.
     pub(crate) fn to_keep(&self) -> Option<u64> {
-        self.latest.filter(|_| self.proven)
+        if self.proven { self.latest } else { self.good }
+    }
+
+    /// Whether nobody has seen a step from the latest checkpoint yet.
+    pub(crate) fn unproven(&self) -> bool {
+        self.latest.is_some() && !self.proven
     }
 
     /// Looks at a step before its update. False: it is left out.
@@ -133,6 +141,7 @@ impl<'a> Watch<'a> {
             },
         }
         if report.values.is_some() && !std::mem::replace(&mut self.proven, true) {
+            self.good = self.latest;
             let step = self.latest.unwrap_or_default();
             // What is left over is removed with the next checkpoint.
             let _ = self.checkpoints.clear(&StageState { step, keep: None, ..state.clone() });
@@ -192,8 +201,14 @@ impl<'a> Watch<'a> {
     /// killed before its next checkpoint meets the same spike and decides the same.
     pub(crate) fn back(&mut self, to: u64, spiked: StageState) -> Result<StageState> {
         let mut state = self.checkpoints.state(to)?;
+        // What was left out after that is among the batches that are left out now.
+        let place = spiked.batch();
         state.skipped = spiked.skipped;
-        state.skipped.push(Skipped { after: to, batches: spiked.step + 1 - to });
+        state.skipped.retain(|skipped| skipped.after <= to);
+        let batches = (place + 1).saturating_sub(state.batch());
+        state.skipped.push(Skipped { after: to, batches });
+        let steps = self.checkpoints.steps();
+        state.best = state.best.filter(|best| steps.contains(&best.step));
         state.seconds = spiked.seconds;
         // Later ones lead to the spike.
         for step in self.checkpoints.steps().into_iter().filter(|step| *step > to) {
@@ -205,7 +220,11 @@ impl<'a> Watch<'a> {
 
     /// Whether a checkpoint may be written now.
     pub(crate) fn may_save(&self, state: &StageState) -> bool {
-        self.config.action != Action::Stop || !state.trend.in_spike() || self.latest.is_none()
+        let ordinary = match self.config.action {
+            Action::Stop => !state.trend.in_spike(),
+            Action::Skip | Action::Rollback => self.bad.is_none(),
+        };
+        ordinary || self.latest.is_none()
     }
 
     /// An error with the checkpoints that are good.

@@ -99,7 +99,9 @@ fn is_line(bytes: &[u8]) -> bool {
 /// was written. Nothing is said of a run without metrics or, of the second kind, of one of version 0.1.
 pub fn check(run: &Path) -> Vec<String> {
     let path = run.join("metrics.jsonl");
-    let (bytes, sum) = (fs::read(&path), fs::read(run.join(SUM)));
+    // The sum first: a training that goes on only adds to what it counts.
+    let sum = fs::read(run.join(SUM));
+    let bytes = fs::read(&path);
     let bytes = match (bytes, &sum) {
         (Ok(bytes), _) => bytes,
         (Err(e), Ok(_)) => return vec![format!("{} cannot be read: {e}", path.display())],
