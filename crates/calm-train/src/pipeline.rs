@@ -22,7 +22,7 @@ use crate::reporter::Reporter;
 use crate::reuse::{check_others, import_autoencoder, init_from};
 use crate::rows::Rows;
 use crate::scoring::{reconstruct_run, score_run};
-use crate::settle::settle;
+use crate::settle::{because, settle};
 use crate::training::{Training, Validation};
 use calm_run::checkpoint::{Which, write_json};
 pub use calm_run::results::{BrierResults, ConditionCheck, Results};
@@ -56,8 +56,8 @@ pub fn begin(
 ) -> Result<Results> {
     let run = resumption.run();
     run.config.precision.check(device).map_err(|e| Error::user(e.to_string(), "--set precision=f32"))?;
-    settle(run, options, reporter)?;
-    check(resumption, options)?;
+    let damage = settle(run, options, reporter)?;
+    check(resumption, options).map_err(|e| because(e, &damage))?;
     let corpus = prepare(resumption, &options.cache, reporter)?;
     check_others(resumption, &corpus, options)?;
     let ahead = ahead(resumption, options)?;

@@ -7,18 +7,31 @@ use crate::options::TrainOptions;
 use crate::reporter::Reporter;
 
 /// Puts the folder in order after processes that were killed in it. Who goes on with a run goes on from what is whole.
-pub(crate) fn settle(run: &Run, options: &TrainOptions, reporter: &mut dyn Reporter) -> Result<()> {
+/// Returns what was said of damaged files.
+pub(crate) fn settle(run: &Run, options: &TrainOptions, reporter: &mut dyn Reporter) -> Result<Vec<String>> {
+    let mut all = Vec::new();
+    // Another folder's contents are not ours to throw away.
+    if !run.folder.join(CONFIG).is_file() {
+        return Ok(all);
+    }
     if options.resume {
         for stage in Stage::ALL {
             for said in run.checkpoints(stage).settle()? {
                 reporter.warn(&format!("{stage}: {said}"));
+                all.push(said);
             }
         }
     }
-    // Another folder's contents are not ours to throw away.
-    if !run.folder.join(CONFIG).is_file() {
-        return Ok(());
+    calm_files::settle(&run.folder, false).map_err(|e| Error::io("write", &run.folder, e))?;
+    Ok(all)
+}
+
+/// An error that may come of damaged files says so.
+pub(crate) fn because(error: Error, damage: &[String]) -> Error {
+    match error {
+        Error::User { what, remedy } if !damage.is_empty() => {
+            Error::User { what: format!("{what} ({})", damage.join("; ")), remedy }
+        }
+        error => error,
     }
-    let swept = calm_files::settle(&run.folder, false);
-    swept.map(|_| ()).map_err(|e| Error::io("write", &run.folder, e))
 }

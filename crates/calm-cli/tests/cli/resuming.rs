@@ -209,7 +209,7 @@ fn weights_that_are_no_numbers_are_refused_by_all_who_use_them() {
     for name in ["lm/step-20", "autoencoder/step-60"] {
         // Weights that were written like that: the state knows of no others.
         let state = format!("runs/calm/{name}/state.json");
-        let mut json: serde_json::Value = serde_json::from_str(&house.read(&state)).unwrap();
+        let mut json: Value = serde_json::from_str(&house.read(&state)).unwrap();
         for key in ["files", "checksum"] {
             json.as_object_mut().unwrap().remove(key).unwrap();
         }

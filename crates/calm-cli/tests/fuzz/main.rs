@@ -18,6 +18,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use mutate::{Random, mutated};
@@ -57,6 +58,9 @@ const HANGS: Duration = Duration::from_secs(20);
 
 /// One input of a target; what is wrong with how it was taken.
 fn case(target: &Target, number: u64, folder: &Path) -> Result<(), String> {
+    // What is held is counted in the whole process: one case at a time.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut random = Random::new(target.name, number);
     let input = mutated(&target.seeds, &mut random);
     let before = HELD.load(Relaxed);

@@ -63,5 +63,7 @@ fn is_cache(folder: &Path) -> bool {
 fn is_run_config(path: &Path) -> bool {
     let Ok(text) = fs::read_to_string(path) else { return false };
     let block = |name: &str| text.lines().any(|line| line.strip_prefix(name) == Some(":"));
-    text.starts_with("version: ") && ["data", "tokenizer", "model", "train"].into_iter().all(block)
+    // Before it stands its checksum.
+    let first = text.lines().find(|line| !line.starts_with('#')).unwrap_or_default();
+    first.starts_with("version: ") && ["data", "tokenizer", "model", "train"].into_iter().all(block)
 }
