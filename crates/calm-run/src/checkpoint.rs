@@ -89,8 +89,8 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 
 /// What to do about a checkpoint that is damaged.
-const DAMAGED: &str = "the run's own command with --resume goes back to the checkpoint before it; other commands \
-                       can take another one with --checkpoint, latest or best";
+const DAMAGED: &str = "take another one with --checkpoint, latest or best; the run's own command with --resume goes back \
+                       to the checkpoint before it";
 
 /// What `state.json` holds.
 #[derive(Debug, Serialize, Deserialize)]
