@@ -8,6 +8,7 @@ use calm_data::Corpus;
 use calm_run::checked::{read_json, write_json};
 use calm_run::checkpoint::Checkpoints;
 use calm_run::config::RunConfig;
+use calm_run::lock::Lock;
 use calm_run::run::CONFIG;
 use calm_run::{Begin, Error, Result, Resumption, Run, Stage};
 
@@ -100,7 +101,11 @@ pub fn prepare(ablation: &Ablation, corpus: &Corpus) -> Result<()> {
     // What a process left that was killed while it scored.
     let folders =
         ablation.autoencoders.iter().map(|a| &a.folder).chain(ablation.runs.iter().map(|r| &r.folder));
-    let ours = |folder: &&std::path::PathBuf| [CONFIG, PLAN].iter().any(|name| folder.join(name).is_file());
+    // Another folder's contents are not ours to throw away, nor what a process still works on that outlived its parent.
+    let ours = |folder: &&std::path::PathBuf| {
+        [CONFIG, PLAN].iter().any(|name| folder.join(name).is_file())
+            && (**folder == ablation.folder || Lock::holder(folder).is_none())
+    };
     for folder in folders.chain([&ablation.folder]).filter(ours) {
         calm_files::settle(folder, false).map_err(|e| Error::io("write", folder, e))?;
     }
