@@ -19,7 +19,7 @@ type Saved = BTreeMap<(Stage, u64), (Vec<u8>, Vec<u8>, StageState)>;
 /// What a run kept.
 #[derive(Debug, PartialEq)]
 pub struct Kept {
-    /// Its checkpoints.
+    /// Its latest and its best checkpoint.
     pub checkpoints: Saved,
     /// The lines of `metrics.jsonl` that count, without their times.
     pub metrics: Vec<String>,
@@ -35,7 +35,12 @@ impl Kept {
         let mut checkpoints = BTreeMap::new();
         for stage in Stage::ALL {
             let all = Checkpoints::new(&run.join(stage.name()));
-            for step in all.steps() {
+            // Those that count: where the best is the latest, the one before stays too, which is that of the last stop.
+            let latest = all.latest().unwrap();
+            let counts = |step: u64| {
+                latest.as_ref().is_some_and(|l| l.step == step || l.best.is_some_and(|b| b.step == step))
+            };
+            for step in all.steps().into_iter().filter(|step| counts(*step)) {
                 let file = |name: &str| fs::read(all.path(step).join(name)).unwrap_or_default();
                 let state = StageState { seconds: 0.0, ..all.state(step).unwrap() };
                 let files = (file("model.safetensors"), file("optimizer.safetensors"), state);
