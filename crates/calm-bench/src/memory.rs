@@ -60,12 +60,15 @@ mod tests {
 
     #[test]
     fn memory_that_is_touched_and_freed_is_seen() {
-        let memory = Memory::watch(&Device::Cpu);
-        let block = vec![1u8; 64 << 20];
-        assert!(std::hint::black_box(&block).iter().step_by(4096).all(|b| *b == 1));
-        drop(block);
-        let (peak, above) = memory.peak(&Device::Cpu);
-        // Other tests of this process take memory as well.
-        assert!(peak >= Some(64 << 20) && above >= Some(60 << 20), "{peak:?} {above:?}");
+        // Other tests of this process take memory as well, and begin to watch, which forgets the peak.
+        let seen = (0..20).any(|_| {
+            let memory = Memory::watch(&Device::Cpu);
+            let block = vec![1u8; 64 << 20];
+            assert!(std::hint::black_box(&block).iter().step_by(4096).all(|b| *b == 1));
+            drop(block);
+            let (peak, above) = memory.peak(&Device::Cpu);
+            peak >= Some(64 << 20) && above >= Some(60 << 20)
+        });
+        assert!(seen);
     }
 }
