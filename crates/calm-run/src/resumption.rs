@@ -157,6 +157,7 @@ impl Resumption {
         let folder = &self.run.folder;
         calm_files::create_folder(folder).map_err(|e| Error::io("create", folder, e))?;
         if let Some(text) = &self.config {
+            sweep_config(folder).map_err(|e| Error::io("write", folder, e))?;
             write_config(&folder.join(CONFIG), text)?;
         }
         let mut after = BTreeMap::new();
@@ -184,6 +185,17 @@ impl Run {
         }
         Ok(resumption.run)
     }
+}
+
+/// Removes half a configuration that a killed process left: before there is a whole one nothing else is ours.
+fn sweep_config(folder: &Path) -> std::io::Result<()> {
+    for path in std::fs::read_dir(folder)?.flatten().map(|entry| entry.path()) {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.starts_with(&format!("{CONFIG}.")) && name.ends_with(".partial") {
+            calm_files::remove(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Why a setting may not change, and what to do.
