@@ -256,6 +256,9 @@ impl ParamStore {
             Init::Normal(_) | Init::FanIn | Init::Xavier => self.draw(name, shape, width, init),
         };
         if let Some(row) = frozen_row {
+            if row as usize >= count / width {
+                bail!("parameter {name} {shape:?} has no row {row} to freeze")
+            }
             values[row as usize * width..(row as usize + 1) * width].fill(0.0);
         }
         let values = Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(self.dtype)?;

@@ -481,14 +481,7 @@ impl Checkpoints {
     }
 }
 
-/// Loads a weights file into a store; every mismatch is reported at once.
-///
-/// # Errors
-/// The file cannot be read, or does not fit the model.
-pub fn load_weights(path: &Path, store: &ParamStore) -> Result<()> {
-    fill(store, path, &fs::read(path).map_err(|e| Error::io("read", path, e))?)
-}
-
+/// Puts the weights of a file into a store; every mismatch is reported at once.
 fn fill(store: &ParamStore, path: &Path, bytes: &[u8]) -> Result<()> {
     let (tensors, _) = parse_weights(path, bytes, store.device())?;
     if let Some(name) = non_finite(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))? {

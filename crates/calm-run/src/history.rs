@@ -1,7 +1,8 @@
 //! What was really trained, segment by segment: a stage whose settings were changed on the way had others before.
 
-use calm_config::{ConfigText, Resolved, load};
+use calm_config::{Resolved, load};
 
+use crate::checked::read_config;
 use crate::config::{RunConfig, StageConfig};
 use crate::error::Result;
 use crate::run::{CONFIG, Run, after};
@@ -29,7 +30,7 @@ impl Run {
         let changed = self.record()?.unwrap_or_default().history;
         let prefix = format!("train.{stage}.");
         if changed.iter().flat_map(|entry| &entry.changes).any(|change| change.key.starts_with(&prefix)) {
-            let mut config: Resolved<RunConfig> = load(ConfigText::read(&self.folder.join(CONFIG))?, &[])?;
+            let mut config: Resolved<RunConfig> = load(read_config(&self.folder.join(CONFIG))?, &[])?;
             let first = config.value.train.stage(stage).cloned();
             segments.extend(first.map(|config| Segment { after: 0, config }));
             // Also of commands that changed nothing: one may have begun a stage anew.
@@ -91,7 +92,7 @@ train:
     #[test]
     fn the_configuration_in_force_is_the_first_one_with_all_changes_and_tokens_are_counted_by_segment() {
         let dir = tempfile::tempdir().unwrap();
-        let resolved = load::<RunConfig>(ConfigText::new("a.yaml", RUN), &[]).unwrap();
+        let resolved = load::<RunConfig>(calm_config::ConfigText::new("a.yaml", RUN), &[]).unwrap();
         let run = Run::create(dir.path(), &resolved, Begin::New).unwrap();
         let began = std::fs::read_to_string(dir.path().join(CONFIG)).unwrap();
         assert_eq!(run.token_count(Stage::Lm).unwrap().until(10), 640);

@@ -25,7 +25,7 @@ fn reference(text: &Text) -> Kept {
     go(place.path(), text, &mut listener).unwrap();
     assert!(listener.warnings.is_empty(), "{:?}", listener.warnings);
     let kept = Kept::of(&run_of(place.path()));
-    assert!(kept.checkpoints.len() >= 2 && kept.metrics.len() > 12 && kept.events.len() > 40);
+    assert!(kept.checkpoints.len() == 4 && kept.metrics.len() > 12 && kept.events.len() > 40);
     assert!(kept.results.contains("brierlm"), "{}", kept.results);
     kept
 }

@@ -44,7 +44,7 @@ fn a_checkpoint_that_is_replaced_while_it_is_read_is_read_again() {
             save(2);
             save(3);
         }
-        load_weights(&checkpoints.model_path(step), &store).map(|()| step)
+        checkpoints.load_model(step, &store).map(|()| step)
     });
     assert_eq!((read.unwrap(), seen), (3, vec![1, 3]));
     // What fails for another reason fails at once.

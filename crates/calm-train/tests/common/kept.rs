@@ -19,7 +19,7 @@ type Saved = BTreeMap<(Stage, u64), (Vec<u8>, Vec<u8>, StageState)>;
 /// What a run kept.
 #[derive(Debug, PartialEq)]
 pub struct Kept {
-    /// Its latest and its best checkpoint.
+    /// Its checkpoints.
     pub checkpoints: Saved,
     /// The lines of `metrics.jsonl` that count, without their times.
     pub metrics: Vec<String>,
@@ -35,12 +35,7 @@ impl Kept {
         let mut checkpoints = BTreeMap::new();
         for stage in Stage::ALL {
             let all = Checkpoints::new(&run.join(stage.name()));
-            // Those that count: where the best is the latest, the one before stays too, which is that of the last stop.
-            let latest = all.latest().unwrap();
-            let counts = |step: u64| {
-                latest.as_ref().is_some_and(|l| l.step == step || l.best.is_some_and(|b| b.step == step))
-            };
-            for step in all.steps().into_iter().filter(|step| counts(*step)) {
+            for step in all.steps() {
                 let file = |name: &str| fs::read(all.path(step).join(name)).unwrap_or_default();
                 let state = StageState { seconds: 0.0, ..all.state(step).unwrap() };
                 let files = (file("model.safetensors"), file("optimizer.safetensors"), state);
@@ -73,11 +68,22 @@ impl Kept {
     /// Where this differs from another, in words; None if nowhere.
     pub fn differs(&self, other: &Self) -> Option<String> {
         let steps = |kept: &Self| kept.checkpoints.keys().copied().collect::<Vec<_>>();
-        if steps(self) != steps(other) {
-            return Some(format!("checkpoints {:?} and {:?}", steps(self), steps(other)));
+        let many = |kept: &Self| kept.checkpoints.len();
+        let different = || Some(format!("checkpoints {:?} and {:?}", steps(self), steps(other)));
+        if many(self) != many(other) {
+            return different();
         }
         for (key, (model, optimizer, state)) in &self.checkpoints {
-            let (m, o, s) = &other.checkpoints[key];
+            let Some((m, o, s)) = other.checkpoints.get(key) else {
+                // Where the best is the latest the one before stays too, and that may be the one of a stop.
+                let latest = self.checkpoints.iter().rfind(|(other, _)| other.0 == key.0);
+                if latest.is_none_or(|((_, step), (.., l))| {
+                    *step == key.1 || l.best.is_some_and(|b| b.step == key.1)
+                }) {
+                    return different();
+                }
+                continue;
+            };
             if m != model || o != optimizer || s != state {
                 return Some(format!(
                     "checkpoint {key:?}: model {}, optimiser {}, state {state:?} and {s:?}",
