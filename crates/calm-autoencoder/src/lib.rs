@@ -11,9 +11,12 @@
 //!
 //! Source: the paper, section 2 (autoencoder, KL clipping, DropToken, latent dropout).
 
+mod block;
 mod config;
 mod costs;
+mod decoder;
 mod model;
 
 pub use config::AutoencoderConfig;
+pub use decoder::Decoder;
 pub use model::{Autoencoder, AutoencoderLoss, Posterior};

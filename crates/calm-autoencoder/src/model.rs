@@ -1,10 +1,11 @@
 //! Encoder, decoder and training loss.
 
 use calm_kernels as ops;
-use calm_nn::{Builder, Embedding, Init, Linear, Noise, ParamStore, Parameter, RmsNorm, SwiGlu};
+use calm_nn::{Builder, Embedding, Init, Linear, Noise, ParamStore, Parameter, RmsNorm};
 use candle_core::{DType, Result, Tensor, bail};
 
-use crate::AutoencoderConfig;
+use crate::block::{Block, blocks};
+use crate::{AutoencoderConfig, Decoder};
 
 /// A diagonal Gaussian per chunk.
 #[derive(Clone, Debug)]
@@ -44,26 +45,6 @@ fn wide(x: &Tensor) -> Result<Tensor> {
     x.to_dtype(if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 })
 }
 
-/// `x + SwiGLU(RMSNorm(x))`.
-#[derive(Clone, Debug)]
-struct Block {
-    norm: RmsNorm,
-    mlp: SwiGlu,
-}
-
-impl Block {
-    fn new(b: &Builder, c: &AutoencoderConfig) -> Result<Self> {
-        Ok(Self {
-            norm: RmsNorm::new(b, "layernorm", c.hidden_size, c.norm_eps)?,
-            mlp: SwiGlu::new(b, "mlp", c.hidden_size, c.intermediate_size, c.init.into())?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.mlp.residual(x, &self.norm)
-    }
-}
-
 /// Sums over the chunks of one batch; divide by `chunks` for the training loss.
 #[derive(Clone, Debug)]
 pub struct AutoencoderLoss {
@@ -84,19 +65,13 @@ pub struct Autoencoder {
     chunk_size: usize,
     latent_size: usize,
     dropped_token: u32,
-    /// Format of the activations.
-    compute: DType,
-    /// Keeps what it has made of the parameters for that format.
-    _store: ParamStore,
+    store: ParamStore,
     embedding: Embedding,
     encoder_blocks: Vec<Block>,
     squeeze: Linear,
     encoder_norm: RmsNorm,
     hidden_to_latent: Linear,
-    latent_to_hidden: Linear,
-    decoder_blocks: Vec<Block>,
-    expand: Linear,
-    decoder_norm: RmsNorm,
+    decoder: Decoder,
 }
 
 impl Autoencoder {
@@ -118,24 +93,18 @@ impl Autoencoder {
             bail!("dropped_token_id {dropped_token} is outside the vocabulary of {vocab_size}")
         }
         let (enc, dec) = (b.under("encoder"), b.under("decoder"));
-        let blocks = |b: &Builder, name: &str, n: usize| -> Result<Vec<Block>> {
-            (0..n).map(|i| Block::new(&b.under(name).under(i), config)).collect()
-        };
+        let embedding = Embedding::new(&enc, "embed_tokens", vocab_size, d, init, None)?;
         let model = Self {
             chunk_size,
             latent_size: l,
             dropped_token,
-            compute: b.compute(),
-            _store: b.store().clone(),
-            embedding: Embedding::new(&enc, "embed_tokens", vocab_size, d, init, None)?,
-            encoder_blocks: blocks(&enc, "encoder_layers", config.encoder_layers)?,
+            store: b.store().clone(),
+            encoder_blocks: blocks(&enc, "encoder_layers", config.encoder_layers, config)?,
             squeeze: Linear::new(&enc, "squeeze_layer", chunk_size * d, d, init)?,
             encoder_norm: RmsNorm::new(&enc, "norm", d, config.norm_eps)?,
             hidden_to_latent: Linear::new(&enc, "hidden_to_latent", d, 2 * l, init)?,
-            latent_to_hidden: Linear::new(&dec, "latent_to_hidden", l, d, init)?,
-            decoder_blocks: blocks(&dec, "decoder_layers", config.decoder_layers)?,
-            expand: Linear::new(&dec, "expand_layer", d, chunk_size * d, init)?,
-            decoder_norm: RmsNorm::new(&dec, "norm", d, config.norm_eps)?,
+            decoder: Decoder::new(&dec, config, chunk_size, &embedding.table)?,
+            embedding,
             config: config.clone(),
         };
         b.alias("decoder.lm_head_weight", "encoder.embed_tokens.weight");
@@ -202,52 +171,39 @@ impl Autoencoder {
         })
     }
 
-    /// Latents `[R, L]` -> the decoder's last hidden states `[R·K, D]`; logits are their products with the
-    /// embedding table.
-    ///
-    /// # Errors
-    /// Latents of another size; what a GPU answers.
-    pub fn decode_hidden(&self, z: &Tensor) -> Result<Tensor> {
-        let rows = z.dim(0)?;
-        let half = self.decoder_blocks.len() / 2;
-        let mut x = self.latent_to_hidden.forward(&z.to_dtype(self.compute)?)?;
-        for block in &self.decoder_blocks[..half] {
-            x = block.forward(&x)?;
-        }
-        x = self.expand.forward(&x)?.reshape((rows * self.chunk_size, ()))?;
-        for block in &self.decoder_blocks[half..] {
-            x = block.forward(&x)?;
-        }
-        self.decoder_norm.forward(&x)
+    /// The decoder.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// The store of its parameters.
+    pub fn store(&self) -> &ParamStore {
+        &self.store
     }
 
     /// Logits `[R·K, V]`; for tests and small inputs, everything else avoids the V-wide tensor.
     ///
     /// # Errors
-    /// As [`Autoencoder::decode_hidden`].
+    /// As [`Decoder::hidden`].
     pub fn logits(&self, z: &Tensor) -> Result<Tensor> {
-        ops::linear(&self.decode_hidden(z)?, &self.embedding.table, None)
+        self.decoder.logits(&self.decoder.hidden(z, None)?)
     }
 
     /// The most probable tokens of latents `[R, L]`: U32 `[R, K]`.
     ///
     /// # Errors
-    /// As [`Autoencoder::decode_hidden`].
+    /// As [`Decoder::hidden`].
     pub fn decode(&self, z: &Tensor) -> Result<Tensor> {
-        ops::tied_argmax(&self.decode_hidden(z)?, &self.embedding.table)?
-            .reshape((z.dim(0)?, self.chunk_size))
+        self.decoder.argmax(&self.decoder.hidden(z, None)?)
     }
 
     /// Cross-entropy (nats) and most probable token per position of `ids [R, K]` decoded from `z [R, L]`:
     /// two tensors `[R, K]`, no gradient.
     ///
     /// # Errors
-    /// As [`Autoencoder::decode_hidden`]; another number of ids; on the CPU one outside the vocabulary.
+    /// As [`Decoder::hidden`] and [`Decoder::score`].
     pub fn score(&self, z: &Tensor, ids: &Tensor) -> Result<(Tensor, Tensor)> {
-        let shape = (z.dim(0)?, self.chunk_size);
-        let hidden = self.decode_hidden(z)?;
-        let (ce, best) = ops::tied_cross_entropy_rows(&hidden, &self.embedding.table, &ids.flatten_all()?)?;
-        Ok((ce.reshape(shape)?, best.reshape(shape)?))
+        self.decoder.score(&self.decoder.hidden(z, None)?, ids)
     }
 
     /// Replaces the configured share of tokens by uniformly drawn ids.
@@ -295,7 +251,7 @@ impl Autoencoder {
                 noise.dropout("latent.dropout")?,
             )?;
         }
-        let hidden = self.decode_hidden(&z)?;
+        let hidden = self.decoder.hidden(&z, None)?;
         // Σ over tokens = Σ over chunks of K · (mean over the chunk's tokens).
         let cross_entropy =
             ops::tied_cross_entropy(&hidden, &self.embedding.table, &ids.flatten_all()?, None)?;

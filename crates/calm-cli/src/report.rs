@@ -119,6 +119,11 @@ pub fn validation(stage: Stage, step: u64, v: &Validation) -> String {
             line.push_str(&format!("  BrierLM {lm:.2}"));
         }
     }
+    let bound =
+        |(name, value): &(String, Option<f64>)| Some((name.strip_prefix("bound_")?.to_owned(), (*value)?));
+    if let Some((draws, nats)) = v.numbers.iter().find_map(bound) {
+        line.push_str(&format!("\n    at most {nats:.4} nats a token, by {draws} draws"));
+    }
     line
 }
 

@@ -1,7 +1,7 @@
 //! Parameters and FLOPs by formula against the paper's table and the published checkpoints.
 
 use calm_autoencoder::AutoencoderConfig;
-use calm_lm::family::calm::LikelihoodConfig;
+use calm_lm::family::calm::{DecoderKind, LikelihoodConfig};
 use calm_lm::{
     BackboneConfig, BaselineConfig, CalmConfig, DiffusionConfig, EnergyConfig, FamilyConfig, FlowConfig,
     HeadSettings, Solver,
@@ -45,8 +45,9 @@ fn training(config: &dyn FamilyConfig) -> Flops {
 fn a_likelihood_loss_costs_its_samples_and_leaves_out_what_nobody_looks_at() {
     let with = |likelihood| CalmConfig { likelihood, ..calm(64, 128) };
     let (weight, samples) = (1.0, 8);
-    let alone = training(&with(Some(LikelihoodConfig { weight, samples, head_weight: 0.0 })));
-    let beside = training(&with(Some(LikelihoodConfig { weight, samples, head_weight: 1.0 })));
+    let alone = training(&with(Some(LikelihoodConfig { weight, samples, ..Default::default() })));
+    let beside =
+        training(&with(Some(LikelihoodConfig { weight, samples, head_weight: 1.0, ..Default::default() })));
     let energy = training(&with(None));
     let part =
         |f: &Flops, name: &str| f.parts.iter().find(|(n, _)| *n == name).map_or(0.0, |(_, flops)| *flops);
@@ -58,14 +59,19 @@ fn a_likelihood_loss_costs_its_samples_and_leaves_out_what_nobody_looks_at() {
     for name in ["decoder", "vocabulary"] {
         assert!(part(&alone, name) > 0.0 && part(&alone, name) == part(&beside, name));
     }
+    let by =
+        |decoder| training(&with(Some(LikelihoodConfig { weight, samples, decoder, ..Default::default() })));
+    let (tuned, conditioned) = (by(DecoderKind::Tuned), by(DecoderKind::Conditioned));
+    assert_eq!(part(&tuned, "decoder"), 1.5 * part(&alone, "decoder"), "gradients of its weights as well");
+    assert!(part(&conditioned, "decoder") > part(&tuned, "decoder"));
     let held = |likelihood| {
         let on = Footing::new(Precision::F32, false);
         let held = with(likelihood).held(VOCAB, 1000.0, on, false);
         (held.kept.iter().map(|(_, bytes)| bytes).sum::<f64>(), held.temporary)
     };
     let (few, many) = (
-        held(Some(LikelihoodConfig { weight, samples: 2, head_weight: 0.0 })),
-        held(Some(LikelihoodConfig { weight, samples: 16, head_weight: 0.0 })),
+        held(Some(LikelihoodConfig { weight, samples: 2, ..Default::default() })),
+        held(Some(LikelihoodConfig { weight, samples: 16, ..Default::default() })),
     );
     assert!(many.0 > few.0 && many.1 > 7.0 * few.1, "{few:?} {many:?}");
 }

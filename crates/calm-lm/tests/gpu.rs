@@ -6,7 +6,7 @@
 mod common;
 
 use calm_autoencoder::{Autoencoder, AutoencoderConfig};
-use calm_lm::family::calm::LikelihoodConfig;
+use calm_lm::family::calm::{DecoderKind, LikelihoodConfig};
 use calm_lm::{
     BackboneConfig, Baseline, BaselineConfig, Calm, CalmConfig, ChunkBatch, Decode, DiffusionConfig, DrawKey,
     DrawRequest, Draws, EnergyConfig, FlowConfig, HeadConfig, LanguageModel,
@@ -215,8 +215,14 @@ fn calm_learns_on_a_gpu_as_on_the_cpu() {
 /// The likelihood loss through the frozen decoder; draws of the trained model are sampled from its softmax.
 #[test]
 fn the_likelihood_is_learnt_on_a_gpu_as_on_the_cpu() {
-    compare("likelihood", |device, precision| {
-        let likelihood = LikelihoodConfig { weight: 1.0, samples: 3, head_weight: 0.3 };
+    for decoder in [DecoderKind::Frozen, DecoderKind::Conditioned] {
+        learns_by_likelihood(decoder);
+    }
+}
+
+fn learns_by_likelihood(decoder: DecoderKind) {
+    compare(&format!("likelihood, {decoder:?} decoder"), |device, precision| {
+        let likelihood = LikelihoodConfig { weight: 1.0, samples: 3, head_weight: 0.3, decoder };
         let (store, model) = calm_with(&energy(), Some(likelihood), device, precision);
         let batch = batch(K, store.context());
         let trained = train(&store, |step| {

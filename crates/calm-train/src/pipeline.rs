@@ -21,10 +21,11 @@ use crate::recorder::Recorder;
 use crate::reporter::Reporter;
 use crate::reuse::{check_others, import_autoencoder, init_from};
 use crate::rows::Rows;
-use crate::scoring::{reconstruct_run, score_run};
+use crate::scoring::{bits_per_byte, bound_results, reconstruct_run, score_run};
 use crate::settle::{because, settle};
 use crate::training::{Training, Validation};
 use calm_run::checkpoint::{Which, write_json};
+use calm_run::results::BoundResults;
 pub use calm_run::results::{BrierResults, ConditionCheck, Results};
 use calm_run::resumption::autoencoder_is_settled;
 use calm_run::{Error, Result};
@@ -455,7 +456,8 @@ fn train_lm(
                 Some((nats, tokens)) => nats / tokens.max(1) as f64,
                 None => validation_loss(&*model, batches(), seed)?,
             };
-            lm_validation(loss, &scores, run, &*model, corpus)
+            let bound = bound_results(run, &corpus.tokenizer, &*model, batches(), eval, |_| {})?;
+            lm_validation(loss, &scores, bound, run, &*model, corpus)
         },
         &mut recorder,
     )?;
@@ -465,6 +467,7 @@ fn train_lm(
 fn lm_validation(
     loss: f64,
     scores: &Scores,
+    bound: Option<BoundResults>,
     run: &Run,
     model: &dyn LanguageModel,
     corpus: &Corpus,
@@ -475,6 +478,16 @@ fn lm_validation(
     for n in 0..4 {
         numbers.push((format!("brier_{}", n + 1), r.brier.map(|b| b[n])));
         numbers.push((format!("brier_{}_se", n + 1), r.brier_se.map(|b| b[n])));
+    }
+    if let Some((nats, _)) = scores.cross_entropy {
+        let bits = bits_per_byte(&corpus.tokenizer, nats, &scores.predicted);
+        numbers.push(("bits_per_byte".to_owned(), bits));
+    }
+    // A bound has its number of draws in its name.
+    if let Some(last) = bound.and_then(|bound| bound.curve.last().copied()) {
+        let n = last.point.samples;
+        numbers.push((format!("bound_{n}"), Some(last.point.nats)));
+        numbers.push((format!("bits_per_byte_bound_{n}"), last.bits_per_byte));
     }
     Ok(Validation { loss, numbers, sample: Some(sample_text(run, model, corpus)?) })
 }

@@ -108,10 +108,20 @@ impl<'a> Scorer<'a> {
             perplexity: cross_entropy.map(f64::exp),
             bits_per_byte: scores
                 .cross_entropy
-                .and_then(|(nats, _)| self.bits_per_byte(nats, &scores.predicted)),
+                .and_then(|(nats, _)| bits_per_byte(&self.tokenizer, nats, &scores.predicted)),
             // A chunk of a block belongs to several documents.
             bound: match protocol {
-                Protocol::Aligned { .. } => self.bound(view.batches(rows), total, eval, reporter)?,
+                Protocol::Aligned { .. } => {
+                    let progress = |done| reporter.scoring("bound on the cross-entropy", done, total);
+                    bound_results(
+                        self.run,
+                        &self.tokenizer,
+                        &*self.model,
+                        view.batches(rows),
+                        eval,
+                        progress,
+                    )?
+                }
                 Protocol::Reference { .. } => None,
             },
             step: self.step,
@@ -146,47 +156,48 @@ impl<'a> Scorer<'a> {
     }
 }
 
-impl Scorer<'_> {
-    /// The bound on the cross-entropy of a model whose draws a softmax decodes; None of others.
-    fn bound(
-        &self,
-        batches: impl Iterator<Item = Batch>,
-        total: usize,
-        eval: &EvalConfig,
-        reporter: &mut dyn Reporter,
-    ) -> Result<Option<BoundResults>> {
-        if eval.bound_samples == 0 || self.run.config.model.draws() == DrawKind::Exact {
-            return Ok(None);
-        }
-        let floor = Floor { share: FLOOR, vocab: self.tokenizer.vocab_size() };
-        let options = BoundOptions { samples: eval.bound_samples, floor, seed: self.run.config.seed };
-        let progress = |done| reporter.scoring("bound on the cross-entropy", done, total);
-        let Some(found) = bound(&*self.model, batches, options, progress)? else { return Ok(None) };
-        let tokens = found.bound.tokens();
-        let at = |point: Point| BoundPoint {
-            point,
-            bits_per_byte: self.bits_per_byte(point.nats * tokens as f64, &found.predicted),
-        };
-        let curve: Vec<BoundPoint> = found.bound.curve().into_iter().map(at).collect();
-        if curve.iter().any(|p| !p.point.nats.is_finite()) {
-            return Err(Error::user(
-                format!("{}: the bound on the cross-entropy is not finite", self.run.folder.display()),
-                "its weights are too large to compute with; --set eval.bound_samples=0 leaves the bound out",
-            ));
-        }
-        Ok((!curve.is_empty()).then_some(BoundResults { curve, floor: FLOOR, tokens }))
+/// The bound on the cross-entropy of a model whose draws a softmax decodes, at every predicted chunk of these batches;
+/// None of others, and where the settings want no draws. `progress` hears the batches that are done.
+///
+/// # Errors
+/// A bound that is not finite; what a GPU answers.
+pub(crate) fn bound_results(
+    run: &Run,
+    tokenizer: &Tokenizer,
+    model: &dyn LanguageModel,
+    batches: impl Iterator<Item = Batch>,
+    eval: &EvalConfig,
+    progress: impl FnMut(usize),
+) -> Result<Option<BoundResults>> {
+    if eval.bound_samples == 0 || model.draws() == DrawKind::Exact {
+        return Ok(None);
     }
+    let floor = Floor { share: FLOOR, vocab: tokenizer.vocab_size() };
+    let options = BoundOptions { samples: eval.bound_samples, floor, seed: run.config.seed };
+    let Some(found) = bound(model, batches, options, progress)? else { return Ok(None) };
+    let tokens = found.bound.tokens();
+    let at = |point: Point| BoundPoint {
+        point,
+        bits_per_byte: bits_per_byte(tokenizer, point.nats * tokens as f64, &found.predicted),
+    };
+    let curve: Vec<BoundPoint> = found.bound.curve().into_iter().map(at).collect();
+    if curve.iter().any(|p| !p.point.nats.is_finite()) {
+        return Err(Error::user(
+            format!("{}: the bound on the cross-entropy is not finite", run.folder.display()),
+            "its weights are too large to compute with; --set eval.bound_samples=0 leaves the bound out",
+        ));
+    }
+    Ok((!curve.is_empty()).then_some(BoundResults { curve, floor: FLOOR, tokens }))
+}
 
-    /// Bits of all predicted tokens per byte of text they stand for (EOS: none), from their nats and how often each
-    /// token is among them. Undefined for vocabularies whose tokens are not bytes of the text.
-    fn bits_per_byte(&self, nats: f64, predicted: &BTreeMap<u32, u64>) -> Option<f64> {
-        if !self.tokenizer.is_byte_exact() {
-            return None;
-        }
-        let bytes: u64 =
-            predicted.iter().map(|(id, n)| n * self.tokenizer.token_bytes(*id).len() as u64).sum();
-        (bytes > 0).then(|| nats / std::f64::consts::LN_2 / bytes as f64)
+/// Bits of all predicted tokens per byte of text they stand for (EOS: none), from their nats and how often each token
+/// is among them. Undefined for vocabularies whose tokens are not bytes of the text.
+pub(crate) fn bits_per_byte(tokenizer: &Tokenizer, nats: f64, predicted: &BTreeMap<u32, u64>) -> Option<f64> {
+    if !tokenizer.is_byte_exact() {
+        return None;
     }
+    let bytes: u64 = predicted.iter().map(|(id, n)| n * tokenizer.token_bytes(*id).len() as u64).sum();
+    (bytes > 0).then(|| nats / std::f64::consts::LN_2 / bytes as f64)
 }
 
 fn ngram_error(e: NgramError) -> Error {

@@ -202,7 +202,7 @@ fn score_predictions(
 ) -> Result<()> {
     let (b, s, k) = batch.ids.dims3()?;
     let latents = model.head().sample(hidden, samples, noise)?;
-    let tokens = Tensor::from_vec(model.decode(&latents)?, (b, s - 1, samples, k), &Device::Cpu)?;
+    let tokens = Tensor::from_vec(model.argmax(&latents, hidden)?, (b, s - 1, samples, k), &Device::Cpu)?;
     let sample = |n: usize| tokens.narrow(2, n, 1)?.squeeze(2)?.contiguous();
     let predictions = [sample(0)?, sample(1)?];
     check.integers(io, "predictions_1", &predictions[0])?;
@@ -252,7 +252,7 @@ fn roll_out(
             let rows = hidden.narrow(1, start, 1)?.squeeze(1)?.contiguous()?;
             let streams = head_noise(&noise.get(draw)?.reshape((2, b, ()))?)?;
             let latents = model.head().sample(&rows, 2, &Noise::Given(&streams))?;
-            let tokens = Tensor::from_vec(model.decode(&latents)?, (b, 2, k), &Device::Cpu)?;
+            let tokens = Tensor::from_vec(model.argmax(&latents, &rows)?, (b, 2, k), &Device::Cpu)?;
             for sample in 0..2 {
                 let mine = tokens.narrow(1, sample, 1)?.squeeze(1)?.contiguous()?;
                 let to = ((start * ahead + step - 1) * 2 + sample) * b * k;
@@ -297,7 +297,7 @@ fn generate(models: &Models, io: &Tensors, check: &mut Check) -> Result<()> {
                 let shifted = noise.i((used, row))?.reshape((1, 1, ()))?;
                 let streams = head_noise(&shifted)?;
                 let latent = model.head().sample(state.hidden()?, 1, &Noise::Given(&streams))?;
-                chunk = model.decode(&latent)?;
+                chunk = model.argmax(&latent, state.hidden()?)?;
                 ended[row] = chunk.contains(&special.eos);
                 model.read(state, &chunk)?;
             }

@@ -4,7 +4,7 @@ use calm_autoencoder::AutoencoderConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::LikelihoodConfig;
+use super::{DecoderKind, LikelihoodConfig};
 use crate::family::Decode;
 use crate::{BackboneConfig, HeadConfig};
 
@@ -23,7 +23,7 @@ pub struct CalmConfig {
     /// Stage 2: the generative head.
     #[serde(default)]
     pub head: HeadConfig,
-    /// The likelihood of the next chunk through the frozen decoder as a loss; null: the head's own alone.
+    /// The likelihood of the next chunk through the decoder as a loss; null: the head's own alone.
     #[serde(default)]
     pub likelihood: Option<LikelihoodConfig>,
     /// How a latent vector becomes tokens when the model is scored and generates.
@@ -35,5 +35,10 @@ impl CalmConfig {
     /// L.
     pub fn latent_size(&self) -> usize {
         self.autoencoder.latent_size(self.chunk_size)
+    }
+
+    /// Which decoder turns latent vectors into tokens.
+    pub fn decoder(&self) -> DecoderKind {
+        self.likelihood.map_or(DecoderKind::Frozen, |likelihood| likelihood.decoder)
     }
 }

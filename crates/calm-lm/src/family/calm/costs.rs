@@ -8,7 +8,7 @@
 use calm_nn::costs::{Breakdown, Count, Flops, Parameters, biased, flops, layer_norm, weights};
 use calm_nn::{Footing, Held};
 
-use super::CalmConfig;
+use super::{CalmConfig, DecoderKind};
 
 /// What the loss on decoded samples keeps.
 const DECODER: &str = "kept in the decoder";
@@ -18,14 +18,27 @@ const INPUT: &str = "kept in the input";
 pub(super) fn parameters(c: &CalmConfig, vocab: usize) -> Parameters {
     let (d, k) = (c.backbone.hidden_size, c.chunk_size);
     let input = biased(k * d, 2 * d) + biased(2 * d, d) + layer_norm(d);
-    Breakdown {
-        parts: vec![
-            ("embedding", Count(weights(vocab, d))),
-            ("input", Count(input)),
-            ("backbone", Count(c.backbone.layer_parameters())),
-            ("norm", Count(d as u64)),
-            ("head", Count(c.head.parameters(&c.backbone, c.latent_size()))),
-        ],
+    let mut parts = vec![
+        ("embedding", Count(weights(vocab, d))),
+        ("input", Count(input)),
+        ("backbone", Count(c.backbone.layer_parameters())),
+        ("norm", Count(d as u64)),
+        ("head", Count(c.head.parameters(&c.backbone, c.latent_size()))),
+    ];
+    if c.decoder() != DecoderKind::Frozen {
+        let copied = c.autoencoder.parameters(k, vocab);
+        let copied: u64 =
+            copied.parts.iter().filter(|(name, _)| *name != "encoder").map(|(_, count)| count.0).sum();
+        parts.push(("decoder", Count(copied + condition_weights(c))));
+    }
+    Breakdown { parts }
+}
+
+/// The matrix that brings the hidden state into a conditioned decoder.
+fn condition_weights(c: &CalmConfig) -> u64 {
+    match c.decoder() {
+        DecoderKind::Conditioned => weights(c.backbone.hidden_size, c.autoencoder.hidden_size),
+        DecoderKind::Frozen | DecoderKind::Tuned => 0,
     }
 }
 
@@ -50,10 +63,13 @@ pub(super) fn training_flops(c: &CalmConfig, vocab: usize, context: usize) -> Fl
     if let Some(l) = c.likelihood {
         passes += l.samples;
         let samples = l.samples as f64;
-        // The decoder's weights are frozen: a backward pass is as long as a forward pass. Of the vocabulary the shares
-        // of the samples come first, without gradient.
-        parts.push(("decoder", 2.0 * samples * c.autoencoder.decode_flops(c.chunk_size) / k));
-        parts.push(("vocabulary", 3.0 * samples * c.autoencoder.vocabulary_flops(c.chunk_size, vocab) / k));
+        // Through frozen weights a backward pass is as long as a forward pass, with gradients of them twice as long. Of
+        // the vocabulary the shares of the samples come first, without gradient.
+        let passes = if c.decoder() == DecoderKind::Frozen { 2.0 } else { 3.0 };
+        let decoding = samples * c.autoencoder.decode_flops(c.chunk_size);
+        parts.push(("decoder", passes * (decoding + flops(condition_weights(c))) / k));
+        let vocabulary = samples * c.autoencoder.vocabulary_flops(c.chunk_size, vocab);
+        parts.push(("vocabulary", (passes + 1.0) * vocabulary / k));
     }
     parts.push(("head", 3.0 * passes as f64 * pass / k));
     Breakdown { parts }
@@ -69,7 +85,7 @@ pub(super) fn inference_flops(c: &CalmConfig, vocab: usize, context: usize, draw
             ("backbone", c.backbone.matrix_flops() / k),
             ("attention", c.backbone.attention_flops(context) / k),
             ("head", draws * c.head.sampling_passes() as f64 * pass / k),
-            ("decoder", draws * c.autoencoder.decode_flops(c.chunk_size) / k),
+            ("decoder", (draws * c.autoencoder.decode_flops(c.chunk_size) + flops(condition_weights(c))) / k),
             ("vocabulary", draws * c.autoencoder.vocabulary_flops(c.chunk_size, vocab) / k),
         ],
     }
@@ -94,7 +110,8 @@ pub(super) fn held(c: &CalmConfig, vocab: usize, positions: f64, on: Footing, re
         held.keep(DECODER, kept * more + c.autoencoder.decoder_bytes(c.chunk_size, positions * samples, on));
         held.temporary(head.temporary * more);
         held.temporary(c.autoencoder.blocks_temporary(positions * samples * k, on));
-        on.cross_entropy(&mut held, vocab, c.autoencoder.hidden_size, positions * samples * k, false);
+        let trained = c.decoder() != DecoderKind::Frozen;
+        on.cross_entropy(&mut held, vocab, c.autoencoder.hidden_size, positions * samples * k, trained);
     }
     if own {
         // The frozen encoder runs when the backbone has, before the head.

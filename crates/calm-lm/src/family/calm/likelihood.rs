@@ -1,4 +1,4 @@
-//! The likelihood of the next chunk through the frozen decoder, as a loss.
+//! The likelihood of the next chunk through the decoder, as a loss.
 //!
 //! ```text
 //! loss = −1/K ln [ 1/N Σ_n Π_k p_dec(x_k | ẑ_n) ],   ẑ_n = head(hidden, noise_n)   nats a position
@@ -12,12 +12,14 @@
 //! The shares w_n are computed first, without gradient; then one weighted cross-entropy has the gradient. No tensor has
 //! a side of V.
 
-use calm_autoencoder::Autoencoder;
 use calm_config::Problems;
 use calm_kernels as ops;
 use candle_core::{D, DType, Result, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use super::DecoderKind;
+use super::decoder::LatentDecoder;
 
 /// The likelihood loss.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -29,11 +31,13 @@ pub struct LikelihoodConfig {
     pub samples: usize,
     /// Weight of the head's own loss beside it; 0 leaves that out.
     pub head_weight: f64,
+    /// Which decoder it goes through; the model decodes by the same.
+    pub decoder: DecoderKind,
 }
 
 impl Default for LikelihoodConfig {
     fn default() -> Self {
-        Self { weight: 1.0, samples: 8, head_weight: 0.0 }
+        Self { weight: 1.0, samples: 8, head_weight: 0.0, decoder: DecoderKind::Frozen }
     }
 }
 
@@ -57,17 +61,19 @@ impl LikelihoodConfig {
     }
 }
 
-/// Σ over rows of the loss above, f32 scalar, differentiable in the samples `[R, N, L]`; targets U32 `[R, K]`.
+/// Σ over rows of the loss above, f32 scalar, differentiable in the samples `[R, N, L]`, in what a conditioned decoder
+/// is given of the hidden states `[R, D]`, and in the parameters of a decoder that is trained along; targets U32
+/// `[R, K]`.
 pub(super) fn nats(
-    autoencoder: &Autoencoder,
+    decoder: &LatentDecoder,
     samples: &Tensor,
+    hidden: &Tensor,
     targets: &Tensor,
     eos: u32,
 ) -> Result<Tensor> {
-    let (r, n, l) = samples.dims3()?;
-    let k = autoencoder.chunk_size();
-    let table = autoencoder.embedding_table();
-    let hidden = autoencoder.decode_hidden(&samples.reshape((r * n, l))?)?;
+    let (r, n, _) = samples.dims3()?;
+    let (k, table) = (decoder.decoder.chunk_size(), decoder.decoder.table());
+    let hidden = decoder.hidden(samples, hidden)?;
     let ids = targets.unsqueeze(1)?.repeat((1, n, 1))?.flatten_all()?;
     let counts = up_to_end(targets, eos)?.unsqueeze(1)?;
     let (each, _) = ops::tied_cross_entropy_rows(&hidden.detach(), table, &ids)?;

@@ -9,6 +9,7 @@
 mod config;
 mod costs;
 mod decode;
+mod decoder;
 mod input;
 mod likelihood;
 mod model;
@@ -25,6 +26,7 @@ use crate::HeadConfig;
 use crate::published::ConfigJson;
 use crate::registry::Registered;
 pub use config::CalmConfig;
+pub use decoder::DecoderKind;
 pub use likelihood::LikelihoodConfig;
 pub use model::Calm;
 pub(crate) use published::PUBLISHED;

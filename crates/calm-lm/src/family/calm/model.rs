@@ -6,6 +6,7 @@ use calm_nn::{Embedding, Init, Noise, ParamStore, RowId};
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::decode::sample;
+use super::decoder::LatentDecoder;
 use super::input::ChunkInput;
 use super::likelihood;
 use super::{CalmConfig, LikelihoodConfig};
@@ -22,7 +23,7 @@ use crate::{Backbone, Cache, ChunkBatch};
 /// Latent vectors that are drawn at a time.
 const DRAWN: usize = 4096;
 
-/// Input module, backbone and head, on a frozen autoencoder. Parameter names are those of the reference
+/// Input module, backbone and head, on a frozen autoencoder whose decoder may have a trained copy. Parameter names are those of the reference
 /// implementation (`transformer.*`, `embed_proj.*`, `mlp_generator.*`).
 pub struct Calm {
     store: ParamStore,
@@ -31,6 +32,7 @@ pub struct Calm {
     backbone: Backbone,
     head: Box<dyn Head>,
     autoencoder: Autoencoder,
+    decoder: LatentDecoder,
     decode: Decode,
     likelihood: Option<LikelihoodConfig>,
     text: TextFormat,
@@ -65,6 +67,7 @@ impl Calm {
             input: ChunkInput::new(&b.under("embed_proj"), config.chunk_size, d, init)?,
             backbone: Backbone::new(&t, &config.backbone)?,
             head: config.head.build(&b, &config.backbone, config.latent_size())?,
+            decoder: LatentDecoder::new(&b, config, &autoencoder)?,
             autoencoder,
             decode: config.decode,
             likelihood: config.likelihood,
@@ -113,13 +116,20 @@ impl Calm {
         Ok(self.autoencoder.encode(chunks)?.detach())
     }
 
-    /// Latents `[R, N, L]` -> tokens, row-major `[R, N, K]`.
+    /// Latents `[R, N, L]` at hidden states `[R, D]` -> the most probable tokens, row-major `[R, N, K]`.
     ///
     /// # Errors
-    /// As [`Autoencoder::decode`].
-    pub fn decode(&self, latents: &Tensor) -> Result<Vec<u32>> {
-        let (r, n, l) = latents.dims3()?;
-        self.autoencoder.decode(&latents.reshape((r * n, l))?)?.flatten_all()?.to_vec1()
+    /// Latents of another size; what a GPU answers.
+    pub fn argmax(&self, latents: &Tensor, hidden: &Tensor) -> Result<Vec<u32>> {
+        self.decoder.decoder.argmax(&self.decoder.hidden(latents, hidden)?)?.flatten_all()?.to_vec1()
+    }
+
+    /// Latents `[R, N, L]` at hidden states `[R, D]` -> logits `[R·N·K, V]`; for small inputs.
+    ///
+    /// # Errors
+    /// Latents of another size; what a GPU answers.
+    pub fn decoded(&self, latents: &Tensor, hidden: &Tensor) -> Result<Tensor> {
+        self.decoder.decoder.logits(&self.decoder.hidden(latents, hidden)?)
     }
 
     /// N draws at every predicted position, rolled `steps` chunks forward along sample 0; all positions in
@@ -183,17 +193,20 @@ impl Calm {
         Ok(out)
     }
 
-    /// Latents `[R, N, L]` -> tokens `[R, N, K]`, as the settings say or with this decoding of the softmax.
+    /// Latents `[R, N, L]` at hidden states `[R, D]` -> tokens, row-major `[R, N, K]`, as the settings say or with this
+    /// decoding of the softmax.
     fn tokens(
         &self,
         latents: &Tensor,
+        hidden: &Tensor,
         noise: &Noise<'_>,
         decoding: Option<TokenDecoding>,
     ) -> Result<Vec<u32>> {
-        match (self.decode, decoding) {
-            (Decode::Argmax, None) => self.decode(latents),
-            (_, decoding) => sample(&self.autoencoder, latents, noise, decoding.unwrap_or_default()),
+        if (self.decode, decoding) == (Decode::Argmax, None) {
+            return self.argmax(latents, hidden);
         }
+        let (samples, decoder) = (latents.dim(1)?, &self.decoder.decoder);
+        sample(decoder, &self.decoder.hidden(latents, hidden)?, samples, noise, decoding.unwrap_or_default())
     }
 
     /// Draws `[R, N, K]` in blocks of rows, so that memory stays bounded for many samples.
@@ -206,15 +219,16 @@ impl Calm {
     ) -> Result<Vec<u32>> {
         let rows = hidden.dim(0)?;
         let Noise::Keyed { seed, purpose, step, rows: ids } = *noise else {
-            return self.tokens(&self.head.sample(hidden, samples, noise)?, noise, decoding);
+            return self.tokens(&self.head.sample(hidden, samples, noise)?, hidden, noise, decoding);
         };
         let block = (DRAWN / samples.max(1)).max(1);
         let mut out = Vec::with_capacity(rows * samples * self.autoencoder.chunk_size());
         for at in (0..rows).step_by(block) {
             let n = block.min(rows - at);
             let noise = Noise::Keyed { seed, purpose, step, rows: &ids[at..at + n] };
-            let latents = self.head.sample(&hidden.narrow(0, at, n)?.contiguous()?, samples, &noise)?;
-            out.extend(self.tokens(&latents.detach(), &noise, decoding)?);
+            let hidden = hidden.narrow(0, at, n)?.contiguous()?;
+            let latents = self.head.sample(&hidden, samples, &noise)?;
+            out.extend(self.tokens(&latents.detach(), &hidden, &noise, decoding)?);
         }
         Ok(out)
     }
@@ -279,7 +293,7 @@ impl LanguageModel for Calm {
             return Ok(Loss { sum: own()?, targets: rows, parts: Vec::new() });
         };
         let samples = self.head.sample(&hidden, config.samples, noise)?;
-        let nats = likelihood::nats(&self.autoencoder, &samples, &targets, self.text.special.eos)?;
+        let nats = likelihood::nats(&self.decoder, &samples, &hidden, &targets, self.text.special.eos)?;
         let mut parts = vec![LossPart { name: "likelihood", sum: nats.detach(), count: rows }];
         let mut sum = (nats * config.weight)?;
         if config.head_weight > 0.0 {
@@ -324,22 +338,24 @@ impl LanguageModel for Calm {
         for at in (0..rows).step_by(block) {
             let n = block.min(rows - at);
             let noise = Noise::Keyed { seed, purpose, step: 0, rows: &batch.rows[at..at + n] };
-            let latents =
-                self.head.sample(&hidden.narrow(0, at, n)?.contiguous()?, samples, &noise)?.detach();
-            let l = latents.dim(2)?;
-            let chunks = targets.narrow(0, at, n)?.unsqueeze(1)?.repeat((1, samples, 1))?;
-            let (latents, chunks) = (latents.reshape((n * samples, l))?, chunks.reshape((n * samples, k))?);
+            let hidden = hidden.narrow(0, at, n)?.contiguous()?;
+            let latents = self.head.sample(&hidden, samples, &noise)?.detach();
             // Many samples of one row are decoded in pieces too.
-            for from in (0..n * samples).step_by(DRAWN) {
-                let some = DRAWN.min(n * samples - from);
-                let piece = |t: &Tensor| t.narrow(0, from, some)?.contiguous();
-                let (nats, _) = self.autoencoder.score(&piece(&latents)?, &piece(&chunks)?)?;
+            let piece = (DRAWN / n).max(1);
+            let mut log_p = vec![0.0; n * samples];
+            for from in (0..samples).step_by(piece) {
+                let some = piece.min(samples - from);
+                let chunks = targets.narrow(0, at, n)?.unsqueeze(1)?.repeat((1, some, 1))?;
+                let decoded = self.decoder.hidden(&latents.narrow(1, from, some)?.contiguous()?, &hidden)?;
+                let (nats, _) = self.decoder.decoder.score(&decoded, &chunks.reshape((n * some, k))?)?;
                 let nats: Vec<f32> = nats.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
                 for (i, nats) in nats.chunks_exact(k).enumerate() {
-                    let length = out.tokens[at + (from + i) / samples];
-                    out.log_p.push(-nats[..length].iter().map(|x| f64::from(*x)).sum::<f64>());
+                    let (row, sample) = (i / some, from + i % some);
+                    let up_to_end = &nats[..out.tokens[at + row]];
+                    log_p[row * samples + sample] = -up_to_end.iter().map(|x| f64::from(*x)).sum::<f64>();
                 }
             }
+            out.log_p.extend(log_p);
         }
         Ok(Some(out))
     }

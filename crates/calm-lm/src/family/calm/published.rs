@@ -3,7 +3,7 @@
 use calm_autoencoder::AutoencoderConfig;
 use serde_json::json;
 
-use super::CalmConfig;
+use super::{CalmConfig, DecoderKind};
 use crate::family::Decode;
 use crate::family::PublishedFamily;
 use crate::head::{HeadSettings, PublishedHead};
@@ -43,7 +43,11 @@ fn read(names: Names, keys: &mut Keys<'_>) -> CalmConfig {
     CalmConfig { chunk_size, autoencoder, backbone, head, decode: Decode::default(), likelihood: None }
 }
 
+/// None of a model that decodes by a decoder of its own: the reference has the autoencoder's.
 pub(super) fn write(c: &CalmConfig) -> Option<ConfigJson> {
+    if c.decoder() != DecoderKind::Frozen {
+        return None;
+    }
     let mut json = c.head.published(c.backbone.layers)?;
     let (backbone, constants) = c.backbone.write_published();
     json.keys.extend(backbone);
