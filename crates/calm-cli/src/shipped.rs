@@ -28,6 +28,7 @@ pub const SHIPPED: &[(&str, &str)] = &[
 pub const ABLATIONS: &[(&str, &str)] = &[
     ("ablate-k", include_str!("../../../configs/ablate-k.yaml")),
     ("ablate-autoencoder", include_str!("../../../configs/ablate-autoencoder.yaml")),
+    ("ablate-likelihood", include_str!("../../../configs/ablate-likelihood.yaml")),
     ("ablate-samples", include_str!("../../../configs/ablate-samples.yaml")),
     ("ablate-alpha", include_str!("../../../configs/ablate-alpha.yaml")),
 ];
