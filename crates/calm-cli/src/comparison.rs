@@ -42,6 +42,7 @@ pub fn table(study: &Study) -> String {
     );
     let mut out = format!("{table}\n{}", format::wrap(&legend, 78, ""));
     out.push('\n');
+    out.push_str(&likelihood(study));
     if !study.differences.is_empty() {
         out.push_str(&differences(study));
     }
@@ -49,6 +50,28 @@ pub fn table(study: &Study) -> String {
         out.push_str(&format!("{}\n", format::wrap(&format!("note: {note}"), 78, "  ")));
     }
     out
+}
+
+/// Nats a token and bits per byte of the variants that have them.
+fn likelihood(study: &Study) -> String {
+    let mut table = Table::new(&["variant", "nats/token", "bits/byte", ""])
+        .title("likelihood of held-out text, ± over seeds".to_owned());
+    let mut rows = 0;
+    for v in &study.variants {
+        let Some(found) = v.likelihood() else { continue };
+        let cell = |e: &Estimate| match e.se() {
+            Some(se) => format!("{:.3} ±{se:.3}", e.value),
+            None => format!("{:.3}", e.value),
+        };
+        table.row([
+            format::shorten_front(&v.name, 26),
+            cell(&found.nats),
+            found.bits_per_byte.as_ref().map_or("-".into(), cell),
+            found.draws.map_or("exact".into(), |n| format!("at most, {n} draws")),
+        ]);
+        rows += 1;
+    }
+    if rows == 0 { String::new() } else { format!("\n{table}\n") }
 }
 
 /// What can be told apart.

@@ -15,6 +15,8 @@ pub const SHIPPED: &[(&str, &str)] = &[
     ("k4", include_str!("../../../configs/k4.yaml")),
     ("k8", include_str!("../../../configs/k8.yaml")),
     ("baseline", include_str!("../../../configs/baseline.yaml")),
+    ("patch", include_str!("../../../configs/patch.yaml")),
+    ("multi-token", include_str!("../../../configs/multi-token.yaml")),
     ("shakespeare-char", include_str!("../../../configs/shakespeare-char.yaml")),
     ("paper/calm-m", include_str!("../../../configs/paper/calm-m.yaml")),
     ("paper/calm-l", include_str!("../../../configs/paper/calm-l.yaml")),

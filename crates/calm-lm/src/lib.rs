@@ -66,9 +66,11 @@ pub use backbone::{Backbone, BackboneConfig, Cache};
 pub use batch::ChunkBatch;
 pub use family::baseline::{Baseline, BaselineConfig};
 pub use family::calm::{Calm, CalmConfig};
+pub use family::multi_token::{HeadsConfig, MultiTokenConfig};
+pub use family::patch::{LocalConfig, PatchConfig};
 pub use family::{
-    Decode, DecodedDraws, DrawKind, DrawRequest, Draws, ExactDraws, FamilyConfig, LanguageModel, Loss,
-    LossPart, ModelConfig, SampledDraws, TextFormat, TokenDecoding,
+    ChunkSoftmax, Decode, DecodedDraws, DrawKind, DrawRequest, Draws, ExactDraws, FamilyConfig,
+    LanguageModel, Loss, LossPart, ModelConfig, SampledDraws, TextFormat, TokenDecoding,
 };
 pub use head::{
     DiffusionConfig, EnergyConfig, FlowConfig, FlowTime, Head, HeadConfig, HeadSettings, Solver,

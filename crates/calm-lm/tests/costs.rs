@@ -4,7 +4,7 @@ use calm_autoencoder::AutoencoderConfig;
 use calm_lm::family::calm::{DecoderKind, LikelihoodConfig};
 use calm_lm::{
     BackboneConfig, BaselineConfig, CalmConfig, DiffusionConfig, EnergyConfig, FamilyConfig, FlowConfig,
-    HeadSettings, Solver,
+    HeadSettings, LocalConfig, MultiTokenConfig, PatchConfig, Solver,
 };
 use calm_nn::costs::{Count, Flops, Parameters};
 use calm_nn::{Footing, Precision};
@@ -171,6 +171,79 @@ fn longer_chunks_cost_less() {
     assert!(costs.windows(2).all(|w| w[1].0 < w[0].0 && w[1].1 < w[0].1), "{costs:?}");
     // Training falls faster than inference, where decoding costs the same a token.
     assert!(costs[0].0 / costs[3].0 > 1.5 * costs[0].1 / costs[3].1, "{costs:?}");
+}
+
+fn patch(chunk_size: usize, local: LocalConfig) -> PatchConfig {
+    PatchConfig { chunk_size, backbone: backbone(16, 1024, 2752), local }
+}
+
+fn multi_token(chunk_size: usize) -> MultiTokenConfig {
+    let backbone = backbone(16, 1024, 2752);
+    MultiTokenConfig { chunk_size, backbone, heads: Default::default() }
+}
+
+fn part<T: Copy + Into<f64>>(parts: &[(&'static str, T)], name: &str) -> f64 {
+    parts.iter().find(|(n, _)| *n == name).map_or(0.0, |(_, amount)| (*amount).into())
+}
+
+#[test]
+fn the_backbone_of_a_patch_model_runs_once_a_chunk_and_the_rest_once_a_token() {
+    let one = baseline(16, 1024, 2752);
+    let (layers, d) = (2, 1024.0);
+    let patch = patch(4, LocalConfig { layers, ..Default::default() });
+    let (tokens, chunks) = (one.inference_flops(VOCAB, 8192, 1).parts, inference(&patch).parts);
+    // The same vocabulary for each token, a K-th of the backbone, and its attention over a K-th of the positions.
+    assert_eq!(part(&chunks, "vocabulary"), part(&tokens, "vocabulary"));
+    assert_eq!(part(&chunks, "backbone"), part(&tokens, "backbone") / 4.0);
+    assert_eq!(part(&chunks, "attention"), part(&tokens, "attention") / 16.0);
+    // P, two layers of the backbone's own kind, attention over four places.
+    let layer = part(&tokens, "backbone") / 16.0;
+    assert_eq!(part(&chunks, "local"), 2.0 * d * d + 2.0 * layer + 2.0 * 4.0 * 4.0 * d);
+    assert_eq!(training(&patch).total(), 3.0 * inference(&patch).total());
+    // What has probabilities needs one draw at any temperature.
+    assert_eq!(patch.inference_flops(VOCAB, CONTEXT, 200), patch.inference_flops(VOCAB, CONTEXT, 1));
+    let calm = inference(&calm(1024, 2752)).parts;
+    for name in ["input", "backbone", "attention"] {
+        assert_eq!(part(&chunks, name), part(&calm, name), "{name}");
+    }
+    let narrow = LocalConfig { hidden_size: Some(256), ..Default::default() };
+    let of = PatchConfig { local: narrow, ..patch.clone() };
+    assert_eq!(of.local_backbone(), BackboneConfig { layers: 2, heads: 4, ..backbone(16, 256, 688) });
+    assert!(inference(&of).total() < inference(&patch).total());
+}
+
+#[test]
+fn every_head_of_a_multi_token_model_runs_once_a_chunk() {
+    let (two, eight) = (multi_token(2), multi_token(8));
+    let heads = |c: &MultiTokenConfig| part(&inference(c).parts, "heads");
+    assert_eq!(heads(&two), 2.0 * 3.0 * 1024.0 * 2752.0);
+    assert_eq!(heads(&two), heads(&eight));
+    let parameters = |c: &MultiTokenConfig| part(&parameters(c).parts, "heads");
+    assert_eq!(parameters(&eight), 4.0 * parameters(&two));
+    assert_eq!(parameters(&two), 2.0 * (3.0 * 1024.0 * 2752.0 + 2.0 * 1024.0));
+    assert!(inference(&eight).total() < inference(&two).total());
+}
+
+#[test]
+fn what_decodes_a_chunk_holds_memory_for_each_of_its_tokens() {
+    let on = Footing::new(Precision::F32, false);
+    let kept = |c: &dyn FamilyConfig, recompute| {
+        let held = c.held(VOCAB, 1000.0, on, recompute);
+        held.kept.iter().map(|(_, bytes)| bytes).sum::<f64>()
+    };
+    let deep = |layers| patch(4, LocalConfig { layers, ..Default::default() });
+    // A layer of the local decoder holds what four layers of the backbone on a position each hold.
+    let layer = kept(&deep(2), false) - kept(&deep(1), false);
+    let global = {
+        let of = |layers| {
+            let c = PatchConfig { backbone: backbone(layers, 1024, 2752), ..deep(1) };
+            kept(&c, false)
+        };
+        of(17) - of(16)
+    };
+    assert!((layer / global - 4.0).abs() < 1e-9, "{layer} {global}");
+    assert!(kept(&deep(2), true) < kept(&deep(2), false));
+    assert!(kept(&multi_token(8), false) > kept(&multi_token(2), false));
 }
 
 #[test]

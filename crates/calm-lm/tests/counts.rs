@@ -7,7 +7,8 @@ mod common;
 
 use calm_lm::registry::entries;
 use calm_lm::{
-    BaselineConfig, CalmConfig, FamilyConfig, HeadConfig, HeadSettings, LanguageModel, ModelConfig,
+    BaselineConfig, CalmConfig, FamilyConfig, HeadConfig, HeadSettings, HeadsConfig, LanguageModel,
+    LocalConfig, ModelConfig, MultiTokenConfig, PatchConfig,
 };
 use calm_nn::{Builder, ParamStore};
 use candle_core::{DType, Device};
@@ -37,6 +38,11 @@ fn every_head_counts_the_parameters_that_it_has() {
 #[test]
 fn every_family_counts_the_parameters_that_it_has() {
     let mut families: Vec<ModelConfig> = vec![BaselineConfig { backbone: backbone() }.into()];
+    families.extend([1, 3].into_iter().flat_map(|k| chunk_families(k, &backbone())));
+    let narrow = LocalConfig { layers: 1, hidden_size: Some(12), heads: Some(3), intermediate_size: Some(7) };
+    families.push(PatchConfig { chunk_size: 2, backbone: backbone(), local: narrow }.into());
+    let heads = HeadsConfig { intermediate_size: Some(5) };
+    families.push(MultiTokenConfig { chunk_size: 2, backbone: backbone(), heads }.into());
     for entry in entries::<dyn HeadSettings>() {
         let (autoencoder, backbone, head) = (autoencoder_config(), backbone(), head(entry.name));
         families.push(

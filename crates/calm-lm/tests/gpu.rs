@@ -9,11 +9,11 @@ use calm_autoencoder::{Autoencoder, AutoencoderConfig};
 use calm_lm::family::calm::{DecoderKind, LikelihoodConfig};
 use calm_lm::{
     BackboneConfig, Baseline, BaselineConfig, Calm, CalmConfig, ChunkBatch, Decode, DiffusionConfig, DrawKey,
-    DrawRequest, Draws, EnergyConfig, FlowConfig, HeadConfig, LanguageModel,
+    DrawRequest, Draws, EnergyConfig, ExactDraws, FlowConfig, HeadConfig, LanguageModel, ModelConfig,
 };
 use calm_nn::{AdamW, AdamWConfig, Destination, GradientBucket, Noise, ParamStore, Precision, RowId, device};
 use candle_core::{Device, Tensor};
-use common::{SPECIAL, VOCAB, text, tokens};
+use common::{SPECIAL, VOCAB, chunk_families, text, tokens};
 
 const K: usize = 2;
 
@@ -90,6 +90,17 @@ fn baseline(device: &Device, precision: Precision) -> (ParamStore, Baseline) {
     let store = ParamStore::of_precision(device, precision, 3).unwrap();
     let config = BaselineConfig { backbone: backbone() };
     let model = Baseline::new(&store, &config, &text(64, false)).unwrap();
+    store.prepare().unwrap();
+    (store, model)
+}
+
+fn built(
+    family: &ModelConfig,
+    device: &Device,
+    precision: Precision,
+) -> (ParamStore, Box<dyn LanguageModel>) {
+    let store = ParamStore::of_precision(device, precision, 4).unwrap();
+    let model = family.build(&store, &text(32, false), None).unwrap();
     store.prepare().unwrap();
     (store, model)
 }
@@ -262,7 +273,34 @@ fn the_baseline_learns_on_a_gpu_as_on_the_cpu() {
 }
 
 #[test]
+fn the_families_with_probabilities_of_chunks_learn_on_a_gpu_as_on_the_cpu() {
+    for family in chunk_families(K, &backbone()) {
+        compare(family.title(), |device, precision| train_built(&family, device, precision, false));
+    }
+}
+
+fn train_built(
+    family: &ModelConfig,
+    device: &Device,
+    precision: Precision,
+    recompute: bool,
+) -> (Vec<f64>, Vec<f32>) {
+    let (store, mut model) = built(family, device, precision);
+    model.set_recompute(recompute);
+    let batch = batch(K, store.context());
+    train(&store, |step| {
+        let noise = Noise::Keyed { seed: 1, purpose: "t", step, rows: &batch.rows };
+        let loss = model.loss(&batch, &noise).unwrap();
+        (loss.sum / loss.targets as f64).unwrap()
+    })
+}
+
+#[test]
 fn computing_activations_again_changes_no_bit() {
+    for family in chunk_families(K, &backbone()) {
+        let trained = |recompute| train_built(&family, &Device::Cpu, Precision::F32, recompute);
+        assert_eq!(trained(true), trained(false), "{}", family.title());
+    }
     assert_eq!(
         train_calm(&energy(), &Device::Cpu, Precision::F32, true),
         train_calm(&energy(), &Device::Cpu, Precision::F32, false)
@@ -329,5 +367,27 @@ fn draws_on_a_gpu_are_those_of_the_cpu() {
         let (here, there) = (score(&Device::Cpu, Precision::F32), score(&gpu, precision));
         assert_near("ln p", &there.0, &here.0, tolerance);
         assert!(share(&here.1, &there.1) > 0.9);
+    }
+    for family in chunk_families(K, &backbone()) {
+        for (precision, tolerance) in [(Precision::F32, 1e-4), (Precision::Bf16, 5e-2)] {
+            let score = |device: &Device, precision| {
+                let (_, model) = built(&family, device, precision);
+                let request = DrawRequest { samples: 2, steps: 2, seed: 7, purpose: "t" };
+                let Draws::Exact(scores) = model.draw(&batch(K, device), &request).unwrap() else {
+                    panic!("{} has probabilities", family.title())
+                };
+                let sampler = model.sampler();
+                let mut continued = sampler.start().unwrap();
+                continued.push(&tokens(3 * K, 2)).unwrap();
+                let drawn = continued.draw(20, DrawKey { seed: 5, call: 0 }).unwrap();
+                let text: Vec<u32> = drawn.into_iter().flatten().collect();
+                (scores, text)
+            };
+            let (here, there) = (score(&Device::Cpu, Precision::F32), score(&gpu, precision));
+            assert_near(family.title(), &there.0.log_p, &here.0.log_p, tolerance);
+            let squares = |draws: &ExactDraws| -> Vec<f64> { draws.squares.iter().map(|s| s[0]).collect() };
+            assert_near(family.title(), &squares(&there.0), &squares(&here.0), tolerance);
+            assert!(share(&here.1, &there.1) > 0.9);
+        }
     }
 }

@@ -6,7 +6,10 @@
 mod common;
 
 use calm_lm::backbone::Branch;
-use calm_lm::{BackboneConfig, Cache, ChunkBatch, DiffusionConfig, FlowConfig, HeadConfig, LanguageModel};
+use calm_lm::{
+    BackboneConfig, Cache, ChunkBatch, DiffusionConfig, FlowConfig, HeadConfig, LanguageModel, LocalConfig,
+    ModelConfig, PatchConfig,
+};
 use calm_nn::{AdamW, AdamWConfig, Clip, GradientBucket, Noise, ParamStore, RowId};
 use candle_core::{DType, Device, IndexOp, Result, Tensor, backprop::GradStore};
 use common::*;
@@ -113,6 +116,29 @@ fn every_parameter_of_the_baseline_receives_a_gradient() {
         randomise(&store, 0.3);
         assert_all_learn(&store, |step| {
             let batch = batch((3, 9, 1), &tokens(27, step), 0);
+            let noise = Noise::Keyed { seed: 1, purpose: "t", step, rows: &batch.rows };
+            model.loss(&batch, &noise).unwrap().sum
+        });
+    }
+}
+
+#[test]
+fn every_parameter_of_the_families_with_probabilities_of_chunks_receives_a_gradient() {
+    // Attention over one place needs no queries and keys: there a patch model has no local layers.
+    let local = LocalConfig { layers: 0, ..Default::default() };
+    let one = PatchConfig { chunk_size: 1, backbone: backbone(), local };
+    let [_, one_head] = chunk_families(1, &backbone());
+    let mut all: Vec<(usize, ModelConfig)> = vec![(1, one.into()), (1, one_head)];
+    for (k, kv_heads) in [(2, Some(1)), (3, None)] {
+        let backbone = BackboneConfig { kv_heads, ..backbone() };
+        all.extend(chunk_families(k, &backbone).map(|family| (k, family)));
+    }
+    for (k, family) in all {
+        let store = ParamStore::new(&Device::Cpu, DType::F32, 3);
+        let model = family.build(&store, &text(16, false), None).unwrap();
+        randomise(&store, 0.3);
+        assert_all_learn(&store, |step| {
+            let batch = batch((3, 6, k), &tokens(3 * 6 * k, step), 0);
             let noise = Noise::Keyed { seed: 1, purpose: "t", step, rows: &batch.rows };
             model.loss(&batch, &noise).unwrap().sum
         });

@@ -50,6 +50,26 @@ fn a_problem_inside_a_family_has_its_whole_path() {
 }
 
 #[test]
+fn what_is_wrong_inside_a_chunk_is_named_by_its_own_keys() {
+    let found = |text: &str| {
+        let model: ModelConfig = serde_json::from_str(text).unwrap();
+        let mut problems = Problems::new();
+        model.validate(&mut problems);
+        problems.paths()
+    };
+    let good = r#"{ "patch": { "chunk_size": 4, "local": { "layers": 0 } } }"#;
+    assert!(found(good).is_empty() && found(r#"{ "multi-token": { "chunk_size": 4 } }"#).is_empty());
+    // Heads of the backbone's size that do not fill the width.
+    assert_eq!(found(&good.replace("\"layers\": 0", "\"hidden_size\": 100, \"heads\": 3")), ["local.heads"]);
+    assert_eq!(found(&good.replace("\"layers\": 0", "\"heads\": 0")), ["local.heads"]);
+    // What the local decoder takes from the backbone is wrong there alone.
+    let both = r#"{ "patch": { "chunk_size": 65, "backbone": { "heads": 3 } } }"#;
+    assert_eq!(found(both), ["chunk_size", "backbone.heads"]);
+    let heads = r#"{ "multi-token": { "chunk_size": 0, "heads": { "intermediate_size": 0 } } }"#;
+    assert_eq!(found(heads), ["chunk_size", "heads.intermediate_size"]);
+}
+
+#[test]
 fn a_choice_writes_what_it_reads_and_equals_only_its_like() {
     let read = |text: &str| serde_json::from_str::<ModelConfig>(text);
     let calm = read(r#"{ "calm": { "chunk_size": 4, "head": { "flow": { "repeats": 2 } } } }"#).unwrap();
@@ -63,7 +83,9 @@ fn a_choice_writes_what_it_reads_and_equals_only_its_like() {
 #[test]
 fn names_that_do_not_exist_are_answered_with_those_that_do() {
     let error = |text: &str| serde_json::from_str::<ModelConfig>(text).unwrap_err().to_string();
-    assert!(error(r#"{ "clam": {} }"#).contains("unknown variant `clam`, expected `calm` or `baseline`"));
+    assert!(
+        error(r#"{ "clam": {} }"#).contains("unknown variant `clam`, expected one of `calm`, `baseline`")
+    );
     let head = error(r#"{ "calm": { "chunk_size": 4, "head": { "enrgy": {} } } }"#);
     assert!(
         head.contains("unknown variant `enrgy`, expected one of `energy`, `flow`, `diffusion`"),

@@ -85,6 +85,39 @@ pub struct Variant {
     pub runs: Vec<SeedRun>,
 }
 
+/// What a variant's models make of held-out text, mean over its runs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Likelihood {
+    /// Nats a token.
+    pub nats: Estimate,
+    /// Bits per byte of text; None of a vocabulary whose tokens are not bytes of it.
+    pub bits_per_byte: Option<Estimate>,
+    /// Draws of the bound that this is; None of an exact cross-entropy.
+    pub draws: Option<usize>,
+}
+
+impl Variant {
+    /// The exact cross-entropy of models with probabilities, the tightest bound of others; None where a run has
+    /// neither.
+    pub fn likelihood(&self) -> Option<Likelihood> {
+        let of = |run: &SeedRun| match (run.cross_entropy, run.bound.last()) {
+            (Some(nats), _) => Some((nats, run.bits_per_byte, None)),
+            (None, Some(bound)) => Some((bound.nats, bound.bits_per_byte, Some(bound.samples))),
+            (None, None) => None,
+        };
+        let runs: Vec<_> = self.runs.iter().map(of).collect::<Option<_>>()?;
+        let draws = runs.first()?.2;
+        let alike = runs.iter().all(|run| run.2 == draws);
+        let bits: Option<Vec<f64>> = runs.iter().map(|run| run.1).collect();
+        let nats = Estimate::over_seeds(&runs.iter().map(|run| run.0).collect::<Vec<_>>())?;
+        alike.then(|| Likelihood {
+            nats,
+            bits_per_byte: bits.and_then(|bits| Estimate::over_seeds(&bits)),
+            draws,
+        })
+    }
+}
+
 /// Brier scores in percent, with standard errors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Score {
@@ -112,6 +145,15 @@ pub struct Estimate {
 }
 
 impl Estimate {
+    /// Mean of one number a seed, with what the choice of seeds adds to its error; None without any.
+    pub fn over_seeds(values: &[f64]) -> Option<Self> {
+        let n = values.len() as f64;
+        let value = values.iter().sum::<f64>() / n;
+        let squares: f64 = values.iter().map(|v| (v - value).powi(2)).sum();
+        let seeds = (values.len() > 1).then(|| (squares / (n - 1.0) / n).sqrt());
+        (!values.is_empty()).then_some(Self { value, documents: None, seeds })
+    }
+
     /// Standard error of both parts together, or of the one there is.
     pub fn se(&self) -> Option<f64> {
         match (self.documents, self.seeds) {
@@ -181,9 +223,9 @@ pub struct SeedRun {
     pub brierlm: Option<f64>,
     /// Brier-1..4, aligned.
     pub brier: Option<[f64; 4]>,
-    /// Baselines: cross-entropy, nats a token.
+    /// Models with probabilities: cross-entropy, nats a token.
     pub cross_entropy: Option<f64>,
-    /// Baselines: bits per byte of text.
+    /// Models with probabilities: bits per byte of text.
     pub bits_per_byte: Option<f64>,
     /// Models that draw latent vectors: bounds on the cross-entropy, by rising number of draws.
     #[serde(default)]

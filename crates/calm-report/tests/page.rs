@@ -122,7 +122,19 @@ fn a_full_study_shows_everything() {
         for (id, needles) in [
             (
                 "scores",
-                &["6.06 ±", "undefined", "bigram", "0.53", "42.8\u{a0}T", "24,310", "MB", "batch sampler"][..],
+                &[
+                    "6.06 ±",
+                    "Nats/token",
+                    "≤ 5.",
+                    "(N = 64)",
+                    "undefined",
+                    "bigram",
+                    "0.53",
+                    "42.8\u{a0}T",
+                    "24,310",
+                    "MB",
+                    "batch sampler",
+                ][..],
             ),
             (
                 "differences",

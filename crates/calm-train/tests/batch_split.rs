@@ -43,6 +43,20 @@ const BASELINE: &str = "model:
 train:
   lm: STAGE
 ";
+/// The families with probabilities of chunks, in FAMILY's place.
+const CHUNKS: &str = "model:
+  FAMILY:
+    chunk_size: 3
+    backbone: { layers: 1, hidden_size: 16, intermediate_size: 24, heads: 2, init: { normal: 0.3 } }
+train:
+  lm: STAGE
+";
+
+/// Models of the families with probabilities.
+fn with_probabilities() -> [String; 3] {
+    let of = |name| CHUNKS.replace("FAMILY", name);
+    [BASELINE.to_owned(), of("patch"), of("multi-token")]
+}
 
 /// A run in `name`, not trained; a step changes nothing.
 fn run(dir: &Path, name: &str, model: &str, accumulation: usize) -> Run {
@@ -78,8 +92,9 @@ fn near(a: f64, b: f64, what: &str) {
 #[test]
 fn validation_loss_and_scores_do_not_depend_on_the_rows_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
-    let models = HEADS.map(|head| CALM.replace("HEAD", head));
-    for (i, model) in models.iter().map(String::as_str).chain([BASELINE]).enumerate() {
+    let models = HEADS.map(|head| CALM.replace("HEAD", head)).into_iter().chain(with_probabilities());
+    for (i, model) in models.enumerate() {
+        let model = model.as_str();
         let run = run(dir.path(), &format!("run-{i}"), model, 1);
         let (cpu, cache) = (Device::Cpu, dir.path().join("cache"));
         initialise(&run, &cache, Provenance::default(), &cpu, &mut Watch::default()).unwrap();
@@ -129,7 +144,10 @@ fn validation_loss_and_scores_do_not_depend_on_the_rows_at_a_time() {
 fn accumulation_changes_no_validation_of_the_same_weights() {
     let dir = tempfile::tempdir().unwrap();
     let calm = CALM.replace("HEAD", HEADS[0]);
-    for (name, model) in [("calm", calm.as_str()), ("baseline", BASELINE)] {
+    let [baseline, patch, multi_token] = with_probabilities();
+    for (name, model) in
+        [("calm", &calm), ("baseline", &baseline), ("patch", &patch), ("multi-token", &multi_token)]
+    {
         let validations = [1, 2, 8].map(|accumulation| {
             let run = run(dir.path(), &format!("{name}-{accumulation}"), model, accumulation);
             let options = TrainOptions {

@@ -107,6 +107,32 @@ train:
   lm: { steps: 8, batch_rows: 4, context: 48, learning_rate: 3e-3, warmup_steps: 2, eval_every: 3 }
 ";
 
+const PATCH: &str = "
+model:
+  patch:
+    chunk_size: 2
+    backbone: { layers: 2, hidden_size: 32, intermediate_size: 48, heads: 2, init: { normal: 0.1 } }
+train:
+  lm: { steps: 8, batch_rows: 4, context: 24, learning_rate: 3e-3, warmup_steps: 2, eval_every: 3 }
+";
+
+const MULTI_TOKEN: &str = "
+model:
+  multi-token:
+    chunk_size: 2
+    backbone: { layers: 2, hidden_size: 32, intermediate_size: 48, heads: 2, init: { normal: 0.1 } }
+train:
+  lm: { steps: 8, batch_rows: 4, context: 24, learning_rate: 3e-3, warmup_steps: 2, eval_every: 3 }
+";
+
+/// A model of each family, and what it trains.
+const KINDS: [(&str, &str, &[Stage]); 4] = [
+    ("calm", CALM, &Stage::ALL),
+    ("baseline", BASELINE, &[Stage::Lm]),
+    ("patch", PATCH, &[Stage::Lm]),
+    ("multi-token", MULTI_TOKEN, &[Stage::Lm]),
+];
+
 /// A folder with a text, a cache and runs.
 struct House {
     dir: tempfile::TempDir,
@@ -189,7 +215,7 @@ fn hint(result: calm_run::Result<(Run, Results)>) -> (String, String) {
 #[test]
 fn a_run_stopped_and_resumed_has_bit_equal_parameters_and_losses() {
     let house = House::new();
-    for (name, model, stages) in [("calm", CALM, &Stage::ALL[..]), ("baseline", BASELINE, &[Stage::Lm][..])] {
+    for (name, model, stages) in KINDS {
         let config = house.config(model, &[]);
         let (straight, whole) = house.finish(&format!("{name}-whole"), &config);
         let pieces = format!("{name}-pieces");
@@ -227,7 +253,7 @@ fn a_run_stopped_and_resumed_has_bit_equal_parameters_and_losses() {
 #[test]
 fn a_batch_in_two_pieces_gives_the_loss_of_the_whole_up_to_rounding() {
     let house = House::new();
-    for (name, model, stages) in [("calm", CALM, &Stage::ALL[..]), ("baseline", BASELINE, &[Stage::Lm][..])] {
+    for (name, model, stages) in KINDS {
         let losses: Vec<Watch> = [1, 2]
             .map(|pieces| {
                 let set: Vec<String> = stages

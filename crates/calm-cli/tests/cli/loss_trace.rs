@@ -44,6 +44,24 @@ train:
 eval: { training_documents: 2, documents: 2, chunks_per_document: 24, bootstrap: 50 }
 ";
 
+/// Models with probabilities of chunks, and what is each one's own.
+const CHUNKS: [(&str, &str); 2] =
+    [("patch", "local: { layers: 1, hidden_size: 24 }"), ("multi-token", "heads: { intermediate_size: 40 }")];
+
+const CHUNK: &str = r"version: 1
+seed: 3
+data: { source: { path: text.txt }, validation: 0.3 }
+tokenizer: { bpe: { vocab_size: 300 } }
+model:
+  FAMILY:
+    chunk_size: 3
+    backbone: { layers: 2, hidden_size: 48, intermediate_size: 64, heads: 2, kv_heads: 1, init: { normal: 0.1 } }
+    OWN
+train:
+  lm: { steps: 20, batch_rows: 4, accumulation: 2, context: 32, learning_rate: 5e-3, warmup_steps: 5, log_every: 1, eval_every: 10 }
+eval: { training_documents: 2, documents: 2, chunks_per_document: 24, bootstrap: 50 }
+";
+
 /// A recorded training.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Trace {
@@ -127,6 +145,13 @@ fn hold(name: &str, config: &str) {
 fn a_calm_with_each_head_and_its_autoencoder_train_as_recorded() {
     for (name, head) in HEADS {
         hold(name, &CALM.replace("HEAD", head));
+    }
+}
+
+#[test]
+fn models_with_probabilities_of_chunks_train_as_recorded() {
+    for (name, own) in CHUNKS {
+        hold(name, &CHUNK.replace("FAMILY", name).replace("OWN", own));
     }
 }
 

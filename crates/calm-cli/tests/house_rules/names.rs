@@ -22,14 +22,16 @@ const HOMES: [(&str, &str); 5] = [
 ];
 
 /// Texts that are spelled as a name and mean something else: the crate, the module and the text.
-const OTHERS: [(&str, &str, &str); 5] = [
+const OTHERS: [(&str, &str, &str); 7] = [
     // The program.
     ("calm-cli", "args", "calm"),
     ("calm-cli", "the root", "calm"),
     ("calm-nn", "files", "calm"),
     ("calm-report", "page::facts", "calm"),
-    // A configuration that is shipped.
+    // Configurations that are shipped.
     ("calm-cli", "shipped", "baseline"),
+    ("calm-cli", "shipped", "patch"),
+    ("calm-cli", "shipped", "multi-token"),
 ];
 
 /// Keys of configurations, values of `architectures` and `model_type`.
@@ -48,7 +50,8 @@ fn names() -> Names {
     let published = families.iter().filter_map(|e| e.published).flat_map(|p| (p.names)());
     let (_, models) = graphs().into_iter().find(|(name, _)| name == "calm-lm").unwrap();
     let types = kinds.iter().flat_map(|(folder, _, name)| {
-        let types = models.passed_on(&format!("{folder}::{name}"));
+        // A key of several words has hyphens, its module underscores.
+        let types = models.passed_on(&format!("{folder}::{}", name.replace('-', "_")));
         assert!(!types.is_empty(), "{name} has no module {folder}::{name}, which shows its types");
         types
     });

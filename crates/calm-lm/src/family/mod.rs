@@ -12,7 +12,12 @@
 
 pub mod baseline;
 pub mod calm;
+mod chunk_softmax;
 mod draws;
+mod filler;
+mod input;
+pub mod multi_token;
+pub mod patch;
 mod softmax;
 
 use calm_autoencoder::{Autoencoder, AutoencoderConfig};
@@ -27,6 +32,7 @@ use crate::published::{ConfigJson, Keys, Names};
 use crate::registry::{Choice, Entry, Plain};
 use crate::sampler::{Sampler, SpecialIds};
 use crate::{ChunkBatch, HeadConfig};
+pub use chunk_softmax::ChunkSoftmax;
 pub use draws::{Decode, DecodedDraws, DrawKind, DrawRequest, Draws, ExactDraws, GRAM, SampledDraws};
 
 /// The text as a model meets it.

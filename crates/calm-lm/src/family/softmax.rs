@@ -1,9 +1,46 @@
-//! Next-token distributions: tempered, cut, drawn from.
+//! Next-token distributions: of many hidden states, tempered, cut, drawn from.
+
+use calm_kernels as ops;
+use calm_nn::Parameter;
+use candle_core::{DType, Result, Tensor};
+use rayon::prelude::*;
 
 use super::TokenDecoding;
 
+/// Hidden states whose logits exist at the same time.
+const BLOCK: usize = 256;
+
+/// Hidden states `[R, W]` over the vocabulary of `output` `[V, W]` -> logits `[R, V]` in its format.
+pub(super) fn logits(hidden: &Tensor, output: &Parameter) -> Result<Tensor> {
+    ops::linear(&hidden.to_dtype(output.dtype())?, output, None)
+}
+
+/// `f(row, probabilities)` of the distribution over `output` `[V, W]` at each of the hidden states `[R, W]`.
+pub(super) fn each_distribution<T: Send>(
+    hidden: &Tensor,
+    output: &Parameter,
+    decoding: TokenDecoding,
+    f: impl Fn(usize, &[f64]) -> T + Sync,
+) -> Result<Vec<T>> {
+    let rows = hidden.dim(0)?;
+    let mut out = Vec::with_capacity(rows);
+    for at in (0..rows).step_by(BLOCK) {
+        let n = BLOCK.min(rows - at);
+        let block = logits(&hidden.narrow(0, at, n)?.contiguous()?, output)?;
+        let block = block.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+        let each = block.par_iter().enumerate();
+        out.par_extend(each.map(|(i, logits)| f(at + i, &distribution(logits, decoding))));
+    }
+    Ok(out)
+}
+
+/// ln of a probability that may be rounded to 0.
+pub(super) fn ln(p: f64) -> f64 {
+    p.max(f64::MIN_POSITIVE).ln()
+}
+
 /// Softmax of `logits / temperature` in f64.
-pub(super) fn probabilities(logits: &[f32], temperature: f64) -> Vec<f64> {
+fn probabilities(logits: &[f32], temperature: f64) -> Vec<f64> {
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut p: Vec<f64> = logits.iter().map(|l| (f64::from(l - top) / temperature).exp()).collect();
     let sum: f64 = p.iter().sum();

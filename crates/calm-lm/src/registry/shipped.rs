@@ -3,7 +3,7 @@
 use std::sync::RwLock;
 
 use super::{Entry, Registered};
-use crate::family::{FamilyConfig, PublishedFamily, baseline, calm};
+use crate::family::{FamilyConfig, PublishedFamily, baseline, calm, multi_token, patch};
 use crate::head::{HeadConfig, HeadSettings, PublishedHead, diffusion, energy, flow};
 
 /// The families of this crate.
@@ -15,6 +15,14 @@ const FAMILIES: &[Entry<dyn FamilyConfig>] = &[
     .published(calm::PUBLISHED),
     Entry::family::<baseline::BaselineConfig>(baseline::NAME, "The same backbone on tokens.")
         .published(baseline::PUBLISHED),
+    Entry::family::<patch::PatchConfig>(
+        patch::NAME,
+        "The same backbone on chunks, and a small decoder that goes token by token inside each.",
+    ),
+    Entry::family::<multi_token::MultiTokenConfig>(
+        multi_token::NAME,
+        "The same backbone on chunks, with a head for each of the next tokens.",
+    ),
 ];
 
 static ADDED_FAMILIES: RwLock<Vec<Entry<dyn FamilyConfig>>> = RwLock::new(Vec::new());

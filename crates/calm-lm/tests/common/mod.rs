@@ -5,7 +5,7 @@
 use calm_autoencoder::{Autoencoder, AutoencoderConfig};
 use calm_lm::{
     BackboneConfig, Baseline, BaselineConfig, Calm, CalmConfig, ChunkBatch, EnergyConfig, HeadConfig,
-    SpecialIds, TextFormat,
+    ModelConfig, MultiTokenConfig, PatchConfig, SpecialIds, TextFormat,
 };
 use calm_nn::{NoiseKey, ParamStore, RowId, philox};
 use candle_core::{DType, Device, Tensor};
@@ -70,6 +70,13 @@ pub fn baseline(backbone: &BackboneConfig, bos: bool) -> (ParamStore, Baseline) 
     let config = BaselineConfig { backbone: backbone.clone() };
     let model = Baseline::new(&store, &config, &text(64, bos)).unwrap();
     (store, model)
+}
+
+/// The families that say the probability of every token of a chunk, with small settings.
+pub fn chunk_families(chunk_size: usize, backbone: &BackboneConfig) -> [ModelConfig; 2] {
+    let patch = PatchConfig { chunk_size, backbone: backbone.clone(), local: Default::default() };
+    let multi = MultiTokenConfig { chunk_size, backbone: backbone.clone(), heads: Default::default() };
+    [patch.into(), multi.into()]
 }
 
 /// Adds normal noise to every parameter, so that no zero start hides anything.

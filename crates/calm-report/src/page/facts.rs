@@ -101,7 +101,7 @@ pub fn reading(study: &Study) -> Section {
             (term("Batch sampler", html! {
                 "Lower temperatures without probabilities: it draws "
                 @if study.batch_draws > 0 { (study.batch_draws) " chunks" } @else { "many chunks" }
-                " and keeps what they agree on. A discrete baseline needs none."
+                " and keeps what they agree on. Models with probabilities need none."
             }))
             (term("k, M, G, T, P, E", html! { "Thousand, and 10⁶, 10⁹, 10¹², 10¹⁵, 10¹⁸." }))
         }

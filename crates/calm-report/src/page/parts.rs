@@ -85,7 +85,7 @@ pub(super) fn cell(text: Option<String>) -> Markup {
     }
 }
 
-/// `4`, or `tokens` for a baseline.
+/// `4`, or `tokens` of a model with probabilities of single ones.
 pub(super) fn chunk_size(variant: &Variant) -> String {
     match (variant.chunk_size, variant.probabilities) {
         (1, true) => "tokens".into(),

@@ -18,7 +18,11 @@ pub fn section(study: &Study) -> Result<Option<Section>, ReportError> {
     let body = html! {
         p {
             "All models at the same positions of the same held-out text (aligned protocol), in percent; "
-            "higher is better. ± is one standard error over documents and seeds."
+            "higher is better. ± is one standard error over documents and seeds. "
+            @if study.variants.iter().any(|v| v.likelihood().is_some()) {
+                "Nats and bits of all held-out tokens are exact for models with probabilities; ≤ is a bound from so many "
+                "draws. There lower is better, and ± is over seeds."
+            }
         }
         (table("Scores, aligned protocol, percent", &score_rows(study, study.variants.iter()
             .map(|v| (v, v.aligned.as_ref())).collect::<Vec<_>>().as_slice(), true)?))
@@ -97,10 +101,12 @@ fn score_rows(
     let decimals = column_decimals(variants.iter().filter_map(|v| v.1));
     let heads =
         variants.iter().map(|(v, _)| variant_head(study, v)).collect::<Result<Vec<_>, ReportError>>()?;
+    let likelihood = variants.iter().any(|(v, _)| v.likelihood().is_some());
     Ok(html! {
         thead { tr {
             th scope="col" { "Variant" } th scope="col" { "K" }
             @for name in SCORES { th scope="col" { (name) } }
+            @if likelihood { th scope="col" { "Nats/token" } th scope="col" { "Bits/byte" } }
             th scope="col" { "Seeds" } th scope="col" { "Documents" } th scope="col" { "Positions" }
         } }
         tbody {
@@ -109,6 +115,7 @@ fn score_rows(
                     (head)
                     td { (chunk_size(variant)) }
                     (score_cells(*score, &decimals))
+                    @if likelihood { @for text in likelihood_cells(variant) { (cell(text)) } }
                     (cell(score.map(|s| s.seeds.to_string())))
                     (cell(score.map(|s| number::count(s.documents as u64))))
                     (cell(score.map(|s| number::count(s.positions))))
@@ -126,12 +133,23 @@ fn score_rows(
                         @for n in 0..4 {
                             (cell(ngram.brier.get(n).map(|b| number::fixed(*b, decimals[n + 1]))))
                         }
-                        @for _ in 0..3 { (cell(None)) }
+                        @for _ in 0..(if likelihood { 5 } else { 3 }) { (cell(None)) }
                     }
                 }
             }
         }
     })
+}
+
+/// Nats a token and bits per byte, exact or the tightest bound.
+fn likelihood_cells(variant: &Variant) -> [Option<String>; 2] {
+    let Some(found) = variant.likelihood() else { return [None, None] };
+    let (sign, draws) = match found.draws {
+        Some(draws) => ("≤ ", format!(" (N = {draws})")),
+        None => ("", String::new()),
+    };
+    let text = |e: &Estimate| format!("{sign}{}", number::estimate(e, 3));
+    [Some(text(&found.nats) + &draws), found.bits_per_byte.as_ref().map(text)]
 }
 
 /// The five scores of one row.

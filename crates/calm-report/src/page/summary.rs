@@ -75,6 +75,9 @@ fn sentences(study: &Study) -> Vec<String> {
     {
         sentences.push(text);
     }
+    if let Some(text) = most_likely(study) {
+        sentences.push(text);
+    }
     let verdicts: Vec<bool> =
         study.differences.iter().filter_map(|d| d.brierlm.and_then(|e| e.resolved())).collect();
     if let (Some(first), false) = (study.differences.first(), verdicts.is_empty()) {
@@ -87,6 +90,16 @@ fn sentences(study: &Study) -> Vec<String> {
         ));
     }
     sentences
+}
+
+/// Which models find the text least surprising. A bound says nothing against an exact cross-entropy below it.
+fn most_likely(study: &Study) -> Option<String> {
+    let known = study.variants.iter().filter_map(|v| v.likelihood().map(|l| (v, l)));
+    let known: Vec<_> = known.filter(|(_, l)| l.nats.value.is_finite()).collect();
+    let (variant, least) = known.iter().min_by(|a, b| a.1.nats.value.total_cmp(&b.1.nats.value))?;
+    let nats = number::estimate(&least.nats, 3);
+    let what = if least.draws.is_some() { "at most " } else { "" };
+    (known.len() > 1).then(|| format!("Fewest nats a token: “{}” with {what}{nats}.", variant.name))
 }
 
 fn best(study: &Study, score: &str, of: impl Fn(&Variant) -> Option<Estimate>) -> Option<String> {

@@ -4,11 +4,10 @@ use calm_kernels as ops;
 use calm_nn::device::upload;
 use calm_nn::{Embedding, Init, Noise, NoiseKey, ParamStore, Parameter, RowId, philox};
 use candle_core::{Result, Tensor, bail};
-use rayon::prelude::*;
 
 use super::BaselineConfig;
 use crate::backbone::Branch;
-use crate::family::softmax::{distribution, invert, probabilities};
+use crate::family::softmax::{self, distribution, each_distribution, invert, ln};
 use crate::family::{
     DrawKind, DrawRequest, Draws, ExactDraws, GRAM, LanguageModel, Loss, TextFormat, TokenDecoding,
 };
@@ -73,7 +72,7 @@ impl Baseline {
     /// # Errors
     /// Another width than D; what a GPU answers.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        ops::linear(&hidden.to_dtype(self.output.dtype())?, &self.output, None)
+        softmax::logits(hidden, &self.output)
     }
 
     /// Draws for the Brier terms at all positions in one pass a step: probabilities of the targets, two
@@ -136,23 +135,12 @@ impl Baseline {
         key: NoiseKey,
         ids: &[RowId],
     ) -> Result<Vec<RowStatistics>> {
-        const BLOCK: usize = 256;
-        let rows = hidden.dim(0)?;
-        let mut out = Vec::with_capacity(rows);
-        for at in (0..rows).step_by(BLOCK) {
-            let n = BLOCK.min(rows - at);
-            let logits = self.logits(&hidden.narrow(0, at, n)?.contiguous()?)?.to_vec2::<f32>()?;
-            let u = philox::uniform(key, &ids[at..at + n], 2, 1);
-            out.par_extend(logits.par_iter().enumerate().map(|(i, row)| {
-                let p = probabilities(row, 1.0);
-                RowStatistics {
-                    log_p_target: p[targets[at + i] as usize].max(f64::MIN_POSITIVE).ln(),
-                    sum_p_squared: p.iter().map(|p| p * p).sum(),
-                    draws: [invert(&p, f64::from(u[2 * i])), invert(&p, f64::from(u[2 * i + 1]))],
-                }
-            }));
-        }
-        Ok(out)
+        let u = philox::uniform(key, ids, 2, 1);
+        each_distribution(hidden, &self.output, TokenDecoding::default(), |row, p| RowStatistics {
+            log_p_target: ln(p[targets[row] as usize]),
+            sum_p_squared: p.iter().map(|p| p * p).sum(),
+            draws: [invert(p, f64::from(u[2 * row])), invert(p, f64::from(u[2 * row + 1]))],
+        })
     }
 }
 

@@ -5,22 +5,20 @@
 //! training column within 5 % for CALM-M and CALM-L; the paper's training figure of CALM-XL is 10 % off (the tests
 //! hold these margins).
 
-use calm_nn::costs::{Breakdown, Count, Flops, Parameters, biased, flops, layer_norm, weights};
+use calm_nn::costs::{Breakdown, Count, Flops, Parameters, weights};
 use calm_nn::{Footing, Held};
 
 use super::{CalmConfig, DecoderKind};
+use crate::family::input::ChunkInput;
 
 /// What the loss on decoded samples keeps.
 const DECODER: &str = "kept in the decoder";
-/// What the input module keeps.
-const INPUT: &str = "kept in the input";
 
 pub(super) fn parameters(c: &CalmConfig, vocab: usize) -> Parameters {
     let (d, k) = (c.backbone.hidden_size, c.chunk_size);
-    let input = biased(k * d, 2 * d) + biased(2 * d, d) + layer_norm(d);
     let mut parts = vec![
         ("embedding", Count(weights(vocab, d))),
-        ("input", Count(input)),
+        ("input", Count(ChunkInput::parameters(k, d))),
         ("backbone", Count(c.backbone.layer_parameters())),
         ("norm", Count(d as u64)),
         ("head", Count(c.head.parameters(&c.backbone, c.latent_size()))),
@@ -43,8 +41,7 @@ fn condition_weights(c: &CalmConfig) -> u64 {
 }
 
 fn input_flops(c: &CalmConfig) -> f64 {
-    let (d, k) = (c.backbone.hidden_size, c.chunk_size);
-    flops(weights(k * d, 2 * d) + weights(2 * d, d))
+    ChunkInput::flops(c.chunk_size, c.backbone.hidden_size)
 }
 
 pub(super) fn training_flops(c: &CalmConfig, vocab: usize, context: usize) -> Flops {
@@ -92,10 +89,9 @@ pub(super) fn inference_flops(c: &CalmConfig, vocab: usize, context: usize, draw
 }
 
 pub(super) fn held(c: &CalmConfig, vocab: usize, positions: f64, on: Footing, recompute: bool) -> Held {
-    let (d, k) = (c.backbone.hidden_size as f64, c.chunk_size as f64);
+    let k = c.chunk_size as f64;
     let mut held = c.backbone.held(positions, on, recompute);
-    // Embeddings, both sides of the SiLU, and what the LayerNorm is given.
-    held.keep(INPUT, positions * (k * d + 2.0 * d + 2.0 * d + d) * on.activation);
+    ChunkInput::hold(&mut held, c.chunk_size, c.backbone.hidden_size, positions, on);
     let head = c.head.held(&c.backbone, c.latent_size(), positions, on);
     let kept: f64 = head.kept.iter().map(|(_, bytes)| bytes).sum();
     let own = c.likelihood.is_none_or(|l| l.head_weight > 0.0);

@@ -14,12 +14,13 @@
 
 use calm_config::Problems;
 use calm_kernels as ops;
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::DecoderKind;
 use super::decoder::LatentDecoder;
+use crate::family::filler::up_to_end;
 
 /// The likelihood loss.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -91,10 +92,4 @@ pub(super) fn nats(
     // The value of the loss with the gradient of the weighted cross-entropy.
     let offset = (value - led.detach())?;
     led + offset
-}
-
-/// 1 for the tokens of each chunk up to its EOS, 0 after it: f32 `[R, K]`.
-fn up_to_end(targets: &Tensor, eos: u32) -> Result<Tensor> {
-    let end = targets.eq(eos)?.to_dtype(DType::F32)?;
-    (end.cumsum(D::Minus1)? - &end)?.eq(0f32)?.to_dtype(DType::F32)
 }

@@ -10,7 +10,6 @@ mod config;
 mod costs;
 mod decode;
 mod decoder;
-mod input;
 mod likelihood;
 mod model;
 mod published;
@@ -21,6 +20,7 @@ use calm_nn::costs::{Flops, Parameters};
 use calm_nn::{Footing, Held, ParamStore};
 use candle_core::{Result, bail};
 
+use super::input::validate_chunk_size;
 use super::{Decode, DrawKind, FamilyConfig, LanguageModel, ModelConfig, TextFormat};
 use crate::HeadConfig;
 use crate::published::ConfigJson;
@@ -34,8 +34,6 @@ pub(crate) use published::PUBLISHED;
 /// Its key in configurations.
 pub const NAME: &str = "calm";
 
-/// Most tokens of a chunk.
-const LONGEST_CHUNK: usize = 64;
 /// Most numbers of a latent vector.
 const LARGEST_LATENT: usize = 1024;
 
@@ -78,9 +76,7 @@ impl FamilyConfig for CalmConfig {
 
     fn validate(&self, problems: &mut Problems) {
         let k = self.chunk_size;
-        if k == 0 || k > LONGEST_CHUNK {
-            problems.add("chunk_size", format!("is {k}: chunks have between 1 and {LONGEST_CHUNK} tokens"));
-        }
+        validate_chunk_size(k, problems);
         if self.autoencoder.latent_size.is_none() && self.latent_size() > LARGEST_LATENT {
             problems
                 .add(

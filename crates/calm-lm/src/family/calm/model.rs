@@ -7,10 +7,11 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::decode::sample;
 use super::decoder::LatentDecoder;
-use super::input::ChunkInput;
 use super::likelihood;
 use super::{CalmConfig, LikelihoodConfig};
 use crate::backbone::Branch;
+use crate::family::filler;
+use crate::family::input::ChunkInput;
 use crate::family::{
     Decode, DecodedDraws, DrawKind, DrawRequest, Draws, LanguageModel, Loss, LossPart, SampledDraws,
     TextFormat, TokenDecoding,
@@ -329,9 +330,7 @@ impl LanguageModel for Calm {
         let targets = batch.targets()?;
         let (rows, k) = targets.dims2()?;
         let ids: Vec<u32> = targets.flatten_all()?.to_vec1()?;
-        let length = |chunk: &[u32]| {
-            chunk.iter().position(|t| *t == self.text.special.eos).map_or(chunk.len(), |end| end + 1)
-        };
+        let length = |chunk: &[u32]| filler::length(chunk, self.text.special.eos);
         let mut out =
             DecodedDraws { log_p: Vec::new(), tokens: ids.chunks(k).map(length).collect(), samples };
         let block = (DRAWN / samples.max(1)).max(1);

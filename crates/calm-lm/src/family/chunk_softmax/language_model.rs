@@ -1,0 +1,61 @@
+//! The network as a language model.
+
+use calm_nn::{Noise, ParamStore};
+use candle_core::{Result, Tensor};
+
+use super::ChunkSoftmax;
+use super::draws::exact;
+use super::sampler::Tempered;
+use crate::ChunkBatch;
+use crate::family::{DrawKind, DrawRequest, Draws, LanguageModel, Loss, TokenDecoding};
+use crate::sampler::{Sampler, SpecialIds};
+
+impl LanguageModel for ChunkSoftmax {
+    fn store(&self) -> &ParamStore {
+        &self.store
+    }
+
+    fn chunk_size(&self) -> usize {
+        self.chunk_size
+    }
+
+    fn special(&self) -> SpecialIds {
+        self.text.special
+    }
+
+    fn draws(&self) -> DrawKind {
+        DrawKind::Exact
+    }
+
+    fn set_recompute(&mut self, recompute: bool) {
+        self.backbone.set_recompute(recompute);
+        self.decoder.set_recompute(recompute);
+    }
+
+    /// Cross-entropy, nats a token.
+    fn loss(&self, batch: &ChunkBatch, _noise: &Noise<'_>) -> Result<Loss> {
+        let sum = self.cross_entropy(&self.hidden(batch)?, &batch.targets()?)?;
+        Ok(Loss { sum, targets: batch.sources.len(), parts: Vec::new() })
+    }
+
+    fn draw(&self, batch: &ChunkBatch, request: &DrawRequest<'_>) -> Result<Draws> {
+        exact(self, batch, request.seed, request.purpose).map(Draws::Exact)
+    }
+
+    fn sampler(&self) -> Box<dyn Sampler + '_> {
+        Box::new(Tempered { model: self, decoding: TokenDecoding::default() })
+    }
+
+    fn tempered_sampler(&self, decoding: TokenDecoding) -> Option<Box<dyn Sampler + '_>> {
+        Some(Box::new(Tempered { model: self, decoding }))
+    }
+
+    fn log_probabilities(&self, batch: &ChunkBatch) -> Result<Option<Vec<f64>>> {
+        self.log_p(&self.hidden(batch)?.detach(), &batch.targets()?).map(Some)
+    }
+
+    fn hidden_streams(&self, batch: &ChunkBatch) -> Result<Option<Vec<Tensor>>> {
+        let inputs = self.embed(&batch.ids)?.detach();
+        self.backbone.residual_streams(&inputs, &batch.positions, &batch.segments).map(Some)
+    }
+}
