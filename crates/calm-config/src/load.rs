@@ -51,6 +51,10 @@ pub trait Validate {
     /// The schema version that this type reads; the file states it as `version`.
     const VERSION: u64 = 1;
 
+    /// Keys that older files write, each with what it is called now. The types read both (serde's `alias`); an override
+    /// of either takes the place of the other.
+    const RENAMED: &'static [(&'static str, &'static str)] = &[];
+
     /// Adds what is wrong, by key path. Called on values that fit their types.
     fn validate(&self, problems: &mut Problems);
 }
@@ -149,7 +153,7 @@ where
     let mut reports = Vec::new();
     let mut applied = Vec::new();
     for raw in overrides {
-        match apply(&mut root, raw) {
+        match apply(&mut root, raw, T::RENAMED) {
             Ok(path) => applied.push(Override { path, raw: raw.clone() }),
             Err(report) => reports.push(*report),
         }
@@ -271,18 +275,19 @@ impl Places<'_> {
     }
 }
 
-/// Keys that older files write, and what they are called now.
-const RENAMED: [(&str, &str); 1] = [("init_std", "init")];
-
 /// Brings a key up to date; its older name.
-fn rename(key: &mut String) -> Option<&'static str> {
-    let (before, now) = RENAMED.iter().find(|(before, now)| key == before || key == now)?;
+fn rename(key: &mut String, renamed: &[(&'static str, &'static str)]) -> Option<&'static str> {
+    let (before, now) = renamed.iter().find(|(before, now)| key == before || key == now)?;
     (*now).clone_into(key);
     Some(before)
 }
 
-/// Puts `key.path=value` into the tree.
-fn apply(root: &mut Value, raw: &str) -> Result<KeyPath, Box<Report>> {
+/// Puts `key.path=value` into the tree; keys of older files are brought up to date.
+fn apply(
+    root: &mut Value,
+    raw: &str,
+    renamed: &[(&'static str, &'static str)],
+) -> Result<KeyPath, Box<Report>> {
     let fail = |path: &str, message: String, hint: &str| {
         let origin = Origin::Override(raw.to_string());
         let hint = (!hint.is_empty()).then(|| hint.to_string());
@@ -314,8 +319,8 @@ fn apply(root: &mut Value, raw: &str) -> Result<KeyPath, Box<Report>> {
         return Err(fail(key, first.what.clone(), first.remedy.as_deref().unwrap_or_default()));
     }
     // A key that has another name by now takes the other's place.
-    let renamed = match path.0.last_mut() {
-        Some(Step::Key(last)) => rename(last),
+    let before = match path.0.last_mut() {
+        Some(Step::Key(last)) => rename(last, renamed),
         _ => None,
     };
     // Down to the place, making blocks on the way.
@@ -333,7 +338,7 @@ fn apply(root: &mut Value, raw: &str) -> Result<KeyPath, Box<Report>> {
                     Step::Index(index) => index.to_string(),
                 };
                 path.0[i] = Step::Key(name.clone());
-                if let Some(before) = renamed.filter(|_| i + 1 == path.0.len()) {
+                if let Some(before) = before.filter(|_| i + 1 == path.0.len()) {
                     map.shift_remove(before);
                 }
                 map.entry(name).or_insert(Value::Null)

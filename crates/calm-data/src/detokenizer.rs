@@ -76,6 +76,16 @@ impl Detokenizer {
         ids.len() - unfinished.max().unwrap_or(0)
     }
 
+    /// A token that is a word by itself, if there is one.
+    pub(crate) fn a_word(&self) -> Option<u32> {
+        let is_word = |id: &u32| {
+            let text = self.bytes(&[*id]);
+            let letters = std::str::from_utf8(&text).is_ok_and(|text| text.chars().all(char::is_alphabetic));
+            letters && !text.is_empty() && byte_of(&self.written(*id)).is_none()
+        };
+        (0..self.len()).map(|id| id as u32).find(is_word)
+    }
+
     fn written(&self, id: u32) -> String {
         String::from_utf8_lossy(self.token(id)).into_owned()
     }

@@ -33,7 +33,11 @@ impl<'a> TextStream<'a> {
     pub(crate) fn after(of: &'a Detokenizer, text: &str, ids: &[u32]) -> Self {
         let mut stream = Self { of, pending: Vec::new(), ids: Vec::new(), shown: String::new(), trim: false };
         if !of.joins_bytes() {
-            let before: Vec<u32> = ids.iter().copied().filter(|id| of.is_text(*id)).collect();
+            let mut before: Vec<u32> = ids.iter().copied().filter(|id| of.is_text(*id)).collect();
+            if before.is_empty() && !text.trim().is_empty() {
+                // Nothing but unknown words: what follows joins them as it would join any other.
+                before.extend(of.a_word());
+            }
             stream.ids = before[before.len().saturating_sub(KEPT)..].to_vec();
             stream.shown = stream.text_of(stream.ids.len());
             let blank = |text: &str| text.ends_with(char::is_whitespace);
@@ -134,6 +138,7 @@ impl<'a> TextStream<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::detokenizer::Own;
 
     fn of_bytes() -> Detokenizer {
         Detokenizer::new((0..=255u8).map(|b| Box::from([b])).collect(), vec![true; 256], None)
@@ -150,6 +155,19 @@ mod tests {
         let text: String = "aé€".as_bytes().iter().map(|b| push(&mut stream, &[*b])).collect();
         assert_eq!(text, "aé€");
         assert_eq!(stream.finish(), "");
+    }
+
+    #[test]
+    fn what_follows_unknown_words_does_not_run_into_them() {
+        let tokens = ["[UNK]", ",", "loud", "moon"].map(|token| Box::from(token.as_bytes())).to_vec();
+        let own = Own { decoder: None, byte_tokens: false };
+        let of = Detokenizer::new(tokens, vec![false, true, true, true], Some(own));
+        for (text, ids, wanted) in
+            [("zzz", &[0][..], " loud moon"), ("zzz ", &[0], "loud moon"), ("", &[], "loud moon")]
+        {
+            let mut stream = TextStream::after(&of, text, ids);
+            assert_eq!(stream.push(&[2]) + &stream.push(&[3]) + &stream.finish(), wanted, "{text:?}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use calm_files::Sum;
@@ -15,6 +16,8 @@ use serde::{Deserialize, Serialize};
 pub use crate::checked::{file_hash, read_json, write_json, write_plain_json, write_text};
 use crate::divergence::Trend;
 use crate::error::{Error, Result};
+
+mod settle;
 
 /// What a stage remembers besides tensors. All noise and all batches are functions of the step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -35,12 +38,19 @@ pub struct StageState {
     /// Batches that are left out, after a spike.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<Skipped>,
+    /// Steps whose update was left out.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub left_out: u64,
     /// Where loss and gradient norm were going.
     #[serde(default)]
     pub trend: Trend,
     /// The checkpoint before, kept until a step from this one has been seen.
     #[serde(skip)]
     pub keep: Option<u64>,
+}
+
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 impl StageState {
@@ -142,19 +152,37 @@ impl Checkpoints {
 
     /// Steps for which a whole checkpoint is there, ascending.
     pub fn steps(&self) -> Vec<u64> {
-        let Ok(entries) = fs::read_dir(&self.folder) else { return Vec::new() };
-        let mut steps: Vec<u64> = entries
-            .flatten()
-            .filter_map(|e| {
-                // Under its old name if a process ended while it was being replaced.
-                let name = e.file_name().into_string().ok()?;
-                name.strip_prefix("step-")?.trim_end_matches(".replaced").parse().ok()
-            })
-            .filter(|step| self.path(*step).join(STATE).is_file())
-            .collect();
+        self.listed().unwrap_or_default()
+    }
+
+    /// As [`Checkpoints::steps`], for those who would begin anew where nothing is there.
+    ///
+    /// # Errors
+    /// The file system does not answer: that is not the same as nothing.
+    pub fn listed(&self) -> Result<Vec<u64>> {
+        let mut steps = Vec::new();
+        for path in self.entries().map_err(|e| Error::io("read", &self.folder, e))? {
+            // Under its old name if a process ended while it was being replaced.
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let step = name.strip_prefix("step-").map(|name| name.trim_end_matches(".replaced").parse());
+            if let Some(Ok(step)) = step {
+                let state = self.path(step).join(STATE);
+                if state.try_exists().map_err(|e| Error::io("read", &state, e))? {
+                    steps.push(step);
+                }
+            }
+        }
         steps.sort_unstable();
         steps.dedup();
-        steps
+        Ok(steps)
+    }
+
+    /// What lies in the folder, which need not be there.
+    fn entries(&self) -> std::io::Result<Vec<PathBuf>> {
+        match fs::read_dir(&self.folder) {
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(Vec::new()),
+            entries => entries?.map(|entry| Ok(entry?.path())).collect(),
+        }
     }
 
     /// The folder of one step.
@@ -165,14 +193,17 @@ impl Checkpoints {
     /// State of the latest checkpoint.
     ///
     /// # Errors
-    /// Its state is damaged.
+    /// Its state is damaged, or nobody can say which it is.
     pub fn latest(&self) -> Result<Option<StageState>> {
-        self.steps().last().map(|step| self.state(*step)).transpose()
+        self.listed()?.last().map(|step| self.state(*step)).transpose()
     }
 
     /// State of the latest checkpoint whose state can be read: what a damaged one falls back to.
-    pub fn latest_readable(&self) -> Option<StageState> {
-        self.steps().iter().rev().find_map(|step| self.state(*step).ok())
+    ///
+    /// # Errors
+    /// As [`Checkpoints::listed`].
+    pub fn latest_readable(&self) -> Result<Option<StageState>> {
+        Ok(self.listed()?.iter().rev().find_map(|step| self.state(*step).ok()))
     }
 
     /// State of one checkpoint.
@@ -185,8 +216,8 @@ impl Checkpoints {
 
     fn saved(&self, step: u64) -> Result<Saved> {
         let path = self.path(step).join(STATE);
-        let saved: Saved = read_json(&path, DAMAGED)?
-            .ok_or_else(|| Error::io("read", &path, std::io::ErrorKind::NotFound.into()))?;
+        let saved: Saved =
+            read_json(&path, DAMAGED)?.ok_or_else(|| Error::io("read", &path, ErrorKind::NotFound.into()))?;
         if saved.state.step != step {
             let what = format!("{} is damaged: it is of step {}", path.display(), saved.state.step);
             return Err(Error::user(what, DAMAGED));
@@ -330,7 +361,8 @@ impl Checkpoints {
             },
         )?;
         // What is left over may be removed with the next one as well.
-        let _ = self.clear(state).and_then(|()| self.sweep(Some(state.step)));
+        let _ = self.clear(state);
+        let _ = self.sweep(Some(state.step));
         Ok(())
     }
 
@@ -374,110 +406,6 @@ impl Checkpoints {
                 result => return result,
             }
         }
-    }
-
-    /// Removes what killed processes left, and what was set aside as damaged up to a step that is there whole by now.
-    /// Weights without their state are set aside. (Versions before this one began to remove a checkpoint under its own
-    /// name.) Returns what was set aside.
-    fn sweep(&self, until: Option<u64>) -> std::io::Result<Vec<PathBuf>> {
-        calm_files::settle(&self.folder, false)?;
-        let Ok(entries) = fs::read_dir(&self.folder) else { return Ok(Vec::new()) };
-        let mut aside = Vec::new();
-        for path in entries.flatten().map(|e| e.path()).filter(|path| path.is_dir()) {
-            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            let Some(name) = name.strip_prefix("step-") else { continue };
-            if name.parse::<u64>().is_ok() && !path.join(STATE).exists() {
-                if path.join(MODEL).exists() {
-                    aside.push(calm_files::set_aside(&path)?);
-                } else {
-                    calm_files::remove(&path)?;
-                }
-            } else if let Some(Ok(step)) = name.strip_suffix(calm_files::DAMAGED).map(str::parse::<u64>)
-                && until.is_some_and(|until| step <= until)
-            {
-                calm_files::remove(&path)?;
-            }
-        }
-        Ok(aside)
-    }
-
-    /// Whether a checkpoint is what was written, to the byte; one of version 0.1 is believed.
-    ///
-    /// # Errors
-    /// It is not, or cannot be read.
-    pub fn check(&self, step: u64) -> Result<()> {
-        for (name, sum) in self.saved(step)?.files {
-            let path = self.path(step).join(name);
-            let now = Sum::of_file(&path).map_err(|e| Error::io("read", &path, e))?;
-            if now != sum {
-                let what = format!("{} is damaged: {now} and must be {sum}", path.display());
-                return Err(Error::user(what, DAMAGED));
-            }
-        }
-        Ok(())
-    }
-
-    /// Puts the stage in order before it is worked on: removes what killed processes left, and sets damaged
-    /// checkpoints aside so that training goes on from the one before. Returns what a user should know. Only for a
-    /// process that has the run for itself.
-    ///
-    /// # Errors
-    /// All checkpoints are damaged; nothing is touched then. Or the file system says no.
-    pub fn settle(&self) -> Result<Vec<String>> {
-        let aside = self.sweep(None).map_err(|e| Error::io("write", &self.folder, e))?;
-        let steps = self.steps();
-        if let (Some(path), true) = (aside.first(), steps.is_empty()) {
-            return Err(Error::user(
-                format!(
-                    "{} has weights without their {STATE}, and there is no other checkpoint",
-                    path.display()
-                ),
-                "restore the file and the folder's name, or begin the stage anew with --restart",
-            ));
-        }
-        let mut damaged = Vec::new();
-        let mut whole = None;
-        for step in steps.iter().rev() {
-            match self.check(*step) {
-                Ok(()) => {
-                    whole.get_or_insert(*step);
-                }
-                // A file system that does not answer says nothing about what was written.
-                Err(e) if !e.is_damage() => return Err(e),
-                Err(e) => damaged.push((*step, e.to_string())),
-            }
-        }
-        let Some(whole) = whole else {
-            let Some((_, why)) = damaged.into_iter().next() else { return Ok(Vec::new()) };
-            return Err(Error::user(
-                format!("{why}; no other checkpoint of this stage is whole"),
-                "restore the file, or begin the stage anew with --restart",
-            ));
-        };
-        let without_state =
-            |path: PathBuf| format!("weights without their {STATE} are {} now", path.display());
-        let mut said: Vec<String> = aside.into_iter().map(without_state).collect();
-        for (step, why) in damaged {
-            let path = self.path(step);
-            let aside = calm_files::set_aside(&path).map_err(|e| Error::io("write", &path, e))?;
-            let then = if step > whole { format!("going back to step {whole}") } else { "left out".into() };
-            said.push(format!("{why}; {then} (the damaged checkpoint is {})", aside.display()));
-        }
-        let mut saved = self.saved(whole)?;
-        let steps = self.steps();
-        if let Some(best) = saved.state.best.filter(|best| !steps.contains(&best.step)) {
-            saved.state.best = None;
-            write_json(&self.path(whole).join(STATE), &saved)?;
-            said.push(format!(
-                "the best checkpoint, step {}, is gone: step {whole} counts in its place",
-                best.step
-            ));
-        }
-        // A process may have ended before it removed the checkpoints that its last one made needless. The one before
-        // stays until a step from the last one has been seen.
-        saved.state.keep = steps.iter().copied().rev().find(|step| *step < whole);
-        self.clear(&saved.state).map_err(|e| Error::io("write", &self.folder, e))?;
-        Ok(said)
     }
 }
 

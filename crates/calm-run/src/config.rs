@@ -274,6 +274,7 @@ impl StageConfig {
 
 impl Validate for RunConfig {
     const VERSION: u64 = SCHEMA_VERSION;
+    const RENAMED: &'static [(&'static str, &'static str)] = calm_lm::family::RENAMED;
 
     fn validate(&self, problems: &mut Problems) {
         problems.within("data", |p| self.data.validate(p));

@@ -3,7 +3,7 @@
 //!
 //! `.lock` in the folder is locked by the operating system for as long as its owner lives, and says who that is. Where
 //! the system's lock tells nothing (a file system without locks, or one that knows only those of its own machine), the
-//! heartbeat decides: the owner renews it every [`BEAT`], and one that has not been renewed for [`STALE`] belongs to
+//! heartbeat decides: the owner renews it every `BEAT`, and one that has not been renewed for `STALE` belongs to
 //! nobody. The clocks of two machines need not agree: a heartbeat that looks old by the clock is watched for a while
 //! before it is taken for dead.
 //!

@@ -56,7 +56,7 @@ impl Resumption {
         let run = Run { folder: folder.to_owned(), config: resolved.value.clone() };
         let there = folder.join(CONFIG).is_file();
         // Before the data were ready nothing has come of a run: a wrong path may be put right.
-        let begun = folder.join(RECORD).is_file() || has_weights(folder);
+        let begun = folder.join(RECORD).is_file() || has_weights(folder)?;
         let whole = begin == Begin::Restart(None);
         if !there && begun && !whole {
             return Err(Error::user(
@@ -217,7 +217,7 @@ impl<'a> Judge<'a> {
         let mut states = BTreeMap::new();
         for stage in Stage::ALL {
             // A damaged one is gone back from before anything is trained.
-            if let Some(state) = run.checkpoints(stage).latest_readable() {
+            if let Some(state) = run.checkpoints(stage).latest_readable()? {
                 states.insert(stage, state);
             }
         }
@@ -335,8 +335,13 @@ fn restarted_setting(key: &str, begin: Begin) -> bool {
 }
 
 /// Whether there are weights of any stage.
-fn has_weights(folder: &Path) -> bool {
-    Stage::ALL.iter().any(|stage| !Checkpoints::new(&folder.join(stage.name())).steps().is_empty())
+fn has_weights(folder: &Path) -> Result<bool> {
+    for stage in Stage::ALL {
+        if !Checkpoints::new(&folder.join(stage.name())).listed()?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@
 //! token ([`SamplesOptions::eos`]), after which everything is taken as padding and lists may stop.
 //! Other keys and empty lines are ignored.
 
-use std::io::{self, BufRead};
+use std::io;
 
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
@@ -131,18 +131,18 @@ pub struct SamplesOptions {
     pub eos: Option<SampleToken>,
 }
 
-/// Scores a stream of lines, one at a time. The sums go to [`crate::bootstrap::report`].
+/// Scores lines, one at a time; `BufRead::lines` gives those of a file. The sums go to [`crate::bootstrap::report`].
 ///
 /// # Errors
 /// With the line's number: unreadable, no JSON of the format, fewer than two samples, fewer than four
 /// tokens. An empty file.
 pub fn score_samples(
-    reader: impl BufRead,
+    lines: impl IntoIterator<Item = io::Result<String>>,
     options: &SamplesOptions,
     names: &mut DocumentNames,
 ) -> Result<BrierSums, SamplesError> {
     let mut sums = BrierSums::new();
-    for (number, text) in reader.lines().enumerate() {
+    for (number, text) in lines.into_iter().enumerate() {
         let line = number + 1;
         let text = text.map_err(|source| SamplesError::Read { line, source })?;
         // A byte order mark is what some editors put in front of a file.
@@ -182,9 +182,10 @@ fn intern<'a>(tokens: &'a [SampleToken], ids: &mut FxHashMap<&'a SampleToken, u3
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::BufRead as _;
 
     fn score(text: &str, eos: Option<SampleToken>) -> Result<BrierSums, SamplesError> {
-        score_samples(text.as_bytes(), &SamplesOptions { eos }, &mut DocumentNames::default())
+        score_samples(text.as_bytes().lines(), &SamplesOptions { eos }, &mut DocumentNames::default())
     }
 
     #[test]
@@ -197,7 +198,7 @@ mod tests {
             r#"{"document": "a", "target": ["x", "y", "z", "1"], "samples": [["x", "y", "z", 1], ["x", "", "", ""]]}"#,
         );
         let mut names = DocumentNames::default();
-        let sums = score_samples(text.as_bytes(), &SamplesOptions::default(), &mut names).unwrap();
+        let sums = score_samples(text.as_bytes().lines(), &SamplesOptions::default(), &mut names).unwrap();
         let found: Vec<_> = sums.iter().map(|(d, s)| (d, s.sum, s.positions)).collect();
         assert_eq!(found, [(0, [2.0, 2.0, 2.0, 1.0], 2), (1, [1.0, 0.0, 0.0, 0.0], 1)]);
         assert_eq!(names.name(1), Some(&DocumentName::Number(7)));
@@ -230,7 +231,7 @@ mod tests {
         assert!(matches!(score("\n \n", None), Err(SamplesError::Empty)));
         let binary = [good.as_bytes(), &[10, 0xff, 0xfe]].concat();
         let names = &mut DocumentNames::default();
-        let error = score_samples(&binary[..], &SamplesOptions::default(), names).unwrap_err();
+        let error = score_samples(binary.lines(), &SamplesOptions::default(), names).unwrap_err();
         assert!(matches!(error, SamplesError::Read { line: 2, .. }));
     }
 }

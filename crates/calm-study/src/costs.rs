@@ -79,7 +79,7 @@ pub fn measure(
     let mut folders = Vec::new();
     for (i, variant) in ablation.variants.iter().enumerate() {
         for run in ablation.runs_of(i) {
-            if finished(&run.folder, &run.config.value, Stage::Lm)? {
+            if finished(&run.folder, &run.config.value, Stage::Lm) {
                 folders.push((variant.name.as_str(), &run.folder));
                 break;
             }

@@ -98,7 +98,7 @@ pub fn check(ablation: &Ablation, corpus: &Corpus) -> Result<()> {
 /// As [`check`]; a folder that cannot be written.
 pub fn prepare(ablation: &Ablation, corpus: &Corpus) -> Result<()> {
     check(ablation, corpus)?;
-    // What a process left that was killed while it scored.
+    // What a process left that was killed while it scored, or with the last checkpoint of a stage.
     let folders =
         ablation.autoencoders.iter().map(|a| &a.folder).chain(ablation.runs.iter().map(|r| &r.folder));
     // Another folder's contents are not ours to throw away, nor what a process still works on that outlived its parent.
@@ -108,6 +108,9 @@ pub fn prepare(ablation: &Ablation, corpus: &Corpus) -> Result<()> {
     };
     for folder in folders.chain([&ablation.folder]).filter(ours) {
         calm_files::settle(folder, false).map_err(|e| Error::io("write", folder, e))?;
+        for stage in Stage::ALL {
+            Checkpoints::new(&folder.join(stage.name())).tidy()?;
+        }
     }
     for autoencoder in ablation.autoencoders.iter().filter(|a| !a.folder.join(CONFIG).is_file()) {
         Run::create(&autoencoder.folder, &autoencoder.config, Begin::New)?;
@@ -142,16 +145,13 @@ fn same_autoencoder(autoencoder: &SharedAutoencoder) -> Result<()> {
     ))
 }
 
-/// Whether a stage of a run in this folder is trained to its end.
-///
-/// # Errors
-/// None: a state that cannot be read counts as not finished.
-pub fn finished(folder: &Path, config: &RunConfig, stage: Stage) -> Result<bool> {
+/// Whether a stage of a run in this folder is trained to its end; one whose state cannot be read is not.
+pub fn finished(folder: &Path, config: &RunConfig, stage: Stage) -> bool {
     let run = Run { folder: folder.to_owned(), config: config.clone() };
     let steps = config.train.stage(stage).map_or(0, |c| c.steps);
     // One whose state is damaged is resumed from the checkpoint before it.
     let state = run.checkpoints(stage).latest().ok().flatten();
-    Ok(state.is_some_and(|s| s.step >= steps || (s.finished && s.step == 0)))
+    state.is_some_and(|s| s.step >= steps || (s.finished && s.step == 0))
 }
 
 /// Whether the checkpoints of a stage are what was written: damaged ones are trained again from the one before.
@@ -161,13 +161,10 @@ fn whole(folder: &Path, stage: Stage) -> bool {
 }
 
 /// What is left to train: autoencoders and runs, by their place in the plan.
-///
-/// # Errors
-/// As [`finished`].
-pub fn missing(ablation: &Ablation) -> Result<(Vec<usize>, Vec<usize>)> {
+pub fn missing(ablation: &Ablation) -> (Vec<usize>, Vec<usize>) {
     let mut runs = Vec::new();
     for (i, run) in ablation.runs.iter().enumerate() {
-        let done = finished(&run.folder, &run.config.value, Stage::Lm)?;
+        let done = finished(&run.folder, &run.config.value, Stage::Lm);
         if !(done && whole(&run.folder, Stage::Lm)) {
             runs.push(i);
         }
@@ -175,12 +172,12 @@ pub fn missing(ablation: &Ablation) -> Result<(Vec<usize>, Vec<usize>)> {
     let mut autoencoders = Vec::new();
     for (i, autoencoder) in ablation.autoencoders.iter().enumerate() {
         let needed = runs.iter().any(|r| ablation.runs[*r].autoencoder == Some(i));
-        let done = finished(&autoencoder.folder, &autoencoder.config.value, Stage::Autoencoder)?;
+        let done = finished(&autoencoder.folder, &autoencoder.config.value, Stage::Autoencoder);
         if needed && !(done && whole(&autoencoder.folder, Stage::Autoencoder)) {
             autoencoders.push(i);
         }
     }
-    Ok((autoencoders, runs))
+    (autoencoders, runs)
 }
 
 /// Trains what is missing, each autoencoder just before the first run that needs it. Returns the failures, or
@@ -189,7 +186,7 @@ pub fn missing(ablation: &Ablation) -> Result<(Vec<usize>, Vec<usize>)> {
 /// # Errors
 /// The folder cannot be read or written, or no process can be started.
 pub fn execute(ablation: &Ablation, worker: &mut dyn Worker) -> Result<Option<Failures>> {
-    let (autoencoders, runs) = missing(ablation)?;
+    let (autoencoders, runs) = missing(ablation);
     let total = autoencoders.len() + runs.len();
     let mut failures = Failures::new();
     let mut done = 0;

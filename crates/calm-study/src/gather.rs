@@ -82,7 +82,7 @@ fn finished_runs<'a>(
         let mut found = Vec::new();
         for planned in ablation.runs_of(i) {
             let run = Run { folder: planned.folder.clone(), config: planned.config.value.clone() };
-            if finished(&run.folder, &run.config, Stage::Lm)?
+            if finished(&run.folder, &run.config, Stage::Lm)
                 && let Some(scores) = kept(ablation, &run)?
             {
                 notes.extend(calm_run::metrics::check(&run.folder));
@@ -179,7 +179,7 @@ fn autoencoders(ablation: &Ablation, vocab: usize) -> Result<Vec<Autoencoder>> {
     let mut found = Vec::new();
     for autoencoder in &ablation.autoencoders {
         let run = Run { folder: autoencoder.folder.clone(), config: autoencoder.config.value.clone() };
-        if !finished(&run.folder, &run.config, Stage::Autoencoder)? {
+        if !finished(&run.folder, &run.config, Stage::Autoencoder) {
             continue;
         }
         let (Some(r), Some(settings)) =

@@ -36,7 +36,7 @@ impl<'a> Outlook<'a> {
     /// # Errors
     /// A checkpoint is damaged.
     pub fn new(ablation: &Ablation, plans: &'a [Plan]) -> Result<Self> {
-        let (autoencoders, runs) = missing(ablation)?;
+        let (autoencoders, runs) = missing(ablation);
         let mut stages = Vec::new();
         let mut shown: Vec<usize> = Vec::new();
         for (i, plan) in plans.iter().enumerate() {

@@ -99,7 +99,7 @@ pub fn score(
     let protocol = ablation.protocol()?;
     let mut corpus: Option<Corpus> = None;
     for planned in &ablation.runs {
-        if !finished(&planned.folder, &planned.config.value, Stage::Lm)?
+        if !finished(&planned.folder, &planned.config.value, Stage::Lm)
             || failures.contains_key(&planned.name)
         {
             continue;
@@ -133,7 +133,7 @@ pub fn score(
         }
     }
     for autoencoder in &ablation.autoencoders {
-        if !finished(&autoencoder.folder, &autoencoder.config.value, Stage::Autoencoder)? {
+        if !finished(&autoencoder.folder, &autoencoder.config.value, Stage::Autoencoder) {
             continue;
         }
         let run = Run { folder: autoencoder.folder.clone(), config: autoencoder.config.value.clone() };

@@ -7,7 +7,6 @@
 //! A loop of one's own needs [`step::Stepper`] and nothing else of this crate: `examples/own_loop.rs` goes from a text
 //! to a trained model in a page (`cargo run --release -p calm-train --example own_loop -- TEXT`).
 
-pub mod borrow;
 pub mod held_out;
 pub mod init;
 pub mod machine;
@@ -21,7 +20,7 @@ pub mod pipeline;
 pub mod plan;
 pub mod recorder;
 pub mod reporter;
-mod reuse;
+pub mod reuse;
 mod rows;
 pub mod scoring;
 mod settle;

@@ -32,6 +32,8 @@ pub struct StepReport {
     pub log: bool,
     /// Whether its update was left out.
     pub skipped: bool,
+    /// Updates that the stage has left out so far, this one among them.
+    pub left_out: u64,
 }
 
 /// Looks at a step before its update, and says whether it is made.
@@ -152,6 +154,7 @@ impl Stepper {
             seconds: 0.0,
             log: false,
             skipped: true,
+            left_out: 0,
         };
         if targets == 0 {
             self.optimizer.skip();
@@ -163,11 +166,12 @@ impl Stepper {
         let look = || -> Result<StepValues> {
             let mut means = sums.means()?;
             let loss = if means.is_empty() { 0.0 } else { means.remove(0).1 };
+            // Also of a loss that is no number: what a GPU has counted of this step is not the next one's.
+            let found = clip.read()?;
+            let more = found.skipped > self.left_out.replace(found.skipped);
             if !loss.is_finite() {
                 return Err(not_finite(stage, "the training loss", loss, step + 1));
             }
-            let found = clip.read()?;
-            let more = found.skipped > self.left_out.replace(found.skipped);
             if !found.norm.is_finite() || more {
                 let norm = if found.norm.is_finite() { f64::NAN } else { found.norm };
                 return Err(not_finite(stage, "the gradient norm", norm, step + 1));

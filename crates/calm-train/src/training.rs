@@ -108,6 +108,8 @@ impl Training<'_> {
             }
             state.step = next;
             state.tokens += report.tokens;
+            state.left_out += u64::from(report.skipped);
+            report.left_out = state.left_out;
             observer.step(&report);
 
             let stop = observer.should_stop() && !last;

@@ -1,5 +1,5 @@
 //! Every file that is read, with bits flipped and its end cut off: what comes of it is right, or somebody is told
-//! which file it is. Nothing panics, nothing hangs.
+//! which file it is, and what comes then is what would have come without that file. Nothing panics, nothing hangs.
 //!
 //! Some changes are tried always; `--ignored` tries two thousand.
 
@@ -85,12 +85,14 @@ struct Came<T> {
     warnings: Vec<String>,
 }
 
-/// Harms each file of `begin` in turn, `cases` in all, and looks at what `work` makes of it.
+/// Harms each file of `begin` in turn, `cases` in all, and looks at what `work` makes of it: what was `wanted`, or
+/// somebody is told and it is what `warned` allows for this file, which says what is wrong with it otherwise.
 fn harm<T: PartialEq + Send + 'static>(
     begin: &Path,
     cases: u64,
     wanted: &T,
     work: impl Fn(&Path) -> Came<T> + Sync,
+    mut warned: impl FnMut(&Path, Harm, T) -> Option<String>,
 ) -> BTreeMap<&'static str, u64> {
     let files = files(begin);
     let mut count = BTreeMap::new();
@@ -120,7 +122,11 @@ fn harm<T: PartialEq + Send + 'static>(
                 assert!(named(&e), "{what}: the file is not named: {e}");
                 "an error that names the file"
             }
-            Ok(_) if came.warnings.iter().any(|w| named(w)) => "a warning that names the file",
+            Ok(kept) if came.warnings.iter().any(|w| named(w)) => {
+                let wrong = warned(file, harm, kept);
+                assert!(wrong.is_none(), "{what}: {}; warnings {:?}", wrong.unwrap(), came.warnings);
+                "a warning that names the file"
+            }
             Ok(kept) => {
                 assert!(kept == *wanted, "{what}: silently wrong; warnings {:?}", came.warnings);
                 "no difference"
@@ -139,18 +145,43 @@ fn resume(cases: u64) -> BTreeMap<&'static str, u64> {
     let begin = in_memory();
     let mut listener = Listener { stop_after: Some((Stage::Lm, 3)), ..Listener::default() };
     assert!(matches!(go(begin.path(), &text, &mut listener), Err(Error::Interrupted { .. })));
-    harm(begin.path(), cases, &Kept::of(&run_of(whole.path())), |place| {
+    let resumed = |place: &Path| {
         let mut listener = Listener::default();
         let done = go(place, &text, &mut listener);
         Came {
             of: done.map(|()| Kept::of(&run_of(place))).map_err(|e| e.to_string()),
             warnings: listener.warnings,
         }
+    };
+    let wanted = Kept::of(&run_of(whole.path()));
+    // By checkpoint: what comes of the run without it.
+    let mut without = BTreeMap::new();
+    harm(begin.path(), cases, &wanted, resumed, |file, harm, now| {
+        let folder = file.parent().unwrap();
+        if folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step-")) {
+            let without = without.entry(folder.to_owned()).or_insert_with(|| {
+                let place = in_memory();
+                copy(begin.path(), place.path());
+                fs::remove_dir_all(place.path().join(folder)).unwrap();
+                resumed(place.path()).of.unwrap()
+            });
+            return without.differs(&now);
+        }
+        // A cache that is made anew, or a tokenizer written anew, is what it was.
+        let Some(metrics) = file.ends_with("metrics.jsonl").then_some(&wanted.metrics) else {
+            return wanted.differs(&now);
+        };
+        // What is gone stays gone, and a number that a flip made another one is in a file that was named.
+        let changed = now.metrics.iter().filter(|line| !metrics.contains(line)).count();
+        if changed > usize::from(matches!(harm, Harm::Flip { .. })) {
+            return Some(format!("{changed} lines of the metrics are others"));
+        }
+        wanted.differs(&Kept { metrics: metrics.clone(), ..now })
     })
 }
 
 /// What commands that only read take from a run.
-#[derive(PartialEq)]
+#[derive(Clone, PartialEq)]
 struct Taken {
     weights: Vec<Vec<f32>>,
     config: String,
@@ -187,9 +218,11 @@ fn read(cases: u64) -> BTreeMap<&'static str, u64> {
     // The cache is not read again, the optimiser and checkpoints that are neither best nor latest neither.
     fs::remove_dir_all(whole.path().join("cache")).unwrap();
     let wanted = take(whole.path()).unwrap();
-    harm(whole.path(), cases, &wanted, |place| Came {
-        of: take(place).map_err(|e| e.to_string()),
-        warnings: check(&run_of(place)),
+    let taken =
+        |place: &Path| Came { of: take(place).map_err(|e| e.to_string()), warnings: check(&run_of(place)) };
+    harm(whole.path(), cases, &wanted, taken, |_, _, now| {
+        let but_for_metrics = Taken { metrics: wanted.metrics, ..now.clone() };
+        (but_for_metrics != wanted || now.metrics > wanted.metrics).then(|| "more than lines are gone".into())
     })
 }
 

@@ -1,10 +1,11 @@
 //! `calm eval brierlm` and `calm eval autoencoder`.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use anyhow::Result;
+use calm_data::source::records::strict;
 use calm_eval::EvalConfig;
 use calm_kernels::device::Choice;
 use calm_stats::bootstrap::{Bootstrap, report};
@@ -100,7 +101,9 @@ fn samples(path: &Path, args: &BrierArgs, printer: &Printer) -> Result<()> {
         Err(_) => SampleToken::Text(t.clone()),
     });
     let mut names = DocumentNames::default();
-    let sums = score_samples(BufReader::new(file), &SamplesOptions { eos }, &mut names)
+    // Other fields of a line may hold the numbers that Python writes and JSON does not have.
+    let lines = BufReader::new(file).lines().map(|line| line.map(|line| strict(&line).unwrap_or(line)));
+    let sums = score_samples(lines, &SamplesOptions { eos }, &mut names)
         .map_err(|e| Hinted::new(format!("{}: {e}", path.display()), e.remedy().unwrap_or(FORMAT)))?;
     let r = report(&sums, &Bootstrap::default());
     match args.text.format {

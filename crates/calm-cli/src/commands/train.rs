@@ -48,7 +48,7 @@ pub fn run(args: &TrainArgs, device: Choice, stop: &Stop, printer: &Printer) -> 
     }
     if !args.resume {
         let (init_from, autoencoder) = (args.init_from.as_deref(), args.autoencoder.as_deref());
-        calm_train::borrow::check(&resolved.value, args.stage, init_from, autoencoder)?;
+        calm_train::reuse::look(&resolved.value, args.stage, init_from, autoencoder)?;
     }
     let choice = device;
     let device = hardware::open(choice, printer)?;

@@ -106,6 +106,14 @@ fn any_models_samples_are_scored_from_a_file() {
     assert_eq!(r["brier"], serde_json::json!([100.0, 100.0, 100.0, 100.0]));
     assert_eq!((number(&r, "brierlm"), number(&r, "documents")), (100.0, 2.0));
     assert!(house.ok(&["eval", "brierlm", "--samples", "samples.jsonl"]).contains("100.00"));
+    // What stands in other fields is not looked at, Python's numbers and keys that come twice among it.
+    let other =
+        "\"loss\": NaN, \"worst\": [-Infinity, 1e400, 99999999999999999999999], \"n\": 1, \"n\": \"NaN\"";
+    house.write(
+        "more.jsonl",
+        format!("{{\"document\": 1, {other}, \"target\": [1,2,3,4], \"samples\": [[1,2,3,4],[1,2,3,4]]}}\n"),
+    );
+    assert!(house.ok(&["eval", "brierlm", "--samples", "more.jsonl"]).contains("100.00"));
     house.write(
         "bad.jsonl",
         "{\"document\": 1, \"target\": [1,2,3,4], \"samples\": [[1,2,3,4],[1,2,3,4]]}\nnope\n",

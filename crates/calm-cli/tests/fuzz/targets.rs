@@ -1,7 +1,7 @@
 //! The loaders, each with small valid files of its kind.
 
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 
 use calm_config::{ConfigText, load};
@@ -148,7 +148,7 @@ fn sources() -> Vec<Target> {
         target("ranks", 30_000, "ranks", vec![ranks()], |path| calm_data::llama3::read_ranks(path).is_ok()),
         target("samples", 60_000, "samples.jsonl", texts(&[SAMPLES]), |path| {
             let file = std::io::BufReader::new(fs::File::open(path).unwrap());
-            score_samples(file, &SamplesOptions { eos: None }, &mut DocumentNames::default()).is_ok()
+            score_samples(file.lines(), &SamplesOptions { eos: None }, &mut DocumentNames::default()).is_ok()
         }),
     ]
 }

@@ -56,7 +56,7 @@ impl Default for Head {
 #[serde(deny_unknown_fields)]
 struct Train {
     steps: u64,
-    #[serde(default)]
+    #[serde(default, alias = "ramp")]
     warmup: u64,
     #[serde(default)]
     schedule: Schedule,
@@ -91,6 +91,8 @@ enum Kind {
 }
 
 impl Validate for Demo {
+    const RENAMED: &'static [(&'static str, &'static str)] = &[("ramp", "warmup")];
+
     fn validate(&self, problems: &mut Problems) {
         if let Model::Calm(calm) = &self.model {
             problems.within("model.calm", |problems| {
@@ -118,6 +120,19 @@ train:
   steps: 1000
   schedule: {cosine: {floor: 1e-5}}
 ";
+
+#[test]
+fn a_key_of_an_older_file_and_its_name_of_now_are_one() {
+    let old = GOOD.replace("  steps: 1000\n", "  steps: 1000\n  ramp: 5\n");
+    assert_eq!(read(&old, &[]).unwrap().value.train.warmup, 5);
+    for text in [GOOD, &old, &old.replace("ramp", "warmup")] {
+        for (set, is) in [("train.ramp=6", 6), ("train.warmup=7", 7)] {
+            let read = read(text, &[set]).unwrap();
+            assert_eq!(read.value.train.warmup, is, "{set} on {text}");
+            assert!(!read.to_yaml().contains("ramp"));
+        }
+    }
+}
 
 fn read(text: &str, overrides: &[&str]) -> Result<Resolved<Demo>, ConfigErrors> {
     let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();

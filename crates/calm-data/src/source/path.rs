@@ -1,9 +1,9 @@
 //! Documents from files and folders.
 //!
 //! - A folder: every file below it, sorted by path; hidden and binary files are skipped and counted, and so is what
-//!   this program wrote (see [`super::own`]).
+//!   this program wrote (see `own.rs`).
 //! - `.jsonl`, `.json`: one object a line, or one array of objects, or one object; each with a `text` field.
-//! - Any other file is text. In a folder it is one document; given alone it is divided in pieces (see [`pieces`]),
+//! - Any other file is text. In a folder it is one document; given alone it is divided in pieces (see `pieces`),
 //!   because a held-out part needs documents.
 //! - `.gz` and `.zst` after any of these names.
 

@@ -35,6 +35,10 @@ use crate::{ChunkBatch, HeadConfig};
 pub use chunk_softmax::ChunkSoftmax;
 pub use draws::{Decode, DecodedDraws, DrawKind, DrawRequest, Draws, ExactDraws, GRAM, SampledDraws};
 
+/// Settings that runs of version 0.1 have under another name, each with its name of now, for whoever loads a
+/// configuration with models in it.
+pub const RENAMED: &[(&str, &str)] = &[("init_std", "init")];
+
 /// The text as a model meets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TextFormat {

@@ -197,3 +197,75 @@ fn what_killed_processes_left_is_swept_and_an_old_checkpoint_has_no_hashes() {
     assert_eq!(checkpoints.model_hash(3).unwrap(), file_hash(&checkpoints.model_path(3)).unwrap());
     assert!(checkpoints.settle().unwrap().is_empty());
 }
+
+#[test]
+fn a_file_that_cannot_be_looked_at_is_not_a_damaged_one_and_nothing_is_touched() {
+    // A link to itself cannot be opened by anyone, whatever the rights; it stands for them and for file handles that
+    // have run out.
+    use std::os::unix::fs::symlink;
+    let dir = tempfile::tempdir().unwrap();
+    let (checkpoints, store, _) = saved(dir.path());
+    let lm = dir.path().join("lm");
+    for name in [MODEL, OPTIMIZER, STATE] {
+        let path = lm.join("step-3").join(name);
+        let elsewhere = dir.path().join("elsewhere");
+        fs::rename(&path, &elsewhere).unwrap();
+        symlink(&path, &path).unwrap();
+        let e = checkpoints.settle().unwrap_err();
+        assert!(matches!(&e, Error::Io { .. }) && e.to_string().contains(name), "{name}: {e}");
+        assert!(checkpoints.load_model(3, &store).is_err() || name == OPTIMIZER);
+        assert!(
+            checkpoints.latest().is_err() == (name == STATE),
+            "no step is taken for the latest but the latest"
+        );
+        fs::rename(&elsewhere, &path).unwrap();
+        assert!(checkpoints.settle().unwrap().is_empty());
+        assert_eq!(checkpoints.steps(), [2, 3]);
+        checkpoints.check(3).unwrap();
+    }
+    // Nor is a folder that cannot be read an empty one, in which a training would begin anew.
+    fs::rename(&lm, dir.path().join("elsewhere")).unwrap();
+    symlink(&lm, &lm).unwrap();
+    assert!(checkpoints.latest().is_err() && checkpoints.settle().is_err());
+    fs::remove_file(&lm).unwrap();
+    assert!(checkpoints.latest().unwrap().is_none() && checkpoints.settle().unwrap().is_empty());
+}
+
+#[test]
+fn where_the_best_is_gone_the_state_is_rewritten_and_later_commands_read_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let (checkpoints, store, _) = saved(dir.path());
+    calm_files::remove(&checkpoints.path(2)).unwrap();
+    assert!(
+        checkpoints
+            .step(Which::Best)
+            .unwrap_err()
+            .to_string()
+            .contains("step-2, the best checkpoint, is gone")
+    );
+    let said = checkpoints.settle().unwrap();
+    assert!(
+        said.len() == 1 && said[0].contains("the best checkpoint, step 2, is gone: step 3 counts"),
+        "{said:?}"
+    );
+    // It stands in the file: whoever reads it next finds a best one.
+    assert_eq!(Checkpoints::new(&dir.path().join("lm")).step(Which::Best).unwrap(), 3);
+    assert_eq!(checkpoints.latest().unwrap().unwrap().best, None);
+    checkpoints.check(3).unwrap();
+    checkpoints.load_model(3, &store).unwrap();
+    assert!(checkpoints.settle().unwrap().is_empty(), "it is said once");
+}
+
+#[test]
+fn what_the_last_checkpoint_of_a_finished_stage_made_needless_goes_later_and_nothing_of_another_stage() {
+    let dir = tempfile::tempdir().unwrap();
+    for finished in [false, true] {
+        let (checkpoints, store, opt) = saved(&dir.path().join(finished.to_string()));
+        let best = Some(Best { step: 2, loss: 1.0 });
+        let state = StageState { step: 4, keep: Some(3), finished, best, ..Default::default() };
+        checkpoints.save(&state, &store, &opt, &BTreeMap::new()).unwrap();
+        assert_eq!(checkpoints.steps(), [2, 3, 4], "as a process leaves them that ends there");
+        checkpoints.tidy().unwrap();
+        assert_eq!(checkpoints.steps(), if finished { vec![2, 4] } else { vec![2, 3, 4] });
+    }
+}

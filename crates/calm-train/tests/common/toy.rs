@@ -60,12 +60,18 @@ impl Text {
     }
 
     pub fn config(&self) -> Resolved<RunConfig> {
+        self.config_with(&[])
+    }
+
+    /// With some settings changed.
+    pub fn config_with(&self, set: &[&str]) -> Resolved<RunConfig> {
         let yaml = format!(
             "version: 1\nseed: 5\ndata: {{ source: {{ path: {:?} }}, validation: 0.2 }}\n\
              tokenizer: {{ bpe: {{ vocab_size: 270 }} }}\n{CALM}",
             self.path(),
         );
-        load(ConfigText::new("test.yaml", yaml), &[]).unwrap_or_else(|e| panic!("{e}"))
+        let set: Vec<String> = set.iter().map(ToString::to_string).collect();
+        load(ConfigText::new("test.yaml", yaml), &set).unwrap_or_else(|e| panic!("{e}"))
     }
 }
 
@@ -111,7 +117,12 @@ pub fn run_of(place: &Path) -> PathBuf {
 
 /// Trains the run in `place` to its end, or goes on with it: as `calm train --resume` does.
 pub fn go(place: &Path, text: &Text, listener: &mut Listener) -> calm_run::Result<()> {
-    let run = Run::create(&run_of(place), &text.config(), Begin::Resume)?;
+    go_with(place, &text.config(), listener)
+}
+
+/// As [`go`], of another configuration.
+pub fn go_with(place: &Path, config: &Resolved<RunConfig>, listener: &mut Listener) -> calm_run::Result<()> {
+    let run = Run::create(&run_of(place), config, Begin::Resume)?;
     let options = TrainOptions { resume: true, cache: place.join("cache"), ..TrainOptions::default() };
     train(&run, &options, &Device::Cpu, listener).map(|_| ())
 }

@@ -5,7 +5,7 @@
 //! training column within 5 % for CALM-M and CALM-L; the paper's training figure of CALM-XL is 10 % off (the tests
 //! hold these margins).
 
-use calm_nn::costs::{Breakdown, Count, Flops, Parameters, weights};
+use calm_nn::costs::{Breakdown, Count, Flops, Parameters, flops, weights};
 use calm_nn::{Footing, Held};
 
 use super::{CalmConfig, DecoderKind};
