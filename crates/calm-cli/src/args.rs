@@ -1,5 +1,6 @@
 //! What can be typed.
 
+mod data;
 mod exchange;
 mod measure;
 mod shared;
@@ -11,6 +12,7 @@ use calm_run::Stage;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use data::{DataArgs, DataCommand, SampleArgs};
 pub use exchange::{DtypeName, ExportArgs, ExportFormat, ImportArgs};
 pub use measure::{BenchArgs, BenchItem, DoctorArgs, PrecisionName};
 use shared::whole;
@@ -44,6 +46,9 @@ pub enum Command {
     Train(TrainArgs),
     /// Make a run with random weights, to try a size before training it.
     Init(InitArgs),
+    /// Prepare, count, show and check the text of a configuration.
+    #[command(subcommand)]
+    Data(DataCommand),
     /// Score a trained model, or any model's samples.
     #[command(subcommand)]
     Eval(EvalCommand),

@@ -8,7 +8,7 @@ use std::io::ErrorKind;
 
 use clap::CommandFactory;
 
-use crate::args::{Cli, Command, EvalCommand};
+use crate::args::{Cli, Command, DataCommand, EvalCommand};
 
 /// A command with the options that it takes.
 pub struct Fitting {
@@ -23,6 +23,10 @@ impl Fitting {
             None => &[],
             Some(Command::Train(_)) => &["train"],
             Some(Command::Init(_)) => &["init"],
+            Some(Command::Data(DataCommand::Prepare(_))) => &["data", "prepare"],
+            Some(Command::Data(DataCommand::Info(_))) => &["data", "info"],
+            Some(Command::Data(DataCommand::Sample(_))) => &["data", "sample"],
+            Some(Command::Data(DataCommand::Check(_))) => &["data", "check"],
             Some(Command::Eval(EvalCommand::Brierlm(_))) => &["eval", "brierlm"],
             Some(Command::Eval(EvalCommand::Autoencoder(_))) => &["eval", "autoencoder"],
             Some(Command::Ablate(_)) => &["ablate"],

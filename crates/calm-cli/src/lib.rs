@@ -77,6 +77,7 @@ fn run(cli: &Cli, stop: &Stop, printer: &Printer) -> anyhow::Result<()> {
         }
         Some(Command::Train(a)) => commands::train::run(a, device, stop, printer),
         Some(Command::Init(a)) => commands::init::run(a, printer),
+        Some(Command::Data(a)) => commands::data::run(a, printer),
         Some(Command::Eval(EvalCommand::Brierlm(a))) => commands::eval::brierlm(a, device, printer),
         Some(Command::Eval(EvalCommand::Autoencoder(a))) => commands::eval::autoencoder(a, device, printer),
         Some(Command::Ablate(a)) => commands::ablate::run(a, cli.threads, device, stop, printer),

@@ -128,6 +128,11 @@ impl Reporter for Screen<'_> {
     fn data(&mut self, progress: &calm_data::Progress) {
         let (label, done, total) = match *progress {
             calm_data::Progress::Remade { ref what } => return self.printer.warn(what),
+            calm_data::Progress::Changed { ref what } => {
+                return self
+                    .printer
+                    .note(format!("{what} has changed since it was prepared: the text is read again"));
+            }
             calm_data::Progress::Reading { done, total } => ("reading", done, total),
             calm_data::Progress::TrainingTokenizer { done, total } => ("tokenizer", done, total),
             calm_data::Progress::Tokenizing { done, total } => ("tokenizing", done, total),

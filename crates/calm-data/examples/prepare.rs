@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let vocab_size = arguments.next().map_or(Ok(1024), |size| size.parse())?;
     let source = arguments.next().map_or(Source::default(), |path| Source::Path(path.into()));
     let data = DataConfig { source, ..DataConfig::default() };
-    let tokenizer = TokenizerConfig::Bpe(BpeConfig { vocab_size });
+    let tokenizer = TokenizerConfig::Bpe(BpeConfig::of_size(vocab_size));
 
     let start = Instant::now();
     let mut last = "";
@@ -36,6 +36,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{:#?}", corpus.summary);
     let layout = Layout::new(4, 128, true)?;
     let plan = RowPlan::new(&corpus.train, layout, corpus.tokenizer.special(), 1)?;
-    println!("{} rows of 128 chunks of 4 tokens, {:.2} % filled", plan.rows(), 100.0 * plan.fill());
+    println!("{} rows of 128 chunks of 4 tokens, {:.2} % filled", plan.rows()?, 100.0 * plan.fill());
     Ok(())
 }

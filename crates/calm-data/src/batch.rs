@@ -16,11 +16,15 @@
 //! no target. So every chunk of text is a target exactly once in an epoch, whatever K and S.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::chunks::Layout;
 use crate::error::{Error, Result};
+use crate::mixture::{Mixture, Portion};
+use crate::order::RowOrder;
 use crate::pack::{self, Rows, Segment};
-use crate::permutation::{mix2, permute};
+use crate::permutation::mix;
+use crate::segments::segments;
 use crate::special::SpecialTokens;
 use crate::token_file::TokenFile;
 
@@ -74,22 +78,22 @@ impl Batch {
         }
     }
 
-    fn fill_row(&mut self, b: usize, segments: &[Segment], packed: &PackedRows) {
+    fn fill_row(&mut self, b: usize, segments: &[Segment], text: &Laid) {
         let k = self.chunk_size;
         let mut place = b * self.context;
         for (number, segment) in (0..).zip(segments) {
             for i in 0..segment.len {
                 let chunk = segment.start + i;
                 let ids = &mut self.ids[place * k..(place + 1) * k];
-                packed.layout.write_chunk(
-                    &packed.file,
+                text.layout.write_chunk(
+                    &text.file,
                     segment.document as usize,
                     chunk as usize,
-                    packed.special,
+                    text.special,
                     ids,
                 );
                 self.filled[place] = true;
-                self.target[place] = i >= segment.fresh && !(packed.layout.bos_chunk && chunk == 0);
+                self.target[place] = i >= segment.fresh && !(text.layout.bos_chunk && chunk == 0);
                 self.predicts[place] = i + 1 < segment.len && i + 1 >= segment.fresh;
                 self.segments[place] = number;
                 self.documents[place] = segment.document;
@@ -98,6 +102,15 @@ impl Batch {
                 place += 1;
             }
         }
+    }
+
+    /// Hash of the ids of batches that follow each other: of the rows of a step it is the same however they are cut.
+    pub fn hash(batches: &[Self]) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for batch in batches {
+            hasher.update(bytemuck::cast_slice(&batch.ids));
+        }
+        hasher.finalize().to_hex()[..32].to_owned()
     }
 
     /// The K ids at row `b`, position `s`.
@@ -125,85 +138,155 @@ impl Batch {
     }
 }
 
+/// A token file and how it is laid into rows.
 #[derive(Clone, Debug)]
-struct PackedRows {
+struct Laid {
     file: TokenFile,
     layout: Layout,
     special: SpecialTokens,
-    rows: Rows,
 }
 
-impl PackedRows {
-    fn batch(&self, places: impl Iterator<Item = usize>, examples: Vec<u32>) -> Batch {
-        let mut batch = Batch::filler(self.layout, self.special.pad, examples);
-        for (b, row) in places.enumerate() {
-            batch.fill_row(b, self.rows.row(row), self);
-        }
-        batch
-    }
-
-    fn predicted(&self) -> u64 {
-        let count = |s: &Segment| (s.len - s.fresh.max(1)) as u64;
-        self.rows.segments.iter().map(count).sum()
-    }
+/// Chunks that a segment predicts.
+fn predicted(segments: &[Segment]) -> u64 {
+    segments.iter().map(|s| u64::from(s.len - s.fresh.max(1))).sum()
 }
 
-/// All rows of a token file, packed, in a new order every epoch. Stateless: a batch is a function of its step.
-#[derive(Clone, Debug)]
+/// Rows to train on: a function of their place. Whoever asks, in whatever pieces, gets the same.
+pub trait RowSource: Send + Sync {
+    /// The layout of the rows.
+    fn layout(&self) -> Layout;
+
+    /// Rows `rows` of the `global_rows` rows of this step (from 0). However a step is divided in smaller batches,
+    /// its rows are the same.
+    ///
+    /// # Errors
+    /// Tokens on the disk that are not what was written.
+    ///
+    /// # Panics
+    /// If `rows` reaches beyond `global_rows`.
+    fn batch(&self, step: u64, rows: Range<usize>, global_rows: usize) -> Result<Batch>;
+
+    /// Does a little of what later steps need. Rows are the same without it, and may come later.
+    ///
+    /// # Errors
+    /// As [`RowSource::batch`].
+    fn look_ahead(&self, step: u64, global_rows: usize) -> Result<()>;
+}
+
+/// All rows of a token file, packed, in a new order every epoch. Stateless: a batch is a function of its step. Cloning
+/// shares what was packed.
+#[derive(Clone)]
 pub struct RowPlan {
-    packed: PackedRows,
-    seed: u64,
+    laid: Laid,
+    mixture: Mixture,
+    sources: Arc<Vec<RowOrder>>,
+}
+
+impl std::fmt::Debug for RowPlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.debug_struct("RowPlan")
+            .field("laid", &self.laid)
+            .field("mixture", &self.mixture)
+            .finish_non_exhaustive()
+    }
 }
 
 impl RowPlan {
     /// Cuts and packs all documents. The seed decides which documents share a row and the order of rows.
     ///
     /// # Errors
-    /// When the layout cannot work or the file holds no document.
+    /// When the layout cannot work, the file holds no document, or is damaged.
     pub fn new(file: &TokenFile, layout: Layout, special: SpecialTokens, seed: u64) -> Result<Self> {
-        layout.check()?;
-        check_documents(file)?;
-        let segments = segments(file, layout, &(0..file.len()).collect::<Vec<_>>(), 1, None).collect();
-        let rows = pack::best_fit(segments, layout.context, seed);
-        Ok(Self { packed: PackedRows { file: file.clone(), layout, special, rows }, seed })
+        Self::mixed(file, &[Portion { sections: 0..file.sections(), weight: 1.0 }], layout, special, seed)
     }
 
-    /// Number of rows: an epoch.
-    pub fn rows(&self) -> usize {
-        self.packed.rows.len()
+    /// All sections packed together, as version 0.1 did: with many of them this takes the memory of all documents' places.
+    ///
+    /// # Errors
+    /// As [`RowPlan::new`].
+    pub fn whole(file: &TokenFile, layout: Layout, special: SpecialTokens, seed: u64) -> Result<Self> {
+        layout.check()?;
+        check_documents(file)?;
+        let order = RowOrder::whole(file, layout, seed)?;
+        let mixture = Mixture::new(&[1.0], seed)?;
+        Ok(Self {
+            laid: Laid { file: file.clone(), layout, special },
+            mixture,
+            sources: Arc::new(vec![order]),
+        })
+    }
+
+    /// The same of several sources, whose rows come in proportion to their weights: of any number of rows from the first
+    /// on, each source has its share to within one row for every source there is. Each goes through epochs of its own.
+    ///
+    /// # Errors
+    /// As [`RowPlan::new`]; weights that cannot be.
+    pub fn mixed(
+        file: &TokenFile,
+        portions: &[Portion],
+        layout: Layout,
+        special: SpecialTokens,
+        seed: u64,
+    ) -> Result<Self> {
+        layout.check()?;
+        check_documents(file)?;
+        let mixture = Mixture::new(&portions.iter().map(|p| p.weight).collect::<Vec<_>>(), seed)?;
+        let orders = portions.iter().zip(0..).map(|(portion, number)| {
+            RowOrder::new(file, portion.sections.clone(), layout, seed ^ mix(number))
+        });
+        let sources = Arc::new(orders.collect::<Result<Vec<_>>>()?);
+        Ok(Self { laid: Laid { file: file.clone(), layout, special }, mixture, sources })
+    }
+
+    /// Number of rows: an epoch, of all sources together. Every section is read for it.
+    ///
+    /// # Errors
+    /// A section that is damaged.
+    pub fn rows(&self) -> Result<usize> {
+        Ok(self.sources.iter().map(RowOrder::all_rows).sum::<Result<u64>>()? as usize)
     }
 
     /// The layout of the rows.
     pub fn layout(&self) -> Layout {
-        self.packed.layout
+        self.laid.layout
     }
 
-    /// Chunks that an epoch predicts.
+    fn open<T: std::iter::Sum<T>>(&self, of: impl Fn(&Rows) -> T) -> T {
+        self.sources.iter().flat_map(|source| source.open_segments(&of)).sum()
+    }
+
+    /// Chunks that an epoch predicts, as far as its documents have been laid: all of one section, else of the open ones.
     pub fn predicted_chunks(&self) -> u64 {
-        self.packed.predicted()
+        self.open(|rows| predicted(&rows.segments))
     }
 
-    /// Share of the chunk positions that are not filler.
+    /// Share of the chunk positions that are not filler, in the rows that are open.
     pub fn fill(&self) -> f64 {
-        let filled: u64 = self.packed.rows.segments.iter().map(|s| s.len as u64).sum();
-        filled as f64 / (self.rows() * self.packed.layout.context).max(1) as f64
+        let filled: u64 = self.open(|rows| rows.segments.iter().map(|s| u64::from(s.len)).sum());
+        let rows: usize = self.open(Rows::len);
+        filled as f64 / (rows * self.laid.layout.context).max(1) as f64
     }
 
     /// Rows `rows` of the `global_rows` rows of this step (from 0). However a step is divided in smaller batches,
     /// its rows are the same: row `r` is place `step * global_rows + r` of an endless sequence that goes through
     /// all rows once an epoch, each epoch in an order of its own.
     ///
+    /// # Errors
+    /// A section that is damaged.
+    ///
     /// # Panics
     /// If `rows` reaches beyond `global_rows`.
-    pub fn batch(&self, step: u64, rows: Range<usize>, global_rows: usize) -> Batch {
+    pub fn batch(&self, step: u64, rows: Range<usize>, global_rows: usize) -> Result<Batch> {
         assert!(rows.end <= global_rows, "rows {rows:?} of a global batch of {global_rows}");
-        let n = self.rows() as u64;
-        let place = |r: usize| {
-            let global = step * global_rows as u64 + r as u64;
-            permute(global % n, n, mix2(self.seed, global / n)) as usize
-        };
+        let Laid { layout, special, .. } = self.laid;
         let examples = rows.clone().map(|r| r as u32).collect();
-        self.packed.batch(rows.map(place), examples)
+        let mut batch = Batch::filler(layout, special.pad, examples);
+        for (b, r) in rows.enumerate() {
+            let (source, place) = self.mixture.place(step * global_rows as u64 + r as u64);
+            let (open, row) = self.sources[source].row(place)?;
+            batch.fill_row(b, open.row(row), &self.laid);
+        }
+        Ok(batch)
     }
 
     /// Batches for measuring: the given documents (see [`spread`]) in their order, not shuffled, short documents
@@ -229,9 +312,35 @@ impl RowPlan {
         if let Some(document) = documents.iter().find(|d| **d >= file.len()) {
             return Err(Error::Layout(format!("document {document} of {} does not exist", file.len())));
         }
+        // Of a small file everything was compared when it was opened.
+        if file.sections() > 1 {
+            let mut sections: Vec<usize> =
+                documents.iter().map(|document| file.section_of(*document)).collect();
+            sections.dedup();
+            sections.into_iter().try_for_each(|section| file.prove(section))?;
+        }
+        let documents = documents.iter().copied();
         let segments = segments(file, layout, documents, options.overlap, options.max_chunks);
         let rows = pack::in_order(segments, layout.context);
-        Ok(EvaluationRows { packed: PackedRows { file: file.clone(), layout, special, rows } })
+        Ok(EvaluationRows { laid: Laid { file: file.clone(), layout, special }, rows })
+    }
+}
+
+impl RowSource for RowPlan {
+    fn layout(&self) -> Layout {
+        self.laid.layout
+    }
+
+    fn batch(&self, step: u64, rows: Range<usize>, global_rows: usize) -> Result<Batch> {
+        self.batch(step, rows, global_rows)
+    }
+
+    fn look_ahead(&self, step: u64, global_rows: usize) -> Result<()> {
+        let row = step * global_rows as u64;
+        self.sources
+            .iter()
+            .zip(0..)
+            .try_for_each(|(source, number)| source.look_ahead(self.mixture.before(number, row)))
     }
 }
 
@@ -243,25 +352,6 @@ fn check_documents(file: &TokenFile) -> Result<()> {
         return Err(Error::Layout(format!("{} documents are more than 2^32", file.len())));
     }
     Ok(())
-}
-
-fn segments<'a>(
-    file: &'a TokenFile,
-    layout: Layout,
-    documents: &'a [usize],
-    overlap: usize,
-    max_chunks: Option<usize>,
-) -> impl Iterator<Item = Segment> + 'a {
-    documents.iter().flat_map(move |&document| {
-        let most = max_chunks.map_or(usize::MAX, |m| m.max(1).saturating_add(usize::from(layout.bos_chunk)));
-        let chunks = layout.chunks(file.document_len(document)).min(most);
-        layout.windows(chunks, overlap).map(move |w| Segment {
-            document: document as u32,
-            start: w.start as u32,
-            len: w.len as u32,
-            fresh: w.fresh as u32,
-        })
-    })
 }
 
 /// Which part of the documents is measured, and how.
@@ -289,23 +379,24 @@ pub fn spread(total: usize, count: Option<usize>) -> Vec<usize> {
 /// Rows in document order.
 #[derive(Clone, Debug)]
 pub struct EvaluationRows {
-    packed: PackedRows,
+    laid: Laid,
+    rows: Rows,
 }
 
 impl EvaluationRows {
     /// Number of rows.
     pub fn rows(&self) -> usize {
-        self.packed.rows.len()
+        self.rows.len()
     }
 
     /// The layout of the rows.
     pub fn layout(&self) -> Layout {
-        self.packed.layout
+        self.laid.layout
     }
 
     /// Chunks that are predicted.
     pub fn predicted_chunks(&self) -> u64 {
-        self.packed.predicted()
+        predicted(&self.rows.segments)
     }
 
     /// These rows; `examples` are their numbers.
@@ -314,7 +405,11 @@ impl EvaluationRows {
     /// If a row does not exist.
     pub fn batch(&self, rows: Range<usize>) -> Batch {
         let examples = rows.clone().map(|r| r as u32).collect();
-        self.packed.batch(rows, examples)
+        let mut batch = Batch::filler(self.laid.layout, self.laid.special.pad, examples);
+        for (b, row) in rows.enumerate() {
+            batch.fill_row(b, self.rows.row(row), &self.laid);
+        }
+        batch
     }
 
     /// All rows, `rows_per_batch` at a time (the last batch may have fewer).

@@ -43,6 +43,11 @@ impl Chars {
         self.chars.len() as u32
     }
 
+    /// Whether an id stands for a byte of a character that is not in the vocabulary.
+    pub fn is_byte(&self, id: u32) -> bool {
+        (self.first_byte()..self.first_byte() + 256).contains(&id)
+    }
+
     /// BOS, EOS and PAD, the last three ids.
     pub fn special(&self) -> SpecialTokens {
         let bos = self.first_byte() + 256;

@@ -97,11 +97,31 @@ impl Default for TokenizerConfig {
 pub struct BpeConfig {
     /// Size V of the vocabulary: 256 bytes, merges and the three special tokens. A small text may give fewer.
     pub vocab_size: usize,
+    /// Learn the merges from at most so many bytes of the training text: whole documents, spread over it by their hash.
+    /// 64 MiB if it is left away.
+    #[serde(default = "sample_bytes", skip_serializing_if = "is_usual_sample")]
+    pub sample_bytes: u64,
+}
+
+/// Learning takes several times the memory of its text.
+fn sample_bytes() -> u64 {
+    64 << 20
+}
+
+fn is_usual_sample(bytes: &u64) -> bool {
+    *bytes == sample_bytes()
+}
+
+impl BpeConfig {
+    /// A vocabulary of this size, learned from a sample of the usual size.
+    pub fn of_size(vocab_size: usize) -> Self {
+        Self { vocab_size, sample_bytes: sample_bytes() }
+    }
 }
 
 impl Default for BpeConfig {
     fn default() -> Self {
-        Self { vocab_size: 1024 }
+        Self::of_size(1024)
     }
 }
 
@@ -219,7 +239,12 @@ impl DataConfig {
 impl TokenizerConfig {
     /// Adds everything that is impossible here, without touching a file; key paths are relative to this block.
     pub fn validate(&self, problems: &mut Problems) {
-        let Self::Bpe(BpeConfig { vocab_size }) = self else { return };
+        let Self::Bpe(BpeConfig { vocab_size, sample_bytes }) = self else { return };
+        if *sample_bytes == 0 {
+            problems
+                .add("bpe.sample_bytes", "0 bytes leave nothing to learn from")
+                .remedy("leave it away for 64 MiB, or write a number of bytes");
+        }
         if *vocab_size < SMALLEST_BPE {
             problems
                 .add("bpe.vocab_size", format!("a byte-level vocabulary of {vocab_size} is too small"))
@@ -263,7 +288,7 @@ mod tests {
         assert_eq!(data("validation: 0.1").unwrap().validation, Validation::Share(0.1));
         assert_eq!(
             tokenizer("bpe: { vocab_size: 300 }").unwrap(),
-            TokenizerConfig::Bpe(BpeConfig { vocab_size: 300 })
+            TokenizerConfig::Bpe(BpeConfig::of_size(300))
         );
         assert_eq!(tokenizer("chars: {}").unwrap(), TokenizerConfig::Chars(CharsConfig {}));
         assert_eq!(tokenizer("file: t.json").unwrap(), TokenizerConfig::File("t.json".into()));
@@ -346,7 +371,7 @@ mod tests {
         let data = found(&|p| d.validate(p));
         assert_eq!(data.iter().map(|p| p.path.to_string()).collect::<Vec<_>>(), ["validation", "max_bytes"]);
         assert!(data.iter().all(|p| p.remedy.is_some()));
-        let t = TokenizerConfig::Bpe(BpeConfig { vocab_size: 258 });
+        let t = TokenizerConfig::Bpe(BpeConfig::of_size(258));
         assert!(found(&|p| t.validate(p)).iter().any(|p| p.remedy.as_ref().unwrap().contains("259")));
         assert!(found(&|p| DataConfig::default().validate(p)).is_empty());
         assert!(found(&|p| TokenizerConfig::default().validate(p)).is_empty());

@@ -2,11 +2,14 @@
 //!
 //! ```text
 //! CACHE/tokenizers/<hash of training text and tokenizer config>.json
-//! CACHE/tokens/<hash of text and tokenizer>/train.tokens, validation.tokens
+//! CACHE/tokens/<hash of text and tokenizer>/train.tokens, validation.tokens (or their shards)
+//! CACHE/sources/<hash of the data settings>.json   what was read, and what was found
 //! ```
 //!
-//! The text is read and hashed every time (tens of MB in well under a second), so that a changed file can never be
-//! answered from the cache.
+//! Text streams: nothing here holds all of it. It is read once to be hashed and divided, once more where a tokenizer is
+//! trained, and once to be tokenised on all cores; a small text is kept from the first reading. A small text is read and
+//! hashed at every start, so that a changed file can never be answered from the cache; of a large one the inputs are
+//! compared with those that were read ([`crate::remembered`]).
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,13 +19,20 @@ use calm_files::Sum;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::batch::RowPlan;
 use crate::bpe;
-use crate::config::{DataConfig, TokenizerConfig};
+use crate::chunks::Layout;
+use crate::config::{DataConfig, Source, TokenizerConfig};
 use crate::document::Document;
 use crate::error::{Error, Result};
 use crate::llama3;
-use crate::source::{self, Skipped};
-use crate::token_file::{TokenFile, TokenWriter, write_atomically};
+use crate::mixture::Portion;
+use crate::reading::{Reading, behind};
+use crate::remembered::Remembered;
+use crate::shards::{self, Cut, SplitWriter};
+use crate::source::{self, HeldOut, Opened, Skipped};
+use crate::survey::{Side, Summing, Survey, sample};
+use crate::token_file::{TokenFile, write_atomically};
 use crate::tokenizer::Tokenizer;
 
 /// What a long job is doing. Units: bytes.
@@ -51,6 +61,11 @@ pub enum Progress {
         done: u64,
         /// All bytes.
         total: u64,
+    },
+    /// An input is not what it was when the text was prepared: it is read again.
+    Changed {
+        /// Which.
+        what: String,
     },
     /// A file of the cache was damaged and is made anew.
     Remade {
@@ -98,8 +113,10 @@ pub struct CorpusSummary {
 /// Tokens to train on and to measure with.
 #[derive(Clone, Debug)]
 pub struct Corpus {
-    /// To train on.
+    /// To train on; of several sources one behind the other.
     pub train: TokenFile,
+    /// Which of its sections are which source, and how often their rows come in proportion to each other.
+    pub portions: Vec<Portion>,
     /// Held out.
     pub validation: TokenFile,
     /// The tokenizer of both.
@@ -112,6 +129,16 @@ pub struct Corpus {
     pub summary: CorpusSummary,
 }
 
+impl Corpus {
+    /// The rows to train on, of all sources in proportion to their weights.
+    ///
+    /// # Errors
+    /// As [`RowPlan::mixed`].
+    pub fn plan(&self, layout: Layout, seed: u64) -> Result<RowPlan> {
+        RowPlan::mixed(&self.train, &self.portions, layout, self.tokenizer.special(), seed)
+    }
+}
+
 /// Reads, divides and tokenises the text of a configuration. What was made before is taken from `cache`.
 ///
 /// # Errors
@@ -122,40 +149,72 @@ pub fn prepare(
     cache: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Corpus> {
+    prepare_with(data, tokenizer, cache, Preparation::default(), progress)
+}
+
+/// How a corpus is prepared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Preparation {
+    /// Where token files are cut.
+    pub cut: Cut,
+    /// Read the text even if its inputs are those that were read before.
+    pub read_again: bool,
+}
+
+/// [`prepare`], with a say in how.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn prepare_with(
+    data: &DataConfig,
+    tokenizer: &TokenizerConfig,
+    cache: &Path,
+    how: Preparation,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Corpus> {
     let mut problems = Problems::new();
     tokenizer.validate(&mut problems);
     if let Some(error) = Error::first_of("tokenizer", &problems) {
         return Err(error);
     }
-    let loaded = source::load(data, &mut |done, total| progress(Progress::Reading { done, total }))?;
-    let train_hash = hash_documents(&loaded.train);
-    let validation_hash = hash_documents(&loaded.validation);
-    let hash = blake3::hash(&[train_hash, validation_hash].concat());
-    let tokenizer = make_tokenizer(tokenizer, &loaded.train, train_hash, cache, progress)?;
-    let folder = tokens_folder(cache, hash.as_bytes(), &tokenizer);
-    let total = bytes(&loaded.train) + bytes(&loaded.validation);
-    let mut before = 0;
-    let mut file = |name: &str, documents: &[Document], hash| {
-        let mut report = |done| progress(Progress::Tokenizing { done: before + done, total });
-        let (file, damaged) = token_file(&folder.join(name), documents, hash, &tokenizer, &mut report)
-            .map_err(|e| e.of_cache(cache))?;
-        say_remade(damaged, progress);
-        before += bytes(documents);
-        Ok(file)
+    let (Source::Crates(name) | Source::Path(name)) = &data.source;
+    let mut reading = Reading::new(source::open(data)?, name);
+    let remembered = Remembered::of(data, cache);
+    let survey = survey(&mut reading, &remembered, data.max_bytes, how, progress)?;
+    let hashes: Vec<[u8; 32]> = survey.train.iter().map(|side| side.hash).collect();
+    let train_hash = match hashes[..] {
+        [one] => one,
+        _ => *blake3::hash(&hashes.concat()).as_bytes(),
     };
-    let train = file("train.tokens", &loaded.train, train_hash)?;
-    let validation = file("validation.tokens", &loaded.validation, validation_hash)?;
+    let hash = blake3::hash(&[train_hash, survey.held_out.hash].concat());
+    let tokenizer = make_tokenizer(tokenizer, &mut reading, &survey, train_hash, cache, progress)?;
+    let folder = tokens_folder(cache, hash.as_bytes(), &tokenizer, how.cut);
+    let mut names: Vec<PathBuf> = match hashes.len() {
+        1 => vec![folder.join("train.tokens")],
+        n => (1..=n).map(|part| folder.join(format!("source-{part}.tokens"))).collect(),
+    };
+    names.push(folder.join("validation.tokens"));
+    let mut files = token_files(&names, &mut reading, &survey, &tokenizer, how.cut, progress)
+        .map_err(|e| e.of_cache(cache))?;
+    let validation = files.pop().ok_or_else(|| Error::Layout("there is no held-out text".into()))?;
+    let mut portions = Vec::new();
+    let mut sections = 0;
+    for (file, part) in files.iter().zip(&reading.opened().parts) {
+        portions.push(Portion { sections: sections..sections + file.sections(), weight: part.weight });
+        sections += file.sections();
+    }
+    let train = TokenFile::joined(files, train_hash);
     let (hash, tokenizer_hash) = (hash.to_hex().to_string(), tokenizer.hash());
     let summary = CorpusSummary {
-        description: loaded.description,
+        description: survey.description,
         hash: hash.clone(),
         tokenizer_hash: tokenizer_hash.clone(),
         vocab_size: tokenizer.vocab_size(),
         train: SplitSummary::of(&train),
         validation: SplitSummary::of(&validation),
-        skipped: loaded.skipped,
+        skipped: survey.skipped,
     };
-    Ok(Corpus { train, validation, tokenizer, hash, tokenizer_hash, summary })
+    Ok(Corpus { train, portions, validation, tokenizer, hash, tokenizer_hash, summary })
 }
 
 /// All documents of a file or folder, tokenised with a given tokenizer: other text to measure a model on.
@@ -168,15 +227,16 @@ pub fn prepare_file(
     cache: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<TokenFile> {
-    let read = source::path::read(path, &mut |done, total| progress(Progress::Reading { done, total }))?;
-    let hash = hash_documents(&read.documents);
-    let total = bytes(&read.documents);
-    let file = tokens_folder(cache, &hash, tokenizer).join("all.tokens");
-    let mut report = |done| progress(Progress::Tokenizing { done, total });
-    let (file, damaged) =
-        token_file(&file, &read.documents, hash, tokenizer, &mut report).map_err(|e| e.of_cache(cache))?;
-    say_remade(damaged, progress);
-    Ok(file)
+    let opened = Opened { parts: Vec::new(), held_out: HeldOut::Text(source::path::open(path)?) };
+    let mut reading = Reading::new(opened, path);
+    let data = DataConfig { source: Source::Path(path.to_owned()), ..DataConfig::default() };
+    let remembered = Remembered::of_all(&data, cache);
+    let how = Preparation::default();
+    let survey = survey(&mut reading, &remembered, None, how, progress)?;
+    let file = tokens_folder(cache, &survey.held_out.hash, tokenizer, how.cut).join("all.tokens");
+    let mut files = token_files(&[file], &mut reading, &survey, tokenizer, how.cut, progress)
+        .map_err(|e| e.of_cache(cache))?;
+    files.pop().ok_or_else(|| Error::Layout("there is no text".into()))
 }
 
 fn say_remade(damaged: Option<Error>, progress: &mut dyn FnMut(Progress)) {
@@ -185,58 +245,85 @@ fn say_remade(damaged: Option<Error>, progress: &mut dyn FnMut(Progress)) {
     }
 }
 
-fn bytes(documents: &[Document]) -> u64 {
-    documents.iter().map(|d| d.text.len() as u64).sum()
-}
-
-/// BLAKE3 of the length and the text of each document, in order.
-fn hash_documents(documents: &[Document]) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new();
-    for document in documents {
-        hasher.update(&(document.text.len() as u64).to_le_bytes());
-        hasher.update(document.text.as_bytes());
+/// What the text is: as it was found before where it is large and its inputs are the same, else by reading it.
+fn survey(
+    reading: &mut Reading,
+    remembered: &Remembered,
+    max_bytes: Option<u64>,
+    how: Preparation,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Survey> {
+    if !how.read_again {
+        match remembered.survey(reading) {
+            Ok(Some(survey)) => return Ok(survey),
+            Ok(None) => {}
+            Err(what) => progress(Progress::Changed { what }),
+        }
     }
-    *hasher.finalize().as_bytes()
+    let total = reading.total();
+    let survey = Survey::of(reading, max_bytes, &mut |done| {
+        progress(Progress::Reading { done: done.min(total), total })
+    })?;
+    unchanged(reading)?;
+    remembered.keep(reading, &survey)?;
+    Ok(survey)
 }
 
-fn tokens_folder(cache: &Path, data: &[u8; 32], tokenizer: &Tokenizer) -> PathBuf {
-    let key = blake3::hash(&[*data, tokenizer.encoding_key()].concat());
+/// Whether the inputs are what they were when they were looked at.
+fn unchanged(reading: &Reading) -> Result<()> {
+    match reading.changed() {
+        Some(input) if reading.reads_again() => Err(Error::Changed { path: PathBuf::from(&input.name) }),
+        _ => Ok(()),
+    }
+}
+
+fn tokens_folder(cache: &Path, data: &[u8; 32], tokenizer: &Tokenizer, cut: Cut) -> PathBuf {
+    let key = blake3::hash(&[&data[..], &tokenizer.encoding_key(), &cut.key()].concat());
     cache.join("tokens").join(&key.to_hex()[..32])
 }
 
 fn make_tokenizer(
     config: &TokenizerConfig,
-    train: &[Document],
+    reading: &mut Reading,
+    survey: &Survey,
     train_hash: [u8; 32],
     cache: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Tokenizer> {
-    match config {
+    let mut settings = config.clone();
+    let all: u64 = survey.train.iter().map(|side| side.bytes).sum();
+    let most = match &mut settings {
         TokenizerConfig::File(path) => return Tokenizer::load(path),
         TokenizerConfig::Llama3(files) => return llama3::load(files),
-        TokenizerConfig::Bpe(_) | TokenizerConfig::Chars(_) => {}
-    }
+        // A sample that is everything is no setting.
+        TokenizerConfig::Bpe(bpe) => std::mem::take(&mut bpe.sample_bytes),
+        TokenizerConfig::Chars(_) => u64::MAX,
+    };
     // The version stands for the way tokenizers are trained: raise it when that changes.
     let mut key = blake3::Hasher::new();
     key.update(b"calm tokenizer 1").update(&train_hash);
-    key.update(serde_json::to_string(config).map_err(|e| Error::Tokenizer(e.to_string()))?.as_bytes());
+    key.update(serde_json::to_string(&settings).map_err(|e| Error::Tokenizer(e.to_string()))?.as_bytes());
+    if most < all {
+        key.update(&most.to_le_bytes());
+    }
     let path = cache.join("tokenizers").join(format!("{}.json", &key.finalize().to_hex()[..32]));
     match kept_tokenizer(&path) {
         Ok(Some(tokenizer)) => return Ok(tokenizer),
         Ok(None) => {}
         Err(e) => say_remade(Some(e), progress),
     }
-    let texts: Vec<&str> = train.iter().map(|d| d.text.as_str()).collect();
     let tokenizer = match config {
         TokenizerConfig::Bpe(bpe) => {
-            let total = bytes(train);
+            let texts = sample(reading, survey, most, &mut |_| ())?;
+            let total = texts.iter().map(|text| text.len() as u64).sum();
             let mut report = |training| match training {
                 bpe::Training::Counting(done) => progress(Progress::TrainingTokenizer { done, total }),
                 bpe::Training::Learning => progress(Progress::LearningMerges),
             };
+            let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
             bpe::train(&texts, bpe.vocab_size, &mut report)?
         }
-        _ => Tokenizer::characters(texts),
+        _ => Tokenizer::characters([characters(reading, survey, progress)?.as_str()]),
     };
     // Its name is a key of what it was made of; what it holds is known by the hash beside it.
     let keep = || -> Result<()> {
@@ -246,6 +333,23 @@ fn make_tokenizer(
     };
     keep().map_err(|e| e.of_cache(cache))?;
     Ok(tokenizer)
+}
+
+/// Every character of the training text, once.
+fn characters(reading: &mut Reading, survey: &Survey, progress: &mut dyn FnMut(Progress)) -> Result<String> {
+    let mut seen = std::collections::BTreeSet::new();
+    let mut divider = survey.divider();
+    let total = reading.total();
+    reading.each(&mut |batch| {
+        for (document, side) in batch.documents.iter().zip(divider.sides(&batch)) {
+            if side.is_some_and(|side| side < survey.train.len()) {
+                seen.extend(document.text.chars());
+            }
+        }
+        progress(Progress::TrainingTokenizer { done: batch.done.min(total), total });
+        Ok(())
+    })?;
+    Ok(seen.into_iter().collect())
 }
 
 /// The file beside a kept tokenizer that holds its hash.
@@ -262,64 +366,148 @@ fn kept_tokenizer(path: &Path) -> Result<Option<Tokenizer>> {
     Tokenizer::load(path).map(Some)
 }
 
-/// Text in a piece of parallel work, and pieces between two reports. Fixed, so that nothing depends on the number
-/// of threads.
+/// Text in a piece of parallel work. Fixed, so that nothing depends on the number of threads.
 const PIECE_BYTES: usize = 256 << 10;
-const PIECES: usize = 16;
 
-/// The tokens of these documents, from the cache if they are there; and what was wrong with a file in the cache that
-/// was damaged.
-fn token_file(
-    path: &Path,
-    documents: &[Document],
-    hash: [u8; 32],
+/// The token files of the sides of a text: from the cache where they are there, else by reading and tokenising it.
+fn token_files(
+    names: &[PathBuf],
+    reading: &mut Reading,
+    survey: &Survey,
     tokenizer: &Tokenizer,
-    progress: &mut dyn FnMut(u64),
-) -> Result<(TokenFile, Option<Error>)> {
-    // A damaged file in the cache is made anew; so is one of other text (two keys with one short name).
-    let opened = TokenFile::open(path).and_then(|file| file.verify().map(|()| file));
-    let damaged = match opened {
-        Ok(file) => {
-            let same_data = file.data_hash() == blake3::Hash::from_bytes(hash).to_hex().as_str();
-            if same_data && file.tokenizer_hash() == tokenizer.hash() && file.len() == documents.len() {
-                return Ok((file, None));
-            }
-            None
-        }
-        Err(Error::Missing { .. }) => None,
-        Err(e) => Some(e),
-    };
-    let mut writer = TokenWriter::new(tokenizer.vocab_size(), hash, tokenizer.hash_bytes());
-    let mut done = 0;
-    progress(0);
-    for pieces in pieces(documents).chunks(PIECES) {
-        let encoded: Vec<Vec<Vec<u32>>> = pieces
-            .par_iter()
-            .map(|piece| tokenizer.encode_all(&piece.iter().map(|d| d.text.as_str()).collect::<Vec<_>>()))
-            .collect::<Result<_>>()?;
-        for (piece, ids) in pieces.iter().zip(encoded) {
-            for (document, ids) in piece.iter().zip(ids) {
-                writer.push(&ids, document.text.len() as u64);
-                done += document.text.len() as u64;
-            }
-        }
-        progress(done);
+    cut: Cut,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<TokenFile>> {
+    let sides: Vec<Side> = survey.train.iter().chain([&survey.held_out]).copied().collect();
+    // Without parts all is held out, in the one file there is.
+    let mut files = Vec::new();
+    for (name, side) in names.iter().zip(&sides) {
+        let (file, damaged) = kept_tokens(name, side, tokenizer);
+        say_remade(damaged, progress);
+        files.push(file);
     }
-    if let Some(folder) = path.parent() {
-        // What a killed process left of another attempt.
-        let _ = calm_files::sweep(folder, LEFT_ALONE);
+    if files.iter().any(Option::is_none) {
+        let mut writers: Vec<Option<SplitWriter>> = Vec::new();
+        for ((name, side), file) in names.iter().zip(&sides).zip(&files) {
+            let make = || {
+                let (vocab, of) = (tokenizer.vocab_size(), tokenizer.hash_bytes());
+                SplitWriter::new(name, cut, side.bytes, vocab, side.hash, of)
+            };
+            writers.push(file.is_none().then(make));
+        }
+        tokenise(&mut writers, reading, survey, &sides, tokenizer, progress).inspect_err(|e| {
+            if let (Error::Changed { .. }, Some(folder)) = (e, names.first().and_then(|name| name.parent())) {
+                let _ = calm_files::remove(folder);
+            }
+        })?;
+        for ((file, writer), name) in files.iter_mut().zip(writers).zip(names) {
+            if let Some(folder) = name.parent() {
+                // What a killed process left of another attempt.
+                let _ = calm_files::sweep(folder, LEFT_ALONE);
+            }
+            if let Some(writer) = writer {
+                *file = Some(writer.finish()?);
+            }
+        }
     }
-    Ok((writer.write(path)?, damaged))
+    Ok(files.into_iter().flatten().collect())
 }
 
 /// Other processes share a cache: half a file is a leftover when nobody wrote to it for so long.
 const LEFT_ALONE: Duration = Duration::from_secs(3600);
 
+/// The tokens of a side in the cache, if they are there; and what was wrong with a file that was damaged.
+fn kept_tokens(path: &Path, side: &Side, tokenizer: &Tokenizer) -> (Option<TokenFile>, Option<Error>) {
+    let opened = match TokenFile::open(path).and_then(|file| file.verify().map(|()| file)) {
+        Err(Error::Missing { .. }) => shards::open(path),
+        opened => opened,
+    };
+    match opened {
+        // A file of other text (two keys with one short name) is made anew, too.
+        Ok(file) => {
+            let same = file.is_of(&side.hash, &tokenizer.hash_bytes()) && file.len() as u64 == side.documents;
+            (same.then_some(file), None)
+        }
+        Err(Error::Missing { .. }) => (None, None),
+        Err(e) => (None, Some(e)),
+    }
+}
+
+/// Encodes what the writers do not have yet: read on one thread, encoded on all, written on another, in order.
+fn tokenise(
+    writers: &mut [Option<SplitWriter>],
+    reading: &mut Reading,
+    survey: &Survey,
+    sides: &[Side],
+    tokenizer: &Tokenizer,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<()> {
+    let mut divider = survey.divider();
+    let wanted = |side: usize, writers: &[Option<SplitWriter>]| writers[side].is_some();
+    let total = sides.iter().zip(0..).filter(|(_, side)| wanted(*side, writers)).map(|(s, _)| s.bytes).sum();
+    // Documents of each side that need not be encoded: all, or those of whole shards.
+    let mut known: Vec<u64> =
+        writers.iter().map(|writer| writer.as_ref().map_or(u64::MAX, SplitWriter::kept)).collect();
+    let asked: Vec<bool> = writers.iter().map(Option::is_some).collect();
+    // A file may have changed since it was read for its hash.
+    let mut sums: Option<Vec<Summing>> =
+        reading.reads_again().then(|| sides.iter().map(|_| Summing::default()).collect());
+    let mut done = 0;
+    progress(Progress::Tokenizing { done, total });
+    let made = behind(
+        |put| {
+            reading.each(&mut |batch| {
+                let of = divider.sides(&batch);
+                let mut work: Vec<(usize, &Document)> = Vec::new();
+                for (document, side) in batch.documents.iter().zip(of) {
+                    let Some(side) = side else { continue };
+                    if let Some(sums) = &mut sums {
+                        sums[side].add(document);
+                    }
+                    if asked[side] {
+                        done += document.text.len() as u64;
+                    }
+                    if known[side] > 0 {
+                        known[side] = known[side].saturating_sub(1);
+                    } else {
+                        work.push((side, document));
+                    }
+                }
+                let encoded: Vec<Vec<Vec<u32>>> = pieces(&work)
+                    .par_iter()
+                    .map(|piece| {
+                        tokenizer.encode_all(&piece.iter().map(|(_, d)| d.text.as_str()).collect::<Vec<_>>())
+                    })
+                    .collect::<Result<_>>()?;
+                let lengths = work.iter().map(|(side, d)| (*side, d.text.len() as u64));
+                put(lengths.zip(encoded.into_iter().flatten()).collect::<Vec<_>>())?;
+                progress(Progress::Tokenizing { done, total });
+                Ok(())
+            })
+        },
+        &mut |documents: Vec<((usize, u64), Vec<u32>)>| {
+            for ((side, bytes), ids) in documents {
+                if let Some(writer) = &mut writers[side] {
+                    writer.push(&ids, bytes)?;
+                }
+            }
+            Ok(())
+        },
+    );
+    made?;
+    let same = sums.is_none_or(|sums| sums.iter().zip(sides).all(|(sum, side)| sum.finish() == *side));
+    if !same {
+        let path = reading.changed().map_or(reading.name().to_owned(), |input| PathBuf::from(&input.name));
+        return Err(Error::Changed { path });
+    }
+    Ok(())
+}
+
 /// Documents in groups of about [`PIECE_BYTES`].
-fn pieces(documents: &[Document]) -> Vec<&[Document]> {
+fn pieces<'a, 'b>(documents: &'a [(usize, &'b Document)]) -> Vec<&'a [(usize, &'b Document)]> {
     let mut pieces = Vec::new();
     let (mut start, mut size) = (0, 0);
-    for (i, document) in documents.iter().enumerate() {
+    for (i, (_, document)) in documents.iter().enumerate() {
         size += document.text.len();
         if size >= PIECE_BYTES || i + 1 == documents.len() {
             pieces.push(&documents[start..=i]);

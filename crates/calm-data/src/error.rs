@@ -112,6 +112,12 @@ pub enum Error {
         /// `line 3`, or in an array `record 3`.
         place: String,
     },
+    /// A source that changed while it was read.
+    #[error("{path}: it changed while the text was prepared", path = path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
     /// Too few documents for a held-out split.
     #[error("{path}: {documents} document(s) cannot be divided in a training and a held-out part", path = path.display())]
     TooSmall {
@@ -287,6 +293,7 @@ impl Error {
                  download or copy it again"
             }
             Self::NoText { .. } => "every record needs one",
+            Self::Changed { .. } => "start again when nothing writes to it any more; nothing of it was kept",
             Self::TooSmall { .. } => "give more text, or a held-out file with `validation: { path: FILE }`",
             Self::Manifest { .. } => {
                 "restore the file, or write it anew with `cargo run --release -p calm-data --example pin_crates`"

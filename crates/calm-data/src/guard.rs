@@ -9,6 +9,8 @@
 use rustc_hash::FxHashSet;
 use tokenizers::{Model, ModelWrapper, Token};
 
+use crate::special::Known;
+
 /// What a model may not make of text.
 pub(crate) struct Guard {
     special: FxHashSet<u32>,
@@ -39,6 +41,22 @@ impl Guard {
         self.special.extend(ids);
         if self.unknown.as_ref().is_some_and(|(id, _)| self.special.contains(id)) {
             self.unknown = None;
+        }
+    }
+
+    /// Whether an id is one that no text may have.
+    pub(crate) fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id) || self.unknown.as_ref().is_some_and(|(unknown, _)| *unknown == id)
+    }
+
+    /// What an id of a text says of it; `token` is what its vocabulary writes.
+    pub(crate) fn knows(&self, id: u32, token: &[u8]) -> Known {
+        match &self.unknown {
+            Some((unknown, _)) if *unknown == id => Known::Nothing,
+            _ if self.byte_tokens && std::str::from_utf8(token).is_ok_and(|t| byte_of(t).is_some()) => {
+                Known::Byte
+            }
+            _ => Known::Text,
         }
     }
 

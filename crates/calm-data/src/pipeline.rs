@@ -10,15 +10,16 @@ use crate::byte_level;
 use crate::caught::caught;
 use crate::detokenizer::Detokenizer;
 use crate::guard::{Guard, unknown_token};
-use crate::special::SpecialTokens;
+use crate::merges::PieceEncoder;
+use crate::special::{Known, SpecialTokens};
 use crate::split;
 
 /// A pipeline with what was found out about it.
 pub(crate) struct Pipeline {
     library: tokenizers::Tokenizer,
     guard: Guard,
-    /// Whether [`split::encode`] does the same as the pipeline.
-    plain: bool,
+    /// Where the pipeline divides text by the pattern and merges bytes, what does the same.
+    plain: Option<PieceEncoder>,
 }
 
 /// A pipeline, how it is decoded, its special tokens, and its file.
@@ -71,14 +72,19 @@ impl Pipeline {
         let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id);
         let mut guard = Guard::new(&library, unknown, special);
         guard.forbid(found);
-        let plain = split::is_plain(&library);
+        let plain = split::is_plain(&library).then(|| PieceEncoder::new(library.get_model()));
         let special = SpecialTokens { bos, eos, pad };
         Ok(Opened { pipeline: Self { library, guard, plain }, texts, special, json })
     }
 
     /// Whether text is divided by our own scanner, as the pipeline would.
     pub(crate) fn is_plain(&self) -> bool {
-        self.plain
+        self.plain.is_some()
+    }
+
+    /// What an id of a text says of it; `token` is what its vocabulary writes.
+    pub(crate) fn knows(&self, id: u32, token: &[u8]) -> Known {
+        self.guard.knows(id, token)
     }
 
     #[cfg(test)]
@@ -88,8 +94,9 @@ impl Pipeline {
 
     /// Ids of texts.
     pub(crate) fn encode(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>, String> {
-        if self.plain {
-            return caught(|| split::encode(self.library.get_model(), &self.guard, texts)).flatten();
+        if let Some(plain) = &self.plain {
+            return caught(|| plain.encode(self.library.get_model(), &self.guard, texts, split::pieces))
+                .flatten();
         }
         texts.iter().map(|text| caught(|| self.encode_one(text)).flatten()).collect()
     }

@@ -34,3 +34,14 @@ impl Vocabulary {
         SpecialTokens { bos: self.bos, eos: self.eos, pad: self.pad }
     }
 }
+
+/// What a token says of its text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// A piece of the vocabulary.
+    Text,
+    /// A byte of text that no piece stands for.
+    Byte,
+    /// Text that was lost.
+    Nothing,
+}

@@ -1,19 +1,16 @@
-//! The Llama-3 pattern as a scanner, and a byte-level encoder on top of it.
+//! The Llama-3 pattern as a scanner, and which pipelines divide text by it.
 //!
 //! A regular expression with look-ahead costs most of the time of encoding. The scanner finds the same pieces in
-//! ASCII; where a character outside ASCII could matter it asks the expression. Pieces repeat (a keyword, an
-//! indentation), so that the ids of a piece are looked up before its bytes are merged.
+//! ASCII; where a character outside ASCII could matter it asks the expression.
 //!
-//! The plain way, the `tokenizers` pipeline, stays beside it as its test.
+//! The plain way, the `tokenizers` pipeline, stays beside it as its test. Pieces are encoded in [`crate::merges`].
 
 use std::sync::LazyLock;
 
 use fancy_regex::Regex;
-use rustc_hash::FxHashMap;
 use tokenizers::ModelWrapper;
 
-use crate::byte_level::{PATTERN, byte_chars, push_chars};
-use crate::guard::Guard;
+use crate::byte_level::PATTERN;
 
 static REGEX: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(PATTERN).ok());
 
@@ -118,34 +115,6 @@ pub(crate) fn is_plain(pipeline: &tokenizers::Tokenizer) -> bool {
     bpe && steps == expected
         && pipeline.get_normalizer().is_none()
         && added.values().all(|token| token.special)
-}
-
-/// Ids of texts by the model of a pipeline that [`is_plain`]. The texts share what is known about their pieces.
-pub(crate) fn encode(model: &ModelWrapper, guard: &Guard, texts: &[&str]) -> Result<Vec<Vec<u32>>, String> {
-    let chars = byte_chars();
-    let mut known: FxHashMap<&str, (usize, usize)> = FxHashMap::default();
-    let mut store: Vec<u32> = Vec::new();
-    let mut written = String::new();
-    let mut encoded = Vec::with_capacity(texts.len());
-    for text in texts {
-        let mut ids = Vec::with_capacity(text.len() / 3);
-        for piece in pieces(text) {
-            let (start, end) = match known.get(piece) {
-                Some(&range) => range,
-                None => {
-                    written.clear();
-                    push_chars(&mut written, piece.as_bytes(), &chars);
-                    let start = store.len();
-                    guard.tokenize(model, &written, &mut store)?;
-                    known.insert(piece, (start, store.len()));
-                    (start, store.len())
-                }
-            };
-            ids.extend_from_slice(&store[start..end]);
-        }
-        encoded.push(ids);
-    }
-    Ok(encoded)
 }
 
 #[cfg(test)]

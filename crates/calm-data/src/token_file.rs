@@ -1,91 +1,82 @@
 //! Tokens on disk: unpadded documents without BOS or EOS, independent of the chunk size, memory-mapped.
 //!
-//! ```text
-//! header   magic, format version, bytes an id, counts, hashes of data and tokenizer, hash of the payload,
-//!          hash of the header
-//! offsets  (documents + 1) x u64, in tokens
-//! lengths  documents x u64, bytes of text (for bits per byte)
-//! ids      tokens x u16 (V <= 65,536) or u32
-//! ```
+//! A token file is one [section](crate::section) in a file of its own, or the sections of a set of shards (see
+//! [`crate::shards`]); who reads documents sees no difference. A file is written under a temporary name, flushed to the
+//! disk and renamed, so that a name that exists is a whole file.
 //!
-//! Everything is little-endian. A file is written under a temporary name, flushed to the disk and renamed,
-//! so that a name that exists is a whole file.
+//! Of one section everything is compared with its hash when it is opened by a command. Of many, each is when it is first
+//! [proven](TokenFile::prove): before rows are made of it.
 
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use memmap2::Mmap;
 
 use crate::error::{Error, Result};
+pub use crate::section::TokenWriter;
+use crate::section::{HEADER, Header, Record, Section, Storage};
 
-#[cfg(target_endian = "big")]
-compile_error!("token files are read in place and are little-endian");
+/// A file of sections.
+pub(crate) struct Shard {
+    pub(crate) storage: Storage,
+    pub(crate) path: Option<PathBuf>,
+}
 
-const MAGIC: [u8; 8] = *b"CALMTOK\n";
-const VERSION: u32 = 1;
+impl Shard {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|e| Error::io("read", path, e))?;
+        let len = file.metadata().map_err(|e| Error::io("read", path, e))?.len();
+        if len < HEADER as u64 {
+            return Err(Error::token_file(path, format!("it is {len} bytes long, shorter than its header")));
+        }
+        // SAFETY: token files are never changed in place: they are written under another name and renamed,
+        // and a deleted file stays mapped.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("read", path, e))?;
+        Ok(Self { storage: Storage::Mapped(map), path: Some(path.to_owned()) })
+    }
 
-/// The first bytes of a file; every field is at a multiple of its size, so that it is read in place.
-#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-struct Header {
-    magic: [u8; 8],
-    version: u32,
-    id_bytes: u32,
-    documents: u64,
+    fn error(&self, message: impl Into<String>) -> Error {
+        Error::token_file(self.path.as_deref().unwrap_or(Path::new("(in memory)")), message)
+    }
+}
+
+/// What is the same for all sections of a token file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Common {
+    pub(crate) id_bytes: u32,
+    pub(crate) data: [u8; 32],
+    pub(crate) tokenizer: [u8; 32],
+    /// Hash of the payload of one section, of the index of many.
+    pub(crate) hash: [u8; 32],
+}
+
+struct Inner {
+    shards: Vec<Arc<Shard>>,
+    sections: Vec<Record>,
+    /// First document of each section; one more for the end.
+    starts: Vec<u64>,
+    proven: Vec<AtomicBool>,
+    common: Common,
     tokens: u64,
     text_bytes: u64,
-    data: [u8; 32],
-    tokenizer: [u8; 32],
-    payload: [u8; 32],
-    header: [u8; 32],
-}
-
-const HEADER: usize = size_of::<Header>();
-
-impl Header {
-    fn own_hash(&self) -> [u8; 32] {
-        *blake3::hash(&bytemuck::bytes_of(self)[..HEADER - 32]).as_bytes()
-    }
-
-    /// Length of the whole file, if it fits in 64 bits.
-    fn file_len(&self) -> Option<u64> {
-        let index = self.documents.checked_mul(2)?.checked_add(1)?.checked_mul(8)?;
-        self.tokens.checked_mul(self.id_bytes as u64)?.checked_add(index)?.checked_add(HEADER as u64)
-    }
-}
-
-enum Storage {
-    Mapped(Mmap),
-    /// u64 for the alignment.
-    Memory(Vec<u64>),
-}
-
-impl Storage {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Mapped(map) => map,
-            Self::Memory(words) => bytemuck::cast_slice(words),
-        }
-    }
+    path: Option<PathBuf>,
 }
 
 /// The tokens of many documents, on disk or in memory. Cloning shares the mapping.
 #[derive(Clone)]
-pub struct TokenFile {
-    storage: Arc<Storage>,
-    header: Header,
-    path: Option<PathBuf>,
-}
+pub struct TokenFile(Arc<Inner>);
 
 impl std::fmt::Debug for TokenFile {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         f.debug_struct("TokenFile")
-            .field("path", &self.path)
-            .field("documents", &self.header.documents)
-            .field("tokens", &self.header.tokens)
+            .field("path", &self.0.path)
+            .field("sections", &self.0.sections.len())
+            .field("documents", &self.len())
+            .field("tokens", &self.tokens())
             .finish_non_exhaustive()
     }
 }
@@ -97,69 +88,147 @@ impl TokenFile {
     /// # Errors
     /// When the file is missing, cut short, of another format or damaged.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io("read", path, e))?;
-        let len = file.metadata().map_err(|e| Error::io("read", path, e))?.len();
-        if len < HEADER as u64 {
-            return Err(Error::token_file(path, format!("it is {len} bytes long, shorter than its header")));
-        }
-        // SAFETY: token files are never changed in place: they are written under another name and renamed,
-        // and a deleted file stays mapped.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("read", path, e))?;
-        let header: Header = bytemuck::pod_read_unaligned(&map[..HEADER]);
-        if header.magic != MAGIC {
-            return Err(Error::token_file(path, "it does not begin like one"));
-        }
-        if header.version != VERSION {
-            let message = format!("it has format version {}, this program reads {VERSION}", header.version);
-            return Err(Error::token_file(path, message));
-        }
-        if header.header != header.own_hash() || !matches!(header.id_bytes, 2 | 4) {
-            return Err(Error::token_file(path, "its header is damaged"));
-        }
-        if header.file_len() != Some(len) {
-            let expected = header.file_len().unwrap_or(u64::MAX);
+        let shard = Shard::open(path)?;
+        let header = Header::read(shard.storage.bytes(), path)?;
+        let len = shard.storage.bytes().len() as u64;
+        if header.section_len() != Some(len) {
+            let expected = header.section_len().unwrap_or(u64::MAX);
             return Err(Error::token_file(path, format!("it is cut short: {len} of {expected} bytes")));
         }
-        let file = Self { storage: Arc::new(Storage::Mapped(map)), header, path: Some(path.to_path_buf()) };
-        let offsets = file.offsets();
-        let ascending = offsets.windows(2).all(|w| w[0] <= w[1]);
-        if offsets.first() != Some(&0) || offsets.last() != Some(&header.tokens) || !ascending {
+        let file = Self::of_one(shard, &header);
+        if !file.section(0).has_a_table() {
             return Err(Error::token_file(path, "its table of documents is damaged"));
         }
         Ok(file)
     }
 
+    fn of_one(shard: Shard, header: &Header) -> Self {
+        let Header { id_bytes, data, tokenizer, payload, .. } = *header;
+        let path = shard.path.clone();
+        let common = Common { id_bytes, data, tokenizer, hash: payload };
+        Self::of_sections(vec![Arc::new(shard)], vec![header.record(0, 0)], common, path)
+    }
+
+    /// Sections of shards that reach to their ends.
+    pub(crate) fn of_sections(
+        shards: Vec<Arc<Shard>>,
+        sections: Vec<Record>,
+        common: Common,
+        path: Option<PathBuf>,
+    ) -> Self {
+        let mut starts = vec![0];
+        for section in &sections {
+            starts.push(starts.last().copied().unwrap_or(0) + section.documents);
+        }
+        Self(Arc::new(Inner {
+            shards,
+            starts,
+            proven: sections.iter().map(|_| AtomicBool::new(false)).collect(),
+            tokens: sections.iter().map(|s| s.tokens).sum(),
+            text_bytes: sections.iter().map(|s| s.text_bytes).sum(),
+            sections,
+            common,
+            path,
+        }))
+    }
+
     /// Documents in memory, for tests and small texts. `documents` holds tokens and bytes of text of each.
     pub fn in_memory(documents: &[(Vec<u32>, u64)], data_hash: [u8; 32], tokenizer_hash: [u8; 32]) -> Self {
-        let mut writer = TokenWriter::new(u32::MAX as usize, data_hash, tokenizer_hash);
-        for (ids, bytes) in documents {
-            writer.push(ids, *bytes);
+        Self::in_memory_sections(&[documents], data_hash, tokenizer_hash)
+    }
+
+    /// The same in several sections.
+    pub fn in_memory_sections(
+        sections: &[&[(Vec<u32>, u64)]],
+        data_hash: [u8; 32],
+        tokenizer_hash: [u8; 32],
+    ) -> Self {
+        let (mut shards, mut records) = (Vec::new(), Vec::new());
+        let mut common = Common { id_bytes: 4, data: data_hash, tokenizer: tokenizer_hash, hash: [0; 32] };
+        for documents in sections {
+            let mut writer = TokenWriter::new(u32::MAX as usize, data_hash, tokenizer_hash);
+            for (ids, bytes) in *documents {
+                writer.push(ids, *bytes);
+            }
+            let header = writer.header();
+            let parts = [bytemuck::bytes_of(&header)].into_iter().chain(writer.payload());
+            let mut bytes = parts.flatten().copied().collect::<Vec<u8>>();
+            bytes.resize(bytes.len().next_multiple_of(8), 0);
+            let words = bytes.chunks_exact(8).map(bytemuck::pod_read_unaligned).collect();
+            records.push(header.record(shards.len() as u64, 0));
+            shards.push(Arc::new(Shard { storage: Storage::Memory(words), path: None }));
+            common.hash = header.payload;
         }
-        let (header, payload) = writer.into_parts();
-        let mut words = vec![0u64; (HEADER + payload.len()).div_ceil(8)];
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
-        bytes[..HEADER].copy_from_slice(bytemuck::bytes_of(&header));
-        bytes[HEADER..HEADER + payload.len()].copy_from_slice(&payload);
-        Self { storage: Arc::new(Storage::Memory(words)), header, path: None }
+        Self::of_sections(shards, records, common, None)
     }
 
-    fn index(&self) -> &[u64] {
-        let end = HEADER + (2 * self.header.documents as usize + 1) * 8;
-        bytemuck::cast_slice(&self.storage.bytes()[HEADER..end])
+    /// Several files of one tokenizer, one behind the other; `data` is the hash of their text.
+    pub(crate) fn joined(files: Vec<Self>, data: [u8; 32]) -> Self {
+        let [first, _, ..] = &files[..] else {
+            return files.into_iter().next().unwrap_or_else(|| Self::in_memory(&[], data, [0; 32]));
+        };
+        let common = Common {
+            data,
+            hash: *blake3::hash(&files.iter().map(|f| f.0.common.hash).collect::<Vec<_>>().concat())
+                .as_bytes(),
+            ..first.0.common
+        };
+        let (mut shards, mut records) = (Vec::new(), Vec::new());
+        for file in &files {
+            let before = shards.len() as u64;
+            records.extend(file.0.sections.iter().map(|r| Record { shard: r.shard + before, ..*r }));
+            shards.extend(file.0.shards.iter().cloned());
+        }
+        Self::of_sections(shards, records, common, None)
     }
 
-    fn offsets(&self) -> &[u64] {
-        &self.index()[..self.header.documents as usize + 1]
+    /// Number of sections: runs of consecutive documents that are read together.
+    pub fn sections(&self) -> usize {
+        self.0.sections.len()
     }
 
-    fn id_bytes(&self) -> &[u8] {
-        let start = HEADER + (2 * self.header.documents as usize + 1) * 8;
-        &self.storage.bytes()[start..start + self.header.tokens as usize * self.header.id_bytes as usize]
+    /// The documents of a section.
+    ///
+    /// # Panics
+    /// If there is no such section.
+    pub fn section_documents(&self, section: usize) -> std::ops::Range<usize> {
+        self.0.starts[section] as usize..self.0.starts[section + 1] as usize
+    }
+
+    /// Tokens of a section.
+    ///
+    /// # Panics
+    /// If there is no such section.
+    pub fn section_tokens(&self, section: usize) -> u64 {
+        self.0.sections[section].tokens
+    }
+
+    pub(crate) fn section(&self, section: usize) -> Section<'_> {
+        let record = &self.0.sections[section];
+        Section::new(self.0.shards[record.shard as usize].storage.bytes(), record, self.0.common.id_bytes)
+    }
+
+    /// The section that holds a document.
+    ///
+    /// # Panics
+    /// If there is no such document.
+    pub fn section_of(&self, document: usize) -> usize {
+        assert!(document < self.len(), "document {document} of {}", self.len());
+        match self.sections() {
+            1 => 0,
+            _ => self.0.starts.partition_point(|start| *start <= document as u64) - 1,
+        }
+    }
+
+    /// The section of a document, and its number there.
+    fn place(&self, document: usize) -> (Section<'_>, usize) {
+        let section = self.section_of(document);
+        (self.section(section), document - self.0.starts[section] as usize)
     }
 
     /// Number of documents.
     pub fn len(&self) -> usize {
-        self.header.documents as usize
+        self.0.starts.last().copied().unwrap_or(0) as usize
     }
 
     /// Whether there is no document.
@@ -169,12 +238,12 @@ impl TokenFile {
 
     /// Number of tokens of all documents, without BOS, EOS and PAD.
     pub fn tokens(&self) -> u64 {
-        self.header.tokens
+        self.0.tokens
     }
 
     /// Bytes of text of all documents.
     pub fn text_bytes(&self) -> u64 {
-        self.header.text_bytes
+        self.0.text_bytes
     }
 
     /// Number of tokens of document `i`.
@@ -182,8 +251,9 @@ impl TokenFile {
     /// # Panics
     /// If there is no such document.
     pub fn document_len(&self, i: usize) -> usize {
-        let offsets = self.offsets();
-        (offsets[i + 1] - offsets[i]) as usize
+        let (section, i) = self.place(i);
+        let (from, end) = section.range(i);
+        end - from
     }
 
     /// Tokens of document `i`.
@@ -199,15 +269,14 @@ impl TokenFile {
     /// # Panics
     /// If there is no such document.
     pub fn slice(&self, i: usize, start: usize, count: usize) -> Cow<'_, [u32]> {
-        let offsets = self.offsets();
-        let (from, end) = (offsets[i] as usize, offsets[i + 1] as usize);
+        let (section, i) = self.place(i);
+        let (from, end) = section.range(i);
         let from = from.saturating_add(start).min(end);
         let end = from.saturating_add(count).min(end);
-        if self.header.id_bytes == 4 {
-            Cow::Borrowed(&bytemuck::cast_slice(self.id_bytes())[from..end])
-        } else {
-            let ids: &[u16] = &bytemuck::cast_slice(self.id_bytes())[from..end];
-            Cow::Owned(ids.iter().map(|&id| id as u32).collect())
+        match (section.wide(), section.narrow()) {
+            (Some(ids), _) => Cow::Borrowed(&ids[from..end]),
+            (_, Some(ids)) => Cow::Owned(ids[from..end].iter().map(|&id| id as u32).collect()),
+            _ => Cow::Borrowed(&[]),
         }
     }
 
@@ -216,110 +285,105 @@ impl TokenFile {
     /// # Panics
     /// If there is no such document.
     pub fn byte_len(&self, i: usize) -> u64 {
-        assert!(i < self.len(), "document {i} of {}", self.len());
-        self.index()[self.len() + 1 + i]
+        let (section, i) = self.place(i);
+        section.lengths()[i]
     }
 
-    /// Hash of all tokens and offsets (hexadecimal BLAKE3).
+    /// Hash of all tokens and offsets (hexadecimal BLAKE3); of several sections that of their hashes.
     pub fn hash(&self) -> String {
-        blake3::Hash::from_bytes(self.header.payload).to_hex().to_string()
+        blake3::Hash::from_bytes(self.0.common.hash).to_hex().to_string()
     }
 
     /// Hash of the text that the tokens come from.
     pub fn data_hash(&self) -> String {
-        blake3::Hash::from_bytes(self.header.data).to_hex().to_string()
+        blake3::Hash::from_bytes(self.0.common.data).to_hex().to_string()
     }
 
     /// Hash of the tokenizer that made the tokens.
     pub fn tokenizer_hash(&self) -> String {
-        blake3::Hash::from_bytes(self.header.tokenizer).to_hex().to_string()
+        blake3::Hash::from_bytes(self.0.common.tokenizer).to_hex().to_string()
     }
 
-    /// Where the file lies; none for one in memory.
+    pub(crate) fn is_of(&self, data: &[u8; 32], tokenizer: &[u8; 32]) -> bool {
+        self.0.common.data == *data && self.0.common.tokenizer == *tokenizer
+    }
+
+    /// Where the file lies, or the index of a set; none for one in memory.
     pub fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
+        self.0.path.as_deref()
     }
 
-    /// Reads everything and compares it with the hash in the header: bytes that changed on the disk, which
+    /// Reads everything and compares it with its hashes: bytes that changed on the disk, which
     /// [`TokenFile::open`] cannot know of.
     ///
     /// # Errors
     /// When a byte differs.
     pub fn verify(&self) -> Result<()> {
-        let end = HEADER + self.index().len() * 8 + self.id_bytes().len();
-        if *blake3::hash(&self.storage.bytes()[HEADER..end]).as_bytes() == self.header.payload {
-            return Ok(());
-        }
-        let path = self.path.clone().unwrap_or_else(|| PathBuf::from("(in memory)"));
-        Err(Error::token_file(&path, "its tokens differ from the hash in its header"))
+        (0..self.sections()).try_for_each(|section| {
+            self.compare(section)?;
+            if self.sections() > 1 {
+                self.release(section);
+            }
+            Ok(())
+        })
     }
-}
 
-/// Collects documents and writes a token file.
-pub struct TokenWriter {
-    wide: bool,
-    data: [u8; 32],
-    tokenizer: [u8; 32],
-    offsets: Vec<u64>,
-    lengths: Vec<u64>,
-    ids: Vec<u8>,
+    /// Compares a section with its hash, once: what was compared before is not read again.
+    ///
+    /// # Errors
+    /// When a byte differs.
+    ///
+    /// # Panics
+    /// If there is no such section.
+    pub fn prove(&self, section: usize) -> Result<()> {
+        if !self.0.proven[section].load(Ordering::Relaxed) {
+            self.compare(section)?;
+        }
+        Ok(())
+    }
+
+    fn compare(&self, number: usize) -> Result<()> {
+        let record = &self.0.sections[number];
+        let shard = &self.0.shards[record.shard as usize];
+        let section = self.section(number);
+        if !section.is(&record.payload) {
+            let message = match &shard.path {
+                Some(path) if Some(path) != self.0.path.as_ref() => {
+                    format!("the tokens from byte {} on differ from their hash", record.at)
+                }
+                _ => "its tokens differ from the hash in its header".to_owned(),
+            };
+            return Err(shard.error(message));
+        }
+        if !section.has_a_table() {
+            return Err(shard.error("its table of documents is damaged"));
+        }
+        self.0.proven[number].store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Gives the memory of a section back to the system; it may be read again at any time.
+    ///
+    /// # Panics
+    /// If there is no such section.
+    pub fn release(&self, section: usize) {
+        let record = &self.0.sections[section];
+        if let Some(end) = record.end(self.0.common.id_bytes) {
+            let length = (end - record.at) as usize;
+            self.0.shards[record.shard as usize].storage.release(record.at as usize, length);
+        }
+    }
 }
 
 impl TokenWriter {
-    /// For ids below `vocab_size`, of this text and this tokenizer.
-    pub fn new(vocab_size: usize, data_hash: [u8; 32], tokenizer_hash: [u8; 32]) -> Self {
-        Self {
-            wide: vocab_size > 1 << 16,
-            data: data_hash,
-            tokenizer: tokenizer_hash,
-            offsets: vec![0],
-            lengths: Vec::new(),
-            ids: Vec::new(),
-        }
-    }
-
-    /// Adds a document: its tokens (all below the vocabulary's size) and its bytes of text.
-    pub fn push(&mut self, ids: &[u32], text_bytes: u64) {
-        if self.wide {
-            self.ids.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
-        } else {
-            self.ids.extend(ids.iter().flat_map(|&id| {
-                debug_assert!(id < 1 << 16);
-                (id as u16).to_le_bytes()
-            }));
-        }
-        self.offsets.push(self.offsets.last().copied().unwrap_or(0) + ids.len() as u64);
-        self.lengths.push(text_bytes);
-    }
-
-    fn into_parts(self) -> (Header, Vec<u8>) {
-        let mut payload = Vec::with_capacity((self.offsets.len() + self.lengths.len()) * 8 + self.ids.len());
-        payload.extend_from_slice(bytemuck::cast_slice(&self.offsets));
-        payload.extend_from_slice(bytemuck::cast_slice(&self.lengths));
-        payload.extend_from_slice(&self.ids);
-        let mut header = Header {
-            magic: MAGIC,
-            version: VERSION,
-            id_bytes: if self.wide { 4 } else { 2 },
-            documents: self.lengths.len() as u64,
-            tokens: self.offsets.last().copied().unwrap_or(0),
-            text_bytes: self.lengths.iter().sum(),
-            data: self.data,
-            tokenizer: self.tokenizer,
-            payload: *blake3::hash(&payload).as_bytes(),
-            header: [0; 32],
-        };
-        header.header = header.own_hash();
-        (header, payload)
-    }
-
-    /// Writes the file and opens it.
+    /// Writes a file of one section and opens it.
     ///
     /// # Errors
     /// When it cannot be written; nothing is left under its name then.
     pub fn write(self, path: &Path) -> Result<TokenFile> {
-        let (header, payload) = self.into_parts();
-        write_atomically(path, &[bytemuck::bytes_of(&header), &payload])?;
+        let header = self.header();
+        let [offsets, lengths, ids] = self.payload();
+        write_atomically(path, &[bytemuck::bytes_of(&header), offsets, lengths, ids])?;
         TokenFile::open(path)
     }
 }
@@ -356,7 +420,7 @@ mod tests {
             (write(folder.path(), 65_537), 4),
             (TokenFile::in_memory(&sample(), [1; 32], [2; 32]), 4),
         ] {
-            assert_eq!(file.header.id_bytes, width);
+            assert_eq!(file.0.common.id_bytes, width);
             assert_eq!((file.len(), file.tokens(), file.text_bytes()), (3, 5, 13));
             for (i, (ids, bytes)) in sample().into_iter().enumerate() {
                 assert_eq!(file.document(i).as_ref(), ids);

@@ -16,7 +16,7 @@ use crate::chars::Chars;
 use crate::detokenizer::Detokenizer;
 use crate::error::{Error, Result};
 use crate::pipeline::Pipeline;
-use crate::special::{SpecialTokens, Vocabulary};
+use crate::special::{Known, SpecialTokens, Vocabulary};
 use crate::stream::TextStream;
 use crate::token_file::write_atomically;
 use crate::tokenizer_json;
@@ -184,6 +184,15 @@ impl Tokenizer {
         let mut stream = self.stream_after("", before);
         let text = stream.push(ids);
         text + &stream.finish()
+    }
+
+    /// What an id of a text says of it.
+    pub fn knows(&self, id: u32) -> Known {
+        match &self.0.kind {
+            Kind::Pipeline(pipeline) => pipeline.knows(id, self.0.texts.token(id)),
+            Kind::Chars(chars) if chars.is_byte(id) => Known::Byte,
+            Kind::Chars(_) => Known::Text,
+        }
     }
 
     /// Whether this id is text: a token has it that is not special.

@@ -116,9 +116,9 @@ proptest! {
     ) {
         let documents = documents(&lengths);
         let plan = RowPlan::new(&token_file(&documents), layout, SPECIAL, seed).unwrap();
-        let rows = plan.rows();
+        let rows = plan.rows().unwrap();
         // A step of as many rows as the plan has is an epoch.
-        let batch = plan.batch(epoch, 0..rows, rows);
+        let batch = plan.batch(epoch, 0..rows, rows).unwrap();
         check(&batch, layout, &documents)?;
         let mut counts = Counts::new();
         count(&batch, &mut counts);
@@ -135,10 +135,10 @@ proptest! {
         step in 0u64..50, global in 1usize..9, cut in 0usize..9,
     ) {
         let plan = RowPlan::new(&token_file(&documents(&lengths)), layout, SPECIAL, seed).unwrap();
-        let whole = plan.batch(step, 0..global, global);
+        let whole = plan.batch(step, 0..global, global).unwrap();
         prop_assert_eq!(&whole.examples, &(0..global as u32).collect::<Vec<_>>());
         let cut = cut.min(global);
-        let (first, second) = (plan.batch(step, 0..cut, global), plan.batch(step, cut..global, global));
+        let (first, second) = (plan.batch(step, 0..cut, global).unwrap(), plan.batch(step, cut..global, global).unwrap());
         prop_assert_eq!([first.ids, second.ids].concat(), whole.ids);
         prop_assert_eq!([first.documents, second.documents].concat(), whole.documents);
         prop_assert_eq!([first.target, second.target].concat(), whole.target);
@@ -151,10 +151,10 @@ proptest! {
     ) {
         let documents = documents(&lengths);
         let plan = RowPlan::new(&token_file(&documents), layout, SPECIAL, seed).unwrap();
-        let rows = plan.rows();
+        let rows = plan.rows().unwrap();
         // Two epochs of single rows taken from larger steps.
         let row = |place: usize| {
-            plan.batch((place / global) as u64, place % global..place % global + 1, global)
+            plan.batch((place / global) as u64, place % global..place % global + 1, global).unwrap()
         };
         for epoch in 0..2 {
             let mut counts = Counts::new();
@@ -253,7 +253,8 @@ fn epochs_have_different_orders_and_seeds_different_rows() {
     let layout = Layout { chunk_size: 4, context: 8, bos_chunk: true };
     let epoch = |seed, epoch| {
         let plan = RowPlan::new(&file, layout, SPECIAL, seed).unwrap();
-        plan.batch(epoch, 0..plan.rows(), plan.rows()).documents
+        let rows = plan.rows().unwrap();
+        plan.batch(epoch, 0..rows, rows).unwrap().documents
     };
     assert_eq!(epoch(1, 0), epoch(1, 0));
     assert_ne!(epoch(1, 0), epoch(1, 1));

@@ -15,7 +15,7 @@ fn config(path: &Path) -> DataConfig {
 }
 
 fn bpe(vocab_size: usize) -> TokenizerConfig {
-    TokenizerConfig::Bpe(BpeConfig { vocab_size })
+    TokenizerConfig::Bpe(BpeConfig::of_size(vocab_size))
 }
 
 fn write_folder(folder: &Path, documents: usize) {
@@ -171,7 +171,8 @@ fn one_token_file_serves_every_chunk_size() {
     let special = corpus.tokenizer.special();
     for k in [1, 2, 4, 8] {
         let plan = RowPlan::new(&corpus.train, Layout::new(k, 16, true).unwrap(), special, 1).unwrap();
-        let batch = plan.batch(0, 0..plan.rows(), plan.rows());
+        let rows = plan.rows().unwrap();
+        let batch = plan.batch(0, 0..rows, rows).unwrap();
         let mut tokens = 0;
         for i in (0..batch.target.len()).filter(|&i| batch.target[i]) {
             let chunk = batch.chunk(i / batch.context, i % batch.context);

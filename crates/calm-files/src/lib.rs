@@ -11,4 +11,4 @@ pub use disk::{create_folder, sync_folder};
 pub use folder::{DAMAGED, remove, set_aside, settle, sweep, whole_folder, write_folder};
 pub use log::Log;
 pub use sum::Sum;
-pub use write::{Writer, copy, write, write_bytes};
+pub use write::{Pending, Writer, copy, write, write_bytes};

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::Sum;
@@ -59,7 +59,6 @@ impl Write for Writer<'_> {
 /// # Errors
 /// The file system says no, or `fill` does.
 pub fn write(path: &Path, fill: impl FnOnce(&mut Writer<'_>) -> io::Result<()>) -> io::Result<Sum> {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
     // What a link leads to is replaced, not the link.
     let linked = path.symlink_metadata().is_ok_and(|there| there.is_symlink());
     let target = if linked { path.canonicalize()? } else { path.to_owned() };
@@ -73,9 +72,7 @@ pub fn write(path: &Path, fill: impl FnOnce(&mut Writer<'_>) -> io::Result<()>) 
     if is_being_filled(folder) {
         return fill_file(path, fill);
     }
-    // Two processes may write the same file (a cache): each has a name of its own for it.
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let partial = with_ending(path, &format!(".{}-{number}{PARTIAL}", std::process::id()));
+    let partial = partial_of(path);
     let written = fill_file(&partial, fill).and_then(|sum| {
         disk::rename(&partial, path)?;
         Ok(sum)
@@ -87,6 +84,72 @@ pub fn write(path: &Path, fill: impl FnOnce(&mut Writer<'_>) -> io::Result<()>) 
             Err(e)
         }
     }
+}
+
+/// A file whose content comes over time: nobody meets it under its name before [`Pending::finish`], and one that is
+/// dropped before leaves nothing.
+pub struct Pending {
+    writer: Option<(File, blake3::Hasher)>,
+    partial: PathBuf,
+    path: PathBuf,
+}
+
+impl Pending {
+    /// Begins a file. Folders that lead to it are made.
+    ///
+    /// # Errors
+    /// The file system says no.
+    pub fn begin(path: &Path) -> io::Result<Self> {
+        disk::create_folder(parent(path))?;
+        let partial = partial_of(path);
+        let file = disk::open(&partial, How::Anew)?;
+        Ok(Self { writer: Some((file, blake3::Hasher::new())), partial, path: path.to_owned() })
+    }
+
+    /// Adds bytes, in one write.
+    ///
+    /// # Errors
+    /// The file system says no; the file cannot be finished then.
+    pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let Some((file, hasher)) = &mut self.writer else {
+            return Err(io::Error::other("writing to it failed before"));
+        };
+        let written = disk::write_all(file, &self.partial, bytes);
+        hasher.update(bytes);
+        if written.is_err() {
+            self.writer = None;
+        }
+        written
+    }
+
+    /// Flushes the file and gives it its name, in the place of what was there; returns its length and hash.
+    ///
+    /// # Errors
+    /// The file system says no; what was there before stays.
+    pub fn finish(mut self) -> io::Result<Sum> {
+        let Some((file, hasher)) = self.writer.take() else {
+            return Err(io::Error::other("writing to it failed before"));
+        };
+        disk::sync_file(&file, &self.partial)?;
+        disk::rename(&self.partial, &self.path)?;
+        disk::sync_folder(parent(&self.path))?;
+        Ok(Sum::finish(&hasher))
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if self.partial.exists() {
+            let _ = disk::remove_file(&self.partial);
+        }
+    }
+}
+
+/// Two processes may write the same file (a cache): each has a name of its own for it.
+fn partial_of(path: &Path) -> PathBuf {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    with_ending(path, &format!(".{}-{number}{PARTIAL}", std::process::id()))
 }
 
 fn fill_file(path: &Path, fill: impl FnOnce(&mut Writer<'_>) -> io::Result<()>) -> io::Result<Sum> {

@@ -44,6 +44,9 @@ pub struct StageState {
     /// Where loss and gradient norm were going.
     #[serde(default)]
     pub trend: Trend,
+    /// What was read; absent where an earlier version began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<Rows>,
     /// The checkpoint before, kept until a step from this one has been seen.
     #[serde(skip)]
     pub keep: Option<u64>,
@@ -57,6 +60,30 @@ impl StageState {
     /// Place of the next step's batch in the sequence of all batches: the step itself, beyond what was left out.
     pub fn batch(&self) -> u64 {
         self.step + self.skipped.iter().filter(|s| s.after <= self.step).map(|s| s.batches).sum::<u64>()
+    }
+
+    /// Place of the last step's batch; none before the first step.
+    pub fn last_batch(&self) -> Option<u64> {
+        let step = self.step.checked_sub(1)?;
+        Some(step + self.skipped.iter().filter(|s| s.after <= step).map(|s| s.batches).sum::<u64>())
+    }
+}
+
+/// Proof of what was read: a resume compares the rows of the last step, two runs all of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rows {
+    /// Hash of the rows of the last step.
+    pub last: String,
+    /// Hash of this and all before it.
+    pub all: String,
+}
+
+impl Rows {
+    /// After a step whose rows have this hash.
+    pub fn after(before: Option<Self>, last: &str) -> Self {
+        let chain = before.map(|rows| rows.all).unwrap_or_default() + last;
+        let all = blake3::hash(chain.as_bytes()).to_hex()[..32].to_owned();
+        Self { last: last.to_owned(), all }
     }
 }
 

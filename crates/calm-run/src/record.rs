@@ -154,6 +154,10 @@ pub struct RunRecord {
     /// Hash of another run's autoencoder, if stage 1 was taken from there.
     #[serde(default)]
     pub imported_autoencoder: Option<String>,
+    /// How the order of rows is found: 1 by sections. Absent where an earlier version trained, which packed a text as a
+    /// whole; of a text of one section both are the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub row_order: Option<u32>,
 }
 
 impl RunRecord {

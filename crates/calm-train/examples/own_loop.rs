@@ -42,7 +42,7 @@ fn train(text: &Path, cache: &Path, steps: u64) -> Result<Vec<f64>, Box<dyn Erro
     let mut stepper = Stepper::new(LanguageModel::store(&*model), &stage, seed)?;
     let mut losses = Vec::new();
     for step in 0..stage.steps {
-        let batch = rows.batch(step, 0..stage.batch_rows, stage.batch_rows);
+        let batch = rows.batch(step, 0..stage.batch_rows, stage.batch_rows)?;
         let report = stepper.step(&*model, &[batch], step, true)?;
         losses.extend(report.values.map(|values| values.loss));
     }

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::time::Instant;
 
-use calm_data::RowPlan;
 use calm_eval::generate::{Decoding, GenerateOptions, generate};
 use calm_lm::{DrawKind, LanguageModel, Sampler};
 use calm_stats::temperature::Temperature;
@@ -66,7 +65,7 @@ pub fn measure(
             .map_or_else(Vec::new, |d| d[..k].to_vec()),
     };
     let trained = run.checkpoints(Stage::Lm).latest()?.is_some();
-    let plan = RowPlan::new(&corpus.train, run.lm_layout(), tokenizer.special(), run.config.seed)?;
+    let plan = corpus.plan(run.lm_layout(), run.config.seed)?;
     let training = Training {
         config: &run.config.train.lm,
         plan: &plan,

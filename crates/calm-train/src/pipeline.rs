@@ -20,7 +20,7 @@ use crate::plan::{Plan, Target};
 use crate::recorder::Recorder;
 use crate::reporter::Reporter;
 use crate::reuse::{check_others, import_autoencoder, init_from};
-use crate::rows::Rows;
+use crate::rows::{Rows, packs_as_a_whole};
 use crate::scoring::{bits_per_byte, bound_results, reconstruct_run, score_run};
 use crate::settle::{because, settle};
 use crate::training::{Training, Validation};
@@ -276,6 +276,7 @@ fn unchanged(resumption: &Resumption, corpus: &Corpus) -> Result<()> {
 /// Writes what this run is and who works on it.
 fn record(run: &Run, corpus: &Corpus, entry: Provenance) -> Result<RunRecord> {
     let mut record = run.record()?.unwrap_or_default();
+    record.row_order = (!packs_as_a_whole(run)?).then_some(1);
     corpus.tokenizer.save(&run.folder.join("tokenizer.json"))?;
     record.corpus_hash = corpus.hash.clone();
     record.tokenizer_hash = corpus.tokenizer_hash.clone();

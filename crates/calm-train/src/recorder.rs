@@ -16,6 +16,7 @@ pub struct Recorder<'a> {
     /// Of the steps since the last line of the metrics.
     tokens: u64,
     seconds: f64,
+    waited: f64,
     reporter: &'a mut dyn Reporter,
 }
 
@@ -27,7 +28,7 @@ impl<'a> Recorder<'a> {
         let metrics = MetricsWriter::new(folder, Tracking::default(), move |w| {
             sink.lock().unwrap_or_else(PoisonError::into_inner).push(w.to_owned());
         });
-        Self { metrics, warnings, tokens: 0, seconds: 0.0, reporter }
+        Self { metrics, warnings, tokens: 0, seconds: 0.0, waited: 0.0, reporter }
     }
 
     fn pass_warnings(&mut self) {
@@ -48,6 +49,7 @@ impl Observer for Recorder<'_> {
     fn step(&mut self, r: &StepReport) {
         self.tokens += r.tokens;
         self.seconds += r.seconds;
+        self.waited += r.data_seconds;
         if let Some(v) = r.values.as_ref().filter(|_| r.log) {
             let mut values = vec![("train/loss", v.loss)];
             let parts: Vec<(String, f64)> =
@@ -57,11 +59,12 @@ impl Observer for Recorder<'_> {
                 ("train/gradient_norm", v.gradient_norm),
                 ("train/learning_rate", r.learning_rate),
                 ("train/tokens_per_second", self.tokens as f64 / self.seconds.max(1e-9)),
+                ("train/data_wait", self.waited / self.seconds.max(1e-9)),
             ]);
             if r.left_out > 0 {
                 values.push(("train/skipped_steps", r.left_out as f64));
             }
-            (self.tokens, self.seconds) = (0, 0.0);
+            (self.tokens, self.seconds, self.waited) = (0, 0.0, 0.0);
             self.metrics.scalars(r.stage, r.step, &values);
             self.pass_warnings();
         }
@@ -98,7 +101,7 @@ impl Observer for Recorder<'_> {
 
     fn went_back(&mut self, stage: Stage, to: u64) {
         self.metrics.begin(stage, Some(to));
-        (self.tokens, self.seconds) = (0, 0.0);
+        (self.tokens, self.seconds, self.waited) = (0, 0.0, 0.0);
         self.pass_warnings();
         self.reporter.went_back(stage, to);
     }

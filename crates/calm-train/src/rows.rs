@@ -22,7 +22,10 @@ impl Rows {
             Stage::Lm => run.lm_layout(),
         };
         let (special, eval) = (corpus.tokenizer.special(), &run.config.eval);
-        let plan = RowPlan::new(&corpus.train, layout, special, run.config.seed)?;
+        let plan = match packs_as_a_whole(run)? {
+            true => RowPlan::whole(&corpus.train, layout, special, run.config.seed)?,
+            false => corpus.plan(layout, run.config.seed)?,
+        };
         let documents = Some(eval.training_documents);
         let validation =
             evaluation_rows(&corpus.validation, special, layout, documents, eval.chunks_per_document)?;
@@ -43,6 +46,22 @@ impl Rows {
         }
         Ok(Self { plan, validation })
     }
+}
+
+/// Whether an earlier version trained this run, which knew no sections.
+///
+/// # Errors
+/// A record or a checkpoint that cannot be read.
+pub(crate) fn packs_as_a_whole(run: &Run) -> Result<bool> {
+    if run.record()?.is_none_or(|record| record.row_order.is_some()) {
+        return Ok(false);
+    }
+    for stage in Stage::ALL {
+        if run.checkpoints(stage).latest()?.is_some_and(|state| state.step > 0) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn nothing(run: &Run, text: &str) -> Error {

@@ -204,16 +204,23 @@ fn ngram_error(e: NgramError) -> Error {
     Error::user(format!("n-gram models: {e}"), e.remedy().unwrap_or_default())
 }
 
-/// Unigram and bigram counts of a training split.
+/// Tokens that are counted of a text of many sections.
+const COUNTED: u64 = 1 << 28;
+
+/// Unigram and bigram counts of a training split; of a text of many sections, of as many of them as hold about 2^28 tokens,
+/// at even distances.
 ///
 /// # Errors
 /// There are no documents, or they hold ids outside the vocabulary.
 pub fn ngram_models(train: &TokenFile, tokenizer: &Tokenizer) -> Result<NgramModels> {
     let s = tokenizer.special();
+    let all = train.sections();
+    let most = (all as u64 * COUNTED).checked_div(train.tokens()).unwrap_or(u64::MAX).max(1);
+    let sections = spread(all, usize::try_from(most).ok());
     NgramModels::from_documents(
         tokenizer.vocab_size(),
         NgramIds { bos: s.bos, eos: s.eos },
-        (0..train.len()).map(|i| train.document(i)),
+        sections.into_iter().flat_map(|s| train.section_documents(s)).map(|i| train.document(i)),
         DEFAULT_LAMBDA,
     )
     .map_err(ngram_error)

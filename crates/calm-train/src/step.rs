@@ -28,6 +28,8 @@ pub struct StepReport {
     pub tokens: u64,
     /// Seconds of this step; on a GPU, which works behind, steps that read their values wait for those before.
     pub seconds: f64,
+    /// Seconds of these in which it waited for its rows.
+    pub data_seconds: f64,
     /// Whether this step is to be written to the metrics.
     pub log: bool,
     /// Whether its update was left out.
@@ -152,6 +154,7 @@ impl Stepper {
             learning_rate,
             tokens: (targets * objective.tokens_per_target()) as u64,
             seconds: 0.0,
+            data_seconds: 0.0,
             log: false,
             skipped: true,
             left_out: 0,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use calm_data::{Batch, RowPlan};
+use calm_data::{Batch, Prefetch, RowPlan, RowSource};
 use calm_nn::finite::non_finite;
 
 use crate::objective::Objective;
@@ -11,7 +11,7 @@ pub use crate::observer::{Observer, Validation};
 pub use crate::step::{StepReport, StepValues};
 use crate::step::{Stepper, not_finite};
 use crate::watch::{Course, Watch};
-use calm_run::checkpoint::{Best, Checkpoints, StageState};
+use calm_run::checkpoint::{Best, Checkpoints, Rows, StageState};
 use calm_run::config::StageConfig;
 use calm_run::{Error, Result, Stage};
 
@@ -57,6 +57,7 @@ impl Training<'_> {
         {
             stepper.load(self.checkpoints, saved.step, objective.store())?;
             state = saved;
+            self.same_rows(&state)?;
             // One that was set aside as damaged counts no more.
             state.best = state.best.filter(|best| self.checkpoints.steps().contains(&best.step));
             // It stays until a step from the last one has been seen.
@@ -72,6 +73,7 @@ impl Training<'_> {
             observer.saving();
             self.checkpoints.save(&state, objective.store(), stepper.optimizer(), self.metadata)?;
         }
+        let mut ahead = self.ahead();
         let on_cpu = objective.store().device().is_cpu();
         // A checkpoint that was due in a spike is written when it has passed.
         let mut postponed = false;
@@ -87,7 +89,8 @@ impl Training<'_> {
                 || observer.should_stop()
                 || watch.unproven();
             let started = Instant::now();
-            let batches = self.batches(state.batch());
+            let (batches, read_hash) = ahead.get(state.batch(), last_batch(&state, c.steps))?;
+            let waited = started.elapsed().as_secs_f64();
             let mut guard = |seen: &Result<StepValues>| watch.before_update(seen, &mut state.trend);
             let guard: Option<crate::step::Guard<'_>> =
                 if c.divergence.looks_first() { Some(&mut guard) } else { None };
@@ -95,6 +98,7 @@ impl Training<'_> {
                 .guarded(objective, &batches, state.step, read, guard)
                 .map_err(|e| watch.explain(e, &state))?;
             report.seconds = started.elapsed().as_secs_f64();
+            report.data_seconds = waited;
             report.log = log;
             state.seconds += report.seconds;
             match watch.after_step(&report, &mut state, observer)? {
@@ -110,6 +114,7 @@ impl Training<'_> {
             state.tokens += report.tokens;
             state.left_out += u64::from(report.skipped);
             report.left_out = state.left_out;
+            state.rows = Some(Rows::after(state.rows.take(), &read_hash));
             observer.step(&report);
 
             let stop = observer.should_stop() && !last;
@@ -185,7 +190,7 @@ impl Training<'_> {
         let mut spent = 0.0;
         for step in 0.. {
             let started = Instant::now();
-            let mut report = stepper.step(objective, &self.batches(step), step, true)?;
+            let mut report = stepper.step(objective, &self.batches(step)?, step, true)?;
             report.seconds = started.elapsed().as_secs_f64();
             if step > 0 {
                 spent += report.seconds;
@@ -199,13 +204,45 @@ impl Training<'_> {
     }
 
     /// The micro-batches at a place of the sequence of batches.
-    fn batches(&self, place: u64) -> Vec<Batch> {
-        let c = self.config;
-        let piece = c.batch_rows / c.accumulation;
-        (0..c.accumulation)
-            .map(|i| self.plan.batch(place, i * piece..(i + 1) * piece, c.batch_rows))
-            .collect()
+    fn batches(&self, place: u64) -> Result<Vec<Batch>> {
+        batches(self.plan, self.config, place)
     }
+
+    /// The batches of one place after the other, made while the step before is computed.
+    fn ahead(&self) -> Prefetch<Result<(Vec<Batch>, String)>> {
+        let (plan, config) = (self.plan.clone(), self.config.clone());
+        Prefetch::new(move |place| {
+            let batches = batches(&plan, &config, place)?;
+            plan.look_ahead(place, config.batch_rows)?;
+            let hash = Batch::hash(&batches);
+            Ok((batches, hash))
+        })
+    }
+
+    /// Whether the rows of the last step are those that a checkpoint saw.
+    fn same_rows(&self, state: &StageState) -> Result<()> {
+        let Some((rows, last)) = state.rows.as_ref().zip(state.last_batch()) else { return Ok(()) };
+        if Batch::hash(&self.batches(last)?) == rows.last {
+            return Ok(());
+        }
+        Err(Error::user(
+            format!("the rows of step {} are not those that the run was trained on", state.step),
+            "the text, the chunk size, the context and the number of rows must be those of the checkpoint; \
+             --restart begins anew",
+        ))
+    }
+}
+
+/// The micro-batches at a place of the sequence of batches.
+fn batches(plan: &dyn RowSource, c: &StageConfig, place: u64) -> Result<Vec<Batch>> {
+    let piece = c.batch_rows / c.accumulation;
+    let one = |i| Ok(plan.batch(place, i * piece..(i + 1) * piece, c.batch_rows)?);
+    (0..c.accumulation).map(one).collect()
+}
+
+/// The place of the last batch that the loop will ask for, as it stands.
+fn last_batch(state: &StageState, steps: u64) -> u64 {
+    state.batch() + steps.saturating_sub(state.step + 1)
 }
 
 /// A validation whose loss is a number.

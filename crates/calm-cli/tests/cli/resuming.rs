@@ -134,6 +134,7 @@ fn a_stop_at_a_validation_makes_it_up_and_all_numbers_are_those_of_the_run_that_
         let lines = calm_run::metrics::read_lines(&house.path(&format!("{run}/metrics.jsonl"))).unwrap();
         let kept = lines.into_iter().map(|mut line| {
             line.values.remove("train/tokens_per_second");
+            line.values.remove("train/data_wait");
             (line.step, line.values)
         });
         kept.collect::<Vec<_>>()

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::documents::{self, Documents, Found, HeldOut, Input, Opened, Part, Text};
 use super::loaded::{Loaded, Skipped};
 use super::locate::{self, CrateKey};
 use crate::document::Document;
@@ -164,6 +165,44 @@ pub fn load(manifest_path: &Path, reading: &mut dyn FnMut(u64, u64)) -> Result<L
         format!("source text of {} crates, {held_out} of them held out", manifest.crates.len());
     loaded.skipped = Skipped::default();
     Ok(loaded)
+}
+
+/// Looks at a manifest, whose documents [`load`] gives: training and held-out ones are two texts.
+///
+/// # Errors
+/// When the manifest is not there.
+pub fn open(manifest_path: &Path) -> Result<Opened> {
+    let path = locate::project_file(manifest_path)?;
+    let input = Input::of_file(&path)?;
+    let of = |split| OfManifest { path: path.clone(), inputs: vec![input.clone()], split };
+    Ok(Opened {
+        parts: vec![Part { text: Box::new(of(Split::Train)), weight: 1.0 }],
+        held_out: HeldOut::Text(Box::new(of(Split::Validation))),
+    })
+}
+
+/// One side of a manifest.
+struct OfManifest {
+    path: PathBuf,
+    inputs: Vec<Input>,
+    split: Split,
+}
+
+impl Text for OfManifest {
+    fn inputs(&self) -> &[Input] {
+        &self.inputs
+    }
+
+    fn read(&self) -> Result<Box<dyn Documents + '_>> {
+        let loaded = load(&self.path, &mut |_, _| ())?;
+        let documents = match self.split {
+            Split::Train => loaded.train,
+            Split::Validation => loaded.validation,
+        };
+        let length = self.inputs.iter().map(|input| input.length).sum();
+        let found = Found { description: loaded.description, skipped: loaded.skipped };
+        Ok(Box::new(documents::Loaded::new(documents, length, found)))
+    }
 }
 
 fn missing_crates(missing: &[&CrateKey], project: Option<PathBuf>, failure: Option<String>) -> Error {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`path`] | a text file, a folder, `.json`/`.jsonl` records; each also `.gz` and `.zst` |
 //! | [`records`] | the records of a JSON file, whatever stands beside their text |
+//! | [`documents`] | what a source gives: its inputs, and its documents as a stream |
 //! | [`crates`] | the sources of pinned crates, by a manifest |
 //! | [`locate`] | where crates lie on this machine |
 //! | [`curate`] | which files of a crate are text worth learning (used when a manifest is written) |
@@ -11,12 +12,14 @@
 mod bytes;
 pub mod crates;
 pub mod curate;
+pub mod documents;
 mod loaded;
 pub mod locate;
 mod own;
 pub mod path;
 pub mod records;
 
+pub use documents::{Documents, Found, HeldOut, Input, Opened, Part, Text};
 pub use loaded::{Loaded, Skipped};
 
 use std::path::Path;
@@ -59,6 +62,28 @@ pub fn load(config: &DataConfig, reading: &mut dyn FnMut(u64, u64)) -> Result<Lo
         loaded.train = limit(loaded.train, most);
     }
     Ok(loaded)
+}
+
+/// Looks at the texts of a configuration, and reads none of them.
+///
+/// # Errors
+/// When the configuration cannot be, or a source is missing.
+pub fn open(config: &DataConfig) -> Result<Opened> {
+    let mut problems = Problems::new();
+    config.validate(&mut problems);
+    if let Some(error) = Error::first_of("data", &problems) {
+        return Err(error);
+    }
+    Ok(match &config.source {
+        Source::Crates(manifest) => crates::open(manifest)?,
+        Source::Path(source) => Opened {
+            parts: vec![Part { text: path::open(source)?, weight: 1.0 }],
+            held_out: match &config.validation {
+                Validation::Share(share) => HeldOut::Share(*share),
+                Validation::Path(validation) => HeldOut::Text(path::open(&validation.path)?),
+            },
+        },
+    })
 }
 
 /// Holds out the documents whose content hash falls in the lowest `share` of all hashes: the same document is

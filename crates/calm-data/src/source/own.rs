@@ -35,7 +35,7 @@ const ABLATION: &[&str] = &[
 /// Files of a report.
 const REPORT: &[&str] = &["report.html", "report.csv", "study.json"];
 /// Folders of a cache.
-const CACHE: &[&str] = &["tokenizers", "tokens"];
+const CACHE: &[&str] = &["tokenizers", "tokens", "sources"];
 
 /// The names in a folder that are this program's outputs; none where it is no folder of a run, an ablation, a report or
 /// a cache.

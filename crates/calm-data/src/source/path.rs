@@ -12,6 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::bytes::read_text;
+use super::documents::{self, Documents, Found, Input, Text};
 use super::loaded::Skipped;
 use super::own;
 use super::records::records;
@@ -78,6 +79,42 @@ pub fn read(path: &Path, reading: &mut dyn FnMut(u64, u64)) -> Result<Read> {
         return Err(Error::Empty { path: path.into(), detail });
     }
     Ok(found)
+}
+
+/// Looks at a file or folder, whose documents [`read`] gives.
+///
+/// # Errors
+/// When it is missing or may not be looked at.
+pub fn open(path: &Path) -> Result<Box<dyn Text>> {
+    let metadata = fs::metadata(path).map_err(|e| Error::io("read", path, e))?;
+    let mut files = Vec::new();
+    if metadata.is_dir() {
+        list(path, &own::inside(path), &mut files, &mut Skipped::default())?;
+        files.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    } else {
+        files.push((path.to_owned(), metadata.len()));
+    }
+    let inputs = files.iter().map(|(file, _)| Input::of_file(file)).collect::<Result<_>>()?;
+    Ok(Box::new(OfPath { path: path.to_owned(), inputs }))
+}
+
+/// A file or folder.
+struct OfPath {
+    path: PathBuf,
+    inputs: Vec<Input>,
+}
+
+impl Text for OfPath {
+    fn inputs(&self) -> &[Input] {
+        &self.inputs
+    }
+
+    fn read(&self) -> Result<Box<dyn Documents + '_>> {
+        let read = read(&self.path, &mut |_, _| ())?;
+        let found = Found { description: read.description, skipped: read.skipped };
+        let length = self.inputs.iter().map(|input| input.length).sum();
+        Ok(Box::new(documents::Loaded::new(read.documents, length, found)))
+    }
 }
 
 /// What a person might have meant to be read, and was not, after `begin`, or nothing.

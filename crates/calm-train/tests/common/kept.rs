@@ -10,8 +10,8 @@ use calm_run::Stage;
 use calm_run::checkpoint::{Checkpoints, StageState};
 use calm_run::metrics::read_lines;
 
-/// The only value of the metrics that the clock decides.
-const BY_THE_CLOCK: &str = "train/tokens_per_second";
+/// The values of the metrics that the clock decides.
+const BY_THE_CLOCK: [&str; 2] = ["train/tokens_per_second", "train/data_wait"];
 
 /// By stage and step: parameters and optimiser to the byte, state without its seconds.
 type Saved = BTreeMap<(Stage, u64), (Vec<u8>, Vec<u8>, StageState)>;
@@ -46,7 +46,7 @@ impl Kept {
         let metrics = lines
             .into_iter()
             .map(|mut line| {
-                line.values.remove(BY_THE_CLOCK);
+                line.values.retain(|name, _| !BY_THE_CLOCK.contains(&name.as_str()));
                 format!("{} {} {:?}", line.stage, line.step, line.values)
             })
             .collect();
@@ -137,7 +137,7 @@ fn read_event(event: &[u8], shown: &mut Vec<(u64, String)>) {
             let value = self::fields(&value);
             let tag = value.iter().find(|f| f.0 == 1).map(|f| String::from_utf8_lossy(&f.1).into_owned());
             let tag = tag.unwrap_or_default();
-            if tag != BY_THE_CLOCK {
+            if !BY_THE_CLOCK.contains(&tag.as_str()) {
                 let rest: Vec<_> = value.iter().filter(|f| f.0 != 1).collect();
                 shown.push((step, format!("{tag} {rest:?}")));
             }
