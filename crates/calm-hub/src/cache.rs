@@ -90,6 +90,8 @@ impl Cache {
         if offline {
             let snapshot = folder.join("snapshots").join(&listing.commit);
             walk(&snapshot, "", &mut listing.files).map_err(|e| Error::cache(&snapshot, e))?;
+            let missing = missing(&listing.files);
+            listing.files.extend(missing);
             listing.files.sort_by(|a, b| a.path.cmp(&b.path));
         }
         Ok(Some(listing).filter(|listing| !listing.files.is_empty()))
@@ -145,4 +147,31 @@ fn walk(folder: &Path, prefix: &str, files: &mut Vec<Remote>) -> io::Result<()> 
         files.push(Remote { path, size: metadata.len(), etag });
     }
     Ok(())
+}
+
+/// Files of sets such as `train-00000-of-00012.parquet` of which only some are there: a part of a text must not be taken
+/// for all of it.
+fn missing(files: &[Remote]) -> Vec<Remote> {
+    let mut missing: Vec<String> = Vec::new();
+    for file in files {
+        let Some((begin, number, end)) = numbered(&file.path) else { continue };
+        for n in 0..number {
+            let path = format!("{begin}-{n:05}-of-{number:05}{end}");
+            if !files.iter().any(|file| file.path == path) && !missing.contains(&path) {
+                missing.push(path);
+            }
+        }
+    }
+    missing.into_iter().map(|path| Remote { path, size: 0, etag: "0".repeat(40) }).collect()
+}
+
+/// What stands before the numbers, how many files there are, and what follows.
+fn numbered(path: &str) -> Option<(&str, usize, &str)> {
+    let at = path.find("-of-")?;
+    let begin = path[..at].strip_suffix(|c: char| c.is_ascii_digit())?;
+    let begin = begin.trim_end_matches(|c: char| c.is_ascii_digit()).strip_suffix('-')?;
+    let rest = &path[at + 4..];
+    let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    let number = rest[..digits].parse().ok().filter(|n| (1..=10_000).contains(n))?;
+    (digits == 5).then_some((begin, number, &rest[digits..]))
 }

@@ -142,6 +142,15 @@ fn without_the_network_the_cache_is_all() {
     let (listing, _) = fetch_with(&hub, LARGE, &mut |_| true).unwrap();
     assert_eq!(listing.files.len(), 1);
     assert_eq!(listing.files[0].etag, Repository::etag(&large()));
+    // A set of which only one is there is not all of it.
+    let snapshot = cache.path().join("datasets--owner--name/snapshots").join(&listing.commit);
+    calm_files::write_bytes(&snapshot.join("part/x-00001-of-00003-ab.parquet"), b"x").unwrap();
+    let listing = hub.list(&named(), "main", &mut |_| true).unwrap();
+    let parts: Vec<_> = listing.files.iter().filter(|file| file.path.starts_with("part/")).collect();
+    assert_eq!(parts.len(), 3);
+    assert_eq!(std::fs::read(hub.fetch(&listing, parts[1], &mut |_| true).unwrap()).unwrap(), b"x");
+    let error = told(&hub.fetch(&listing, parts[2], &mut |_| true).unwrap_err());
+    assert!(error.contains("part/x-00002-of-00003-ab.parquet of"), "{error}");
     offline.cache = cache.path().join("empty");
     let error = told(&fetch_with(&Hub::new(offline).unwrap(), LARGE, &mut |_| true).unwrap_err());
     assert!(error.contains("`main` is not in the cache"), "{error}");
