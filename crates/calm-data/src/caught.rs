@@ -1,4 +1,4 @@
-//! The border to the `tokenizers` library: what panics there is an error here.
+//! The border to the libraries that read what others made: what panics there is an error here.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,10 +8,16 @@ thread_local! {
     static EXPECTED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs a call of the library; a panic inside it is its message. The panic is not printed: it is told as an error.
+/// Runs a call of the `tokenizers` library; a panic inside it is its message. The panic is not printed: it is told as
+/// an error.
 ///
 /// What the call changes must not be used after a failure.
 pub(crate) fn caught<T>(call: impl FnOnce() -> T) -> Result<T, String> {
+    caught_in("tokenizers", call)
+}
+
+/// The same of another library.
+pub(crate) fn caught_in<T>(library: &str, call: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let before = std::panic::take_hook();
@@ -27,7 +33,7 @@ pub(crate) fn caught<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     result.map_err(|payload| {
         let said = payload.downcast_ref::<String>().map(String::as_str);
         let said = said.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no reason");
-        format!("the tokenizers library stopped: {}", said.lines().next().unwrap_or_default())
+        format!("the {library} library stopped: {}", said.lines().next().unwrap_or_default())
     })
 }
 

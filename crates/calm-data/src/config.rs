@@ -11,6 +11,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_yaml::with::singleton_map;
 
+use crate::source::settings::{Filter, HubSource, OnBadDocument};
+
 /// Where the manifest of the default corpus lies, from the project folder.
 pub const DEFAULT_MANIFEST: &str = "datasets/crates.yaml";
 
@@ -27,16 +29,51 @@ pub struct DataConfig {
     pub validation: Validation,
     /// Train on at most so many bytes of text: whole documents, spread over the corpus. `null`: all.
     pub max_bytes: Option<u64>,
+    /// The field of records, or the column of tables, that holds the text; a dot leads into a field. `null`: `text`, or
+    /// what a dataset's manifest says.
+    pub column: Option<String>,
+    /// Which documents are taken.
+    pub filter: Filter,
+    /// What to do about a document that cannot be read.
+    pub on_bad_document: OnBadDocument,
 }
 
 /// Where the text comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", remote = "Self")]
 pub enum Source {
     /// A manifest of crates whose sources are the text (see `datasets/README.md`).
     Crates(#[serde(deserialize_with = "path")] PathBuf),
-    /// A text file, a folder of text files, or `.json`/`.jsonl` with a `text` field; each also `.gz`, `.zst`.
+    /// A text file, a folder of text files, or `.json`/`.jsonl` with a `text` field, each also `.gz`, `.zst`; or
+    /// `.parquet` with a `text` column.
     Path(#[serde(deserialize_with = "path")] PathBuf),
+    /// A data set of a Hugging Face hub, fetched when it is needed.
+    Hub(HubSource),
+    /// A published data set by its manifest: the name of one in `datasets/`, or a path.
+    Dataset(#[serde(deserialize_with = "path")] PathBuf),
+    /// Several sources, each with its weight.
+    Mix(Vec<MixedSource>),
+}
+
+/// One of several sources.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MixedSource {
+    /// Where its text comes from; no mix itself.
+    pub source: Source,
+    /// How often its rows come, in proportion to the weights of the others.
+    #[serde(default = "one")]
+    pub weight: f64,
+    /// Its field or column. `null`: that of `data.column`.
+    #[serde(default)]
+    pub column: Option<String>,
+    /// Which of its documents are taken. `null`: as `data.filter` says.
+    #[serde(default)]
+    pub filter: Option<Filter>,
+}
+
+fn one() -> f64 {
+    1.0
 }
 
 impl Default for Source {
@@ -54,6 +91,8 @@ pub enum Validation {
     Share(f64),
     /// Another file or folder: `{ path: held-out.txt }`.
     Path(ValidationPath),
+    /// Another split of the same data set of a hub: `{ split: validation }`.
+    Split(ValidationSplit),
 }
 
 impl Default for Validation {
@@ -69,6 +108,14 @@ pub struct ValidationPath {
     /// The same kinds of files as the `path` source.
     #[serde(deserialize_with = "path")]
     pub path: PathBuf,
+}
+
+/// Held-out text that is a split of the source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ValidationSplit {
+    /// Its name.
+    pub split: String,
 }
 
 /// How text becomes token ids.
@@ -196,7 +243,9 @@ impl<'de> Deserialize<'de> for Validation {
         impl<'de> serde::de::Visitor<'de> for Visitor {
             type Value = Validation;
             fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-                f.write_str("a share of the documents such as 0.05, or { path: FILE_OR_FOLDER }")
+                f.write_str(
+                    "a share of the documents such as 0.05, { path: FILE_OR_FOLDER } or { split: NAME }",
+                )
             }
             fn visit_f64<E>(self, share: f64) -> Result<Validation, E> {
                 Ok(Validation::Share(share))
@@ -208,7 +257,21 @@ impl<'de> Deserialize<'de> for Validation {
                 Ok(Validation::Share(share as f64))
             }
             fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Validation, A::Error> {
-                ValidationPath::deserialize(MapAccessDeserializer::new(map)).map(Validation::Path)
+                /// Both, of which one is given.
+                #[derive(Deserialize)]
+                #[serde(deny_unknown_fields)]
+                struct Either {
+                    #[serde(default, deserialize_with = "path_or_none")]
+                    path: Option<PathBuf>,
+                    split: Option<String>,
+                }
+                match Either::deserialize(MapAccessDeserializer::new(map))? {
+                    Either { path: Some(path), split: None } => Ok(Validation::Path(ValidationPath { path })),
+                    Either { path: None, split: Some(split) } => {
+                        Ok(Validation::Split(ValidationSplit { split }))
+                    }
+                    _ => Err(serde::de::Error::custom("either `path` or `split` must be given")),
+                }
             }
         }
         deserializer.deserialize_any(Visitor)
@@ -230,8 +293,44 @@ impl DataConfig {
                 .add("validation", "a crates manifest lists its held-out crates itself")
                 .remedy("remove `validation`, or use `source: { path: ... }`");
         }
+        self.validate_source(problems);
+        self.filter.validate("filter", problems);
         if self.max_bytes == Some(0) {
             problems.add("max_bytes", "0 bytes leave no training text").remedy("write null for all of it");
+        }
+    }
+}
+
+impl DataConfig {
+    fn validate_source(&self, problems: &mut Problems) {
+        let share = "write a share such as 0.05, or { path: FILE }";
+        if matches!(self.validation, Validation::Split(_)) && !matches!(self.source, Source::Hub(_)) {
+            problems.add("validation", "only a source of a hub has splits").remedy(share);
+        }
+        if matches!(self.source, Source::Crates(_)) && (!self.filter.is_open() || self.column.is_some()) {
+            problems
+                .add("source", "a crates manifest is filtered when it is written, and has no columns")
+                .remedy("remove `filter` and `column`, or use another source");
+        }
+        let Source::Mix(parts) = &self.source else { return };
+        if parts.is_empty() {
+            problems.add("source.mix", "a mix of no sources has no text").remedy("name at least one source");
+        }
+        for (n, part) in parts.iter().enumerate() {
+            let at = format!("source.mix[{n}]");
+            if !(part.weight > 0.0 && part.weight.is_finite()) {
+                problems
+                    .add(&format!("{at}.weight"), format!("a weight of {} is none", part.weight))
+                    .remedy("write a number above 0, or remove the source");
+            }
+            if matches!(part.source, Source::Mix(_)) {
+                problems
+                    .add(&format!("{at}.source"), "a mix within a mix")
+                    .remedy("name its sources beside the others, with weights that are multiplied");
+            }
+            if let Some(filter) = &part.filter {
+                filter.validate(&format!("{at}.filter"), problems);
+            }
         }
     }
 }
@@ -302,6 +401,7 @@ mod tests {
             source: Source::Path("x".into()),
             validation: Validation::Path(ValidationPath { path: "y".into() }),
             max_bytes: Some(7),
+            ..DataConfig::default()
         };
         let yaml = serde_yaml::to_string(&d).unwrap();
         assert!(yaml.contains("path: x"), "{yaml}");
@@ -352,6 +452,51 @@ mod tests {
             let llama = tokenizer("llama3: { ranks: ~/r, config: ~/c }").unwrap();
             assert_eq!(llama.files(), [home.join("r"), home.join("c")]);
         }
+    }
+
+    #[test]
+    fn sources_of_a_hub_and_mixes_come_back_as_they_were_written() {
+        let yaml = "source:\n  mix:\n  - source: { hub: { dataset: a/b, split: train, files: ['data/*'] } }\n    weight: 3\n  \
+                    - { source: { path: x.jsonl }, column: body, filter: { min_bytes: 9 } }\n  \
+                    - source: { dataset: tinystories }\nfilter: { field: { language: en } }\non_bad_document: skip\n";
+        let d = data(yaml).unwrap();
+        let Source::Mix(parts) = &d.source else { panic!("{d:?}") };
+        assert_eq!((parts[0].weight, parts[1].weight), (3.0, 1.0));
+        assert!(
+            matches!(&parts[0].source, Source::Hub(hub) if hub.revision == "main" && hub.files == ["data/*"])
+        );
+        assert_eq!(d.on_bad_document, OnBadDocument::Skip);
+        assert_eq!(data(&serde_yaml::to_string(&d).unwrap()).unwrap(), d);
+        assert_eq!(serde_json::from_str::<DataConfig>(&serde_json::to_string(&d).unwrap()).unwrap(), d);
+        let mut problems = Problems::new();
+        d.validate(&mut problems);
+        assert!(problems.is_empty());
+        let split = data("source: { hub: { dataset: a/b } }\nvalidation: { split: test }").unwrap();
+        assert_eq!(split.validation, Validation::Split(ValidationSplit { split: "test".into() }));
+        assert_eq!(data(&serde_yaml::to_string(&split).unwrap()).unwrap(), split);
+        assert!(data("validation: { split: a, path: b }").unwrap_err().contains("either"));
+        assert!(data("source: { hub: { name: a/b } }").unwrap_err().contains("name"));
+    }
+
+    #[test]
+    fn sources_that_cannot_be_are_named() {
+        let paths = |yaml: &str| {
+            let mut problems = Problems::new();
+            data(yaml).unwrap().validate(&mut problems);
+            assert!(problems.iter().all(|p| p.remedy.is_some()));
+            problems.iter().map(|p| p.path.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(paths("source: { path: a }\nvalidation: { split: test }"), ["validation"]);
+        assert_eq!(paths("source: { mix: [] }"), ["source.mix"]);
+        assert_eq!(
+            paths("source: { mix: [{ source: { path: a }, weight: 0 }, { source: { mix: [] } }] }"),
+            ["source.mix[0].weight", "source.mix[1].source"]
+        );
+        assert_eq!(paths("filter: { min_bytes: 1 }"), ["source"]);
+        assert_eq!(
+            paths("source: { path: a }\nfilter: { min_bytes: 2, max_bytes: 1 }"),
+            ["filter.min_bytes"]
+        );
     }
 
     #[test]

@@ -97,20 +97,24 @@ pub enum Error {
         truncated: bool,
     },
     /// A text that is no Unicode: half of a surrogate pair.
-    #[error("{path}, line {line}: `text` holds half of a surrogate pair (\\ud800 to \\udfff), which is no character", path = path.display())]
+    #[error("{path}, line {line}: `{column}` holds half of a surrogate pair (\\ud800 to \\udfff), which is no character", path = path.display())]
     Surrogate {
         /// The file.
         path: PathBuf,
         /// Line in the (decompressed) file, from 1.
         line: usize,
+        /// The field of the text.
+        column: String,
     },
     /// A record without text.
-    #[error("{path}, {place}: this record has no `text` field that is a string", path = path.display())]
+    #[error("{path}, {place}: this record has no `{column}` field that is a string", path = path.display())]
     NoText {
         /// The file.
         path: PathBuf,
-        /// `line 3`, or in an array `record 3`.
+        /// `line 3`, in an array `record 3`, in a table `row 3 of row group 1`.
         place: String,
+        /// The field that was looked for.
+        column: String,
     },
     /// A source that changed while it was read.
     #[error("{path}: it changed while the text was prepared", path = path.display())]
@@ -118,6 +122,40 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// A document that is too large to be one.
+    #[error("{path}: at byte {at} there is a document of more than 1 GiB", path = path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// Where that was noticed in the (decompressed) file.
+        at: u64,
+    },
+    /// A table that cannot be read, or a part of it.
+    #[error("{path}{place}: {what}", path = path.display())]
+    Table {
+        /// The file.
+        path: PathBuf,
+        /// `, row group 2, column text`, or nothing where it is the whole file.
+        place: String,
+        /// What is wrong.
+        what: String,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// A file or field that a source does not have.
+    #[error("{source_name}: {what}")]
+    Selection {
+        /// The source.
+        source_name: String,
+        /// What was looked for, and what there is.
+        what: String,
+        /// What to write instead.
+        remedy: String,
+    },
+    /// A failure of a hub.
+    #[cfg(feature = "hub")]
+    #[error(transparent)]
+    Hub(calm_hub::Error),
     /// Too few documents for a held-out split.
     #[error("{path}: {documents} document(s) cannot be divided in a training and a held-out part", path = path.display())]
     TooSmall {
@@ -258,6 +296,15 @@ impl Error {
         Self::TokenizerFile { path: path.to_path_buf(), message: message.into(), remedy: remedy.into() }
     }
 
+    /// Whether this is about a single document of a source, and the ones behind it can be read.
+    pub(crate) fn is_of_a_document(&self) -> bool {
+        match self {
+            Self::Json { .. } | Self::Surrogate { .. } | Self::NoText { .. } | Self::Binary { .. } => true,
+            Self::Table { place, .. } => !place.is_empty(),
+            _ => false,
+        }
+    }
+
     /// The first of these problems with the block `block` of a configuration.
     pub(crate) fn first_of(block: &str, problems: &Problems) -> Option<Self> {
         problems.iter().next().map(|problem| Self::Config {
@@ -274,7 +321,7 @@ impl Error {
             Self::Permission { .. } => "change its permissions or choose another path",
             Self::Io { source, .. } => io_remedy(source)?,
             Self::Empty { .. } => {
-                "give a text file, a folder of text files, or .json/.jsonl records with a `text` field"
+                "give a text file, a folder of text files, or .json, .jsonl or .parquet records with a `text` field"
             }
             Self::Binary { .. } => {
                 "it must be UTF-8: convert it (for example with iconv), or take it out of the source"
@@ -283,17 +330,26 @@ impl Error {
             Self::Packed { remedy, .. } => remedy,
             Self::Compressed { .. } => "download or copy the file again",
             Self::Surrogate { .. } => {
-                "write the file anew from text that was decoded without errors, or leave the record out"
+                "write the file anew from text that was decoded without errors, or leave such records out with \
+                 `data.on_bad_document: skip`"
             }
             Self::Json { truncated: false, .. } => {
-                "each line must hold one object, or the file one array of objects"
+                "each line must hold one object, or the file one array of objects; `data.on_bad_document: skip` leaves \
+                 out what is none"
             }
             Self::Json { truncated: true, .. } => {
                 "each line must hold one object, or the file one array of objects; the file seems to be cut short: \
                  download or copy it again"
             }
-            Self::NoText { .. } => "every record needs one",
             Self::Changed { .. } => "start again when nothing writes to it any more; nothing of it was kept",
+            Self::NoText { .. } => {
+                "every record needs one: name it with `data.column`, or leave such records out with \
+                 `data.on_bad_document: skip`"
+            }
+            Self::TooLong { .. } => "divide it, or write its documents as .jsonl or .parquet",
+            Self::Table { remedy, .. } | Self::Selection { remedy, .. } => remedy,
+            #[cfg(feature = "hub")]
+            Self::Hub(error) => return error.remedy(),
             Self::TooSmall { .. } => "give more text, or a held-out file with `validation: { path: FILE }`",
             Self::Manifest { .. } => {
                 "restore the file, or write it anew with `cargo run --release -p calm-data --example pin_crates`"

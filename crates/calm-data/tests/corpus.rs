@@ -11,7 +11,11 @@ use calm_data::{
 };
 
 fn config(path: &Path) -> DataConfig {
-    DataConfig { source: Source::Path(path.into()), validation: Validation::Share(0.2), max_bytes: None }
+    DataConfig {
+        source: Source::Path(path.into()),
+        validation: Validation::Share(0.2),
+        ..DataConfig::default()
+    }
 }
 
 fn bpe(vocab_size: usize) -> TokenizerConfig {

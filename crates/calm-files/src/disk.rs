@@ -90,6 +90,17 @@ pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     act(|| Op::Rename(from.to_owned(), to.to_owned()), || fs::rename(from, to))
 }
 
+/// Makes a link that must not be there.
+pub(crate) fn symlink(to: &Path, link: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    let make = || std::os::unix::fs::symlink(to, link);
+    #[cfg(windows)]
+    let make = || std::os::windows::fs::symlink_file(to, link);
+    #[cfg(not(any(unix, windows)))]
+    let make = || Err(io::ErrorKind::Unsupported.into());
+    act(|| Op::Link(link.to_owned()), make)
+}
+
 pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
     act(|| Op::RemoveFile(path.to_owned()), || fs::remove_file(path))
 }

@@ -12,6 +12,7 @@ mod errors;
 mod eval;
 mod generate;
 mod house;
+mod hub;
 mod input;
 mod loss_trace;
 mod old_run;

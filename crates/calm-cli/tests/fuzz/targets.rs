@@ -3,16 +3,21 @@
 use std::fs;
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use calm_config::{ConfigText, load};
 use calm_data::source::crates::Manifest;
 use calm_data::source::path::read as read_text;
+use calm_hub::{Hub, Kind, Patience, Settings};
 use calm_interchange::{ImportOptions, TokenizerFrom, import, read_config, read_weights_folder};
 use calm_nn::read_weights;
 use calm_run::checkpoint::{StageState, Which};
 use calm_run::config::RunConfig;
 use calm_run::metrics::read_lines;
 use calm_run::{Run, RunRecord, Stage};
+use calm_served::{Answer, Asked, Repository, Served};
 use calm_stats::samples::{DocumentNames, SamplesOptions, score_samples};
 use calm_study::AblationConfig;
 use calm_study::plan::Ablation;
@@ -42,7 +47,7 @@ fn target(
     million: u64,
     file: &'static str,
     seeds: Vec<Vec<u8>>,
-    read: impl Fn(&Path) -> bool + Clone + 'static,
+    read: impl Fn(&Path) -> bool + 'static,
 ) -> Target {
     let put = move |folder: &Path, input: &[u8]| {
         let path = folder.join(file);
@@ -50,6 +55,7 @@ fn target(
         fs::write(&path, input).unwrap();
         path
     };
+    let read = Rc::new(read);
     let again = read.clone();
     Target {
         name,
@@ -78,6 +84,54 @@ fn texts(all: &[&str]) -> Vec<Vec<u8>> {
 const JSONL: &str =
     "{\"id\": 1, \"text\": \"one\", \"meta\": {\"score\": 0.5}}\n{\"text\": \"\\ud83d\\ude00 two\"}\n";
 const TEXT: &str = "A first paragraph of a text.\n\nA second one: é, 中, 😀.\n";
+
+/// Tables by other writers than ours.
+fn tables() -> Vec<Vec<u8>> {
+    let names = ["pyarrow-zstd", "pyarrow-snappy", "pyarrow-v2", "polars", "duckdb"];
+    names
+        .map(|name| fs::read(root().join(format!("crates/calm-data/tests/tables/{name}.parquet"))).unwrap())
+        .to_vec()
+}
+
+/// A hub whose answers are mutated: the commit, the list of files and a file, each on a line of the input.
+fn hub() -> Target {
+    let repository = Repository::new("owner/name").with("a.txt", "the text of a small file");
+    let commit = repository.commit();
+    let answer = |path: String| repository.answer(&Asked { path, ..Asked::default() }).body;
+    let seed = [
+        answer("/api/datasets/owner/name/revision/main".into()),
+        answer(format!("/api/datasets/owner/name/tree/{commit}?recursive=true")),
+        answer(format!("/datasets/owner/name/resolve/{commit}/a.txt")),
+    ];
+    let input: Arc<Mutex<Vec<u8>>> = Arc::default();
+    let now = input.clone();
+    let served = Served::start(move |asked| {
+        let part = if asked.path.contains("/revision/") {
+            0
+        } else {
+            1 + usize::from(!asked.path.contains("/tree/"))
+        };
+        Answer::of(now.lock().unwrap().splitn(3, |b| *b == b'\n').nth(part).unwrap_or_default())
+    });
+    let read = move |path: &Path| {
+        *input.lock().unwrap() = fs::read(path).unwrap();
+        let cache = path.with_file_name("hub");
+        let _ = fs::remove_dir_all(&cache);
+        let patience = Patience { tries: 1, silence: Duration::from_secs(5), ..Patience::default() };
+        let (endpoint, beside) = (served.address(), path.with_file_name("evil"));
+        let settings =
+            Settings { endpoint, cache: cache.clone(), token: None, offline: false, patience, proxy: false };
+        let hub = Hub::new(settings).unwrap();
+        let repository = calm_hub::Repository::new(Kind::Dataset, "owner/name").unwrap();
+        let fetched = hub.list(&repository, "main", &mut |_| true).and_then(|listing| {
+            let files = &listing.files;
+            files.iter().map(|file| hub.fetch(&listing, file, &mut |_| true)).collect::<Result<Vec<_>, _>>()
+        });
+        assert!(!beside.exists());
+        fetched.is_ok_and(|files| files.iter().all(|file| file.starts_with(&cache) && file.is_file()))
+    };
+    target("hub", 5_000, "fuzz.hub", vec![seed.join(&b'\n')], read)
+}
 
 fn gz(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -135,6 +189,8 @@ fn sources() -> Vec<Target> {
             read(path) || fs::metadata(path).unwrap().len() < 30
         }),
         target("zst", 60_000, "fuzz.txt.zst", vec![zstd::encode_all(TEXT.as_bytes(), 3).unwrap()], read),
+        target("parquet", 60_000, "fuzz.parquet", tables(), read),
+        hub(),
         // A folder, where other things lie beside.
         target("folder", 30_000, "texts/fuzz.json", texts(&[JSONL, "{\"width\": 1}"]), move |path| {
             let folder = path.parent().unwrap();

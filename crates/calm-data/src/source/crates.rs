@@ -200,7 +200,7 @@ impl Text for OfManifest {
             Split::Validation => loaded.validation,
         };
         let length = self.inputs.iter().map(|input| input.length).sum();
-        let found = Found { description: loaded.description, skipped: loaded.skipped };
+        let found = Found { description: loaded.description, skipped: loaded.skipped, bad: Vec::new() };
         Ok(Box::new(documents::Loaded::new(documents, length, found)))
     }
 }

@@ -69,6 +69,8 @@ pub struct Found {
     pub description: String,
     /// What was left out.
     pub skipped: Skipped,
+    /// Documents that cannot be read: where each is, and why. At most a hundred of them.
+    pub bad: Vec<String>,
 }
 
 /// The documents of a text in their order. Documents without text are not among them; a text that has none at all ends
@@ -116,6 +118,25 @@ pub struct Opened {
     /// To measure with.
     pub held_out: HeldOut,
 }
+
+/// What happens while a file is fetched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fetching {
+    /// Bytes of a file that are there, of so many.
+    Bytes {
+        /// Its path in the data set.
+        file: String,
+        /// Bytes that are there.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// Something that takes a while, for people.
+    Note(String),
+}
+
+/// Hears what happens while files are fetched, from the thread that fetches.
+pub type Watch = std::sync::Arc<dyn Fn(&Fetching) + Send + Sync>;
 
 /// Documents that were read all at once.
 pub(super) struct Loaded {

@@ -11,11 +11,13 @@ pub struct Loaded {
     pub validation: Vec<Document>,
     /// One line for people: what this text is.
     pub description: String,
-    /// Files that were left out.
+    /// What was left out.
     pub skipped: Skipped,
+    /// Documents that cannot be read: where each is, and why. At most a hundred of them.
+    pub bad: Vec<String>,
 }
 
-/// Files of a folder that were left out.
+/// What was left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Skipped {
     /// Not UTF-8, or with zero bytes.
@@ -27,4 +29,21 @@ pub struct Skipped {
     /// Outputs of this program: runs, ablations, reports, caches (a folder counts once).
     #[serde(default)]
     pub own: usize,
+    /// Documents that the filter does not take.
+    #[serde(default)]
+    pub filtered: usize,
+    /// Documents that cannot be read, where they are to be left out.
+    #[serde(default)]
+    pub bad: usize,
+}
+
+impl std::ops::AddAssign for Skipped {
+    fn add_assign(&mut self, other: Self) {
+        self.binary += other.binary;
+        self.hidden += other.hidden;
+        self.without_text += other.without_text;
+        self.own += other.own;
+        self.filtered += other.filtered;
+        self.bad += other.bad;
+    }
 }

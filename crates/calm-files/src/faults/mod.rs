@@ -48,6 +48,8 @@ pub enum Op {
     SyncFolder(PathBuf),
     /// A file or folder gets another name.
     Rename(PathBuf, PathBuf),
+    /// A link to a file is made.
+    Link(PathBuf),
     /// A file goes.
     RemoveFile(PathBuf),
     /// A folder is made.
@@ -68,6 +70,7 @@ impl Op {
             | Self::SyncFile(path)
             | Self::SyncFolder(path)
             | Self::Rename(path, _)
+            | Self::Link(path)
             | Self::RemoveFile(path)
             | Self::CreateFolder(path)
             | Self::RemoveFolder(path) => path,

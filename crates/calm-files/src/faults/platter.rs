@@ -170,6 +170,8 @@ impl Platter {
                 let (from, to) = (self.place(from), self.place(to));
                 self.change(node, from, to);
             }
+            // Its content is that of another file: the name is what may be lost.
+            Op::Link(path) => self.make(path, empty())?,
             Op::RemoveFile(path) | Op::RemoveFolder(path) => {
                 let node = self.find(path)?;
                 let place = self.place(path);

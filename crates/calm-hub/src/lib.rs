@@ -1,0 +1,113 @@
+#![doc = include_str!("../README.md")]
+
+mod cache;
+mod check;
+mod download;
+mod error;
+mod http;
+mod listing;
+mod names;
+mod settings;
+
+pub use error::{Error, Result};
+pub use http::Patience;
+pub use listing::{Listing, Remote};
+pub use names::{Kind, Repository};
+pub use settings::{Settings, Token};
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cache::Cache;
+use http::Client;
+
+/// What happens while something is fetched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Bytes of a file that are there, of so many.
+    Bytes {
+        /// Its path in the repository.
+        file: String,
+        /// Bytes that are there.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// The hub is asked again after a while.
+    Waiting {
+        /// Why.
+        reason: String,
+        /// For how long.
+        wait: Duration,
+    },
+    /// Another process fetches the same file: it is waited for.
+    Locked {
+        /// Its path in the repository.
+        file: String,
+    },
+}
+
+/// Hears of events, and says whether to go on.
+pub type Watch<'a> = dyn FnMut(&Event) -> bool + 'a;
+
+/// A hub, and the cache of what came from it.
+#[derive(Debug)]
+pub struct Hub {
+    client: Client,
+    cache: Cache,
+    offline: bool,
+}
+
+impl Hub {
+    /// By these settings.
+    ///
+    /// # Errors
+    /// The address of the hub is none.
+    pub fn new(settings: Settings) -> Result<Self> {
+        Ok(Self {
+            offline: settings.offline,
+            cache: Cache::new(settings.cache.clone()),
+            client: Client::new(settings)?,
+        })
+    }
+
+    /// What a repository holds at a revision (a branch, a tag or a commit), each file with its size and hash. Without
+    /// the network, and for a commit that was listed before, it is what the cache says.
+    ///
+    /// # Errors
+    /// There is no such repository or revision, it may not be read, or the hub cannot be asked.
+    pub fn list(&self, repository: &Repository, revision: &str, watch: &mut Watch) -> Result<Listing> {
+        names::check_revision(revision)?;
+        if let Some(known) = self.cache.listing(repository, revision, self.offline)? {
+            return Ok(known);
+        }
+        if self.offline {
+            return Err(Error::Offline { what: format!("{repository} at `{revision}`") });
+        }
+        let listing = listing::ask(&self.client, repository, revision, watch)?;
+        self.cache.keep_listing(&listing, revision)?;
+        Ok(listing)
+    }
+
+    /// Where a file of a listing lies on this machine; it is fetched if it is not there whole.
+    ///
+    /// # Errors
+    /// It cannot be fetched or kept, or is not what the listing says.
+    pub fn fetch(&self, listing: &Listing, file: &Remote, watch: &mut Watch) -> Result<PathBuf> {
+        if let Some(path) = self.cache.find(listing, file)? {
+            return Ok(path);
+        }
+        if self.offline {
+            return Err(Error::Offline { what: format!("{} of {}", file.path, listing.repository) });
+        }
+        download::file(&self.client, &self.cache, listing, file, watch)
+    }
+
+    /// Whether a file of a listing is there whole, without fetching it.
+    ///
+    /// # Errors
+    /// The cache cannot be read.
+    pub fn has(&self, listing: &Listing, file: &Remote) -> Result<bool> {
+        Ok(self.cache.find(listing, file)?.is_some())
+    }
+}
