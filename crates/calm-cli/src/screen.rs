@@ -133,6 +133,8 @@ impl Reporter for Screen<'_> {
                     .printer
                     .note(format!("{what} has changed since it was prepared: the text is read again"));
             }
+            calm_data::Progress::Waiting { ref what } => return self.printer.note(what),
+            calm_data::Progress::Fetching { ref file, done, total } => (file.as_str(), done, total),
             calm_data::Progress::Reading { done, total } => ("reading", done, total),
             calm_data::Progress::TrainingTokenizer { done, total } => ("tokenizer", done, total),
             calm_data::Progress::Tokenizing { done, total } => ("tokenizing", done, total),

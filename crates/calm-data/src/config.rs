@@ -55,6 +55,17 @@ pub enum Source {
     Mix(Vec<MixedSource>),
 }
 
+impl Source {
+    /// What it is called in messages.
+    pub fn name(&self) -> PathBuf {
+        match self {
+            Self::Crates(path) | Self::Path(path) | Self::Dataset(path) => path.clone(),
+            Self::Hub(hub) => PathBuf::from(&hub.dataset),
+            Self::Mix(parts) => parts.first().map_or_else(PathBuf::new, |part| part.source.name()),
+        }
+    }
+}
+
 /// One of several sources.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

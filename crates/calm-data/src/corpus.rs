@@ -12,6 +12,7 @@
 //! compared with those that were read ([`crate::remembered`]).
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use calm_config::Problems;
@@ -30,7 +31,7 @@ use crate::mixture::Portion;
 use crate::reading::{Reading, behind};
 use crate::remembered::Remembered;
 use crate::shards::{self, Cut, SplitWriter};
-use crate::source::{self, HeldOut, Opened, Skipped};
+use crate::source::{self, Fetching, HeldOut, Opened, Skipped, Watch};
 use crate::survey::{Side, Summing, Survey, sample};
 use crate::token_file::{TokenFile, write_atomically};
 use crate::tokenizer::Tokenizer;
@@ -61,6 +62,20 @@ pub enum Progress {
         done: u64,
         /// All bytes.
         total: u64,
+    },
+    /// Fetching a file of a hub, while nothing else is to do.
+    Fetching {
+        /// Which.
+        file: String,
+        /// Bytes that are there.
+        done: u64,
+        /// All bytes.
+        total: u64,
+    },
+    /// Waiting for a hub.
+    Waiting {
+        /// Why.
+        what: String,
     },
     /// An input is not what it was when the text was prepared: it is read again.
     Changed {
@@ -106,8 +121,11 @@ pub struct CorpusSummary {
     pub train: SplitSummary,
     /// Held out.
     pub validation: SplitSummary,
-    /// Files that were left out.
+    /// What was left out.
     pub skipped: Skipped,
+    /// Documents that cannot be read and were left out: where each is, and why. At most a hundred of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bad: Vec<String>,
 }
 
 /// Tokens to train on and to measure with.
@@ -177,10 +195,11 @@ pub fn prepare_with(
     if let Some(error) = Error::first_of("tokenizer", &problems) {
         return Err(error);
     }
-    let (Source::Crates(name) | Source::Path(name)) = &data.source;
-    let mut reading = Reading::new(source::open(data)?, name);
+    let news = News::default();
+    let opened = source::open_watched(data, &watch(&news))?;
+    let mut reading = Reading::new(opened, &data.source.name());
     let remembered = Remembered::of(data, cache);
-    let survey = survey(&mut reading, &remembered, data.max_bytes, how, progress)?;
+    let survey = survey(&mut reading, &remembered, data.max_bytes, how, &news, progress)?;
     let hashes: Vec<[u8; 32]> = survey.train.iter().map(|side| side.hash).collect();
     let train_hash = match hashes[..] {
         [one] => one,
@@ -213,6 +232,7 @@ pub fn prepare_with(
         train: SplitSummary::of(&train),
         validation: SplitSummary::of(&validation),
         skipped: survey.skipped,
+        bad: survey.bad,
     };
     Ok(Corpus { train, portions, validation, tokenizer, hash, tokenizer_hash, summary })
 }
@@ -232,11 +252,21 @@ pub fn prepare_file(
     let data = DataConfig { source: Source::Path(path.to_owned()), ..DataConfig::default() };
     let remembered = Remembered::of_all(&data, cache);
     let how = Preparation::default();
-    let survey = survey(&mut reading, &remembered, None, how, progress)?;
+    let survey = survey(&mut reading, &remembered, None, how, &News::default(), progress)?;
     let file = tokens_folder(cache, &survey.held_out.hash, tokenizer, how.cut).join("all.tokens");
     let mut files = token_files(&[file], &mut reading, &survey, tokenizer, how.cut, progress)
         .map_err(|e| e.of_cache(cache))?;
     files.pop().ok_or_else(|| Error::Layout("there is no text".into()))
+}
+
+/// The latest news of what is fetched on another thread.
+type News = Arc<Mutex<Option<Fetching>>>;
+
+fn watch(news: &News) -> Watch {
+    let news = news.clone();
+    Arc::new(move |event: &Fetching| {
+        *news.lock().unwrap_or_else(PoisonError::into_inner) = Some(event.clone());
+    })
 }
 
 fn say_remade(damaged: Option<Error>, progress: &mut dyn FnMut(Progress)) {
@@ -251,6 +281,7 @@ fn survey(
     remembered: &Remembered,
     max_bytes: Option<u64>,
     how: Preparation,
+    news: &News,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Survey> {
     if !how.read_again {
@@ -261,8 +292,16 @@ fn survey(
         }
     }
     let total = reading.total();
+    let mut last = None;
     let survey = Survey::of(reading, max_bytes, &mut |done| {
-        progress(Progress::Reading { done: done.min(total), total })
+        let news = news.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // While the reading comes on, that is what is told.
+        let idle = last.replace(done).unwrap_or(0) == done;
+        progress(match news.filter(|_| idle) {
+            Some(Fetching::Bytes { file, done, total }) => Progress::Fetching { file, done, total },
+            Some(Fetching::Note(what)) => Progress::Waiting { what },
+            None => Progress::Reading { done: done.min(total), total },
+        });
     })?;
     unchanged(reading)?;
     remembered.keep(reading, &survey)?;

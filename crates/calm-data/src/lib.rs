@@ -51,11 +51,11 @@ mod tokenizer_json;
 
 pub use batch::{Batch, EvaluationOptions, EvaluationRows, RowPlan, RowSource, spread};
 pub use chunks::Layout;
-pub use corpus::{
-    Corpus, CorpusSummary, Preparation, Progress, SplitSummary, prepare, prepare_file, prepare_with,
-};
 pub use config::{
     BpeConfig, CharsConfig, DataConfig, Llama3Config, MixedSource, Source, TokenizerConfig, Validation,
+};
+pub use corpus::{
+    Corpus, CorpusSummary, Preparation, Progress, SplitSummary, prepare, prepare_file, prepare_with,
 };
 pub use document::Document;
 pub use error::{Error, Result};

@@ -2,8 +2,9 @@
 //! was read before is worked on, or kept in memory where they are few.
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::document::Document;
 use crate::error::{Error, Result};
@@ -105,7 +106,13 @@ impl Reading {
         let (mut kept, mut bytes) = (first.then(Vec::new), 0);
         let mut found = Vec::new();
         let mut batches = Batches::new(self.texts().collect(), &mut found);
-        ahead(&mut batches, &mut |batch: Batch| {
+        let mut done = 0;
+        ahead(&mut batches, &mut |batch: Option<Batch>| {
+            let Some(batch) = batch else {
+                // A file may be fetched from far away the first time: who waits is told so now and then.
+                return if first { consume(Batch { text: 0, documents: Vec::new(), done }) } else { Ok(()) };
+            };
+            done = batch.done;
             bytes += batch.documents.iter().map(|d| d.text.len() as u64).sum::<u64>();
             kept = kept.take().filter(|_| bytes <= KEPT_BYTES);
             if let Some(kept) = &mut kept {
@@ -171,14 +178,17 @@ impl Iterator for Batches<'_> {
     }
 }
 
+/// Between two looks at what is not there yet.
+const IDLE: Duration = Duration::from_millis(250);
+
 /// Makes items on another thread while earlier ones are consumed on this one; where a system starts no more threads, one
-/// after the other here.
+/// after the other here. `consume` is also called with nothing while the next item takes its time.
 ///
 /// # Errors
 /// The first one, of either side.
-pub(crate) fn ahead<T: Send>(
+fn ahead<T: Send>(
     items: &mut (dyn Iterator<Item = Result<T>> + Send),
-    consume: &mut dyn FnMut(T) -> Result<()>,
+    consume: &mut dyn FnMut(Option<T>) -> Result<()>,
 ) -> Result<()> {
     let items = Mutex::new(items);
     let next = || items.lock().unwrap_or_else(PoisonError::into_inner).next();
@@ -196,11 +206,20 @@ pub(crate) fn ahead<T: Send>(
         let Ok(thread) = std::thread::Builder::new().name("calm-read".into()).spawn_scoped(scope, make)
         else {
             while let Some(item) = next() {
-                consume(item?)?;
+                consume(Some(item?))?;
             }
             return Ok(());
         };
-        let done = receive.iter().try_for_each(|item| consume(item?));
+        let done = loop {
+            let consumed = match receive.recv_timeout(IDLE) {
+                Ok(item) => item.and_then(|item| consume(Some(item))),
+                Err(RecvTimeoutError::Timeout) => consume(None),
+                Err(RecvTimeoutError::Disconnected) => break Ok(()),
+            };
+            if consumed.is_err() {
+                break consumed;
+            }
+        };
         drop(receive);
         match thread.join() {
             Ok(()) => done,

@@ -36,6 +36,9 @@ pub(crate) struct Survey {
     pub(crate) held_out: Side,
     pub(crate) description: String,
     pub(crate) skipped: Skipped,
+    /// Documents that cannot be read: where each is, and why.
+    #[serde(default)]
+    pub(crate) bad: Vec<String>,
     /// Hashes below it are held out.
     edge: Option<u64>,
     /// Which training documents are taken, one bit each; all where there are none.
@@ -150,12 +153,9 @@ impl Survey {
         for held_out in held_out.iter().filter(|h| !lines.contains(&h.description.as_str())) {
             self.description += &format!("; held out: {}", held_out.description);
         }
-        self.skipped = parts.iter().map(|f| f.skipped).fold(Skipped::default(), |a, b| Skipped {
-            binary: a.binary + b.binary,
-            hidden: a.hidden + b.hidden,
-            without_text: a.without_text + b.without_text,
-            own: a.own + b.own,
-        });
+        self.skipped = Skipped::default();
+        parts.iter().for_each(|f| self.skipped += f.skipped);
+        self.bad = found.iter().flat_map(|f| f.bad.iter().cloned()).take(100).collect();
     }
 
     /// Hashes both sides as they are divided now.

@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::Path;
 
+use calm_data::source::settings::OnBadDocument;
 use calm_data::{
     BpeConfig, CharsConfig, Corpus, DataConfig, Error, Layout, Progress, RowPlan, Source, TokenizerConfig,
     Validation, config::ValidationPath, prepare, prepare_file,
@@ -134,6 +135,77 @@ fn damaged_files_in_the_cache_are_made_anew() {
     let after = quietly(&config(&text), &bpe(270), &cache);
     assert_eq!(after.train.hash(), before.train.hash());
     assert_eq!(fs::read(&path).unwrap(), bytes);
+}
+
+/// Texts of a side.
+fn side(corpus: &Corpus, file: &calm_data::TokenFile) -> Vec<String> {
+    (0..file.len()).map(|i| corpus.tokenizer.decode(&file.document(i))).collect()
+}
+
+#[test]
+fn a_document_stays_on_its_side_when_others_come_and_both_sides_have_one_of_two() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("cache");
+    let path = folder.path().join("text.jsonl");
+    let of = |documents: usize, share: f64| {
+        let lines: String = (0..documents).map(|n| format!("{{\"text\": \"text {n}\"}}\n")).collect();
+        fs::write(&path, lines).unwrap();
+        let data = DataConfig { validation: Validation::Share(share), ..config(&path) };
+        quietly(&data, &TokenizerConfig::Chars(CharsConfig {}), &cache)
+    };
+    let (small, large) = (of(500, 0.1), of(1000, 0.1));
+    assert!((30..80).contains(&small.validation.len()), "{}", small.validation.len());
+    let of_large = side(&large, &large.validation);
+    assert!(side(&small, &small.validation).iter().all(|text| of_large.contains(text)));
+    assert_eq!(small.train.len() + small.validation.len(), 500);
+    for share in [1e-9, 0.5, 0.999_999] {
+        let two = of(2, share);
+        assert_eq!((two.train.len(), two.validation.len()), (1, 1));
+    }
+}
+
+#[test]
+fn sources_that_are_mixed_keep_their_weights_filters_and_columns() {
+    let folder = tempfile::tempdir().unwrap();
+    let lines = |name: &str, field: &str, n: usize| {
+        let lines: String =
+            (0..n).map(|n| format!("{{\"{field}\": \"{name} {n}\", \"score\": {n}}}\n")).collect();
+        let path = folder.path().join(name);
+        fs::write(&path, lines).unwrap();
+        path
+    };
+    let (a, b) = (lines("a.jsonl", "text", 60), lines("b.jsonl", "body", 40));
+    let yaml = format!(
+        "source:\n  mix:\n  - {{ source: {{ path: {a:?} }}, weight: 3 }}\n  - {{ source: {{ path: {b:?} }}, column: body, \
+         filter: {{ field: {{ score: {{ min: 20 }} }} }} }}\nvalidation: 0.2\n"
+    );
+    let data: DataConfig = serde_yaml::from_str(&yaml).unwrap();
+    let corpus = quietly(&data, &TokenizerConfig::Chars(CharsConfig {}), &folder.path().join("cache"));
+    assert_eq!(corpus.train.len() + corpus.validation.len(), 80);
+    assert_eq!(corpus.portions.iter().map(|p| p.weight).collect::<Vec<_>>(), [3.0, 1.0]);
+    assert_eq!(corpus.summary.skipped.filtered, 20);
+    let texts = side(&corpus, &corpus.train);
+    assert!(texts.iter().any(|t| t.starts_with("a.jsonl")) && texts.iter().any(|t| t.starts_with("b.jsonl")));
+}
+
+#[test]
+fn bad_documents_are_left_out_and_recorded() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("text.jsonl");
+    let good: String = (0..50).map(|n| format!("{{\"text\": \"text {n}\"}}\n")).collect();
+    fs::write(&path, format!("{good}{{\"text\": \n{good}{{\"text\": 3}}\n{{\"text\": \"\\ud800\"}}\n"))
+        .unwrap();
+    let chars = TokenizerConfig::Chars(CharsConfig {});
+    let cache = folder.path().join("cache");
+    let error = prepare(&config(&path), &chars, &cache, &mut |_| ()).unwrap_err();
+    assert!(error.to_string().contains("line 51") && error.remedy().unwrap().contains("skip"), "{error}");
+    let data = DataConfig { on_bad_document: OnBadDocument::Skip, ..config(&path) };
+    let corpus = quietly(&data, &chars, &cache);
+    assert_eq!(corpus.train.len() + corpus.validation.len(), 100);
+    assert_eq!(corpus.summary.skipped.bad, 3);
+    let bad = corpus.summary.bad.join("; ");
+    assert!(bad.contains("line 51") && bad.contains("line 102") && bad.contains("line 103"), "{bad}");
+    assert!(corpus.summary.description.contains("3 that cannot be read"), "{}", corpus.summary.description);
 }
 
 #[test]

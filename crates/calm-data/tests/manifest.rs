@@ -5,10 +5,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use calm_data::source::crates::{Manifest, Split};
+use calm_data::Error;
+use calm_data::config::DEFAULT_MANIFEST;
+use calm_data::source::crates::{Manifest, Split, load};
+use calm_data::source::curate;
 use calm_data::source::locate::read_lock;
-use calm_data::source::{curate, load};
-use calm_data::{DataConfig, Error};
 
 fn project() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap()
@@ -58,7 +59,7 @@ fn the_corpus_has_a_useful_size_and_a_fitting_held_out_part() {
 
 #[test]
 fn the_corpus_loads_and_holds_no_duplicates_across_the_splits() {
-    let loaded = match load(&DataConfig::default(), &mut |_, _| ()) {
+    let loaded = match load(Path::new(DEFAULT_MANIFEST), &mut |_, _| ()) {
         Err(Error::MissingCrates { .. }) => {
             println!("skipped: run `cargo fetch` first");
             return;

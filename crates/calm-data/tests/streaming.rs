@@ -25,7 +25,11 @@ fn write_text(path: &Path, documents: usize) {
 }
 
 fn data(path: &Path) -> DataConfig {
-    DataConfig { source: Source::Path(path.into()), validation: Validation::Share(0.1), max_bytes: None }
+    DataConfig {
+        source: Source::Path(path.into()),
+        validation: Validation::Share(0.1),
+        ..DataConfig::default()
+    }
 }
 
 fn sharded(data: &DataConfig, cache: &Path) -> Corpus {

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::http::{Answer, Client, Failure};
 use crate::listing::{Listing, Remote};
 use crate::names::encode;
-use crate::{Event, Watch};
+use crate::watch::{Event, Watch};
 
 /// Bytes between two looks at who watches.
 const PIECE: usize = 1 << 17;

@@ -8,32 +8,8 @@ use ureq::http::{HeaderMap, Uri};
 use ureq::tls::{RootCerts, TlsConfig};
 
 use crate::error::{Error, Result};
-use crate::settings::{Settings, Token};
-use crate::{Event, Watch};
-
-/// How long is waited, and how often something is tried again.
-#[derive(Clone, Debug)]
-pub struct Patience {
-    /// Tries in a row of which none brought anything new.
-    pub tries: u32,
-    /// The first pause; each further one is twice as long.
-    pub pause: Duration,
-    /// The longest pause, also if the hub asks for more.
-    pub longest: Duration,
-    /// After so long without a byte a connection is given up.
-    pub silence: Duration,
-}
-
-impl Default for Patience {
-    fn default() -> Self {
-        Self {
-            tries: 6,
-            pause: Duration::from_secs(1),
-            longest: Duration::from_secs(300),
-            silence: Duration::from_secs(30),
-        }
-    }
-}
+use crate::settings::{Patience, Settings, Token};
+use crate::watch::{Event, Watch};
 
 /// Redirects of one request.
 const REDIRECTS: usize = 8;

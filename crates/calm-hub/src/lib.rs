@@ -8,47 +8,18 @@ mod http;
 mod listing;
 mod names;
 mod settings;
+mod watch;
 
 pub use error::{Error, Result};
-pub use http::Patience;
 pub use listing::{Listing, Remote};
 pub use names::{Kind, Repository};
-pub use settings::{Settings, Token};
+pub use settings::{Patience, Settings, Token};
+pub use watch::{Event, Watch};
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use cache::Cache;
 use http::Client;
-
-/// What happens while something is fetched.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// Bytes of a file that are there, of so many.
-    Bytes {
-        /// Its path in the repository.
-        file: String,
-        /// Bytes that are there.
-        done: u64,
-        /// Bytes in all.
-        total: u64,
-    },
-    /// The hub is asked again after a while.
-    Waiting {
-        /// Why.
-        reason: String,
-        /// For how long.
-        wait: Duration,
-    },
-    /// Another process fetches the same file: it is waited for.
-    Locked {
-        /// Its path in the repository.
-        file: String,
-    },
-}
-
-/// Hears of events, and says whether to go on.
-pub type Watch<'a> = dyn FnMut(&Event) -> bool + 'a;
 
 /// A hub, and the cache of what came from it.
 #[derive(Debug)]

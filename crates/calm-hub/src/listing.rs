@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Watch;
 use crate::error::{Error, Result};
 use crate::http::Client;
 use crate::names::{Repository, encode, is_below, is_commit, is_hex};
+use crate::watch::Watch;
 
 /// A file of a repository.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,9 +2,9 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::http::Patience;
 
 /// The hub that is asked if nobody says another.
 const HUB: &str = "https://huggingface.co";
@@ -38,6 +38,30 @@ impl Token {
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Token(...)")
+    }
+}
+
+/// How long is waited, and how often something is tried again.
+#[derive(Clone, Debug)]
+pub struct Patience {
+    /// Tries in a row of which none brought anything new.
+    pub tries: u32,
+    /// The first pause; each further one is twice as long.
+    pub pause: Duration,
+    /// The longest pause, also if the hub asks for more.
+    pub longest: Duration,
+    /// After so long without a byte a connection is given up.
+    pub silence: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            tries: 6,
+            pause: Duration::from_secs(1),
+            longest: Duration::from_secs(300),
+            silence: Duration::from_secs(30),
+        }
     }
 }
 

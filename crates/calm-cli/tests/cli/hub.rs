@@ -23,7 +23,9 @@ fn repository() -> Repository {
 /// A command that knows the hub by its variables.
 fn run(house: &House, hub: &Served, args: &[&str], more: &[(&str, &str)]) -> Done {
     let mut command = house.command(args);
-    for name in ["HF_TOKEN", "HF_HUB_CACHE", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"] {
+    for name in
+        ["HF_TOKEN", "HF_HUB_CACHE", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"]
+    {
         command.env_remove(name);
     }
     command.env("HF_ENDPOINT", hub.address()).env("HF_HOME", house.path("hf")).env("NO_PROXY", "127.0.0.1");

@@ -13,8 +13,6 @@ pub struct Loaded {
     pub description: String,
     /// What was left out.
     pub skipped: Skipped,
-    /// Documents that cannot be read: where each is, and why. At most a hundred of them.
-    pub bad: Vec<String>,
 }
 
 /// What was left out.

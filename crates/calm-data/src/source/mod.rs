@@ -40,99 +40,15 @@ mod table;
 pub use documents::{Documents, Fetching, Found, HeldOut, Input, Opened, Part, Text, Watch};
 pub use loaded::{Loaded, Skipped};
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use calm_config::Problems;
 
 use crate::config::{DataConfig, Source, Validation};
-use crate::document::Document;
 use crate::error::{Error, Result};
 use dataset::DatasetManifest;
 use files::Reading;
 use settings::{Filter, HubSource};
-
-/// Loads and divides the documents of a configuration. `reading` is called with bytes read and all bytes.
-///
-/// # Errors
-/// When the source is missing, damaged or without text, or cannot be divided.
-pub fn load(config: &DataConfig, reading: &mut dyn FnMut(u64, u64)) -> Result<Loaded> {
-    let mut problems = Problems::new();
-    config.validate(&mut problems);
-    if let Some(error) = Error::first_of("data", &problems) {
-        return Err(error);
-    }
-    let mut loaded = match &config.source {
-        Source::Crates(manifest) => crates::load(manifest, reading)?,
-        _ => collect(open(config)?, &named(&config.source), reading)?,
-    };
-    if let Some(most) = config.max_bytes {
-        loaded.train = limit(loaded.train, most);
-    }
-    Ok(loaded)
-}
-
-/// All documents of opened texts.
-fn collect(opened: Opened, source: &Path, reading: &mut dyn FnMut(u64, u64)) -> Result<Loaded> {
-    if opened.parts.iter().any(|part| part.weight != opened.parts[0].weight) {
-        return Err(Error::Config {
-            key: "data.source.mix".to_owned(),
-            what: "sources of different weights cannot be read at once".to_owned(),
-            remedy: Some("give them the same weight".to_owned()),
-        });
-    }
-    let held_out = match &opened.held_out {
-        HeldOut::Text(text) => Some(text),
-        HeldOut::Share(_) => None,
-    };
-    let length = |text: &dyn Text| text.inputs().iter().map(|input| input.length).sum::<u64>();
-    let texts = opened.parts.iter().map(|part| &part.text).chain(held_out);
-    let total = texts.map(|text| length(&**text)).sum();
-    let mut before = 0;
-    let mut all = |text: &dyn Text| {
-        let mut stream = text.read()?;
-        let (mut documents, mut told) = (Vec::new(), 0);
-        while let Some(document) = stream.next() {
-            documents.push(document?);
-            if stream.read_bytes() != told {
-                told = stream.read_bytes();
-                reading(before + told, total);
-            }
-        }
-        before += length(text);
-        reading(before, total);
-        Ok((documents, stream.found()))
-    };
-    let mut loaded = Loaded::default();
-    let mut descriptions = Vec::new();
-    for part in &opened.parts {
-        let (documents, found) = all(&*part.text)?;
-        loaded.train.extend(documents);
-        loaded.bad.extend(found.bad);
-        loaded.skipped += found.skipped;
-        descriptions.push(found.description);
-    }
-    loaded.description = descriptions.join("; ");
-    match &opened.held_out {
-        HeldOut::Share(share) => divide(loaded, *share, source),
-        HeldOut::Text(text) => {
-            let (documents, found) = all(&**text)?;
-            loaded.validation = documents;
-            loaded.bad.extend(found.bad);
-            loaded.description = format!("{}; held out: {}", loaded.description, found.description);
-            Ok(loaded)
-        }
-    }
-}
-
-/// What a source is called in messages.
-fn named(source: &Source) -> PathBuf {
-    match source {
-        Source::Crates(path) | Source::Path(path) | Source::Dataset(path) => path.clone(),
-        Source::Hub(hub) => PathBuf::from(&hub.dataset),
-        Source::Mix(parts) => parts.first().map_or_else(PathBuf::new, |part| named(&part.source)),
-    }
-}
 
 /// Looks at the texts of a configuration, and reads none of them.
 ///
@@ -267,107 +183,5 @@ fn without_network(dataset: &str) -> Error {
         what: "this program was built without the network, so that it cannot ask a hub".to_owned(),
         remedy: "build it with `cargo build --release --features hub`, or download the files and give their folder"
             .to_owned(),
-    }
-}
-
-/// Holds out the documents whose content hash falls in the lowest `share` of all hashes: the same document is
-/// always on the same side, whatever else the source holds. If that gives an empty side, the document with the
-/// lowest (or highest) hash fills it.
-fn divide(all: Loaded, share: f64, source: &Path) -> Result<Loaded> {
-    let count = all.train.len();
-    let hashes: Vec<u64> = all.train.iter().map(hash64).collect();
-    let (Some(&low), Some(&high)) = (hashes.iter().min(), hashes.iter().max()) else {
-        return Err(Error::TooSmall { path: source.into(), documents: 0 });
-    };
-    if low == high {
-        return Err(Error::TooSmall { path: source.into(), documents: count });
-    }
-    let edge = ((share * 2f64.powi(64)) as u64).clamp(low + 1, high);
-    let documents = all.train;
-    let mut loaded = Loaded { train: Vec::new(), ..all };
-    for (document, hash) in documents.into_iter().zip(hashes) {
-        if hash < edge { &mut loaded.validation } else { &mut loaded.train }.push(document);
-    }
-    Ok(loaded)
-}
-
-fn hash64(document: &Document) -> u64 {
-    let mut first = [0; 8];
-    first.copy_from_slice(&document.content_hash().as_bytes()[..8]);
-    u64::from_be_bytes(first)
-}
-
-/// Whole documents of at most `most` bytes together, chosen by content hash (so spread over the corpus) and left
-/// in their order; at least one.
-fn limit(documents: Vec<Document>, most: u64) -> Vec<Document> {
-    let mut order: Vec<usize> = (0..documents.len()).collect();
-    // Turned around, so that it does not follow the order by which documents are held out.
-    order.sort_by_cached_key(|&i| (std::cmp::Reverse(hash64(&documents[i])), i));
-    let mut keep = vec![false; documents.len()];
-    let mut bytes = 0;
-    for (n, &i) in order.iter().enumerate() {
-        let len = documents[i].text.len() as u64;
-        if n == 0 || bytes + len <= most {
-            bytes += len;
-            keep[i] = true;
-        }
-    }
-    documents.into_iter().zip(keep).filter_map(|(document, keep)| keep.then_some(document)).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(n: usize) -> Loaded {
-        let train = (0..n).map(|i| Document::new(i.to_string(), format!("text {i}"))).collect();
-        Loaded { train, ..Loaded::default() }
-    }
-
-    fn texts(documents: &[Document]) -> Vec<&str> {
-        documents.iter().map(|d| d.text.as_str()).collect()
-    }
-
-    #[test]
-    fn a_document_stays_on_its_side_when_others_come() {
-        let small = divide(read(500), 0.1, Path::new("x")).unwrap();
-        let large = divide(read(1000), 0.1, Path::new("x")).unwrap();
-        assert!((30..80).contains(&small.validation.len()), "{}", small.validation.len());
-        for text in texts(&small.validation) {
-            assert!(texts(&large.validation).contains(&text));
-        }
-        assert_eq!(small.train.len() + small.validation.len(), 500);
-    }
-
-    #[test]
-    fn both_sides_hold_a_document_even_of_two() {
-        for share in [1e-9, 0.5, 0.999_999] {
-            let divided = divide(read(2), share, Path::new("x")).unwrap();
-            assert_eq!((divided.train.len(), divided.validation.len()), (1, 1));
-        }
-    }
-
-    #[test]
-    fn one_document_or_copies_of_one_cannot_be_divided() {
-        let error = divide(read(1), 0.5, Path::new("small.txt")).unwrap_err().told();
-        assert!(error.contains("small.txt") && error.contains("validation: { path"), "{error}");
-        let mut copies = read(3);
-        copies.train.iter_mut().for_each(|d| d.text = "same".into());
-        assert!(matches!(divide(copies, 0.5, Path::new("x")), Err(Error::TooSmall { documents: 3, .. })));
-    }
-
-    #[test]
-    fn a_limit_keeps_whole_documents_spread_over_the_corpus_in_order() {
-        let all = read(1000).train;
-        let bytes: usize = all.iter().map(|d| d.text.len()).sum();
-        let kept = limit(all.clone(), bytes as u64 / 2);
-        let kept_bytes: usize = kept.iter().map(|d| d.text.len()).sum();
-        assert!(kept_bytes <= bytes / 2 && kept_bytes > bytes / 2 - 10);
-        let first_half = kept.iter().filter(|d| d.id.parse::<usize>().unwrap() < 500).count();
-        assert!((180..320).contains(&first_half), "{first_half} of {} from the first half", kept.len());
-        let ids: Vec<usize> = kept.iter().map(|d| d.id.parse().unwrap()).collect();
-        assert!(ids.is_sorted());
-        assert_eq!(limit(all.clone(), 1).len(), 1);
-        assert_eq!(limit(all.clone(), u64::MAX), all);
     }
 }
