@@ -155,7 +155,7 @@ pub enum Error {
     /// A failure of a hub.
     #[cfg(feature = "hub")]
     #[error(transparent)]
-    Hub(calm_hub::Error),
+    Hub(Box<calm_hub::Error>),
     /// Too few documents for a held-out split.
     #[error("{path}: {documents} document(s) cannot be divided in a training and a held-out part", path = path.display())]
     TooSmall {
@@ -400,6 +400,13 @@ fn some_of(names: &[String]) -> String {
     const SHOWN: usize = 20;
     let shown = names[..names.len().min(SHOWN)].join(", ");
     if names.len() > SHOWN { format!("{shown} and {} more", names.len() - SHOWN) } else { shown }
+}
+
+#[cfg(feature = "hub")]
+impl From<calm_hub::Error> for Error {
+    fn from(error: calm_hub::Error) -> Self {
+        Self::Hub(Box::new(error))
+    }
 }
 
 #[cfg(test)]

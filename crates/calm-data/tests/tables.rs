@@ -26,7 +26,7 @@ fn read(config: &DataConfig) -> Result<(Vec<Document>, u64, Found), Error> {
     let text = &opened.parts[0].text;
     let mut stream = text.read()?;
     let mut documents = Vec::new();
-    while let Some(document) = stream.next() {
+    for document in stream.by_ref() {
         documents.push(document?);
     }
     Ok((documents, stream.read_bytes(), stream.found()))

@@ -145,7 +145,7 @@ fn part(
         // It is shorter there than what is here.
         416 => {
             arriving.restart().map_err(Failure::Final)?;
-            return Err(Failure::Again(wrong(format!("it does not reach to byte {from}")), None));
+            return Err(Failure::again(wrong(format!("it does not reach to byte {from}")), None));
         }
         _ => {
             if from > 0 {
@@ -165,7 +165,7 @@ fn part(
         let read = match body.read(&mut piece) {
             Ok(read) => read,
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(Failure::Again(Error::Unreachable { host, reason: e.to_string() }, None)),
+            Err(e) => return Err(Failure::again(Error::Unreachable { host, reason: e.to_string() }, None)),
         };
         if read == 0 {
             break;
@@ -184,7 +184,7 @@ fn part(
     let there = arriving.partial.len();
     if there < size {
         let reason = format!("it broke off after {there} of {size} bytes");
-        return Err(Failure::Again(Error::Unreachable { host, reason }, None));
+        return Err(Failure::again(Error::Unreachable { host, reason }, None));
     }
     Ok(())
 }

@@ -71,7 +71,13 @@ impl Answer {
 pub(crate) enum Failure {
     Final(Error),
     /// After a pause, that the hub may have said the length of.
-    Again(Error, Option<Duration>),
+    Again(Box<Error>, Option<Duration>),
+}
+
+impl Failure {
+    pub(crate) fn again(error: Error, wait: Option<Duration>) -> Self {
+        Self::Again(Box::new(error), wait)
+    }
 }
 
 impl Client {
@@ -180,7 +186,7 @@ impl Client {
             }
             401 | 404 if of_hub => Err(Failure::Final(Error::NotFound { host, what, with_token })),
             // The address that the hub gave has run out: it gives a new one.
-            401 | 403 => Err(Failure::Again(Error::Status { host, status: answer.status, what }, None)),
+            401 | 403 => Err(Failure::again(Error::Status { host, status: answer.status, what }, None)),
             429 => {
                 let asked = said("retry-after").and_then(|text| pause(&text, SystemTime::now()));
                 let asked = asked.or_else(|| said("ratelimit").and_then(|text| reset(&text)));
@@ -188,13 +194,13 @@ impl Client {
                     Some(wait) if wait > self.patience.longest => {
                         Err(Failure::Final(Error::Busy { host, wait }))
                     }
-                    _ => Err(Failure::Again(Error::Status { host, status: 429, what }, asked)),
+                    _ => Err(Failure::again(Error::Status { host, status: 429, what }, asked)),
                 }
             }
             status @ (408 | 425 | 500 | 502 | 503 | 504) => {
                 let asked = said("retry-after").and_then(|text| pause(&text, SystemTime::now()));
                 let asked = asked.map(|wait| wait.min(self.patience.longest));
-                Err(Failure::Again(Error::Status { host, status, what }, asked))
+                Err(Failure::again(Error::Status { host, status, what }, asked))
             }
             status => Err(Failure::Final(Error::Status { host, status, what })),
         }
@@ -217,7 +223,7 @@ impl Client {
                     idle = if reached > best { 1 } else { idle + 1 };
                     best = best.max(reached);
                     if idle >= self.patience.tries {
-                        return Err(error);
+                        return Err(*error);
                     }
                     let own = self.patience.pause.saturating_mul(1 << (idle - 1).min(16));
                     let wait = asked.unwrap_or(own).min(self.patience.longest);
@@ -245,7 +251,7 @@ impl Client {
             let next = Answer::header(&answer.headers, "link").and_then(next_page).map(str::to_owned);
             let (host, mut bytes) = (answer.host, Vec::new());
             let read = answer.body.into_with_config().limit(PAGE).reader().read_to_end(&mut bytes);
-            read.map_err(|e| Failure::Again(unreachable(&host, &e.to_string()), None))?;
+            read.map_err(|e| Failure::again(unreachable(&host, &e.to_string()), None))?;
             match serde_json::from_slice(&bytes) {
                 Ok(page) => Ok((page, next)),
                 Err(e) => Err(Failure::Final(self.wrong(what, &format!("no such JSON as expected ({e})")))),
@@ -266,7 +272,7 @@ fn failure(host: &str, error: &ureq::Error) -> Failure {
         | ureq::Error::Rustls(_)
         | ureq::Error::InvalidProxyUrl
         | ureq::Error::BadUri(_) => Failure::Final(told),
-        _ => Failure::Again(told, None),
+        _ => Failure::again(told, None),
     }
 }
 

@@ -275,7 +275,7 @@ struct Parts {
 }
 
 enum State {
-    Gzip(flate2::bufread::GzDecoder<OnDisk>),
+    Gzip(Box<flate2::bufread::GzDecoder<OnDisk>>),
     Zstd(Box<zstd::stream::read::Decoder<'static, OnDisk>>),
     Between(OnDisk),
     Done,
@@ -302,7 +302,7 @@ impl Parts {
 
     fn begin(&mut self, on_disk: OnDisk) -> io::Result<()> {
         self.state = match self.packing {
-            Packing::Gzip => State::Gzip(flate2::bufread::GzDecoder::new(on_disk)),
+            Packing::Gzip => State::Gzip(Box::new(flate2::bufread::GzDecoder::new(on_disk))),
             Packing::Zstd => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(on_disk)?.single_frame();
                 decoder.window_log_max(ZSTD_WINDOW_LOG)?;

@@ -26,14 +26,14 @@ pub(super) struct DataSet {
 impl DataSet {
     /// Asks the hub of the environment for a data set.
     pub(super) fn ask(dataset: &str, revision: &str, watch: &Watch) -> Result<Self> {
-        let hub = Settings::from_environment().and_then(Hub::new).map_err(Error::Hub)?;
+        let hub = Settings::from_environment().and_then(Hub::new).map_err(Error::from)?;
         Self::ask_at(hub, dataset, revision, watch)
     }
 
     fn ask_at(hub: Hub, dataset: &str, revision: &str, watch: &Watch) -> Result<Self> {
-        let repository = Repository::new(Kind::Dataset, dataset).map_err(Error::Hub)?;
+        let repository = Repository::new(Kind::Dataset, dataset).map_err(Error::from)?;
         let listing =
-            hub.list(&repository, revision, &mut |event| heard(event, watch)).map_err(Error::Hub)?;
+            hub.list(&repository, revision, &mut |event| heard(event, watch)).map_err(Error::from)?;
         Ok(Self { hub: Arc::new(hub), listing: Arc::new(listing), watch: watch.clone() })
     }
 
@@ -137,7 +137,7 @@ impl Ahead {
         std::thread::spawn(move || {
             for file in &wanted {
                 let mut on = |event: &Event| heard(event, &watch) && !end.load(Ordering::Relaxed);
-                let fetched = hub.fetch(&listing, file, &mut on).map_err(Error::Hub);
+                let fetched = hub.fetch(&listing, file, &mut on).map_err(Error::from);
                 let failed = fetched.is_err();
                 if give.send(fetched).is_err() || failed {
                     return;
@@ -148,7 +148,7 @@ impl Ahead {
     }
 
     fn next(&self) -> Result<PathBuf> {
-        self.files.recv().unwrap_or_else(|_| Err(Error::Hub(calm_hub::Error::Stopped)))
+        self.files.recv().unwrap_or(Err(calm_hub::Error::Stopped.into()))
     }
 }
 
