@@ -361,3 +361,27 @@ pub struct Failure {
     /// What happened.
     pub reason: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(cross_entropy: Option<f64>, bound: &[(usize, f64)]) -> SeedRun {
+        let bound = bound.iter().map(|&(samples, nats)| Bound { samples, nats, ..Bound::default() });
+        SeedRun { cross_entropy, bits_per_byte: cross_entropy, bound: bound.collect(), ..SeedRun::default() }
+    }
+
+    #[test]
+    fn a_likelihood_is_exact_or_the_tightest_bound_and_never_a_mixture() {
+        let of = |runs: Vec<SeedRun>| Variant { runs, ..Variant::default() }.likelihood();
+        let exact = of(vec![run(Some(3.0), &[]), run(Some(5.0), &[])]).expect("exact");
+        assert_eq!((exact.nats.value, exact.nats.seeds, exact.draws), (4.0, Some(1.0), None));
+        assert_eq!(exact.bits_per_byte, Some(exact.nats));
+        let bound = of(vec![run(None, &[(1, 9.0), (8, 7.0)])]).expect("a bound");
+        assert_eq!((bound.nats.value, bound.nats.seeds, bound.draws), (7.0, None, Some(8)));
+        assert_eq!(bound.bits_per_byte, None);
+        assert_eq!(of(vec![run(None, &[(8, 7.0)]), run(None, &[(64, 6.0)])]), None);
+        assert_eq!(of(vec![run(Some(3.0), &[]), run(None, &[])]), None);
+        assert_eq!(of(Vec::new()), None);
+    }
+}

@@ -6,7 +6,7 @@ use super::parts::{Section, all_variants, figure, legend};
 use crate::ReportError;
 use crate::axis::Axis;
 use crate::chart::{Chart, Mark, Point};
-use crate::study::{Study, Variant};
+use crate::study::{Estimate, Study, Variant};
 
 /// Mean over seeds of the bound at each number of draws that all of them have, with the standard error over seeds; with
 /// one seed that over its documents.
@@ -16,15 +16,8 @@ fn curve(variant: &Variant) -> Vec<(f64, f64, Option<f64>)> {
         let points: Option<Vec<_>> =
             variant.runs.iter().map(|r| r.bound.iter().find(|p| p.samples == draws)).collect();
         let points = points?;
-        let n = points.len() as f64;
-        let mean = points.iter().map(|p| p.nats).sum::<f64>() / n;
-        let se = if points.len() == 1 {
-            points[0].nats_se
-        } else {
-            let squares: f64 = points.iter().map(|p| (p.nats - mean).powi(2)).sum();
-            Some((squares / (n - 1.0) / n).sqrt())
-        };
-        Some((draws as f64, mean, se))
+        let mean = Estimate::over_seeds(&points.iter().map(|p| p.nats).collect::<Vec<_>>())?;
+        Some((draws as f64, mean.value, mean.seeds.or(points[0].nats_se)))
     };
     first.bound.iter().filter_map(|p| at(p.samples)).filter(|p| p.1.is_finite()).collect()
 }
