@@ -86,7 +86,7 @@ impl Records {
             }
             self.begun += 1;
             let number = self.line;
-            return match read(&line, &self.wanted) {
+            return match read(line.trim_end(), &self.wanted) {
                 Ok(record) => self.row(record, "line", number).map(Some),
                 // The first line of an object that is written over several lines.
                 Err(e) if self.begun == 1 && e.is_eof() && !self.begins_another()? => self.whole(line),
