@@ -145,6 +145,35 @@ fn a_column_is_named_or_there_is_a_list_of_them() {
 }
 
 #[test]
+fn messages_are_one_text_in_tables_and_in_records() {
+    let expected = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\nhi<|im_end|>\n";
+    let with = |path: &Path| DataConfig { column: Some("messages".to_owned()), ..config(path) };
+    let tables = ["pyarrow-messages.parquet", "polars-messages.parquet", "duckdb-messages.parquet"];
+    for name in tables {
+        let texts = texts(&with(&fixture(name)));
+        assert_eq!(texts[0], expected, "{name}");
+        assert_eq!(texts.len(), 2, "{name}: a row without messages has no text");
+        assert_eq!(texts[1], "<|im_start|>assistant\n<|im_end|>\n", "{name}: nothing was said");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("chat.jsonl");
+    let lines = [
+        r#"{"messages": [{"role": "user", "content": "hello", "x": [1]}, {"content": "hi", "role": "assistant"}]}"#,
+        r#"{"messages": [{"from": "user", "value": "hello"}, {"from": "assistant", "value": "hi"}]}"#,
+        r#"{"messages": [{"role": "assistant", "content": null}]}"#,
+        r#"{"messages": []}"#,
+    ];
+    fs::write(&path, lines.join("\n")).unwrap();
+    assert_eq!(texts(&with(&path)), [expected, expected, "<|im_start|>assistant\n<|im_end|>\n"]);
+    for bad in
+        [r#"["hello"]"#, r#"[{"content": "x"}]"#, r#"[{"role": "user", "content": 3}]"#, r#"[{"role": 1}]"#]
+    {
+        fs::write(&path, format!("{{\"messages\": {bad}}}\n")).unwrap();
+        assert!(told(&with(&path)).contains("no `messages` field"), "{bad}");
+    }
+}
+
+#[test]
 fn a_folder_may_hold_tables_beside_text() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("a.txt"), "first").unwrap();
