@@ -76,6 +76,8 @@ pub fn train(texts: &[&str], vocab_size: usize, progress: &mut dyn FnMut(Trainin
     let watched = std::thread::scope(|scope| {
         let (pool, learn) = (pool.ok()?, &mut learn);
         let work = std::thread::Builder::new().spawn_scoped(scope, move || pool.install(learn)).ok()?;
+        // Also where it is done before anybody looks.
+        progress(Training::Counting(0));
         while !work.is_finished() {
             progress(match learning.load(Ordering::Relaxed) {
                 true => Training::Learning,

@@ -339,7 +339,7 @@ impl Error {
             }
             Self::Json { truncated: true, .. } => {
                 "each line must hold one object, or the file one array of objects; the file seems to be cut short: \
-                 download or copy it again"
+                 download or copy it again; `data.on_bad_document: skip` leaves out what is none"
             }
             Self::Changed { .. } => "start again when nothing writes to it any more; nothing of it was kept",
             Self::NoText { .. } => {

@@ -145,6 +145,35 @@ fn a_column_is_named_or_there_is_a_list_of_them() {
 }
 
 #[test]
+fn messages_are_one_text_in_tables_and_in_records() {
+    let expected = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\nhi<|im_end|>\n";
+    let with = |path: &Path| DataConfig { column: Some("messages".to_owned()), ..config(path) };
+    let tables = ["pyarrow-messages.parquet", "polars-messages.parquet", "duckdb-messages.parquet"];
+    for name in tables {
+        let texts = texts(&with(&fixture(name)));
+        assert_eq!(texts[0], expected, "{name}");
+        assert_eq!(texts.len(), 2, "{name}: a row without messages has no text");
+        assert_eq!(texts[1], "<|im_start|>assistant\n<|im_end|>\n", "{name}: nothing was said");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("chat.jsonl");
+    let lines = [
+        r#"{"messages": [{"role": "user", "content": "hello", "x": [1]}, {"content": "hi", "role": "assistant"}]}"#,
+        r#"{"messages": [{"from": "user", "value": "hello"}, {"from": "assistant", "value": "hi"}]}"#,
+        r#"{"messages": [{"role": "assistant", "content": null}]}"#,
+        r#"{"messages": []}"#,
+    ];
+    fs::write(&path, lines.join("\n")).unwrap();
+    assert_eq!(texts(&with(&path)), [expected, expected, "<|im_start|>assistant\n<|im_end|>\n"]);
+    for bad in
+        [r#"["hello"]"#, r#"[{"content": "x"}]"#, r#"[{"role": "user", "content": 3}]"#, r#"[{"role": 1}]"#]
+    {
+        fs::write(&path, format!("{{\"messages\": {bad}}}\n")).unwrap();
+        assert!(told(&with(&path)).contains("no `messages` field"), "{bad}");
+    }
+}
+
+#[test]
 fn a_folder_may_hold_tables_beside_text() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("a.txt"), "first").unwrap();
@@ -176,9 +205,18 @@ fn rows_without_text_stop_or_are_left_out_and_listed() {
 fn a_damaged_table_is_named_with_the_place() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("t.parquet");
-    let long = "some text ".repeat(300);
+    // Text that does not compress well.
+    let mut state = 1u32;
+    let mut letters = |n: usize| -> String {
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            char::from(b'a' + (state >> 27) as u8 % 26)
+        };
+        (0..n).map(|_| next()).collect()
+    };
+    let texts: Vec<String> = (0..200).map(|_| letters(300)).collect();
     let group: Vec<(Option<&[u8]>, Option<&str>)> =
-        (0..200).map(|_| (Some(long.as_bytes()), Some("en"))).collect();
+        texts.iter().map(|t| (Some(t.as_bytes()), Some("en"))).collect();
     write(&path, &[&group, &group]);
     let whole = fs::read(&path).unwrap();
     for length in [whole.len() - 5, whole.len() / 2, 4, 9] {
@@ -188,7 +226,7 @@ fn a_damaged_table_is_named_with_the_place() {
     }
     // A page of the first group's texts.
     let mut bytes = whole.clone();
-    bytes[60..90].fill(0xaa);
+    bytes[5_000..5_100].fill(0xaa);
     fs::write(&path, &bytes).unwrap();
     let error = told(&config(&path));
     assert!(error.contains("row group 1, column `text`") && error.contains("skip"), "{error}");

@@ -13,6 +13,7 @@
 //! | `pieces` | a text without documents in pieces |
 //! | [`records`] | the records of a JSON file, whatever stands beside their text |
 //! | `table` | the rows of a Parquet table |
+//! | `messages` | a conversation as text |
 //! | [`crates`] | the sources of pinned crates, by a manifest |
 //! | [`locate`] | where crates lie on this machine |
 //! | [`curate`] | which files of a crate are text worth learning (used when a manifest is written) |
@@ -27,6 +28,7 @@ mod files;
 mod hub;
 mod loaded;
 pub mod locate;
+mod messages;
 mod own;
 pub mod path;
 mod pieces;

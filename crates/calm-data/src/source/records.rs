@@ -1,7 +1,8 @@
 //! Records of JSON files: one object a line, an array of objects, or a single object; one after the other.
 //!
 //! Only the text and the fields of a filter are ours. Whatever stands in other fields is skipped without being read:
-//! numbers that are too large, half surrogate pairs, any depth, and the `NaN` and `Infinity` that Python writes.
+//! numbers that are too large, half surrogate pairs, any depth, and the `NaN` and `Infinity` that Python writes. A list of
+//! messages in the text's place is a conversation (see [`super::messages`]).
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::bytes::{LONGEST, Text, text_at};
+use super::messages::{self, NAMES};
 use super::row::{Row, Wanted};
 use super::settings::Value;
 use crate::error::{Error, Result};
@@ -86,7 +88,7 @@ impl Records {
             }
             self.begun += 1;
             let number = self.line;
-            return match read(&line, &self.wanted) {
+            return match read(line.trim_end(), &self.wanted) {
                 Ok(record) => self.row(record, "line", number).map(Some),
                 // The first line of an object that is written over several lines.
                 Err(e) if self.begun == 1 && e.is_eof() && !self.begins_another()? => self.whole(line),
@@ -386,8 +388,16 @@ impl<'de> Visitor<'de> for Seed<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<(), A::Error> {
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        self.end(|| None);
+        // Where the text should be there may be a conversation.
+        let text = self.places.iter().any(|(way, place)| way.is_empty() && *place == 0);
+        let mut said = text.then(String::new);
+        while let Some(message) = seq.next_element_seed(Message)? {
+            match (&mut said, message) {
+                (Some(said), Some((role, content))) => messages::push(said, &role, &content),
+                _ => said = None,
+            }
+        }
+        self.end(|| said.map(Value::Text));
         Ok(())
     }
 
@@ -401,6 +411,29 @@ impl<'de> Visitor<'de> for Seed<'_> {
         }
         self.end(|| None);
         Ok(())
+    }
+}
+
+/// Role and content of a message; nothing if it is none.
+struct Message;
+
+impl<'de> DeserializeSeed<'de> for Message {
+    type Value = Option<(String, String)>;
+    fn deserialize<D: Deserializer<'de>>(
+        self,
+        deserializer: D,
+    ) -> std::result::Result<Self::Value, D::Error> {
+        let mut found = Record { text: None, fields: vec![None; 2 * NAMES.len()] };
+        let places: Vec<Vec<String>> =
+            NAMES.iter().flat_map(|(role, content)| [*role, *content]).map(|n| vec![n.to_owned()]).collect();
+        let places = places.iter().map(Vec::as_slice).zip(1..).collect();
+        Seed { places, record: &mut found }.deserialize(deserializer)?;
+        Ok(found.fields.chunks(2).find_map(|pair| match pair {
+            [Some(Value::Text(role)), Some(Value::Text(content))] => Some((role.clone(), content.clone())),
+            // A call of a tool says nothing.
+            [Some(Value::Text(role)), None] => Some((role.clone(), String::new())),
+            _ => None,
+        }))
     }
 }
 

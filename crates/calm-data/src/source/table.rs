@@ -1,7 +1,7 @@
 //! Parquet tables: the column of the text, and those that a filter looks at, row group by row group.
 //!
 //! Columns are read side by side, a few rows at a time: what is held are the pages that these rows lie in. A text may
-//! be a string or bytes that are UTF-8. The library checks pages by their checksums where a writer left some.
+//! be a string or bytes that are UTF-8, or a list of messages (see [`super::messages`]). The library checks pages by their checksums where a writer left some.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -11,11 +11,12 @@ use std::sync::Arc;
 
 use parquet::basic::{ConvertedType, LogicalType, Type as Physical};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
-use parquet::data_type::{ByteArray, DataType};
+use parquet::data_type::{ByteArray, ByteArrayType, DataType};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::schema::types::ColumnDescriptor;
 
 use super::bytes::{self, Count};
+use super::messages::{self, NAMES};
 use super::row::{Row, Wanted};
 use super::settings::Value;
 use crate::caught::caught_in;
@@ -31,8 +32,9 @@ pub(super) struct Table {
     path: PathBuf,
     id: String,
     wanted: Arc<Wanted>,
-    /// The columns of the text and the fields.
+    /// The columns of the text (of roles and contents, if it is made of messages) and the fields.
     columns: Vec<usize>,
+    messages: bool,
     group: usize,
     open: Option<Vec<ColumnReader>>,
     /// Rows of the group that were read, and all before it.
@@ -74,13 +76,14 @@ impl Table {
         let opened = caught_in("parquet", || SerializedFileReader::new(file));
         let opened = opened.map_err(|e| damaged(path, "", &e))?;
         let reader = opened.map_err(|e| damaged(path, "", &e.to_string()))?;
-        let columns = columns(path, &reader, &wanted)?;
+        let (columns, messages) = columns(path, &reader, &wanted)?;
         Ok(Self {
             reader,
             path: path.to_owned(),
             id,
             wanted,
             columns,
+            messages,
             group: 0,
             open: None,
             rows: 0,
@@ -117,8 +120,8 @@ impl Table {
         let mut cells = Vec::with_capacity(readers.len());
         let schema = self.reader.metadata().file_metadata().schema_descr();
         for (reader, &column) in readers.iter_mut().zip(&self.columns) {
-            let most = schema.column(column).max_def_level();
-            let read = caught_in("parquet", || read(reader, most)).and_then(|read| read);
+            let levels = Levels::of(&schema.column(column));
+            let read = caught_in("parquet", || read(reader, levels)).and_then(|read| read);
             cells.push(read.map_err(|e| damaged(&self.path, &self.place(column), &e))?.into_iter());
         }
         let found = cells[0].len();
@@ -132,8 +135,10 @@ impl Table {
             self.rows += 1;
             let mut row = cells.iter_mut().map(|cells| cells.next().flatten());
             let text = row.next().flatten();
+            let contents = if self.messages { row.next().flatten() } else { None };
             let fields = row.map(|cell| cell.and_then(Cell::value)).collect();
-            let row = self.text(text).map(|text| {
+            let text = if self.messages { self.conversation(text, contents) } else { self.text(text) };
+            let row = text.map(|text| {
                 let id = format!("{}:{}", self.id, self.before + self.rows);
                 Row { id, text, fields }
             });
@@ -166,6 +171,20 @@ impl Table {
             Ok(text) => Ok(text.to_owned()),
             Err(e) => Err(bad(&format!("invalid UTF-8 at byte {} of the text", e.valid_up_to()))),
         }
+    }
+
+    /// A row of roles and what each said.
+    fn conversation(&self, roles: Option<Cell>, contents: Option<Cell>) -> Result<String> {
+        let (Some(Cell::List(roles)), Some(Cell::List(contents))) = (roles, contents) else {
+            return self.text(None);
+        };
+        let mut text = String::new();
+        for (role, content) in roles.into_iter().zip(contents) {
+            // A call of a tool says nothing.
+            let content = content.map_or_else(|| Ok(String::new()), |c| self.text(Some(Cell::Bytes(c))))?;
+            messages::push(&mut text, &self.text(role.map(Cell::Bytes))?, &content);
+        }
+        Ok(text)
     }
 
     fn end_group(&mut self) {
@@ -216,9 +235,20 @@ impl Iterator for Table {
     }
 }
 
-/// The columns of the text and the fields, or what there is instead.
-fn columns(path: &Path, reader: &SerializedFileReader<File>, wanted: &Wanted) -> Result<Vec<usize>> {
+/// The columns of the text and the fields, and whether the first two are those of messages; or what there is instead.
+fn columns(path: &Path, reader: &SerializedFileReader<File>, wanted: &Wanted) -> Result<(Vec<usize>, bool)> {
     let schema = reader.metadata().file_metadata().schema_descr();
+    // Writers name what stands between a list and its elements as they like.
+    let of_message = |name: &str| {
+        schema.columns().iter().position(|column| {
+            let parts = column.path().parts();
+            parts.starts_with(&wanted.text)
+                && parts.len() > wanted.text.len()
+                && parts.last().is_some_and(|last| last == name)
+                && column.max_rep_level() == 1
+                && column.physical_type() == Physical::BYTE_ARRAY
+        })
+    };
     let find = |name: &[String], text: bool| {
         let name = name.join(".");
         let at = schema.columns().iter().position(|column| column.path().string() == name);
@@ -246,8 +276,15 @@ fn columns(path: &Path, reader: &SerializedFileReader<File>, wanted: &Wanted) ->
         }
         Ok(at)
     };
-    let text = find(&wanted.text, true)?;
-    std::iter::once(Ok(text)).chain(wanted.fields.iter().map(|name| find(name, false))).collect()
+    let messages = NAMES.iter().find_map(|(role, content)| Some([of_message(role)?, of_message(content)?]));
+    let mut columns = match messages {
+        Some(columns) => columns.to_vec(),
+        None => vec![find(&wanted.text, true)?],
+    };
+    for name in &wanted.fields {
+        columns.push(find(name, false)?);
+    }
+    Ok((columns, messages.is_some()))
 }
 
 /// A column's name with what it holds.
@@ -268,6 +305,28 @@ enum Cell {
     Bytes(ByteArray),
     Number(f64),
     Switch(bool),
+    /// Of a list, each with its value where it has one.
+    List(Vec<Option<ByteArray>>),
+}
+
+/// The levels that say what is there.
+#[derive(Clone, Copy)]
+struct Levels {
+    /// A value.
+    value: i16,
+    /// An element of a list.
+    element: i16,
+    list: bool,
+}
+
+impl Levels {
+    fn of(column: &ColumnDescriptor) -> Self {
+        Self {
+            value: column.max_def_level(),
+            element: column.repeated_ancestor_def_level(),
+            list: column.max_rep_level() > 0,
+        }
+    }
 }
 
 impl Cell {
@@ -279,15 +338,18 @@ impl Cell {
             }
             Self::Number(n) => Some(Value::Number(n)),
             Self::Switch(is) => Some(Value::Switch(is)),
+            Self::List(_) => None,
         }
     }
 }
 
 type Cells = std::result::Result<Vec<Option<Cell>>, String>;
 
-/// The next values of a column, of which those at level `most` are there; fewer than [`ROWS`] at its end.
-fn read(reader: &mut ColumnReader, most: i16) -> Cells {
+/// The next values of a column; fewer than [`ROWS`] at its end.
+fn read(reader: &mut ColumnReader, levels: Levels) -> Cells {
+    let most = levels.value;
     match reader {
+        ColumnReader::ByteArrayColumnReader(reader) if levels.list => lists(reader, levels),
         ColumnReader::ByteArrayColumnReader(reader) => of_type(reader, most, Cell::Bytes),
         ColumnReader::BoolColumnReader(reader) => of_type(reader, most, Cell::Switch),
         ColumnReader::Int32ColumnReader(reader) => of_type(reader, most, |n| Cell::Number(f64::from(n))),
@@ -315,6 +377,32 @@ fn of_type<T: DataType>(reader: &mut ColumnReaderImpl<T>, most: i16, cell: impl 
             false => Ok(None),
         })
         .collect()
+}
+
+/// Lists of bytes: a repetition level of 0 begins the next row.
+fn lists(reader: &mut ColumnReaderImpl<ByteArrayType>, of: Levels) -> Cells {
+    let (mut levels, mut begins, mut values) = (Vec::new(), Vec::new(), Vec::new());
+    let read = reader.read_records(ROWS, Some(&mut levels), Some(&mut begins), &mut values);
+    let rows = read.map_err(|e| e.to_string())?.0;
+    let (mut values, mut lists) = (values.into_iter(), Vec::new());
+    if levels.len() != begins.len() {
+        return Err(format!("{} levels and {} beginnings", levels.len(), begins.len()));
+    }
+    for (level, begin) in levels.into_iter().zip(begins) {
+        if begin == 0 {
+            lists.push(Vec::new());
+        }
+        let list = lists.last_mut().ok_or("a list without a beginning")?;
+        if level == of.value {
+            list.push(Some(values.next().ok_or("fewer values than there should be")?));
+        } else if level >= of.element {
+            list.push(None);
+        }
+    }
+    if lists.len() != rows {
+        return Err(format!("{} lists in {rows} rows", lists.len()));
+    }
+    Ok(lists.into_iter().map(|list| Some(Cell::List(list))).collect())
 }
 
 fn table(path: &Path, place: &str, what: &str, remedy: &str) -> Error {

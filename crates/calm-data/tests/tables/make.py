@@ -37,10 +37,19 @@ pq.write_table(
 pq.write_table(
     pa.table({"text": pa.array([t.encode() for t in TEXTS], pa.large_binary())}), HERE / "pyarrow-bytes.parquet", compression="zstd"
 )
-pq.write_table(
-    pa.table({"messages": [[{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]], "n": [1]}),
-    HERE / "pyarrow-messages.parquet",
-)
+chats = {
+    "messages": [
+        [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}],
+        [],
+        [{"role": "assistant", "content": None}],
+    ],
+    "n": [1, 2, 3],
+}
+pq.write_table(pa.table(chats), HERE / "pyarrow-messages.parquet")
 frame = polars.DataFrame(columns())
 frame.write_parquet(HERE / "polars.parquet", row_group_size=100)
 duckdb.sql(f"COPY (SELECT * FROM frame) TO '{HERE / 'duckdb.parquet'}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 2048)")
+
+chat = polars.DataFrame(chats)
+chat.write_parquet(HERE / "polars-messages.parquet")
+duckdb.sql(f"COPY (SELECT * FROM chat) TO '{HERE / 'duckdb-messages.parquet'}' (FORMAT parquet)")
