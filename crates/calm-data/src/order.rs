@@ -42,6 +42,9 @@ pub(crate) struct RowOrder {
 struct State {
     /// Rows of each section; none where that is not known yet.
     rows: Vec<Option<u32>>,
+    /// Rows of all sections, when all are known.
+    all: Option<u64>,
+    unknown: usize,
     unsaved: usize,
     /// First row of each group of an epoch, as far as they were passed; the last is the end of those.
     epoch: u64,
@@ -100,7 +103,15 @@ impl RowOrder {
             first: sections.start,
             sections: count,
             span,
-            state: Mutex::new(State { rows, unsaved: 0, epoch: 0, starts: vec![0], open: BTreeMap::new() }),
+            state: Mutex::new(State {
+                unknown: rows.iter().filter(|n| n.is_none()).count(),
+                rows,
+                all: None,
+                unsaved: 0,
+                epoch: 0,
+                starts: vec![0],
+                open: BTreeMap::new(),
+            }),
             counts,
         };
         order.open_group(0, 0)?;
@@ -156,6 +167,7 @@ impl RowOrder {
     fn count(&self, state: &mut State, section: usize, rows: usize) {
         if state.rows[section].replace(rows as u32).is_none() {
             state.unsaved += 1;
+            state.unknown -= 1;
         }
         // A cache that cannot be written costs time later, and nothing now.
         if let Some(path) = self.counts.as_ref().filter(|_| state.unsaved >= GROUP.min(self.sections)) {
@@ -184,7 +196,10 @@ impl RowOrder {
         let groups = self.groups();
         let (mut epoch, mut left) = (0, row);
         loop {
-            if let Some(all) = state.rows.iter().copied().map(|n| n.map(u64::from)).sum::<Option<u64>>() {
+            if state.all.is_none() && state.unknown == 0 {
+                state.all = Some(state.rows.iter().flatten().map(|n| u64::from(*n)).sum());
+            }
+            if let Some(all) = state.all {
                 (epoch, left) = (row / all.max(1), row % all.max(1));
             }
             if state.epoch != epoch {
@@ -290,4 +305,59 @@ fn read_counts(path: &std::path::Path, sections: usize) -> Option<Vec<Option<u32
 fn write_counts(path: &std::path::Path, rows: &[Option<u32>]) -> Result<()> {
     let counts: Vec<u8> = rows.iter().flat_map(|n| n.unwrap_or(u32::MAX).to_le_bytes()).collect();
     write_atomically(path, &[blake3::hash(&counts).as_bytes(), &counts])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    /// Sections of so many documents each, all of which have the same bytes.
+    fn repeated(sections: usize, documents: usize) -> TokenFile {
+        let length = |i: u64| (mix2(3, i) % 40) as usize;
+        let documents: Vec<_> = (0..documents as u64).map(|i| (vec![7; length(i)], 1)).collect();
+        TokenFile::in_memory(&documents, [0; 32], [0; 32]).repeated(sections)
+    }
+
+    /// What is computed, and what memory and time it takes, does not grow with the documents but for 100 bytes a section.
+    #[test]
+    fn a_thousand_million_documents_begin_at_once_and_continue_anywhere() {
+        let file = repeated(61_036, 16_384);
+        assert!(file.len() > 1_000_000_000);
+        let layout = Layout { chunk_size: 4, context: 64, bos_chunk: true };
+        let started = Instant::now();
+        let order = RowOrder::new(&file, 0..file.sections(), layout, 1).unwrap();
+        let (rows, row) = order.row(0).unwrap();
+        assert!(row < rows.len());
+        let first = started.elapsed();
+        // As they are kept after an epoch.
+        let of_one = rows.len() as u32;
+        {
+            let mut state = order.state();
+            (state.rows, state.unknown) = (vec![Some(of_one); file.sections()], 0);
+        }
+        let started = Instant::now();
+        let all = u64::from(of_one) * file.sections() as u64;
+        for place in [all / 3, all - 1, all, 5 * all + 7] {
+            order.row(place).unwrap();
+        }
+        let anywhere = started.elapsed() / 4;
+        println!("first row after {first:?}, a row anywhere after {anywhere:?}, {all} rows an epoch");
+        assert!(first.as_secs() < 20 && anywhere.as_secs() < 20, "{first:?}, {anywhere:?}");
+    }
+
+    #[test]
+    fn one_section_has_the_order_of_one_permutation() {
+        let file = repeated(1, 200);
+        let layout = Layout { chunk_size: 2, context: 16, bos_chunk: false };
+        let order = RowOrder::new(&file, 0..1, layout, 9).unwrap();
+        let rows = pack::best_fit(segments(&file, layout, 0..200, 1, None).collect(), 16, 9);
+        let n = rows.len() as u64;
+        for place in 0..3 * n {
+            let (found, row) = order.row(place).unwrap();
+            assert_eq!(row as u64, permute(place % n, n, mix2(9, place / n)));
+            assert_eq!(found.row(row), rows.row(row));
+        }
+    }
 }

@@ -162,6 +162,13 @@ impl TokenFile {
         Self::of_sections(shards, records, common, None)
     }
 
+    /// The same section again and again.
+    #[cfg(test)]
+    pub(crate) fn repeated(&self, sections: usize) -> Self {
+        let records = vec![self.0.sections[0]; sections];
+        Self::of_sections(self.0.shards.clone(), records, self.0.common, None)
+    }
+
     /// Several files of one tokenizer, one behind the other; `data` is the hash of their text.
     pub(crate) fn joined(files: Vec<Self>, data: [u8; 32]) -> Self {
         let [first, _, ..] = &files[..] else {

@@ -76,14 +76,16 @@ pub struct Rows {
     pub last: String,
     /// Hash of this and all before it.
     pub all: String,
+    /// Rows of a step, and chunk positions of a row: with others its rows are others.
+    pub size: (usize, usize),
 }
 
 impl Rows {
-    /// After a step whose rows have this hash.
-    pub fn after(before: Option<Self>, last: &str) -> Self {
+    /// After a step of so many rows and chunk positions, whose rows have this hash.
+    pub fn after(before: Option<Self>, last: &str, size: (usize, usize)) -> Self {
         let chain = before.map(|rows| rows.all).unwrap_or_default() + last;
         let all = blake3::hash(chain.as_bytes()).to_hex()[..32].to_owned();
-        Self { last: last.to_owned(), all }
+        Self { last: last.to_owned(), all, size }
     }
 }
 

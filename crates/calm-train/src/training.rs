@@ -114,7 +114,7 @@ impl Training<'_> {
             state.tokens += report.tokens;
             state.left_out += u64::from(report.skipped);
             report.left_out = state.left_out;
-            state.rows = Some(Rows::after(state.rows.take(), &read_hash));
+            state.rows = Some(Rows::after(state.rows.take(), &read_hash, (c.batch_rows, c.context)));
             observer.step(&report);
 
             let stop = observer.should_stop() && !last;
@@ -219,16 +219,17 @@ impl Training<'_> {
         })
     }
 
-    /// Whether the rows of the last step are those that a checkpoint saw.
+    /// Whether the rows of the last step are those that a checkpoint saw. Who changes the size of a batch has others.
     fn same_rows(&self, state: &StageState) -> Result<()> {
         let Some((rows, last)) = state.rows.as_ref().zip(state.last_batch()) else { return Ok(()) };
-        if Batch::hash(&self.batches(last)?) == rows.last {
+        let size = (self.config.batch_rows, self.config.context);
+        if size != rows.size || Batch::hash(&self.batches(last)?) == rows.last {
             return Ok(());
         }
         Err(Error::user(
             format!("the rows of step {} are not those that the run was trained on", state.step),
-            "the text, the chunk size, the context and the number of rows must be those of the checkpoint; \
-             --restart begins anew",
+            "the token files are not those of the checkpoint, or another version made it: restore them, or begin anew with \
+             --restart",
         ))
     }
 }

@@ -6,6 +6,7 @@
 mod ablate;
 mod bench;
 mod config;
+mod data;
 mod decode;
 mod device;
 mod errors;
