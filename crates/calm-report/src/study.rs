@@ -259,6 +259,9 @@ pub struct CurvePoint {
     pub tokens: u64,
     /// Validation loss: cross-entropy of models with probabilities, the head's loss of others.
     pub loss: f64,
+    /// Nats a token: the cross-entropy of models with probabilities, the tightest bound of others if one was taken.
+    #[serde(default)]
+    pub nats: Option<f64>,
     /// BrierLM; None where undefined.
     pub brierlm: Option<f64>,
     /// Standard error of it.

@@ -1,6 +1,7 @@
 //! Scores of all runs at the same positions, kept in each run's folder by document, so that they can be paired
 //! later and are not drawn twice.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use calm_data::{Corpus, spread};
@@ -9,7 +10,7 @@ use calm_eval::generate::{Decoding, GenerateOptions, generate};
 use calm_eval::protocol::{Protocol, REFERENCE_EXACT_BLOCK, REFERENCE_SAMPLED_BLOCK, Reader};
 use calm_eval::reconstruction::ReconstructionReport;
 use calm_eval::score::VERSION;
-use calm_lm::{LanguageModel, Sampler, TokenDecoding};
+use calm_lm::{DrawKind, LanguageModel, Sampler, TokenDecoding};
 use calm_report::study::{Reference, Sample};
 use calm_run::checkpoint::{Which, read_json, write_json};
 use calm_run::results::BoundResults;
@@ -342,6 +343,7 @@ fn sample(
 pub fn curve(run: &Run) -> Vec<calm_report::study::CurvePoint> {
     let Ok(lines) = metrics::read_lines(&run.folder.join("metrics.jsonl")) else { return Vec::new() };
     let Ok(tokens) = run.token_count(Stage::Lm) else { return Vec::new() };
+    let exact = run.config.model.draws() == DrawKind::Exact;
     let mut points = Vec::new();
     for line in lines.iter().filter(|l| l.stage == Stage::Lm) {
         let value = |name: &str| line.values.get(name).copied().flatten();
@@ -349,6 +351,7 @@ pub fn curve(run: &Run) -> Vec<calm_report::study::CurvePoint> {
             points.push(calm_report::study::CurvePoint {
                 tokens: tokens.until(line.step),
                 loss,
+                nats: if exact { Some(loss) } else { tightest_bound(&line.values) },
                 brierlm: value("validation/brierlm"),
                 brierlm_se: value("validation/brierlm_se"),
                 brier_1: value("validation/brier_1"),
@@ -356,4 +359,12 @@ pub fn curve(run: &Run) -> Vec<calm_report::study::CurvePoint> {
         }
     }
     points
+}
+
+/// The bound of the most draws: `validation/bound_N`.
+fn tightest_bound(values: &BTreeMap<String, Option<f64>>) -> Option<f64> {
+    let bound = |(name, value): (&String, &Option<f64>)| {
+        Some((name.strip_prefix("validation/bound_")?.parse::<usize>().ok()?, (*value)?))
+    };
+    values.iter().filter_map(bound).max_by_key(|(draws, _)| *draws).map(|(_, nats)| nats)
 }

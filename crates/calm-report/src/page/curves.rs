@@ -15,13 +15,17 @@ type Of = fn(&CurvePoint) -> Option<f64>;
 
 const BRIERLM: Of = |p| p.brierlm;
 const BRIER_1: Of = |p| p.brier_1;
+const NATS: Of = |p| p.nats;
 const LOSS: Of = |p| Some(p.loss);
+
+/// Nats of models with probabilities and bounds of others, in one plot.
+const NATS_LABEL: &str = "nats per token, exact or a bound";
 
 pub fn learning(study: &Study) -> Result<Option<Section>, ReportError> {
     let panels: Vec<Chart> = [
         curves(study, "BrierLM, %", BRIERLM, |_| true),
         curves(study, "Brier-1, %", BRIER_1, |_| true),
-        curves(study, "cross-entropy, nats per token", LOSS, |v| v.probabilities),
+        curves(study, NATS_LABEL, NATS, |_| true),
         curves(study, "loss of latent heads", LOSS, |v| !v.probabilities),
     ]
     .into_iter()
@@ -99,36 +103,37 @@ fn common_mean(lines: &[Vec<(f64, f64)>]) -> Vec<(f64, f64)> {
 
 pub fn against_cross_entropy(study: &Study) -> Result<Option<Section>, ReportError> {
     let points = |of: Of| {
-        let exact = study.variants.iter().enumerate().filter(|(_, v)| v.probabilities);
-        let checkpoints =
-            exact.flat_map(|(i, v)| v.runs.iter().flat_map(move |r| r.curve.iter().map(move |p| (i, p))));
-        checkpoints
-            .filter_map(move |(series, p)| Some((series, p, of(p)?)))
-            .filter(|(_, p, y)| p.loss.is_finite() && y.is_finite())
+        let runs = study.variants.iter().enumerate().flat_map(|(i, v)| v.runs.iter().map(move |r| (i, r)));
+        runs.flat_map(|(i, r)| r.curve.iter().map(move |p| (i, p)))
+            .filter_map(move |(series, p)| Some((series, p, p.nats?, of(p)?)))
+            .filter(|(_, _, x, y)| x.is_finite() && y.is_finite())
             .collect::<Vec<_>>()
     };
     let mut panels = Vec::new();
     let mut rows = Vec::new();
     for (name, of) in [("BrierLM", BRIERLM), ("Brier-1", BRIER_1)] {
         let points = points(of);
-        let pairs: Vec<(f64, f64)> = points.iter().map(|(_, p, y)| (p.loss, *y)).collect();
-        rows.push((name, pearson(&pairs), spearman(&pairs), pairs.len()));
-        let Some(x) = Axis::close("cross-entropy, nats per token", pairs.iter().map(|p| p.0)) else {
-            continue;
-        };
+        for (whose, exact) in [("with probabilities", true), ("without, by their bound", false)] {
+            let of_these = points.iter().filter(|(i, ..)| study.variants[*i].probabilities == exact);
+            let pairs: Vec<(f64, f64)> = of_these.map(|(_, _, x, y)| (*x, *y)).collect();
+            if !pairs.is_empty() {
+                rows.push((name, whose, pearson(&pairs), spearman(&pairs), pairs.len()));
+            }
+        }
+        let Some(x) = Axis::close(NATS_LABEL, points.iter().map(|p| p.2)) else { continue };
         let ranges = |p: &CurvePoint, y: f64| {
             let se = p.brierlm_se.filter(|se| name == "BrierLM" && se.is_finite())?;
             Some((y - se, y + se))
         };
-        let heights = points.iter().flat_map(|(_, p, y)| {
+        let heights = points.iter().flat_map(|(_, p, _, y)| {
             let (low, high) = ranges(p, *y).unwrap_or((*y, *y));
             [low, high]
         });
         let Some(y) = Axis::linear(&format!("{name}, %"), Unit::Plain, heights) else { continue };
         let marks = points
             .iter()
-            .map(|&(series, p, y)| Point {
-                x: p.loss,
+            .map(|&(series, p, x, y)| Point {
+                x,
                 y,
                 y_range: ranges(p, y),
                 series,
@@ -137,26 +142,26 @@ pub fn against_cross_entropy(study: &Study) -> Result<Option<Section>, ReportErr
             })
             .map(Mark::Point)
             .collect();
-        let description =
-            format!("{name} against cross-entropy over the checkpoints of models with probabilities");
+        let description = format!("{name} against nats a token over the checkpoints of all models");
         panels.push(Chart { description, x, y, marks });
     }
     if panels.is_empty() {
         return Ok(None);
     }
-    let exact = all_variants(study).filter(|(i, _)| study.variants[*i].probabilities);
+    let known = |v: &Variant| v.runs.iter().flat_map(|r| &r.curve).any(|p| p.nats.is_some());
+    let shown = all_variants(study).filter(|(i, _)| known(&study.variants[*i]));
     let caption = html! {
-        "Every validation of the models with probabilities, which have both numbers: if the scores measure what "
-        "cross-entropy measures, they fall along a line (Pearson) or at least in order (Spearman). Bars are ± one "
-        "standard error."
+        "Every validation that has both numbers: if the scores measure what cross-entropy measures, they fall along a "
+        "line (Pearson) or at least in order (Spearman). Models that draw latent vectors stand at a bound, which may be "
+        "far above the truth. Bars are ± one standard error."
     };
-    let plots = figure(&legend(exact)?, &panels, &caption)?;
+    let plots = figure(&legend(shown)?, &panels, &caption)?;
     let coefficient = |c: Option<f64>| c.map_or_else(|| "undefined".into(), |c| number::fixed(c, 3));
     let body = html! {
-        @for (name, pearson, spearman, n) in &rows {
+        @for (name, whose, pearson, spearman, n) in &rows {
             p {
-                (name) " and cross-entropy: Pearson " strong { (coefficient(*pearson)) } ", Spearman "
-                strong { (coefficient(*spearman)) } ", over " (plural(*n, "checkpoint")) "."
+                (name) " and nats a token, models " (whose) ": Pearson " strong { (coefficient(*pearson)) }
+                ", Spearman " strong { (coefficient(*spearman)) } ", over " (plural(*n, "checkpoint")) "."
             }
         }
         (plots)

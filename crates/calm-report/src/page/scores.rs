@@ -10,6 +10,13 @@ use crate::study::{Estimate, Measured, Score, SeedRun, Study, Variant};
 /// Headings of the five scores.
 const SCORES: [&str; 5] = ["BrierLM", "Brier-1", "Brier-2", "Brier-3", "Brier-4"];
 
+/// The order in which they stand: BrierLM leads, unless it is undefined for all.
+fn order<'a>(scores: impl Iterator<Item = &'a Score>) -> [usize; 5] {
+    let mut scores = scores.peekable();
+    let undefined = scores.peek().is_some() && scores.all(|s| s.brierlm.is_none());
+    if undefined { [1, 2, 3, 4, 0] } else { [0, 1, 2, 3, 4] }
+}
+
 pub fn section(study: &Study) -> Result<Option<Section>, ReportError> {
     if study.variants.is_empty() && study.ngrams.is_empty() {
         return Ok(None);
@@ -56,11 +63,12 @@ pub fn reference(study: &Study) -> Option<Section> {
     }
     let protocols = |v: &Variant| [("aligned", v.aligned.clone()), ("reference", v.reference.clone())];
     let both: Vec<_> = study.variants.iter().map(|v| (v, protocols(v))).collect();
-    let decimals = column_decimals(both.iter().flat_map(|(_, s)| s.iter().filter_map(|s| s.1.as_ref())));
+    let scores = || both.iter().flat_map(|(_, s)| s.iter().filter_map(|s| s.1.as_ref()));
+    let (decimals, order) = (column_decimals(scores()), order(scores()));
     let rows = html! {
         thead { tr {
             th scope="col" { "Variant" } th.text scope="col" { "Protocol" }
-            @for name in SCORES { th scope="col" { (name) } }
+            @for n in order { th scope="col" { (SCORES[n]) } }
             th scope="col" { "Positions" }
         } }
         @for (variant, scores) in &both {
@@ -71,7 +79,7 @@ pub fn reference(study: &Study) -> Option<Section> {
                             th scope="rowgroup" rowspan="2" { span.name { span { (variant.name) } } }
                         }
                         td.text { (protocol) }
-                        (score_cells(score.as_ref(), &decimals))
+                        (score_cells(score.as_ref(), &order, &decimals))
                         (cell(score.as_ref().map(|s| number::count(s.positions))))
                     }
                 }
@@ -102,10 +110,11 @@ fn score_rows(
     let heads =
         variants.iter().map(|(v, _)| variant_head(study, v)).collect::<Result<Vec<_>, ReportError>>()?;
     let likelihood = variants.iter().any(|(v, _)| v.likelihood().is_some());
+    let order = order(variants.iter().filter_map(|v| v.1));
     Ok(html! {
         thead { tr {
             th scope="col" { "Variant" } th scope="col" { "K" }
-            @for name in SCORES { th scope="col" { (name) } }
+            @for n in order { th scope="col" { (SCORES[n]) } }
             @if likelihood { th scope="col" { "Nats/token" } th scope="col" { "Bits/byte" } }
             th scope="col" { "Seeds" } th scope="col" { "Documents" } th scope="col" { "Positions" }
         } }
@@ -114,7 +123,7 @@ fn score_rows(
                 tr {
                     (head)
                     td { (chunk_size(variant)) }
-                    (score_cells(*score, &decimals))
+                    (score_cells(*score, &order, &decimals))
                     @if likelihood { @for text in likelihood_cells(variant) { (cell(text)) } }
                     (cell(score.map(|s| s.seeds.to_string())))
                     (cell(score.map(|s| number::count(s.documents as u64))))
@@ -128,10 +137,12 @@ fn score_rows(
                     tr {
                         th scope="row" { span.name { span { (ngram.name) } } }
                         td { "n-gram" }
-                        @let brierlm = ngram.brierlm.map_or("undefined".into(), |b| number::fixed(b, decimals[0]));
-                        td { (brierlm) }
-                        @for n in 0..4 {
-                            (cell(ngram.brier.get(n).map(|b| number::fixed(*b, decimals[n + 1]))))
+                        @for n in order {
+                            @if n == 0 {
+                                td { (ngram.brierlm.map_or("undefined".into(), |b| number::fixed(b, decimals[0]))) }
+                            } @else {
+                                (cell(ngram.brier.get(n - 1).map(|b| number::fixed(*b, decimals[n]))))
+                            }
                         }
                         @for _ in 0..(if likelihood { 5 } else { 3 }) { (cell(None)) }
                     }
@@ -153,17 +164,15 @@ fn likelihood_cells(variant: &Variant) -> [Option<String>; 2] {
 }
 
 /// The five scores of one row.
-fn score_cells(score: Option<&Score>, decimals: &[usize; 5]) -> Markup {
+fn score_cells(score: Option<&Score>, order: &[usize; 5], decimals: &[usize; 5]) -> Markup {
     html! {
         @match score {
             None => @for _ in 0..5 { td.missing { (number::MISSING) } },
-            Some(score) => {
-                @match score.brierlm {
-                    Some(e) => td.strong { (number::estimate(&e, decimals[0])) },
-                    None => td.undefined { "undefined" },
-                }
-                @for n in 0..4 {
-                    (cell(score.brier.get(n).map(|e| number::estimate(e, decimals[n + 1]))))
+            Some(score) => @for n in order {
+                @match (n, score.brierlm) {
+                    (0, Some(e)) => td.strong { (number::estimate(&e, decimals[0])) },
+                    (0, None) => td.undefined { "undefined" },
+                    _ => (cell(score.brier.get(n - 1).map(|e| number::estimate(e, decimals[*n])))),
                 }
             }
         }
