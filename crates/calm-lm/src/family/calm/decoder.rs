@@ -14,8 +14,6 @@ use candle_core::{Result, Tensor, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::CalmConfig;
-
 /// Which decoder turns latent vectors into tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -36,19 +34,19 @@ pub(super) struct LatentDecoder {
 }
 
 impl LatentDecoder {
-    /// Creates the parameters of a copy under `b.decoder`: they start as the autoencoder's.
+    /// Creates the parameters of a copy under `b.decoder`: they start as the autoencoder's. D is the width of the hidden
+    /// states.
     ///
     /// # Errors
     /// As [`Builder::weight`].
-    pub fn new(b: &Builder, config: &CalmConfig, autoencoder: &Autoencoder) -> Result<Self> {
-        let kind = config.decoder();
+    pub fn new(b: &Builder, kind: DecoderKind, hidden: usize, autoencoder: &Autoencoder) -> Result<Self> {
         if kind == DecoderKind::Frozen {
             return Ok(Self { decoder: autoencoder.decoder().clone(), condition: None });
         }
-        let (b, shape) = (b.under("decoder"), &config.autoencoder);
+        let b = b.under("decoder");
         let (v, d) = autoencoder.embedding_table().dims2()?;
         let table = b.table("embed_tokens.weight", [v, d], Init::Zeros, None)?;
-        let decoder = Decoder::new(&b, shape, config.chunk_size, &table)?;
+        let decoder = Decoder::new(&b, autoencoder.config(), autoencoder.chunk_size(), &table)?;
         for (name, own) in b.store().params() {
             let theirs = match name.as_str() {
                 "decoder.embed_tokens.weight" => "encoder.embed_tokens.weight",
@@ -61,7 +59,7 @@ impl LatentDecoder {
             own.var.set(start.var.as_tensor())?;
         }
         let condition = (kind == DecoderKind::Conditioned)
-            .then(|| Linear::no_bias(&b, "condition", config.backbone.hidden_size, d, Init::Zeros))
+            .then(|| Linear::no_bias(&b, "condition", hidden, d, Init::Zeros))
             .transpose()?;
         Ok(Self { decoder, condition })
     }

@@ -68,7 +68,7 @@ impl Calm {
             input: ChunkInput::new(&b.under("embed_proj"), config.chunk_size, d, init)?,
             backbone: Backbone::new(&t, &config.backbone)?,
             head: config.head.build(&b, &config.backbone, config.latent_size())?,
-            decoder: LatentDecoder::new(&b, config, &autoencoder)?,
+            decoder: LatentDecoder::new(&b, config.decoder(), d, &autoencoder)?,
             autoencoder,
             decode: config.decode,
             likelihood: config.likelihood,
