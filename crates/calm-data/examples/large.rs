@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use calm_data::{
-    Batch, BpeConfig, DataConfig, Layout, Prefetch, Progress, RowSource, Source, TokenizerConfig, prepare,
+    Batch, BpeConfig, DataConfig, Layout, Prefetch, RowSource, Source, TokenizerConfig, prepare,
 };
 
 /// Peak resident set, MiB.

@@ -6,13 +6,13 @@ use crate::house::House;
 fn a_prepared_text_is_what_training_reads() {
     let house = House::new();
     let out = house.ok(&["data", "prepare", "--config", "calm.yaml"]);
-    for word in ["train", "held out", "documents", "V = 300"] {
+    for word in ["train", "held out", "documents", "V = "] {
         assert!(out.contains(word), "{word}: {out}");
     }
     let json = house.json(&["data", "prepare", "--config", "calm.yaml", "--format", "json"]);
-    assert_eq!(json["vocab_size"], 300);
     let plan = house.json(&["train", "--config", "calm.yaml", "--dry-run", "--format", "json"]);
     assert_eq!(plan["training_tokens"], json["train"]["tokens"], "{plan}");
+    assert_eq!(plan["vocab_size"], json["vocab_size"], "{plan}");
     let tokens = std::fs::read_dir(house.path("cache/tokens")).unwrap().count();
     assert_eq!(tokens, 1, "prepared once");
 }
@@ -41,8 +41,8 @@ fn a_text_is_counted_with_its_duplicates_and_unknown_bytes() {
 fn rows_are_shown_with_their_chunks_and_without_control_characters() {
     let house = House::new();
     let out = house.ok(&["data", "sample", "--config", "calm.yaml", "--rows", "2"]);
-    assert!(out.contains("row 0 of step 0:\n[<BOS><BOS><BOS>|"), "{out}");
-    assert!(out.contains("\\n") && out.contains("row 1 of step 0"), "{out}");
+    assert!(out.contains("row 0 of step 0:\n["), "{out}");
+    assert!(out.contains('|') && out.contains("\\n") && out.contains("row 1 of step 0"), "{out}");
     let json = house.json(&[
         "data",
         "sample",
@@ -75,10 +75,15 @@ fn rows_are_shown_with_their_chunks_and_without_control_characters() {
 #[test]
 fn a_check_finds_held_out_text_in_the_training_text() {
     let house = House::new();
-    let text = |n: u64| crate::house::text(n).chars().take(2000).collect::<String>().replace('\n', " ");
+    // Words that no other document has.
+    let text = |n: u64| -> String {
+        (0..300)
+            .map(|i| format!("{:x} ", (n * 1_000_003 + i).wrapping_mul(2_654_435_761) % 0xff_ffff))
+            .collect()
+    };
     let lines: Vec<String> = (0..20).map(|n| format!("{{\"text\": \"{}\"}}", text(n))).collect();
     house.write("text.jsonl", lines.join("\n"));
-    let near = text(5).replacen("elf", "halm", 1);
+    let near = text(5).replacen(' ', " another ", 1);
     house.write("held.jsonl", format!("{{\"text\": \"{near}\"}}\n{{\"text\": \"{}\"}}\n", text(99)));
     let json = house.json(&[
         "data",
