@@ -193,7 +193,7 @@ impl<'a> Node<'a> {
         self.target()["properties"].as_object()
     }
 
-    /// The keys inside; of a choice the names that can be chosen.
+    /// The keys inside; of a choice the names that can be chosen, of a list the keys of one of its entries.
     pub fn below(&self) -> Vec<Node<'a>> {
         let mut found = Vec::new();
         let must = |name: &String| {
@@ -202,6 +202,9 @@ impl<'a> Node<'a> {
         };
         for (name, here) in self.properties().into_iter().flatten() {
             found.push(Node { name: name.as_str(), required: must(name), ..self.at(here) });
+        }
+        if let Some(items) = self.target().get("items") {
+            found.extend(self.at(items).below());
         }
         for alternative in self.alternatives() {
             let choice = alternative.here.get("properties").is_some();
@@ -298,6 +301,7 @@ mod tests {
                 "rate": { "description": "A rate\nof two lines.", "type": ["number", "null"], "default": null },
                 "head": { "description": "The head.", "$ref": "#/$defs/Head", "default": { "one": { "noise": 8 } } },
                 "train": { "$ref": "#/$defs/Train" },
+                "parts": { "description": "Parts.", "type": "array", "items": { "$ref": "#/$defs/One" } },
             },
             "required": ["steps"],
             "$defs": {
@@ -332,7 +336,9 @@ mod tests {
         assert_eq!((noise.kind.as_str(), noise.default), ("whole number from 1", Some(json!(4))));
         assert_eq!(key("train.first").kind, "a block of keys or null");
         assert_eq!(key("train.first.clip").about, "Norm.");
-        assert_eq!(key("").below.len(), 4);
+        assert_eq!(key("parts").kind, "list of: a block of keys");
+        assert_eq!(key("parts.noise").about, "Numbers.");
+        assert_eq!(key("").below.len(), 5);
     }
 
     #[test]
