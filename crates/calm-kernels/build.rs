@@ -21,7 +21,7 @@ mod cuda {
     pub fn build() -> Result<(), Box<dyn Error>> {
         let out = PathBuf::from(env::var("OUT_DIR")?);
         let here = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
-        ptx(&here.join("../../kernels"), &out)?;
+        ptx(&here.join("kernels"), &out)?;
         lazy(&here.join("lazy"), &out)
     }
 

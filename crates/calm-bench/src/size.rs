@@ -54,7 +54,7 @@ impl Size {
     /// # Panics
     /// Never: a test reads the same text.
     pub fn all() -> BTreeMap<String, Size> {
-        serde_json::from_str(include_str!("../../../eval/peers/sizes.json")).unwrap_or_default()
+        serde_json::from_str(include_str!("sizes.json")).unwrap_or_default()
     }
 
     /// The settings of the backbone.

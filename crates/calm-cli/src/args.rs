@@ -2,6 +2,7 @@
 
 mod data;
 mod exchange;
+mod guide;
 mod measure;
 mod shared;
 
@@ -14,6 +15,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use data::{DataArgs, DataCommand, SampleArgs};
 pub use exchange::{DtypeName, ExportArgs, ExportFormat, ImportArgs};
+pub use guide::{ExplainArgs, InitConfigArgs, ManArgs};
 pub use measure::{BenchArgs, BenchItem, DoctorArgs, PrecisionName};
 use shared::whole;
 pub use shared::{CheckpointName, ConfigSource, DecodeName, Format, RunSource};
@@ -62,8 +64,12 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Write text with a trained model.
     Generate(GenerateArgs),
-    /// Check a configuration and print it with all defaults.
+    /// Check a configuration and print it with all defaults, or explain a key.
     Config(ConfigArgs),
+    /// Write a configuration with all settings, each with its explanation.
+    InitConfig(InitConfigArgs),
+    /// Print a page of the book.
+    Explain(ExplainArgs),
     /// Write posterior latents of held-out text as a NumPy file.
     Latents(LatentsArgs),
     /// Make a run of a checkpoint of the reference implementation (or a Llama baseline).
@@ -75,6 +81,8 @@ pub enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+    /// Write the manual pages.
+    Man(ManArgs),
 }
 
 /// `calm train`
@@ -361,7 +369,7 @@ pub enum SamplerName {
 #[derive(Debug, Args)]
 pub struct ConfigArgs {
     /// A YAML file, or the name of a shipped configuration.
-    #[arg(value_name = "FILE|NAME", required_unless_present_any = ["schema", "list"])]
+    #[arg(value_name = "FILE|NAME", required_unless_present_any = ["schema", "list", "explain"])]
     pub config: Option<String>,
     /// Change one setting (may be repeated).
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -372,6 +380,9 @@ pub struct ConfigArgs {
     /// List the shipped configurations.
     #[arg(long)]
     pub list: bool,
+    /// Say what a key means, which values it takes and its default, e.g. `train.lm.recompute`.
+    #[arg(long, value_name = "KEY", conflicts_with_all = ["config", "overrides", "schema", "list"])]
+    pub explain: Option<String>,
 }
 
 /// `calm latents`

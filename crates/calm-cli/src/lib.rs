@@ -3,6 +3,7 @@
 #![allow(clippy::missing_errors_doc, reason = "commands answer the person in front of the screen")]
 
 pub mod args;
+mod book;
 mod children;
 pub mod commands;
 mod comparison;
@@ -86,6 +87,9 @@ fn run(cli: &Cli, stop: &Stop, printer: &Printer) -> anyhow::Result<()> {
         Some(Command::Doctor(a)) => commands::doctor::run(a, device, printer),
         Some(Command::Generate(a)) => commands::generate::run(a, device, printer),
         Some(Command::Config(a)) => commands::config::run(a, printer),
+        Some(Command::InitConfig(a)) => commands::init_config::run(a, printer),
+        Some(Command::Explain(a)) => commands::explain::run(a, printer),
+        Some(Command::Man(a)) => commands::man::run(a, printer),
         Some(Command::Latents(a)) => commands::latents::run(a, device, printer),
         Some(Command::Import(a)) => commands::import::run(a, printer),
         Some(Command::Export(a)) => commands::export::run(a, printer),

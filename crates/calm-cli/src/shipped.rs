@@ -9,30 +9,30 @@ use crate::ui::pasted;
 
 /// Name and text of every configuration in `configs/` (a test holds the list to the folder).
 pub const SHIPPED: &[(&str, &str)] = &[
-    ("quickstart", include_str!("../../../configs/quickstart.yaml")),
-    ("k1", include_str!("../../../configs/k1.yaml")),
-    ("k2", include_str!("../../../configs/k2.yaml")),
-    ("k4", include_str!("../../../configs/k4.yaml")),
-    ("k8", include_str!("../../../configs/k8.yaml")),
-    ("baseline", include_str!("../../../configs/baseline.yaml")),
-    ("patch", include_str!("../../../configs/patch.yaml")),
-    ("multi-token", include_str!("../../../configs/multi-token.yaml")),
-    ("shakespeare-char", include_str!("../../../configs/shakespeare-char.yaml")),
-    ("paper/calm-m", include_str!("../../../configs/paper/calm-m.yaml")),
-    ("paper/calm-l", include_str!("../../../configs/paper/calm-l.yaml")),
-    ("paper/calm-xl", include_str!("../../../configs/paper/calm-xl.yaml")),
-    ("paper/baseline-s", include_str!("../../../configs/paper/baseline-s.yaml")),
-    ("paper/baseline-m", include_str!("../../../configs/paper/baseline-m.yaml")),
-    ("paper/baseline-l", include_str!("../../../configs/paper/baseline-l.yaml")),
+    ("quickstart", include_str!("../configs/quickstart.yaml")),
+    ("k1", include_str!("../configs/k1.yaml")),
+    ("k2", include_str!("../configs/k2.yaml")),
+    ("k4", include_str!("../configs/k4.yaml")),
+    ("k8", include_str!("../configs/k8.yaml")),
+    ("baseline", include_str!("../configs/baseline.yaml")),
+    ("patch", include_str!("../configs/patch.yaml")),
+    ("multi-token", include_str!("../configs/multi-token.yaml")),
+    ("shakespeare-char", include_str!("../configs/shakespeare-char.yaml")),
+    ("paper/calm-m", include_str!("../configs/paper/calm-m.yaml")),
+    ("paper/calm-l", include_str!("../configs/paper/calm-l.yaml")),
+    ("paper/calm-xl", include_str!("../configs/paper/calm-xl.yaml")),
+    ("paper/baseline-s", include_str!("../configs/paper/baseline-s.yaml")),
+    ("paper/baseline-m", include_str!("../configs/paper/baseline-m.yaml")),
+    ("paper/baseline-l", include_str!("../configs/paper/baseline-l.yaml")),
 ];
 
 /// Name and text of every ablation in `configs/`: files named `ablate-*.yaml`.
 pub const ABLATIONS: &[(&str, &str)] = &[
-    ("ablate-k", include_str!("../../../configs/ablate-k.yaml")),
-    ("ablate-autoencoder", include_str!("../../../configs/ablate-autoencoder.yaml")),
-    ("ablate-likelihood", include_str!("../../../configs/ablate-likelihood.yaml")),
-    ("ablate-samples", include_str!("../../../configs/ablate-samples.yaml")),
-    ("ablate-alpha", include_str!("../../../configs/ablate-alpha.yaml")),
+    ("ablate-k", include_str!("../configs/ablate-k.yaml")),
+    ("ablate-autoencoder", include_str!("../configs/ablate-autoencoder.yaml")),
+    ("ablate-likelihood", include_str!("../configs/ablate-likelihood.yaml")),
+    ("ablate-samples", include_str!("../configs/ablate-samples.yaml")),
+    ("ablate-alpha", include_str!("../configs/ablate-alpha.yaml")),
 ];
 
 /// What a file configures.

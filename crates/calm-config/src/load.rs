@@ -38,6 +38,7 @@ mod report;
 mod tree;
 mod typed;
 
+pub use hints::{nearest, suggestion};
 pub use report::{ConfigErrors, Origin, Problem, Problems, Report};
 
 use crate::locate::{KeyPath, Part, Step, locate};

@@ -317,6 +317,11 @@ impl Error {
     /// What to do about it, where that is known.
     pub fn remedy(&self) -> Option<String> {
         let fixed = match self {
+            // Not a path that anybody typed.
+            Self::Missing { path } if path.ends_with("datasets/crates.yaml") => {
+                "the default corpus is the source text of the crates that this program is built from, which only a checkout \
+                 has; train on a text of your own: `data.source: {path: FILE}`"
+            }
             Self::Missing { .. } => "check the path (it is taken from the current folder)",
             Self::Permission { .. } => "change its permissions or choose another path",
             Self::Io { source, .. } => io_remedy(source)?,

@@ -9,8 +9,7 @@ use calm_run::checkpoint::file_hash;
 use calm_run::{Error, Result};
 
 /// Name and text of every manifest in `eval/tasks/` (a test holds the list to the folder).
-pub const TASKS: &[(&str, &str)] =
-    &[("wikitext103-test", include_str!("../../../eval/tasks/wikitext103-test.yaml"))];
+pub const TASKS: &[(&str, &str)] = &[("wikitext103-test", include_str!("../tasks/wikitext103-test.yaml"))];
 
 /// The only schema of manifests so far.
 const SCHEMA: u64 = 1;

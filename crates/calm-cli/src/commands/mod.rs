@@ -6,11 +6,14 @@ pub mod config;
 pub mod data;
 pub mod doctor;
 pub mod eval;
+pub mod explain;
 pub mod export;
 pub mod generate;
 pub mod import;
 pub mod init;
+pub mod init_config;
 pub mod latents;
+pub mod man;
 pub mod protocols;
 pub mod report;
 pub mod train;
@@ -63,6 +66,17 @@ fn decoded_by(mut run: Run, decode: Option<DecodeName>) -> Result<Run> {
     })?;
     run.config.model = model;
     Ok(run)
+}
+
+/// Writes a file that someone named, and the folder it is in.
+fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let made = folder.map_or(Ok(()), calm_files::create_folder);
+    made.and_then(|()| calm_files::write_bytes(path, bytes)).map_err(|e| {
+        let what = format!("cannot write {}: {e}", path.display());
+        Hinted::new(what, "name a place that may be written to and has room")
+    })?;
+    Ok(())
 }
 
 /// Held-out text of a run, or the text of a file with the run's tokenizer.

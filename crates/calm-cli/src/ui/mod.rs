@@ -22,16 +22,18 @@
 //! ```
 
 pub mod format;
+mod page;
 mod printer;
 mod progress;
 mod streams;
 mod table;
 mod visible;
 
+pub use page::plain;
 pub use printer::{Hint, Printer};
 pub use progress::{Progress, Unit};
 pub use streams::{Captured, ColorChoice, OutputError, UiOptions, Verbosity};
-pub use table::{Align, Table};
+pub use table::{Align, Table, wrapped};
 pub use visible::{pasted, visible};
 
 /// Width that tables and plain lines keep to, in characters.

@@ -87,8 +87,8 @@ impl Table {
     }
 }
 
-/// A cell in lines of at most `width` characters; longer words are broken.
-fn lines_of(cell: &str, width: usize) -> Vec<String> {
+/// A text in lines of at most `width` characters; longer words are broken.
+pub fn wrapped(cell: &str, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     for text in cell.lines() {
         let mut line = String::new();
@@ -117,7 +117,7 @@ impl fmt::Display for Table {
         let mut out: Vec<String> = self.title.iter().cloned().collect();
         let set = |out: &mut Vec<String>, row: &[String]| {
             let cells: Vec<Vec<String>> =
-                row.iter().zip(&widths).map(|(cell, width)| lines_of(cell, *width)).collect();
+                row.iter().zip(&widths).map(|(cell, width)| wrapped(cell, *width)).collect();
             for i in 0..cells.iter().map(Vec::len).max().unwrap_or(0).max(1) {
                 let parts: Vec<String> = cells
                     .iter()

@@ -12,6 +12,7 @@ mod device;
 mod errors;
 mod eval;
 mod generate;
+mod guide;
 mod house;
 mod hub;
 mod input;

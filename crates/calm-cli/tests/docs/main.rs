@@ -55,7 +55,8 @@ fn readmes(folder: &Path, found: &mut Vec<PathBuf>) {
     let mut entries: Vec<PathBuf> =
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     entries.sort();
-    for path in entries {
+    // A link leads to a page that is read where it stands.
+    for path in entries.into_iter().filter(|path| !path.is_symlink()) {
         if path.is_dir() {
             readmes(&path, found);
         } else if path.file_name().is_some_and(|name| name == "README.md") {

@@ -6,6 +6,7 @@
 mod circles;
 mod graph;
 mod names;
+mod packages;
 mod remedies;
 mod tokens;
 mod writers;

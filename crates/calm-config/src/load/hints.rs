@@ -155,7 +155,7 @@ pub(super) fn integer_range(expected: &str) -> Option<(i128, i128)> {
 }
 
 /// "did you mean", or all that is possible.
-pub(super) fn suggestion(word: &str, valid: &[String], what: &str) -> String {
+pub fn suggestion(word: &str, valid: &[String], what: &str) -> String {
     match nearest(word, valid) {
         Some(near) => format!("did you mean `{near}`?"),
         None if valid.is_empty() => format!("no {what} is possible here"),
@@ -167,7 +167,7 @@ pub(super) fn suggestion(word: &str, valid: &[String], what: &str) -> String {
 }
 
 /// The candidate that a word was probably meant to be: at most a third of its letters differ.
-pub(super) fn nearest<'a>(word: &str, candidates: &'a [String]) -> Option<&'a String> {
+pub fn nearest<'a>(word: &str, candidates: &'a [String]) -> Option<&'a String> {
     let plain = |s: &str| s.to_lowercase().replace('-', "_");
     let word = plain(word);
     candidates

@@ -56,7 +56,7 @@ pub struct PublishedFile {
 
 macro_rules! shipped {
     ($($name:literal),* $(,)?) => {
-        &[$(($name, include_str!(concat!("../../../../datasets/", $name, ".yaml")))),*]
+        &[$(($name, include_str!(concat!("../../datasets/", $name, ".yaml")))),*]
     };
 }
 
