@@ -150,7 +150,7 @@ fn a_full_study_shows_everything() {
                     "bits per byte, exact or a bound",
                 ],
             ),
-            ("curves", &["training tokens", "loss of latent heads", "cross-entropy"]),
+            ("curves", &["training tokens", "loss of latent heads", "nats per token"]),
             (
                 "cross-entropy",
                 &["with probabilities: Pearson −0.9", "Spearman −0.9", "36 checkpoints", "by their bound"],
