@@ -43,31 +43,12 @@ fn rows_are_shown_with_their_chunks_and_without_control_characters() {
     let out = house.ok(&["data", "sample", "--config", "calm.yaml", "--rows", "2"]);
     assert!(out.contains("row 0 of step 0:\n["), "{out}");
     assert!(out.contains('|') && out.contains("\\n") && out.contains("row 1 of step 0"), "{out}");
-    let json = house.json(&[
-        "data",
-        "sample",
-        "--config",
-        "calm.yaml",
-        "-n",
-        "1",
-        "--step",
-        "3",
-        "--format",
-        "json",
-    ]);
+    let third = || {
+        house.json(&["data", "sample", "--config", "calm.yaml", "-n", "1", "--step", "3", "--format", "json"])
+    };
+    let json = third();
     assert_eq!(json[0]["chunks"].as_array().unwrap().len(), 32);
-    let again = house.json(&[
-        "data",
-        "sample",
-        "--config",
-        "calm.yaml",
-        "-n",
-        "1",
-        "--step",
-        "3",
-        "--format",
-        "json",
-    ]);
+    let again = third();
     assert_eq!(json, again);
     house.refuses(&["data", "sample", "--config", "calm.yaml", "--rows", "0"], &["--rows 0", "1 or more"]);
 }

@@ -1,5 +1,5 @@
 //! Continuous autoregressive language models (arXiv 2510.27688): a Transformer over chunks predicts the next latent
-//! vector, which a frozen autoencoder turns into K tokens.
+//! vector, which a frozen autoencoder turns into K tokens (or a copy of its decoder that is trained along: `decoder.rs`).
 //!
 //! ```text
 //! ids [B,S,K] -> own embeddings, K·D concatenated -> input MLP -> backbone, one position a chunk
