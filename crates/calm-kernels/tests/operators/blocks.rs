@@ -1,6 +1,5 @@
 //! Whole parts of layers against the single operators that they are made of.
 
-use crate::common;
 use crate::common::*;
 use calm_kernels as ops;
 use calm_kernels::{AttentionShape, EnergyBlockWeights, Operand, gradcheck};
@@ -169,11 +168,11 @@ fn attention_on_a_gpu_takes_f32_parameters_with_bf16_activations() {
         for round in 1..3 {
             let loss = loss();
             let collected = flat.collect(|| loss.backward()).unwrap();
-            let of_x = [&collected, &grads].map(|g| common::flat(&here(g.get(&x).unwrap())));
+            let of_x = [&collected, &grads].map(|g| crate::common::flat(&here(g.get(&x).unwrap())));
             assert_eq!(of_x[0], of_x[1]);
             for (i, var) in tensors().enumerate() {
                 assert!(collected.get(var).is_none() && flat.reached(i));
-                let want = common::flat(&here(grads.get(var).unwrap()));
+                let want = crate::common::flat(&here(grads.get(var).unwrap()));
                 let got = flat.get(i).unwrap().unwrap();
                 for (got, want) in got.iter().zip(&want) {
                     let off = (f64::from(*got) - want * f64::from(round)).abs();
