@@ -165,27 +165,42 @@ fi
 
 # ---------------------------------------------------------------- (b) does it compute the same
 
-run_test() { # PROGRAM LOGS: one of the carried programs
-    local status=0
-    (cd "$(dirname "$1")" && CALM_TEST_GPU=1 timeout --foreground -k 5 90 "$1") > "$2/$(basename "$1").log" 2>&1 || status=$?
-    printf '%s\t%s\n' "$(basename "$1")" "$status" >> "$2/status.tsv"
-}
-run_sanitizer() { # TOOL PROGRAM LOGS: what it names `gpu` among its tests
-    local status=0 name
-    name=$1.$(basename "$2")
-    CALM_TEST_GPU=1 timeout --foreground -k 5 80 compute-sanitizer --tool "$1" --error-exitcode 9 "$2" gpu --test-threads=1 \
-        > "$3/$name.log" 2>&1 || status=$?
+run_test() { # PROGRAM MODULE LOGS: a carried program's tests; of one module, `-` for all
+    local status=0 name tests=()
+    name=$(basename "$1")
+    if [ "$2" != - ]; then
+        tests=("$2::") name=$name.$2
+    fi
+    (cd "$(dirname "$1")" && CALM_TEST_GPU=1 timeout --foreground -k 5 90 "$1" "${tests[@]}") > "$3/$name.log" 2>&1 || status=$?
     printf '%s\t%s\n' "$name" "$status" >> "$3/status.tsv"
+}
+run_sanitizer() { # TOOL PROGRAM MODULE LOGS: what the module names `gpu` among its tests
+    local status=0 name=$1.$3 tests
+    mapfile -t tests < <("$2" --list | sed -n "s/^\($3::.*gpu.*\): test$/\1/p")
+    CALM_TEST_GPU=1 timeout --foreground -k 5 80 compute-sanitizer --tool "$1" --error-exitcode 9 "$2" --exact "${tests[@]}" \
+        --test-threads=1 > "$4/$name.log" 2>&1 || status=$?
+    printf '%s\t%s\n' "$name" "$status" >> "$4/status.tsv"
+}
+modules_of() { # PROGRAM: the files of its tests
+    "$1" --list | sed -n 's/^\([a-z_0-9]*\)::.*: test$/\1/p' | sort -u
 }
 export -f run_test run_sanitizer
 if wanted tests; then
     # shellcheck disable=SC2016 # expanded by the inner shell
     {
-        printf 'run_test %s "$0"\n' "$work"/c/tests/*
+        for program in "$work"/c/tests/*; do
+            case ${program##*/} in
+                # Side by side, file by file.
+                *.operators) modules_of "$program" | xargs -I '{}' printf 'run_test %s %s "$0"\n' "$program" '{}' ;;
+                # The other files compute on the CPU alone.
+                *.models) printf 'run_test %s gpu "$0"\n' "$program" ;;
+                *) printf 'run_test %s - "$0"\n' "$program" ;;
+            esac
+        done
         if command -v compute-sanitizer > "$work/which.log"; then
-            for program in energy_score cross_entropy attention; do
+            for module in energy_score cross_entropy attention; do
                 for tool in memcheck racecheck; do
-                    echo "run_sanitizer $tool $work/c/tests/calm-kernels.$program \"\$0\""
+                    echo "run_sanitizer $tool $work/c/tests/calm-kernels.operators $module \"\$0\""
                 done
             done
         fi

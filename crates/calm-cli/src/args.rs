@@ -5,6 +5,7 @@ mod exchange;
 mod guide;
 mod measure;
 mod shared;
+mod watch;
 
 use std::path::PathBuf;
 
@@ -19,6 +20,7 @@ pub use guide::{ExplainArgs, InitConfigArgs, ManArgs};
 pub use measure::{BenchArgs, BenchItem, DoctorArgs, PrecisionName};
 use shared::whole;
 pub use shared::{CheckpointName, ConfigSource, DecodeName, Format, RunSource};
+pub use watch::{MetricsArgs, MetricsFormat, WatchArgs};
 
 /// Train, measure and compare Continuous Autoregressive Language Models.
 #[derive(Debug, Parser)]
@@ -56,6 +58,10 @@ pub enum Command {
     Eval(EvalCommand),
     /// Train and compare a grid of models under an equal budget.
     Ablate(AblateArgs),
+    /// Follow runs while they are trained: curves, pace, samples, in the terminal.
+    Watch(WatchArgs),
+    /// Write the metrics of runs as a table: CSV, Parquet, or for Trackio.
+    Metrics(MetricsArgs),
     /// Compare trained runs, or an ablation as far as it is: an HTML page, CSV and JSON.
     Report(ReportArgs),
     /// Measure operators, training, scoring and generation on this machine.

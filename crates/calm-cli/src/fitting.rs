@@ -30,6 +30,8 @@ impl Fitting {
             Some(Command::Eval(EvalCommand::Brierlm(_))) => &["eval", "brierlm"],
             Some(Command::Eval(EvalCommand::Autoencoder(_))) => &["eval", "autoencoder"],
             Some(Command::Ablate(_)) => &["ablate"],
+            Some(Command::Watch(_)) => &["watch"],
+            Some(Command::Metrics(_)) => &["metrics"],
             Some(Command::Report(_)) => &["report"],
             Some(Command::Bench(_)) => &["bench"],
             Some(Command::Doctor(_)) => &["doctor"],

@@ -18,6 +18,7 @@ mod start;
 mod stop;
 pub mod ui;
 pub mod version;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -82,6 +83,8 @@ fn run(cli: &Cli, stop: &Stop, printer: &Printer) -> anyhow::Result<()> {
         Some(Command::Eval(EvalCommand::Brierlm(a))) => commands::eval::brierlm(a, device, printer),
         Some(Command::Eval(EvalCommand::Autoencoder(a))) => commands::eval::autoencoder(a, device, printer),
         Some(Command::Ablate(a)) => commands::ablate::run(a, cli.threads, device, stop, printer),
+        Some(Command::Watch(a)) => commands::watch::run(a, stop, printer),
+        Some(Command::Metrics(a)) => commands::metrics::run(a, printer),
         Some(Command::Report(a)) => commands::report::run(a, device, printer),
         Some(Command::Bench(a)) => commands::bench::run(a, device, printer),
         Some(Command::Doctor(a)) => commands::doctor::run(a, device, printer),

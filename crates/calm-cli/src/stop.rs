@@ -31,6 +31,8 @@ struct State {
     signal: AtomicI32,
     /// Whether somebody looks, and ends with its work saved.
     patient: AtomicBool,
+    /// Whether somebody looks, and puts the screen in order before the end.
+    left: AtomicBool,
     /// Process id of the child at work; 0: none.
     child: AtomicU32,
 }
@@ -60,6 +62,9 @@ impl Stop {
             terminate(child);
         }
         let patient = self.0.patient.load(Ordering::SeqCst);
+        if first && self.0.left.load(Ordering::SeqCst) {
+            return;
+        }
         if !first || (child == 0 && !patient) {
             if first {
                 printer.note("stopped");
@@ -99,6 +104,11 @@ impl Stop {
     /// Whether somebody looks at [`Stop::asked`] often, and ends with its work saved.
     pub fn patient(&self, patient: bool) {
         self.0.patient.store(patient, Ordering::SeqCst);
+    }
+
+    /// Whether somebody looks at [`Stop::asked`] often, and ends at once with the screen put in order.
+    pub fn left_to_others(&self, left: bool) {
+        self.0.left.store(left, Ordering::SeqCst);
     }
 
     /// Starts a process that gets what stops this one, and ends with it. It lives as long as what is returned with it.

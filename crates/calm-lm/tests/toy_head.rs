@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic")]
 
+#[path = "models/common/mod.rs"]
 mod common;
 
 use calm_autoencoder::Posterior;

@@ -14,9 +14,12 @@ pub mod init;
 pub mod init_config;
 pub mod latents;
 pub mod man;
+pub mod metrics;
 pub mod protocols;
 pub mod report;
+mod runs;
 pub mod train;
+pub mod watch;
 
 use std::path::Path;
 

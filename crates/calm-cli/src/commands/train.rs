@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use calm_config::{ConfigText, load};
-use calm_data::TokenizerConfig;
+use calm_data::{Source, TokenizerConfig};
 use calm_kernels::device::Choice;
 use calm_lm::ModelConfig;
 use calm_run::config::RunConfig;
@@ -175,7 +175,10 @@ fn next_commands(run: &Run, folder: &PathBuf, results: &Results, printer: &Print
     };
     let mut lines = vec!["next:".to_owned()];
     if results.brier.is_some() {
-        lines.push(format!("  calm generate{run_option} --prompt \"fn main() {{\" --temperature 0.5"));
+        // Of other text nobody knows how it begins.
+        let sources = matches!(run.config.data.source, Source::Crates(_));
+        let prompt = if sources { " --prompt \"fn main() {\"" } else { "" };
+        lines.push(format!("  calm generate{run_option}{prompt} --temperature 0.5"));
         lines.push(format!("  calm eval brierlm{run_option} --format json"));
     }
     if run.config.model.autoencoder().is_some() {

@@ -21,3 +21,4 @@ mod old_run;
 mod resuming;
 mod stopping;
 mod train;
+mod watch;

@@ -3,6 +3,7 @@
 //! ```json
 //! {"stage":"lm","step":0,"wall_time":1764000000.0,"start":true}
 //! {"stage":"lm","step":20,"wall_time":1764000003.5,"values":{"loss":1.25,"learning_rate":0.0003}}
+//! {"stage":"lm","step":20,"wall_time":1764000003.9,"texts":{"sample":"Once upon a time"}}
 //! ```
 //! `step` counts finished steps of the stage. A line with `start` begins or resumes a stage after that many
 //! steps: earlier lines of the stage with a larger step were written by an interrupted run and no longer
@@ -13,6 +14,7 @@
 
 use crate::stage::Stage;
 use calm_files::{Log, Sum};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -31,6 +33,17 @@ pub struct Line {
     pub wall_time: f64,
     /// Values by name; `None` where the value was not finite.
     pub values: BTreeMap<String, Option<f64>>,
+}
+
+/// Texts of one step, such as a sample of the model.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Texts {
+    /// Stage.
+    pub stage: Stage,
+    /// Finished steps of the stage.
+    pub step: u64,
+    /// Texts by name.
+    pub texts: BTreeMap<String, String>,
 }
 
 /// File with the length and the hash of the lines that were there at the last checkpoint.
@@ -67,6 +80,18 @@ impl JsonLines {
         let values: Map<String, Value> =
             values.iter().map(|(name, value)| (name.to_string(), json!(value))).collect();
         self.append(&json!({"stage": stage, "step": step, "wall_time": wall_time, "values": values}))
+    }
+
+    pub(super) fn text(
+        &mut self,
+        stage: Stage,
+        step: u64,
+        wall_time: f64,
+        name: &str,
+        text: &str,
+    ) -> io::Result<()> {
+        let texts = Map::from_iter([(name.to_owned(), json!(text))]);
+        self.append(&json!({"stage": stage, "step": step, "wall_time": wall_time, "texts": texts}))
     }
 
     fn append(&mut self, line: &Value) -> io::Result<()> {
@@ -134,25 +159,41 @@ pub fn check(run: &Path) -> Vec<String> {
     wrong
 }
 
-/// Reads the lines of a run that count, in the order in which they were written. Lines that cannot be read
+/// Reads the values of a run that count, in the order in which they were written. Lines that cannot be read
 /// (cut off by a crash) are left out.
 ///
 /// # Errors
 /// The file cannot be read.
 pub fn read_lines(path: &Path) -> io::Result<Vec<Line>> {
+    read(path, |line: &Line| (line.stage, line.step))
+}
+
+/// Reads the texts of a run that count, as [`read_lines`] does its values.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn read_texts(path: &Path) -> io::Result<Vec<Texts>> {
+    read(path, |texts: &Texts| (texts.stage, texts.step))
+}
+
+/// The lines of one kind that count; `place` is where one belongs.
+fn read<T: DeserializeOwned>(path: &Path, place: impl Fn(&T) -> (Stage, u64)) -> io::Result<Vec<T>> {
     #[derive(Deserialize)]
     struct Start {
         stage: Stage,
         step: u64,
         start: bool,
     }
-    let mut lines: Vec<Line> = Vec::new();
+    let mut lines: Vec<T> = Vec::new();
     for bytes in BufReader::new(File::open(path)?).split(b'\n') {
         let bytes = bytes?;
-        if let Ok(line) = serde_json::from_slice::<Line>(&bytes) {
+        if let Ok(line) = serde_json::from_slice::<T>(&bytes) {
             lines.push(line);
         } else if let Ok(Start { stage, step, start: true }) = serde_json::from_slice(&bytes) {
-            lines.retain(|line| line.stage != stage || (line.step <= step && step > 0));
+            lines.retain(|line| {
+                let (of, at) = place(line);
+                of != stage || (at <= step && step > 0)
+            });
         }
     }
     Ok(lines)
@@ -200,6 +241,27 @@ mod tests {
         assert_eq!(steps(&path), expected);
         again.start(Stage::Lm, 0, 1.0).unwrap();
         assert_eq!(steps(&path), [(Stage::Autoencoder, 900)]);
+    }
+
+    #[test]
+    fn texts_stand_between_the_values_and_a_resume_drops_stale_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut lines = JsonLines::new(path.clone());
+        for step in [10, 20] {
+            lines.values(Stage::Lm, step, 0.0, &[("loss", 1.0)]).unwrap();
+            lines.text(Stage::Lm, step, 0.0, "sample", &format!("line\n{step} \u{1b}")).unwrap();
+        }
+        let texts = |path| {
+            let found = read_texts(path).unwrap().into_iter();
+            found.map(|mut t| (t.step, t.texts.remove("sample").unwrap())).collect::<Vec<_>>()
+        };
+        let both = [(10, "line\n10 \u{1b}".to_owned()), (20, "line\n20 \u{1b}".to_owned())];
+        assert_eq!(texts(&path), both);
+        assert_eq!(steps(&path), [(Stage::Lm, 10), (Stage::Lm, 20)]);
+        lines.start(Stage::Lm, 10, 0.0).unwrap();
+        assert_eq!(texts(&path), both[..1]);
+        assert!(check(folder.path()).is_empty());
     }
 
     #[test]

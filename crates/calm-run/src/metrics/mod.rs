@@ -20,7 +20,7 @@
 pub mod jsonl;
 pub mod tensorboard;
 
-pub use jsonl::{Line, SUM, check, read_lines};
+pub use jsonl::{Line, SUM, Texts, check, read_lines, read_texts};
 
 use crate::stage::Stage;
 use jsonl::JsonLines;
@@ -103,9 +103,12 @@ impl MetricsWriter {
         }
     }
 
-    /// Writes a text, such as a sample of the model; TensorBoard only, which shows it as Markdown.
+    /// Writes a text, such as a sample of the model; TensorBoard shows it as Markdown.
     pub fn text(&mut self, stage: Stage, step: u64, tag: &str, text: &str) {
-        self.event(stage, |writer| writer.text(seconds_since_epoch(), step, tag, text));
+        let now = seconds_since_epoch();
+        let line = self.lines.text(stage, step, now, tag, text);
+        self.note_lines(line);
+        self.event(stage, |writer| writer.text(now, step, tag, text));
     }
 
     /// Flushes everything to the disk: before a checkpoint, so that no power cut leaves one whose metrics are gone.
