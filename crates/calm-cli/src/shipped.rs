@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use calm_config::{ConfigErrors, ConfigText};
+use calm_run::Error;
+use calm_run::checked::read_config;
 
 use crate::start::home;
 use crate::ui::pasted;
@@ -116,6 +118,16 @@ fn find_among(name: &str, kind: Kind) -> Result<ConfigText, ConfigErrors> {
     }
 }
 
+/// A file, which is compared with its checksum if a run's folder gave it one. A pipe is read once.
+fn read(path: &Path) -> Result<ConfigText, ConfigErrors> {
+    if path.is_file()
+        && let Err(Error::User { what, remedy }) = read_config(path)
+    {
+        return Err(ConfigErrors::whole_file(path.display().to_string(), what, Some(remedy)));
+    }
+    ConfigText::read(path)
+}
+
 fn find_text(name: &str, kind: Kind) -> Result<ConfigText, ConfigErrors> {
     let path = file(name);
     if path.is_file() || is_pipe(&path) || name.ends_with(".yaml") || name.ends_with(".yml") {
@@ -125,11 +137,11 @@ fn find_text(name: &str, kind: Kind) -> Result<ConfigText, ConfigErrors> {
                 return Ok(ConfigText::new(format!("configs/{bare}.yaml"), text));
             }
         }
-        return ConfigText::read(&path);
+        return read(&path);
     }
     let local = Path::new("configs").join(format!("{name}.yaml"));
     if local.is_file() {
-        return ConfigText::read(&local);
+        return read(&local);
     }
     match shipped_as(name) {
         Some((_, text)) => Ok(ConfigText::new(format!("configs/{name}.yaml"), text)),

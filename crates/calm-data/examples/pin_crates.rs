@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use calm_data::source::crates::{MANIFEST_VERSION, Manifest, PinnedCrate, Split, content_hash, text_files};
 use calm_data::source::curate::{Duplicates, reason_to_drop};
 use calm_data::source::locate::{CrateKey, project_file, read_lock};
+use calm_files::seal::seal;
 use cargo_metadata::{DependencyKind, MetadataCommand, PackageId, semver::Version};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -90,7 +91,7 @@ fn main() -> Result<()> {
     let yaml = serde_yaml::to_string(&manifest)?;
     let head = "# The default corpus; see README.md here. `held_out` and `excluded` are written by hand, `crates` by\n\
                 # cargo fetch && cargo run --release -p calm-data --example pin_crates\n";
-    std::fs::write(&path, format!("{head}{yaml}"))?;
+    std::fs::write(&path, seal(&format!("{head}{yaml}")))?;
     println!("written: {}", path.display());
     Ok(())
 }

@@ -29,6 +29,26 @@ fn every_pinned_crate_is_in_the_lock_file_with_its_checksum() {
     }
 }
 
+/// A list that ends early, or one letter that is another, would be another text without a word.
+#[test]
+fn a_manifest_that_is_cut_or_changed_is_refused_and_one_without_its_checksum_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("crates.yaml");
+    let whole = std::fs::read_to_string(project().join("datasets/crates.yaml")).unwrap();
+    assert!(whole.starts_with("# checksum: "), "cargo run --release -p calm-data --example pin_crates");
+    let told = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        Manifest::read(&path).map(|manifest| manifest.crates.len()).map_err(|e| e.to_string())
+    };
+    let last = whole.rfind("- name: ").unwrap();
+    for changed in [whole[..last].to_owned(), whole.replacen("split: train", "split: validation", 1)] {
+        let error = told(&changed).unwrap_err();
+        assert!(error.contains("crates.yaml") && error.contains("takes that line out"), "{error}");
+    }
+    let (_, body) = whole.split_once('\n').unwrap();
+    assert_eq!(told(body), Ok(manifest().crates.len()));
+}
+
 #[test]
 fn all_versions_of_a_crate_are_on_one_side_and_held_out_as_the_manifest_says() {
     let manifest = manifest();

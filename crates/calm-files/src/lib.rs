@@ -5,6 +5,7 @@ pub mod faults;
 mod folder;
 mod log;
 mod partial;
+pub mod seal;
 mod sum;
 mod write;
 

@@ -10,7 +10,7 @@ use calm_nn::{ParamStore, write_tensors};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value};
 
-use super::{AE_FOLDER, AE_PREFIX, Origin, OriginPart, dtype_of, require_empty};
+use super::{AE_FOLDER, AE_PREFIX, Origin, OriginPart, dtype_of, require_empty, sums};
 use calm_run::checkpoint::{Which, write_plain_json};
 use calm_run::{Error, Result, Run, Stage};
 
@@ -117,6 +117,7 @@ fn write(run: &Run, options: &ExportOptions, out: &Path) -> Result<ExportReport>
     let copy = out.join("tokenizer.json");
     calm_files::copy(&text, &copy).map_err(|e| Error::io("write", &copy, e))?;
     export.files.push("tokenizer.json".into());
+    export.sums()?;
     if run.config.bos_chunk && trained {
         let k = run.config.chunk_size();
         export.notes.push(format!(
@@ -190,6 +191,20 @@ impl Export {
             }
         }
         Ok(out)
+    }
+
+    /// Writes the hashes of all files beside them.
+    fn sums(&mut self) -> Result<()> {
+        let mut folders: BTreeMap<PathBuf, Vec<String>> = BTreeMap::new();
+        for file in &self.files {
+            let (Some(folder), Some(name)) = (file.parent(), file.file_name()) else { continue };
+            folders.entry(folder.to_owned()).or_default().push(name.to_string_lossy().into_owned());
+        }
+        for (folder, names) in folders {
+            sums::write(&self.out.join(&folder), &names.iter().map(String::as_str).collect::<Vec<_>>())?;
+            self.files.push(folder.join(sums::SUMS));
+        }
+        Ok(())
     }
 
     fn write(

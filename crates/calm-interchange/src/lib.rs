@@ -15,6 +15,8 @@
 //!   tensor is recorded in the run (`reference.json`) and written back by default: import, then export, keeps
 //!   every bit.
 //!
+//! An export has its hashes beside it (`SHA256SUMS`), and an import compares them where they are.
+//!
 //! No family and no head is named here: the registries of `calm-lm` say who reads a `config.json`, the settings of a
 //! run what they write into one ([`calm_lm::published`]).
 //!
@@ -28,6 +30,7 @@ mod parts;
 mod pickle;
 mod read;
 mod sizes;
+mod sums;
 mod tensors;
 mod torch;
 

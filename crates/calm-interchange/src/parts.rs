@@ -11,6 +11,7 @@ use super::AE_PREFIX;
 use super::find::Found;
 use super::merge::Place;
 use super::read::{Weights, has_weights, read_config, read_weights_folder};
+use super::sums;
 
 /// A folder's configuration and weights.
 pub(super) struct Part {
@@ -21,6 +22,7 @@ pub(super) struct Part {
 
 impl Part {
     pub(super) fn read(folder: &Path) -> Result<Self> {
+        sums::check(folder)?;
         let config = read_config(folder)?;
         let weights = read_weights_folder(folder)?;
         Ok(Self { label: folder.join("config.json").display().to_string(), config, weights })

@@ -48,8 +48,15 @@ fn an_export_is_whole_or_not_there_whatever_the_disk_does() {
     assert!(report.unwrap().files.iter().all(|file| file.is_file()), "the files are where the report says");
     let mut names: Vec<String> = wanted.keys().map(|name| name.display().to_string()).collect();
     names.sort();
-    let all =
-        ["ae/config.json", "ae/model.safetensors", "config.json", "model.safetensors", "tokenizer.json"];
+    let all = [
+        "SHA256SUMS",
+        "ae/SHA256SUMS",
+        "ae/config.json",
+        "ae/model.safetensors",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ];
     assert_eq!(names, all);
 
     for at in 0..seen.ops {

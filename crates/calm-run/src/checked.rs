@@ -10,13 +10,13 @@ use std::path::Path;
 
 use calm_config::ConfigText;
 use calm_files::Sum;
+use calm_files::seal::{BROKEN, is_broken, seal};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::error::{Error, Result};
 
 const IN_JSON: &str = ",\n  \"checksum\": \"";
 const AFTER_JSON: &str = "\"\n}\n";
-const IN_YAML: &str = "# checksum: ";
 
 /// Writes JSON, with its checksum if it is an object.
 ///
@@ -61,7 +61,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path, remedy: &str) -> Result<Optio
         Some(at) => {
             let (body, rest) = (&text[..at], &text[at + IN_JSON.len()..]);
             if rest.strip_suffix(AFTER_JSON) != Some(Sum::of(body.as_bytes()).blake3.as_str()) {
-                return Err(damaged(DIFFERS));
+                return Err(damaged(BROKEN));
             }
             format!("{body}\n}}")
         }
@@ -69,8 +69,6 @@ pub fn read_json<T: DeserializeOwned>(path: &Path, remedy: &str) -> Result<Optio
     };
     serde_json::from_str(&whole).map(Some).map_err(|e| damaged(&e.to_string()))
 }
-
-const DIFFERS: &str = "it differs from the checksum in it (who changes it by hand takes that line out)";
 
 /// Writes a text aside, flushes and renames.
 ///
@@ -85,7 +83,7 @@ pub fn write_text(path: &Path, text: &str) -> Result<()> {
 /// # Errors
 /// The file cannot be written.
 pub fn write_config(path: &Path, yaml: &str) -> Result<()> {
-    write_text(path, &format!("{IN_YAML}{}\n{yaml}", Sum::of(yaml.as_bytes()).blake3))
+    write_text(path, &seal(yaml))
 }
 
 /// Reads what [`write_config`] wrote.
@@ -94,15 +92,11 @@ pub fn write_config(path: &Path, yaml: &str) -> Result<()> {
 /// It cannot be read, or differs from its checksum.
 pub fn read_config(path: &Path) -> Result<ConfigText> {
     let bytes = fs::read(path).map_err(|e| Error::io("read", path, e))?;
-    if let Some(rest) = bytes.strip_prefix(IN_YAML.as_bytes()) {
-        let mut parts = rest.splitn(2, |byte| *byte == b'\n');
-        let (sum, body) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-        if Sum::of(body).blake3.as_bytes() != sum {
-            return Err(Error::user(
-                format!("{} is damaged: {DIFFERS}", path.display()),
-                "restore the file, or take out its first line if the change is yours",
-            ));
-        }
+    if is_broken(&bytes) {
+        return Err(Error::user(
+            format!("{} is damaged: {BROKEN}", path.display()),
+            "restore the file, or take out its first line if the change is yours",
+        ));
     }
     Ok(ConfigText::read(path)?)
 }

@@ -54,12 +54,20 @@ fn key(ablation: &Ablation, threads: usize) -> String {
 }
 
 /// What was measured before, if it is of these variants, with as many threads as now (None: with any number).
-pub fn kept(ablation: &Ablation, threads: Option<usize>) -> Rounds {
-    let rounds: Rounds = read_json(&ablation.folder.join(COSTS), "").ok().flatten().unwrap_or_default();
+///
+/// # Errors
+/// What was measured is damaged.
+pub fn kept(ablation: &Ablation, threads: Option<usize>) -> Result<Rounds> {
+    let rounds: Rounds = read_json(&ablation.folder.join(COSTS), "run `calm ablate` again to measure anew")?
+        .unwrap_or_default();
     let key = key(ablation, threads.unwrap_or(rounds.threads));
     if rounds.key == key {
-        return rounds;
+        return Ok(rounds);
     }
+    Ok(nothing(key, threads))
+}
+
+fn nothing(key: String, threads: Option<usize>) -> Rounds {
     Rounds { key, threads: threads.unwrap_or_default(), ..Rounds::default() }
 }
 
@@ -74,7 +82,9 @@ pub fn measure(
     meter: &mut dyn Meter,
     failures: &mut Failures,
 ) -> Result<bool> {
-    let mut rounds = kept(ablation, Some(threads));
+    // What is damaged is measured anew; the report of the step before has named it.
+    let mut rounds =
+        kept(ablation, Some(threads)).unwrap_or_else(|_| nothing(key(ablation, threads), Some(threads)));
     let wanted = ablation.config.score.rounds;
     let mut folders = Vec::new();
     for (i, variant) in ablation.variants.iter().enumerate() {

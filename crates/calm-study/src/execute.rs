@@ -55,8 +55,12 @@ pub trait Worker {
 pub type Failures = BTreeMap<String, String>;
 
 /// The runs that failed when this ablation was last executed.
-pub fn failures(ablation: &Path) -> Failures {
-    read_json(&ablation.join(FAILURES), "").ok().flatten().unwrap_or_default()
+///
+/// # Errors
+/// The list of them is damaged.
+pub fn failures(ablation: &Path) -> Result<Failures> {
+    let remedy = "run `calm ablate` again to write it anew, or remove it";
+    Ok(read_json(&ablation.join(FAILURES), remedy)?.unwrap_or_default())
 }
 
 /// Whether the folders of runs that are there hold the same runs. Nothing is touched.

@@ -19,8 +19,11 @@ pub fn write_machine(folder: &Path, machine: &Machine) -> Result<()> {
 }
 
 /// Who made the study that lies in a folder, if somebody wrote it down.
-pub fn machine_of(folder: &Path) -> Option<Machine> {
-    read_json(&folder.join(MACHINE), "").ok()?
+///
+/// # Errors
+/// What was written is damaged.
+pub fn machine_of(folder: &Path) -> Result<Option<Machine>> {
+    read_json(&folder.join(MACHINE), "run `calm ablate` again to write it anew, or remove it")
 }
 
 /// Writes the page, the CSV and the JSON of a study; returns the page's path.
@@ -50,9 +53,9 @@ mod tests {
         let page = publish(&Study::default(), &folder).unwrap();
         assert!(std::fs::read_to_string(page).unwrap().contains("<html"));
         assert!(folder.join("study.json").is_file() && folder.join("report.csv").is_file());
-        assert_eq!(machine_of(&folder), None);
+        assert_eq!(machine_of(&folder).unwrap(), None);
         let machine = Machine { threads: 3, ..Machine::default() };
         write_machine(&folder, &machine).unwrap();
-        assert_eq!(machine_of(&folder), Some(machine));
+        assert_eq!(machine_of(&folder).unwrap(), Some(machine));
     }
 }

@@ -59,9 +59,9 @@ pub fn gather(ablation: &Ablation, failures: &Failures, machine: Machine) -> Res
         }),
         batch_draws: config.score.draws,
         machine,
-        variants: variants(ablation, &all, record.vocab_size, &bootstrap)?,
+        variants: variants(ablation, &all, record.vocab_size, &bootstrap, &mut notes)?,
         differences,
-        autoencoders: autoencoders(ablation, record.vocab_size)?,
+        autoencoders: autoencoders(ablation, record.vocab_size, &mut notes)?,
         ngrams: first.map(|f| f.scores.ngrams.clone()).unwrap_or_default(),
         failures: failures
             .iter()
@@ -118,8 +118,12 @@ fn variants(
     all: &[Vec<Finished<'_>>],
     vocab: usize,
     bootstrap: &Bootstrap,
+    notes: &mut Vec<String>,
 ) -> Result<Vec<Variant>> {
-    let rounds = costs::kept(ablation, None);
+    let rounds = costs::kept(ablation, None).unwrap_or_else(|e| {
+        notes.push(format!("{e}; the measured costs are left out"));
+        costs::Rounds::default()
+    });
     let mut variants = Vec::new();
     for (i, (variant, runs)) in ablation.variants.iter().zip(all).enumerate() {
         let Some(planned) = ablation.runs_of(i).next() else { continue };
@@ -175,10 +179,13 @@ fn differences(
 }
 
 /// The autoencoders that are trained and whose reconstruction is measured.
-fn autoencoders(ablation: &Ablation, vocab: usize) -> Result<Vec<Autoencoder>> {
+fn autoencoders(ablation: &Ablation, vocab: usize, notes: &mut Vec<String>) -> Result<Vec<Autoencoder>> {
     let mut found = Vec::new();
     for autoencoder in &ablation.autoencoders {
         let run = Run { folder: autoencoder.folder.clone(), config: autoencoder.config.value.clone() };
+        if let Err(e) = run.checkpoints(Stage::Autoencoder).latest() {
+            notes.push(format!("autoencoder {} is left out: {e}", autoencoder.name));
+        }
         if !finished(&run.folder, &run.config, Stage::Autoencoder) {
             continue;
         }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use calm_config::{ConfigErrors, ConfigText, Resolved, load};
 use calm_eval::protocol::Protocol;
 use calm_run::Run;
-use calm_run::checked::{read_json, write_json};
+use calm_run::checked::{read_config, read_json, write_config, write_json};
 use calm_run::config::RunConfig;
 use calm_run::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -205,12 +205,20 @@ impl Ablation {
         write_json(&self.folder.join(PLAN), &saved)
     }
 
+    /// Writes down what was asked for.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn save_config(&self, config: &Resolved<AblationConfig>) -> Result<()> {
+        write_config(&self.folder.join(ABLATION), &config.to_yaml())
+    }
+
     /// The ablation that lies in a folder, as it was begun: configurations are those of its runs.
     ///
     /// # Errors
     /// There is none, or it is damaged.
     pub fn open(folder: &Path) -> Result<Self> {
-        let config = load::<AblationConfig>(ConfigText::read(&folder.join(ABLATION))?, &[])?.value;
+        let config = load::<AblationConfig>(read_config(&folder.join(ABLATION))?, &[])?.value;
         let path = folder.join(PLAN);
         let saved: Saved = read_json(&path, "run the ablation again to write it anew")?
             .ok_or_else(|| Error::io("read", &path, std::io::ErrorKind::NotFound.into()))?;

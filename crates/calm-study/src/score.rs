@@ -114,7 +114,7 @@ pub fn score(
                 continue;
             }
         };
-        if read::<RunScores>(&file(&run, SCORES, &key), &key).is_some() {
+        if is_kept::<RunScores>(&file(&run, SCORES, &key), &key, reporter) {
             continue;
         }
         if corpus.is_none() {
@@ -140,7 +140,7 @@ pub fn score(
         let run = Run { folder: autoencoder.folder.clone(), config: autoencoder.config.value.clone() };
         let eval = eval_config(&ablation.config.score, run.config.chunk_size());
         let key = reconstruction_key(&run, &eval)?;
-        if read::<ReconstructionReport>(&file(&run, RECONSTRUCTION, &key), &key).is_some() {
+        if is_kept::<ReconstructionReport>(&file(&run, RECONSTRUCTION, &key), &key, reporter) {
             continue;
         }
         if corpus.is_none() {
@@ -164,10 +164,10 @@ pub fn score(
 /// The scores of a run, if they are those of its weights by this ablation's protocol.
 ///
 /// # Errors
-/// The window holds no two positions; the language model is missing or damaged.
+/// The window holds no two positions; the language model is missing or damaged, or the scores are.
 pub fn kept(ablation: &Ablation, run: &Run) -> Result<Option<RunScores>> {
     let key = run_key(run, &ablation.protocol()?, &ablation.config.score)?;
-    Ok(read(&file(run, SCORES, &key), &key))
+    read(&file(run, SCORES, &key), &key)
 }
 
 /// An autoencoder's reconstruction, if it is that of its weights.
@@ -176,7 +176,7 @@ pub fn kept(ablation: &Ablation, run: &Run) -> Result<Option<RunScores>> {
 /// As [`Run::autoencoder_hash`].
 pub fn kept_reconstruction(ablation: &Ablation, run: &Run) -> Result<Option<ReconstructionReport>> {
     let key = reconstruction_key(run, &eval_config(&ablation.config.score, run.config.chunk_size()))?;
-    Ok(read(&file(run, RECONSTRUCTION, &key), &key))
+    read(&file(run, RECONSTRUCTION, &key), &key)
 }
 
 fn reconstruction_key(run: &Run, eval: &EvalConfig) -> Result<String> {
@@ -215,10 +215,21 @@ pub(crate) fn keep_made_up_reconstruction(
     keep(run, RECONSTRUCTION, reconstruction_key(run, &eval)?, report)
 }
 
-/// What is kept under this key; anything else is made anew.
-fn read<T: DeserializeOwned>(path: &Path, key: &str) -> Option<T> {
-    let kept: KeptScores<T> = read_json(path, "").ok()??;
-    (kept.key == key).then_some(kept.scores)
+/// What is kept under this key.
+fn read<T: DeserializeOwned>(path: &Path, key: &str) -> Result<Option<T>> {
+    let kept: Option<KeptScores<T>> = read_json(path, "score the run again: `calm report`")?;
+    Ok(kept.filter(|kept| kept.key == key).map(|kept| kept.scores))
+}
+
+/// Whether scores are kept under this key; others are made anew, and damaged ones named.
+fn is_kept<T: DeserializeOwned>(path: &Path, key: &str, reporter: &mut dyn Reporter) -> bool {
+    read::<T>(path, key).map_or_else(
+        |e| {
+            reporter.warn(&format!("{e}; made anew"));
+            false
+        },
+        |kept| kept.is_some(),
+    )
 }
 
 fn eval_config(score: &ScoreConfig, chunk_size: usize) -> EvalConfig {

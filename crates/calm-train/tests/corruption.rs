@@ -6,6 +6,8 @@
 // Helpers outside of test functions may panic too.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/harm.rs"]
+mod harm;
 #[path = "common/kept.rs"]
 mod kept;
 #[path = "common/toy.rs"]
@@ -13,129 +15,16 @@ mod toy;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
-use std::sync::mpsc;
-use std::time::Duration;
+use std::path::Path;
 
 use calm_run::checkpoint::{Which, read_json};
 use calm_run::metrics::{check, read_lines};
 use calm_run::{Error, Run, Stage};
 use calm_train::models::{load_autoencoder, load_lm};
 use candle_core::Device;
+use harm::{Came, Harm, harm};
 use kept::Kept;
-use toy::{Listener, Text, copy, go, in_memory, run_of};
-
-/// What happened to a file.
-#[derive(Clone, Copy, Debug)]
-enum Harm {
-    Flip { at: usize, bit: u8 },
-    Cut { length: usize },
-}
-
-impl Harm {
-    /// Of a file of so many bytes, by number: two flips, then a cut.
-    fn of(number: u64, length: usize) -> Self {
-        let random = (number + 1)
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            .rotate_left(29)
-            .wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let at = (random >> 20) as usize % length;
-        if number % 3 == 2 {
-            Self::Cut { length: at }
-        } else {
-            Self::Flip { at, bit: (random >> 8) as u8 % 8 }
-        }
-    }
-
-    fn apply(self, path: &Path) {
-        let mut bytes = fs::read(path).unwrap();
-        match self {
-            Self::Flip { at, bit } => bytes[at] ^= 1 << bit,
-            Self::Cut { length } => bytes.truncate(length),
-        }
-        fs::write(path, bytes).unwrap();
-    }
-}
-
-/// All files of a place that are read again, relative to it.
-fn files(place: &Path) -> Vec<PathBuf> {
-    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
-            // TensorBoard reads its events, we do not.
-            if entry.file_name() == "tensorboard" {
-                continue;
-            }
-            if entry.file_type().unwrap().is_dir() {
-                walk(&entry.path(), found)
-            } else {
-                found.push(entry.path())
-            }
-        }
-    }
-    let mut found = Vec::new();
-    walk(place, &mut found);
-    found.sort();
-    found.into_iter().map(|path| path.strip_prefix(place).unwrap().to_owned()).collect()
-}
-
-/// What came of it.
-struct Came<T> {
-    of: Result<T, String>,
-    warnings: Vec<String>,
-}
-
-/// Harms each file of `begin` in turn, `cases` in all, and looks at what `work` makes of it: what was `wanted`, or
-/// somebody is told and it is what `warned` allows for this file, which says what is wrong with it otherwise.
-fn harm<T: PartialEq + Send + 'static>(
-    begin: &Path,
-    cases: u64,
-    wanted: &T,
-    work: impl Fn(&Path) -> Came<T> + Sync,
-    mut warned: impl FnMut(&Path, Harm, T) -> Option<String>,
-) -> BTreeMap<&'static str, u64> {
-    let files = files(begin);
-    let mut count = BTreeMap::new();
-    for case in 0..cases {
-        let file = &files[usize::try_from(case).unwrap() % files.len()];
-        let place = in_memory();
-        copy(begin, place.path());
-        let path = place.path().join(file);
-        let length = fs::metadata(&path).unwrap().len() as usize;
-        if length == 0 {
-            continue;
-        }
-        let harm = Harm::of(case, length);
-        harm.apply(&path);
-        let what = format!("case {case}: {} of {length} bytes, {harm:?}", file.display());
-        let came = std::thread::scope(|scope| {
-            let (send, receive) = mpsc::channel();
-            let (work, place) = (&work, place.path());
-            scope.spawn(move || send.send(catch_unwind(AssertUnwindSafe(|| work(place)))));
-            receive.recv_timeout(Duration::from_secs(60)).unwrap_or_else(|_| panic!("{what}: it hangs"))
-        });
-        let came = came.unwrap_or_else(|_| panic!("{what}: it panics"));
-        let name = file.file_name().unwrap().to_str().unwrap();
-        let named = |text: &str| text.contains(name);
-        let outcome = match came.of {
-            Err(e) => {
-                assert!(named(&e), "{what}: the file is not named: {e}");
-                "an error that names the file"
-            }
-            Ok(kept) if came.warnings.iter().any(|w| named(w)) => {
-                let wrong = warned(file, harm, kept);
-                assert!(wrong.is_none(), "{what}: {}; warnings {:?}", wrong.unwrap(), came.warnings);
-                "a warning that names the file"
-            }
-            Ok(kept) => {
-                assert!(kept == *wanted, "{what}: silently wrong; warnings {:?}", came.warnings);
-                "no difference"
-            }
-        };
-        *count.entry(outcome).or_default() += 1;
-    }
-    count
-}
+use toy::{Listener, Text, copy, go, in_memory, place, run_of};
 
 /// A run that was stopped is resumed.
 fn resume(cases: u64) -> BTreeMap<&'static str, u64> {

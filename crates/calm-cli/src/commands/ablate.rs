@@ -7,13 +7,12 @@ use calm_config::load;
 use calm_kernels::device::{self, Choice};
 use calm_nn::Precision;
 use calm_report::study::Machine;
-use calm_run::checkpoint::write_text;
 use calm_run::config::RunConfig;
 use calm_run::{Error, Lock};
 use calm_study::config::{AblationConfig, Budget};
 use calm_study::execute::{Failures, check, execute, prepare};
 use calm_study::outlook::Outlook;
-use calm_study::plan::{ABLATION, Ablation};
+use calm_study::plan::Ablation;
 use calm_study::survey::{Site, Survey};
 use calm_study::{costs, folder, gather, score};
 use calm_train::plan::{Plan, Target, describe};
@@ -70,7 +69,7 @@ pub fn run(
     }
     printer.note(text);
     prepare(&ablation, &corpus)?;
-    write_text(&out.join(ABLATION), &resolved.to_yaml())?;
+    ablation.save_config(&resolved)?;
     let Some(mut failures) = execute(&ablation, &mut children)? else {
         return Err(Error::Stopped.into());
     };

@@ -37,11 +37,11 @@ pub fn run(args: &ReportArgs, device: Choice, printer: &Printer) -> Result<()> {
             (Ablation::of_runs(&runs, &out)?, out)
         }
     };
-    let mut failures = execute::failures(&ablation.folder);
+    let mut failures = execute::failures(&ablation.folder)?;
     let mut screen = Screen::new(printer);
     score::score(&ablation, &args.cache, &device, &mut failures, &mut screen)?;
     drop(screen);
-    let machine = folder::machine_of(&ablation.folder).unwrap_or_else(|| hardware::machine(None));
+    let machine = folder::machine_of(&ablation.folder)?.unwrap_or_else(|| hardware::machine(None));
     let study = gather::gather(&ablation, &failures, machine)?;
     if study.variants.iter().all(|v| v.runs.is_empty()) {
         if let Some(failed) = study.failures.first() {

@@ -4,6 +4,7 @@
 //! $ cargo test --release -p calm-cli --test fuzz                        # some thousands
 //! $ cargo test --release -p calm-cli --test fuzz -- --ignored           # a million
 //! $ CALM_FUZZ=jsonl:4711 cargo test --release -p calm-cli --test fuzz   # one case again
+//! $ CALM_FUZZ=jsonl CALM_FUZZ_TIMES=9 cargo test --release -p calm-cli --test fuzz -- --ignored   # one target
 //! ```
 //! Inputs are small valid files with a few changes (`mutate.rs`), each a function of the target and the case's number,
 //! so that a failure names what repeats it. No nightly compiler and no corpus on disk are needed. What was found once
@@ -108,12 +109,15 @@ fn campaign(inputs: impl Fn(&Target) -> u64) {
         let folder = folder.path().join(target.name);
         std::fs::create_dir_all(&folder).unwrap();
         (target.prepare)(&folder);
-        let numbers = match only.as_deref().and_then(|only| only.split_once(':')) {
-            Some((name, number)) if name == target.name => number.parse().unwrap()..u64::MAX,
-            Some(_) => continue,
-            None => 0..inputs(&target),
+        let (name, number) = match only.as_deref() {
+            Some(only) => only.split_once(':').map_or((only, None), |(name, number)| (name, Some(number))),
+            None => (target.name, None),
         };
-        let one = only.is_some();
+        if name != target.name {
+            continue;
+        }
+        let one = number.is_some();
+        let numbers = number.map_or(0..inputs(&target), |number| number.parse().unwrap()..u64::MAX);
         let mut done = 0;
         for number in numbers {
             done += 1;

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use calm_files::seal::{BROKEN, is_broken};
 use serde::{Deserialize, Serialize};
 
 use super::documents::{self, Documents, Found, HeldOut, Input, Opened, Part, Text};
@@ -80,6 +81,9 @@ impl Manifest {
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
         let fail = |message: String| Error::Manifest { path: path.into(), message };
+        if is_broken(text.as_bytes()) {
+            return Err(fail(BROKEN.to_owned()));
+        }
         let manifest: Self =
             serde_yaml::from_str(text.trim_start_matches('\u{feff}')).map_err(|e| fail(e.to_string()))?;
         if manifest.version != MANIFEST_VERSION {

@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::Path;
 
+use calm_files::seal::{BROKEN, is_broken};
 use serde::{Deserialize, Serialize};
 
 use super::locate;
@@ -103,6 +104,9 @@ impl DatasetManifest {
             what: format!("not a usable manifest of a data set: {message}"),
             remedy: "write it like those that `datasets/README.md` describes".to_owned(),
         };
+        if is_broken(text.as_bytes()) {
+            return Err(fail(BROKEN.to_owned()));
+        }
         let manifest: Self =
             serde_yaml::from_str(text.trim_start_matches('\u{feff}')).map_err(|e| fail(e.to_string()))?;
         if manifest.version != MANIFEST_VERSION {

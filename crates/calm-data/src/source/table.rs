@@ -1,20 +1,29 @@
 //! Parquet tables: the column of the text, and those that a filter looks at, row group by row group.
 //!
 //! Columns are read side by side, a few rows at a time: what is held are the pages that these rows lie in. A text may
-//! be a string or bytes that are UTF-8, or a list of messages (see [`super::messages`]). The library checks pages by their checksums where a writer left some.
+//! be a string or bytes that are UTF-8, or a list of messages (see [`super::messages`]). The library checks pages by
+//! their checksums where a writer left some.
+//!
+//! What a table says of its own size is looked at before the library reserves memory by it (`footer`, `pages`): a
+//! table of L bytes is read in 64 MiB and 64 L, whatever it says, or refused.
 
-use std::collections::VecDeque;
+mod delta;
+mod footer;
+mod pages;
+mod thrift;
+
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parquet::basic::{ConvertedType, LogicalType, Type as Physical};
-use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
+use parquet::column::reader::{ColumnReader, ColumnReaderImpl, get_column_reader};
 use parquet::data_type::{ByteArray, ByteArrayType, DataType};
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::schema::types::ColumnDescriptor;
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
+use parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};
 
+use self::pages::{Held, Pages, Problem, TOO_MUCH, allowed};
 use super::bytes::{self, Count};
 use super::messages::{self, NAMES};
 use super::row::{Row, Wanted};
@@ -28,7 +37,8 @@ const AGAIN: &str = "download or copy it again";
 
 /// The rows of a table, in order. After an error about a row group the next one comes.
 pub(super) struct Table {
-    reader: SerializedFileReader<File>,
+    metadata: ParquetMetaData,
+    file: Arc<File>,
     path: PathBuf,
     id: String,
     wanted: Arc<Wanted>,
@@ -40,7 +50,9 @@ pub(super) struct Table {
     /// Rows of the group that were read, and all before it.
     rows: u64,
     before: u64,
-    ready: VecDeque<Result<Row>>,
+    /// Rows that were read and not given, by column.
+    ready: Vec<std::vec::IntoIter<Option<Cell>>>,
+    held: Arc<Held>,
     count: Count,
     counted: u64,
     length: u64,
@@ -73,12 +85,15 @@ impl Table {
                 None => table(path, "", "it is named as a Parquet table, but is none", AGAIN),
             });
         }
-        let opened = caught_in("parquet", || SerializedFileReader::new(file));
-        let opened = opened.map_err(|e| damaged(path, "", &e))?;
-        let reader = opened.map_err(|e| damaged(path, "", &e.to_string()))?;
-        let (columns, messages) = columns(path, &reader, &wanted)?;
+        let said = |problem: Problem| damaged(path, "", &problem.0);
+        footer::check(&file, allowed(length) / 3).map_err(said)?;
+        let opened = caught_in("parquet", || ParquetMetaDataReader::new().parse_and_finish(&file));
+        let opened = opened.and_then(|opened| opened.map_err(|e| e.to_string()));
+        let metadata = opened.map_err(|e| damaged(path, "", &e))?;
+        let (columns, messages) = columns(path, metadata.file_metadata().schema_descr(), &wanted)?;
         Ok(Self {
-            reader,
+            metadata,
+            file: Arc::new(file),
             path: path.to_owned(),
             id,
             wanted,
@@ -88,7 +103,8 @@ impl Table {
             open: None,
             rows: 0,
             before: 0,
-            ready: VecDeque::new(),
+            ready: Vec::new(),
+            held: Held::of(length),
             count: count.clone(),
             counted: 0,
             length,
@@ -97,14 +113,22 @@ impl Table {
 
     /// The place of a column in the group that is read.
     fn place(&self, column: usize) -> String {
-        let name = self.reader.metadata().file_metadata().schema_descr().column(column).path().string();
+        let name = self.schema().column(column).path().string();
         format!(", row group {}, column `{name}`", self.group + 1)
+    }
+
+    fn schema(&self) -> &SchemaDescriptor {
+        self.metadata.file_metadata().schema_descr()
     }
 
     fn open_group(&self) -> Result<Vec<ColumnReader>> {
         let open = |column: usize| {
-            let open =
-                || self.reader.get_row_group(self.group).and_then(|group| group.get_column_reader(column));
+            let open = || -> parquet::errors::Result<ColumnReader> {
+                let group = self.metadata.row_group(self.group);
+                let chunk = group.column(column);
+                let pages = Pages::new(&self.file, chunk, group.num_rows(), self.length, &self.held)?;
+                Ok(get_column_reader(chunk.column_descr_ptr(), Box::new(pages)))
+            };
             let opened = caught_in("parquet", open).and_then(|opened| opened.map_err(|e| e.to_string()));
             opened.map_err(|e| damaged(&self.path, &self.place(column), &e))
         };
@@ -113,14 +137,14 @@ impl Table {
 
     /// Reads the next rows; whether there were any.
     fn more(&mut self) -> Result<bool> {
+        self.held.let_go();
         let mut readers = match self.open.take() {
             Some(readers) => readers,
             None => self.open_group()?,
         };
         let mut cells = Vec::with_capacity(readers.len());
-        let schema = self.reader.metadata().file_metadata().schema_descr();
         for (reader, &column) in readers.iter_mut().zip(&self.columns) {
-            let levels = Levels::of(&schema.column(column));
+            let levels = Levels::of(&self.schema().column(column));
             let read = caught_in("parquet", || read(reader, levels)).and_then(|read| read);
             cells.push(read.map_err(|e| damaged(&self.path, &self.place(column), &e))?.into_iter());
         }
@@ -131,23 +155,26 @@ impl Table {
                 return Err(damaged(&self.path, &self.place(column), &what));
             }
         }
-        for _ in 0..found {
-            self.rows += 1;
-            let mut row = cells.iter_mut().map(|cells| cells.next().flatten());
-            let text = row.next().flatten();
-            let contents = if self.messages { row.next().flatten() } else { None };
-            let fields = row.map(|cell| cell.and_then(Cell::value)).collect();
-            let text = if self.messages { self.conversation(text, contents) } else { self.text(text) };
-            let row = text.map(|text| {
-                let id = format!("{}:{}", self.id, self.before + self.rows);
-                Row { id, text, fields }
-            });
-            self.ready.push_back(row);
-        }
+        self.ready = cells;
         if found > 0 {
             self.open = Some(readers);
         }
         Ok(found > 0)
+    }
+
+    /// The next of the rows that were read. Its text is made only now: of one value there may be many rows.
+    fn row(&mut self) -> Option<Result<Row>> {
+        self.ready.first().filter(|cells| cells.len() > 0)?;
+        self.rows += 1;
+        let mut row: Vec<_> = self.ready.iter_mut().map(|cells| cells.next().flatten()).collect();
+        let fields = row.split_off(1 + usize::from(self.messages));
+        let contents = if self.messages { row.pop().flatten() } else { None };
+        let text = row.pop().flatten();
+        let text = if self.messages { self.conversation(text, contents) } else { self.text(text) };
+        Some(text.map(|text| {
+            let id = format!("{}:{}", self.id, self.before + self.rows);
+            Row { id, text, fields: fields.into_iter().map(|cell| cell.and_then(Cell::value)).collect() }
+        }))
     }
 
     fn text(&self, cell: Option<Cell>) -> Result<String> {
@@ -183,13 +210,20 @@ impl Table {
             // A call of a tool says nothing.
             let content = content.map_or_else(|| Ok(String::new()), |c| self.text(Some(Cell::Bytes(c))))?;
             messages::push(&mut text, &self.text(role.map(Cell::Bytes))?, &content);
+            if text.len() as u64 > allowed(self.length) {
+                let said = format!("{TOO_MUCH}: a conversation of more than {} bytes", text.len());
+                return Err(damaged(
+                    &self.path,
+                    &format!(", row {} of row group {}", self.rows, self.group + 1),
+                    &said,
+                ));
+            }
         }
         Ok(text)
     }
 
     fn end_group(&mut self) {
-        let metadata = self.reader.metadata();
-        if let Some(group) = metadata.row_groups().get(self.group) {
+        if let Some(group) = self.metadata.row_groups().get(self.group) {
             // What it says of itself, as far as that can be.
             let said = u64::try_from(group.compressed_size()).unwrap_or(0).min(self.length - self.counted);
             self.count.add(said);
@@ -207,10 +241,10 @@ impl Iterator for Table {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            if let Some(row) = self.ready.pop_front() {
+            if let Some(row) = self.row() {
                 return Some(row);
             }
-            if self.group >= self.reader.num_row_groups() {
+            if self.group >= self.metadata.num_row_groups() {
                 self.count.add(self.length - self.counted);
                 self.counted = self.length;
                 return None;
@@ -218,7 +252,7 @@ impl Iterator for Table {
             match self.more() {
                 Ok(true) => {}
                 Ok(false) => {
-                    let promised = self.reader.metadata().row_group(self.group).num_rows();
+                    let promised = self.metadata.row_group(self.group).num_rows();
                     let (place, rows) = (format!(", row group {}", self.group + 1), self.rows);
                     self.end_group();
                     if u64::try_from(promised) != Ok(rows) {
@@ -236,8 +270,7 @@ impl Iterator for Table {
 }
 
 /// The columns of the text and the fields, and whether the first two are those of messages; or what there is instead.
-fn columns(path: &Path, reader: &SerializedFileReader<File>, wanted: &Wanted) -> Result<(Vec<usize>, bool)> {
-    let schema = reader.metadata().file_metadata().schema_descr();
+fn columns(path: &Path, schema: &SchemaDescriptor, wanted: &Wanted) -> Result<(Vec<usize>, bool)> {
     // Writers name what stands between a list and its elements as they like.
     let of_message = |name: &str| {
         schema.columns().iter().position(|column| {
@@ -424,6 +457,11 @@ fn damaged(path: &Path, place: &str, said: &str) -> Error {
             &format!("the table is encrypted ({short})"),
             "write it anew without encryption",
         );
+    }
+    if said.contains(TOO_MUCH) {
+        let remedy =
+            format!("{AGAIN}; if it is whole, write it anew with smaller pages, or in several row groups");
+        return table(path, place, &format!("the table is damaged, or {short}"), &remedy);
     }
     if said.contains("Disabled feature") || said.contains("not yet implemented") || said.starts_with("NYI") {
         let remedy = "write it anew with another compression, such as zstd";

@@ -142,7 +142,7 @@ pub fn check(run: &Path) -> Vec<String> {
     });
     if let Some(why) = differs {
         wrong.push(format!(
-            "{} is not what was written ({why}): some of its values may be wrong",
+            "{} is not what {SUM} says was written ({why}): some of its values may be wrong",
             path.display()
         ));
     }

@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test uses a part")]
 
+#[path = "place.rs"]
+pub mod place;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +18,8 @@ use calm_train::plan::Plan;
 use calm_train::reporter::Reporter;
 use calm_train::training::{Observer, StepReport, Validation};
 use candle_core::Device;
+#[allow(unused_imports, reason = "each test uses a part")]
+pub use place::{copy, in_memory};
 
 /// Two stages with checkpoints between validations, and validations that improve and that do not.
 const CALM: &str = "
@@ -29,11 +34,6 @@ train:
   lm: { steps: 5, batch_rows: 2, context: 8, learning_rate: 3e-2, warmup_steps: 1, eval_every: 2, checkpoint_every: 3, log_every: 1 }
 eval: { training_documents: 1, documents: 2, chunks_per_document: 6, bootstrap: 5 }
 ";
-
-/// A folder in memory where there is one: flushes are counted here, not waited for.
-pub fn in_memory() -> tempfile::TempDir {
-    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
-}
 
 /// The text, which lies outside of what is harmed.
 pub struct Text(tempfile::TempDir);
@@ -125,17 +125,4 @@ pub fn go_with(place: &Path, config: &Resolved<RunConfig>, listener: &mut Listen
     let run = Run::create(&run_of(place), config, Begin::Resume)?;
     let options = TrainOptions { resume: true, cache: place.join("cache"), ..TrainOptions::default() };
     train(&run, &options, &Device::Cpu, listener).map(|_| ())
-}
-
-/// A copy of a folder.
-pub fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
