@@ -3,6 +3,7 @@
 mod config;
 mod model;
 mod published;
+mod sampler;
 
 use calm_autoencoder::Autoencoder;
 use calm_config::Problems;

@@ -6,23 +6,23 @@ use calm_nn::{Embedding, Init, Noise, NoiseKey, ParamStore, Parameter, RowId, ph
 use candle_core::{Result, Tensor, bail};
 
 use super::BaselineConfig;
+use super::sampler::Tempered;
 use crate::backbone::Branch;
-use crate::family::softmax::{self, distribution, each_distribution, invert, ln};
+use crate::family::softmax::{self, each_distribution, invert, ln};
 use crate::family::{
     DrawKind, DrawRequest, Draws, ExactDraws, GRAM, LanguageModel, Loss, TextFormat, TokenDecoding,
 };
-use crate::sampler::{Continuation, DrawKey, Sampler, SpecialIds};
-use crate::text_state::TextState;
-use crate::{Backbone, Cache, ChunkBatch};
+use crate::sampler::{Sampler, SpecialIds};
+use crate::{Backbone, ChunkBatch};
 
 /// A Llama language model; parameter names as in published Llama checkpoints.
 pub struct Baseline {
     store: ParamStore,
     embedding: Embedding,
-    backbone: Backbone,
+    pub(super) backbone: Backbone,
     /// `[V, D]`
-    output: Parameter,
-    text: TextFormat,
+    pub(super) output: Parameter,
+    pub(super) text: TextFormat,
 }
 
 /// What scoring needs of one next-token distribution.
@@ -145,9 +145,10 @@ impl Baseline {
 }
 
 impl Baseline {
-    fn forward_cached(&self, tokens: &[u32], cache: &mut Cache) -> Result<Tensor> {
+    /// Tokens -> backbone inputs `[1, S, D]`, without gradient.
+    pub(super) fn inputs(&self, tokens: &[u32]) -> Result<Tensor> {
         let ids = upload(tokens, (1, tokens.len(), 1), &self.output)?;
-        self.backbone.forward_cached(&self.embed(&ids)?.detach(), cache)
+        Ok(self.embed(&ids)?.detach())
     }
 }
 
@@ -203,58 +204,5 @@ impl LanguageModel for Baseline {
     fn hidden_streams(&self, batch: &ChunkBatch) -> Result<Option<Vec<Tensor>>> {
         let inputs = self.embed(&batch.ids)?.detach();
         self.backbone.residual_streams(&inputs, &batch.positions, &batch.segments).map(Some)
-    }
-}
-
-/// The baseline at a temperature.
-struct Tempered<'a> {
-    model: &'a Baseline,
-    decoding: TokenDecoding,
-}
-
-impl Sampler for Tempered<'_> {
-    fn chunk_size(&self) -> usize {
-        1
-    }
-
-    fn special(&self) -> SpecialIds {
-        self.model.text.special
-    }
-
-    fn start(&self) -> Result<Box<dyn Continuation + '_>> {
-        let (model, mut context) = (self.model, TextState::default());
-        if model.text.bos_chunk {
-            context.extend(&[model.text.special.bos], |t, c| model.forward_cached(t, c))?;
-        }
-        Ok(Box::new(Text { model, decoding: self.decoding, context }))
-    }
-}
-
-/// A text that the baseline continues.
-struct Text<'a> {
-    model: &'a Baseline,
-    decoding: TokenDecoding,
-    context: TextState,
-}
-
-impl Continuation for Text<'_> {
-    fn push(&mut self, tokens: &[u32]) -> Result<()> {
-        let (model, text) = (self.model, &self.model.text);
-        self.context.push(tokens, 1, text.context, text.special, |t, c| model.forward_cached(t, c))
-    }
-
-    fn draw(&self, samples: usize, key: DrawKey) -> Result<Vec<Vec<u32>>> {
-        let (model, context) = (self.model, &self.context);
-        if context.ended() {
-            return Ok(vec![vec![model.text.special.pad]; samples]);
-        }
-        let logits: Vec<f32> = model.logits(context.hidden()?)?.flatten_all()?.to_vec1()?;
-        let p = distribution(&logits, self.decoding);
-        let position = context.tokens().len() as u32;
-        let rows: Vec<RowId> =
-            (0..samples.div_ceil(1 << 12)).map(|i| RowId { example: i as u32, position }).collect();
-        let key = NoiseKey::new(key.seed, "generate/token", key.call);
-        let u = philox::uniform(key, &rows, samples.min(1 << 12), 1);
-        Ok(u.iter().take(samples).map(|u| vec![invert(&p, f64::from(*u))]).collect())
     }
 }

@@ -13,6 +13,7 @@ mod decoder;
 mod likelihood;
 mod model;
 mod published;
+mod sampler;
 
 use calm_autoencoder::{Autoencoder, AutoencoderConfig};
 use calm_config::Problems;

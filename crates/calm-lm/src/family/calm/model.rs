@@ -1,6 +1,7 @@
 //! The continuous autoregressive language model.
 
 use calm_autoencoder::{Autoencoder, Posterior};
+use calm_kernels::SCREENED_ROWS;
 use calm_nn::device::upload;
 use calm_nn::{Embedding, Init, Noise, ParamStore, RowId};
 use candle_core::{DType, Result, Tensor, bail};
@@ -8,6 +9,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::decode::sample;
 use super::decoder::LatentDecoder;
 use super::likelihood;
+use super::sampler::Sampled;
 use super::{CalmConfig, LikelihoodConfig};
 use crate::backbone::Branch;
 use crate::family::filler;
@@ -17,7 +19,8 @@ use crate::family::{
     TextFormat, TokenDecoding,
 };
 use crate::head::Head;
-use crate::sampler::{Continuation, DrawKey, Sampler, SpecialIds};
+use crate::sampler::{Sampler, SpecialIds};
+use crate::side_by_side::even_parts;
 use crate::text_state::TextState;
 use crate::{Backbone, Cache, ChunkBatch};
 
@@ -89,6 +92,11 @@ impl Calm {
     /// The backbone.
     pub fn backbone(&self) -> &Backbone {
         &self.backbone
+    }
+
+    /// The text as it meets it.
+    pub(super) fn format(&self) -> &TextFormat {
+        &self.text
     }
 
     /// U32 ids `[B, S, K]` -> backbone inputs `[B, S, D]`.
@@ -210,8 +218,29 @@ impl Calm {
         sample(decoder, &self.decoder.hidden(latents, hidden)?, samples, noise, decoding.unwrap_or_default())
     }
 
+    /// One draw `[R, K]` of each row. On the CPU the decoder's argmax goes one way for any number of rows.
+    pub(super) fn draw_each(
+        &self,
+        hidden: &Tensor,
+        noise: &Noise<'_>,
+        decoding: Option<TokenDecoding>,
+    ) -> Result<Vec<u32>> {
+        if (self.decode, decoding) != (Decode::Argmax, None) || !hidden.device().is_cpu() {
+            return self.draw_rows(hidden, 1, noise, decoding);
+        }
+        let latents = self.head.sample(hidden, 1, noise)?.detach();
+        let (states, decoder) = (self.decoder.hidden(&latents, hidden)?, &self.decoder.decoder);
+        let k = decoder.chunk_size();
+        let mut out = Vec::with_capacity(states.dim(0)?);
+        for (at, chunks) in even_parts(states.dim(0)? / k, (SCREENED_ROWS - 1) / k) {
+            let some = states.narrow(0, at * k, chunks * k)?.contiguous()?;
+            out.extend(decoder.argmax(&some)?.flatten_all()?.to_vec1::<u32>()?);
+        }
+        Ok(out)
+    }
+
     /// Draws `[R, N, K]` in blocks of rows, so that memory stays bounded for many samples.
-    fn draw_rows(
+    pub(super) fn draw_rows(
         &self,
         hidden: &Tensor,
         samples: usize,
@@ -259,9 +288,14 @@ impl Calm {
     }
 
     fn forward_cached(&self, tokens: &[u32], cache: &mut Cache) -> Result<Tensor> {
+        self.backbone.forward_cached(&self.inputs(tokens)?, cache)
+    }
+
+    /// Whole chunks -> backbone inputs `[1, S, D]`, without gradient.
+    pub(super) fn inputs(&self, tokens: &[u32]) -> Result<Tensor> {
         let k = self.autoencoder.chunk_size();
         let ids = upload(tokens, (1, tokens.len() / k, k), self.autoencoder.embedding_table())?;
-        self.backbone.forward_cached(&self.embed(&ids)?.detach(), cache)
+        Ok(self.embed(&ids)?.detach())
     }
 }
 
@@ -311,12 +345,12 @@ impl LanguageModel for Calm {
     }
 
     fn sampler(&self) -> Box<dyn Sampler + '_> {
-        Box::new(self)
+        Box::new(Sampled { model: self, decoding: None })
     }
 
     fn tempered_sampler(&self, decoding: TokenDecoding) -> Option<Box<dyn Sampler + '_>> {
         (self.decode == Decode::Sample)
-            .then(|| Box::new(Tempered { model: self, decoding }) as Box<dyn Sampler>)
+            .then(|| Box::new(Sampled { model: self, decoding: Some(decoding) }) as Box<dyn Sampler>)
     }
 
     /// Noise stream `head` of the purpose, step 0.
@@ -375,75 +409,5 @@ impl LanguageModel for Calm {
             self.head.loss(h, &posterior, noise)?.to_dtype(DType::F64)?.mean_all()?.to_scalar()
         };
         Ok(Some((mean(&hidden)?, mean(&exchanged)?)))
-    }
-}
-
-impl Sampler for &Calm {
-    fn chunk_size(&self) -> usize {
-        self.autoencoder.chunk_size()
-    }
-
-    fn special(&self) -> SpecialIds {
-        self.text.special
-    }
-
-    fn start(&self) -> Result<Box<dyn Continuation + '_>> {
-        Ok(Box::new(Text { model: self, decoding: None, context: self.begin()? }))
-    }
-}
-
-/// A CALM whose decoder's softmax is tempered.
-struct Tempered<'a> {
-    model: &'a Calm,
-    decoding: TokenDecoding,
-}
-
-impl Sampler for Tempered<'_> {
-    fn chunk_size(&self) -> usize {
-        self.model.autoencoder.chunk_size()
-    }
-
-    fn special(&self) -> SpecialIds {
-        self.model.text.special
-    }
-
-    fn start(&self) -> Result<Box<dyn Continuation + '_>> {
-        Ok(Box::new(Text { model: self.model, decoding: Some(self.decoding), context: self.model.begin()? }))
-    }
-}
-
-/// A text that a CALM continues.
-struct Text<'a> {
-    model: &'a Calm,
-    /// Of the softmax; None: as the settings say.
-    decoding: Option<TokenDecoding>,
-    context: TextState,
-}
-
-impl Continuation for Text<'_> {
-    fn push(&mut self, tokens: &[u32]) -> Result<()> {
-        self.model.read(&mut self.context, tokens)
-    }
-
-    fn draw(&self, samples: usize, key: DrawKey) -> Result<Vec<Vec<u32>>> {
-        let (model, context) = (self.model, &self.context);
-        let k = model.autoencoder.chunk_size();
-        if samples == 0 {
-            return Ok(Vec::new());
-        }
-        // A stream counts samples in 16 bits: larger pools are several rows.
-        let per_row = samples.min(1 << 12);
-        let rows: Vec<RowId> = (0..samples.div_ceil(per_row))
-            .map(|i| RowId { example: i as u32, position: (context.tokens().len() / k) as u32 })
-            .collect();
-        let hidden = context.hidden()?.repeat((rows.len(), 1))?;
-        let noise = Noise::Keyed { seed: key.seed, purpose: "generate", step: key.call, rows: &rows };
-        let tokens = model.draw_rows(&hidden, per_row, &noise, self.decoding)?;
-        let close = |chunk: &[u32]| {
-            let mut chunk = chunk.to_vec();
-            model.text.special.close(&mut chunk, context.ended());
-            chunk
-        };
-        Ok(tokens.chunks(k).take(samples).map(close).collect())
     }
 }
