@@ -55,7 +55,8 @@ pub use config::{
     BpeConfig, CharsConfig, DataConfig, Llama3Config, MixedSource, Source, TokenizerConfig, Validation,
 };
 pub use corpus::{
-    Corpus, CorpusSummary, Preparation, Progress, SplitSummary, prepare, prepare_file, prepare_with,
+    Corpus, CorpusSummary, Preparation, Progress, SplitSummary, prepare, prepare_file, prepare_text,
+    prepare_with,
 };
 pub use document::Document;
 pub use error::{Error, Result};
