@@ -25,6 +25,7 @@ pub mod document;
 pub mod error;
 mod guard;
 pub mod inspect;
+mod known_pieces;
 pub mod llama3;
 mod merges;
 mod mixture;

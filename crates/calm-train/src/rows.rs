@@ -87,7 +87,7 @@ mod tests {
     use std::path::Path;
 
     use calm_data::{
-        Batch, CharsConfig, Cut, DataConfig, Preparation, RowSource, Source, TokenizerConfig, prepare_with,
+        Batch, CharsConfig, Cut, DataConfig, Preparation, Source, TokenizerConfig, prepare_with,
     };
 
     use super::*;
