@@ -3,7 +3,7 @@
 use calm_data::{Corpus, EvaluationRows, RowPlan};
 use calm_run::{Error, Result, Run, Stage};
 
-use crate::held_out::evaluation_rows;
+use crate::held_out::{evaluation_rows, predicts};
 
 /// Rows of a stage, in which there is something to learn and something to measure.
 pub(crate) struct Rows {
@@ -37,10 +37,8 @@ impl Rows {
             if validation.predicted_chunks() == 0 {
                 return Err(nothing(run, "held-out documents that are validated"));
             }
-            let documents = eval.documents;
-            let scored =
-                evaluation_rows(&corpus.validation, special, layout, documents, eval.chunks_per_document)?;
-            if scored.predicted_chunks() == 0 {
+            let (documents, chunks) = (eval.documents, eval.chunks_per_document);
+            if !predicts(&corpus.validation, special, layout, documents, chunks)? {
                 return Err(nothing(run, "held-out documents that are scored"));
             }
         }
