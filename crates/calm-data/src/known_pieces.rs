@@ -23,14 +23,14 @@ struct Ids {
 
 /// A table of pieces.
 #[derive(Default)]
-pub(crate) struct Known {
+pub(crate) struct Table {
     short: FxHashMap<u128, Ids>,
     long: FxHashMap<Box<str>, Ids>,
     list: Vec<u32>,
     fresh: Vec<u32>,
 }
 
-impl Known {
+impl Table {
     /// Adds the ids of a piece; `find` adds those of one that is not known.
     ///
     /// # Errors
@@ -88,14 +88,14 @@ impl Known {
 
 /// Tables that lie ready: what one call finds out serves the next ones, each of which has one to itself.
 #[derive(Default)]
-pub(crate) struct Tables(Mutex<Vec<Known>>);
+pub(crate) struct Tables(Mutex<Vec<Table>>);
 
 impl Tables {
     /// Lends one to `work`; after a failure it is thrown away.
     ///
     /// # Errors
     /// What `work` says.
-    pub(crate) fn lend<T>(&self, work: impl FnOnce(&mut Known) -> Result<T, String>) -> Result<T, String> {
+    pub(crate) fn lend<T>(&self, work: impl FnOnce(&mut Table) -> Result<T, String>) -> Result<T, String> {
         let pool = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut known = pool().pop().unwrap_or_default();
         let done = work(&mut known)?;

@@ -10,7 +10,7 @@ use crate::byte_level;
 use crate::caught::caught;
 use crate::detokenizer::Detokenizer;
 use crate::guard::{Guard, unknown_token};
-use crate::known_pieces::{Known, Tables};
+use crate::known_pieces::{Table, Tables};
 use crate::merges::PieceEncoder;
 use crate::special::{Known, SpecialTokens};
 use crate::split;
@@ -111,7 +111,7 @@ impl Pipeline {
         })
     }
 
-    fn encode_one(&self, text: &str, known: &mut Known) -> Result<Vec<u32>, String> {
+    fn encode_one(&self, text: &str, known: &mut Table) -> Result<Vec<u32>, String> {
         let added = self.library.get_added_vocabulary();
         let mut pieces = added.extract_and_normalize(self.library.get_normalizer(), text);
         if let Some(division) = self.library.get_pre_tokenizer() {

@@ -8,9 +8,9 @@ use calm_autoencoder::{Autoencoder, AutoencoderConfig};
 use calm_eval::generate::{Decoding, GenerateOptions, generate};
 use calm_eval::prompts::{Answer, Prompt, Stopped, answer};
 use calm_lm::{
-    BackboneConfig, BaselineConfig, CalmConfig, Decode, DiffusionConfig, EnergyConfig, FamilyConfig,
-    FlowConfig, HeadConfig, LanguageModel, LocalConfig, ModelConfig, MultiTokenConfig, PatchConfig,
-    SpecialIds, TextFormat,
+    BackboneConfig, BaselineConfig, CalmConfig, Decode, DiffusionConfig, EnergyConfig, FlowConfig,
+    HeadConfig, LanguageModel, LocalConfig, ModelConfig, MultiTokenConfig, PatchConfig, SpecialIds,
+    TextFormat,
 };
 use calm_nn::{NoiseKey, ParamStore, RowId, philox};
 use calm_stats::temperature::Temperature;
