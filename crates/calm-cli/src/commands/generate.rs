@@ -6,13 +6,13 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use calm_data::Tokenizer;
-use calm_eval::generate::{Decoding, GenerateError, GenerateOptions, GenerateReport, generate};
+use calm_eval::generate::{Decoding, GenerateOptions, GenerateReport, generate};
 use calm_kernels::device::Choice;
 use calm_lm::{Decode, DrawKind, Sampler, TokenDecoding};
 use calm_run::Run;
-use calm_stats::temperature::{ExactOptions, Temperature, TemperatureError};
+use calm_stats::temperature::{ExactOptions, Temperature};
 
-use super::{decoded_by, open_run, prompts, which};
+use super::{decoded_by, in_options, open_run, prompts, which};
 use crate::args::{GenerateArgs, SamplerName};
 use crate::error::Hinted;
 use crate::hardware;
@@ -175,7 +175,7 @@ fn stream(
             false
         }
     })
-    .map_err(explain)?;
+    .map_err(in_options)?;
     if let Some(e) = broken {
         return Err(e.into());
     }
@@ -183,17 +183,6 @@ fn stream(
     printer.text("\n")?;
     summary(&report, started.elapsed().as_secs_f64(), printer);
     Ok(())
-}
-
-/// An error in the words of the command line.
-pub(super) fn explain(e: GenerateError) -> anyhow::Error {
-    let remedy = match &e {
-        GenerateError::Temperature(TemperatureError::Budget { .. } | TemperatureError::NoMatch { .. }) => {
-            "raise --draws (the budget), add --fallback, or raise --temperature".to_owned()
-        }
-        e => e.remedy().unwrap_or_default(),
-    };
-    Hinted::new(e.to_string(), remedy).into()
 }
 
 fn summary(r: &GenerateReport, seconds: f64, printer: &Printer) {

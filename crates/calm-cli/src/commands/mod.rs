@@ -26,9 +26,11 @@ use std::path::Path;
 
 use anyhow::Result;
 use calm_data::{DataConfig, TokenFile, Tokenizer};
+use calm_eval::generate::GenerateError;
 use calm_lm::Decode;
 use calm_run::Run;
 use calm_run::checkpoint::Which;
+use calm_stats::temperature::TemperatureError;
 use calm_train::pipeline::prepare_data;
 use calm_train::reporter::Reporter;
 
@@ -70,6 +72,17 @@ fn decoded_by(mut run: Run, decode: Option<DecodeName>) -> Result<Run> {
     })?;
     run.config.model = model;
     Ok(run)
+}
+
+/// An error in the words of the command line.
+fn in_options(e: GenerateError) -> anyhow::Error {
+    let remedy = match &e {
+        GenerateError::Temperature(TemperatureError::Budget { .. } | TemperatureError::NoMatch { .. }) => {
+            "raise --draws (the budget), add --fallback, or raise --temperature".to_owned()
+        }
+        e => e.remedy().unwrap_or_default(),
+    };
+    Hinted::new(e.to_string(), remedy).into()
 }
 
 /// Writes a file that someone named, and the folder it is in.

@@ -1,6 +1,7 @@
 //! The discrete baseline: the same backbone on tokens, with a vocabulary head and shifted cross-entropy.
 
 mod config;
+mod language_model;
 mod model;
 mod published;
 mod sampler;

@@ -1,23 +1,19 @@
 //! The baseline's network, its loss and its draws.
 
-use calm_kernels as ops;
 use calm_nn::device::upload;
-use calm_nn::{Embedding, Init, Noise, NoiseKey, ParamStore, Parameter, RowId, philox};
+use calm_nn::{Embedding, Init, NoiseKey, ParamStore, Parameter, RowId, philox};
 use candle_core::{Result, Tensor, bail};
 
 use super::BaselineConfig;
-use super::sampler::Tempered;
 use crate::backbone::Branch;
 use crate::family::softmax::{self, each_distribution, invert, ln};
-use crate::family::{
-    DrawKind, DrawRequest, Draws, ExactDraws, GRAM, LanguageModel, Loss, TextFormat, TokenDecoding,
-};
-use crate::sampler::{Sampler, SpecialIds};
+use crate::family::{ExactDraws, GRAM, TextFormat, TokenDecoding};
+use crate::sampler::SpecialIds;
 use crate::{Backbone, ChunkBatch};
 
 /// A Llama language model; parameter names as in published Llama checkpoints.
 pub struct Baseline {
-    store: ParamStore,
+    pub(super) store: ParamStore,
     embedding: Embedding,
     pub(super) backbone: Backbone,
     /// `[V, D]`
@@ -26,8 +22,8 @@ pub struct Baseline {
 }
 
 /// What scoring needs of one next-token distribution.
-struct RowStatistics {
-    log_p_target: f64,
+pub(super) struct RowStatistics {
+    pub(super) log_p_target: f64,
     sum_p_squared: f64,
     draws: [u32; 2],
 }
@@ -50,7 +46,7 @@ impl Baseline {
         })
     }
 
-    fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+    pub(super) fn embed(&self, ids: &Tensor) -> Result<Tensor> {
         let (b, s, k) = ids.dims3()?;
         if k != 1 {
             bail!("the baseline takes chunks of one token, got {k}")
@@ -128,7 +124,7 @@ impl Baseline {
         Ok(out)
     }
 
-    fn statistics(
+    pub(super) fn statistics(
         &self,
         hidden: &Tensor,
         targets: &[u32],
@@ -149,60 +145,5 @@ impl Baseline {
     pub(super) fn inputs(&self, tokens: &[u32]) -> Result<Tensor> {
         let ids = upload(tokens, (1, tokens.len(), 1), &self.output)?;
         Ok(self.embed(&ids)?.detach())
-    }
-}
-
-impl LanguageModel for Baseline {
-    fn store(&self) -> &ParamStore {
-        &self.store
-    }
-
-    fn chunk_size(&self) -> usize {
-        1
-    }
-
-    fn special(&self) -> SpecialIds {
-        self.text.special
-    }
-
-    fn draws(&self) -> DrawKind {
-        DrawKind::Exact
-    }
-
-    fn set_recompute(&mut self, recompute: bool) {
-        self.backbone.set_recompute(recompute);
-    }
-
-    /// Cross-entropy, nats.
-    fn loss(&self, batch: &ChunkBatch, _noise: &Noise<'_>) -> Result<Loss> {
-        let hidden = self.hidden(batch)?;
-        let targets = batch.targets()?.flatten_all()?;
-        let sum = ops::tied_cross_entropy(&hidden, &self.output, &targets, None)?;
-        Ok(Loss { sum, targets: batch.sources.len(), parts: Vec::new() })
-    }
-
-    fn draw(&self, batch: &ChunkBatch, request: &DrawRequest<'_>) -> Result<Draws> {
-        self.draw_positions(batch, request.seed, request.purpose).map(Draws::Exact)
-    }
-
-    fn sampler(&self) -> Box<dyn Sampler + '_> {
-        Box::new(Tempered { model: self, decoding: TokenDecoding::default() })
-    }
-
-    fn tempered_sampler(&self, decoding: TokenDecoding) -> Option<Box<dyn Sampler + '_>> {
-        Some(Box::new(Tempered { model: self, decoding }))
-    }
-
-    fn log_probabilities(&self, batch: &ChunkBatch) -> Result<Option<Vec<f64>>> {
-        let hidden = self.hidden(batch)?.detach();
-        let targets: Vec<u32> = batch.targets()?.flatten_all()?.to_vec1()?;
-        let key = NoiseKey::new(0, "unused", 0);
-        let statistics = self.statistics(&hidden, &targets, key, &batch.rows)?;
-        Ok(Some(statistics.iter().map(|s| s.log_p_target).collect()))
-    }
-
-    fn hidden_streams(&self, batch: &ChunkBatch) -> Result<Option<Vec<Tensor>>> {
-        let inputs = self.embed(&batch.ids)?.detach();
-        self.backbone.residual_streams(&inputs, &batch.positions, &batch.segments).map(Some)
     }
 }

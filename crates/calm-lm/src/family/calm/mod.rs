@@ -10,6 +10,7 @@ mod config;
 mod costs;
 mod decode;
 mod decoder;
+mod language_model;
 mod likelihood;
 mod model;
 mod published;
