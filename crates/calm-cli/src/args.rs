@@ -4,6 +4,7 @@ mod data;
 mod exchange;
 mod guide;
 mod measure;
+mod prompts;
 mod shared;
 mod watch;
 
@@ -18,8 +19,9 @@ pub use data::{DataArgs, DataCommand, SampleArgs};
 pub use exchange::{DtypeName, ExportArgs, ExportFormat, ImportArgs};
 pub use guide::{ExplainArgs, InitConfigArgs, ManArgs};
 pub use measure::{BenchArgs, BenchItem, DoctorArgs, PrecisionName};
+pub use prompts::PromptsArgs;
 use shared::whole;
-pub use shared::{CheckpointName, ConfigSource, DecodeName, Format, RunSource};
+pub use shared::{CheckpointName, ConfigSource, DecodeName, Format, OtherText, RunSource};
 pub use watch::{MetricsArgs, MetricsFormat, WatchArgs};
 
 /// Train, measure and compare Continuous Autoregressive Language Models.
@@ -223,9 +225,13 @@ pub enum EvalCommand {
 /// Which text is scored.
 #[derive(Debug, Args)]
 pub struct TextSource {
-    /// Score this file or folder instead of the run's held-out documents.
-    #[arg(long, value_name = "FILE")]
+    /// Score this text instead of the run's held-out documents: a file or folder, a data set of `datasets/` by its name,
+    /// or any source as in a configuration, e.g. `{hub: {dataset: OWNER/NAME, split: test}}`.
+    #[arg(long, value_name = "FILE|NAME|{SOURCE}")]
     pub data: Option<PathBuf>,
+    /// With --data: the field of its records or the column of its tables that holds the text (default: `text`).
+    #[arg(long, value_name = "NAME", requires = "data")]
+    pub column: Option<String>,
     /// Documents to score (default: as the run's configuration says).
     #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     pub documents: Option<usize>,
@@ -235,6 +241,14 @@ pub struct TextSource {
     /// What the results are printed as.
     #[arg(long, default_value = "table")]
     pub format: Format,
+}
+
+impl TextSource {
+    /// The text that is named, if one is.
+    pub fn other(&self) -> Option<OtherText<'_>> {
+        let (column, documents) = (self.column.as_deref(), self.documents);
+        self.data.as_deref().map(|data| OtherText { data, column, documents })
+    }
 }
 
 /// A number or `all`.
@@ -335,6 +349,9 @@ pub struct GenerateArgs {
     /// Text to continue, of any length; `-` reads it from standard input.
     #[arg(short, long, value_name = "TEXT")]
     pub prompt: Option<String>,
+    /// Many prompts.
+    #[command(flatten)]
+    pub many: PromptsArgs,
     /// How a CALM's latent vectors become tokens (default: as the run's configuration says).
     #[arg(long)]
     pub decode: Option<DecodeName>,

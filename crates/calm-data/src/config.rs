@@ -323,6 +323,14 @@ impl DataConfig {
                 .add("source", "a crates manifest is filtered when it is written, and has no columns")
                 .remedy("remove `filter` and `column`, or use another source");
         }
+        if let Source::Hub(hub) = &self.source
+            && hub.config.is_some()
+            && !hub.files.is_empty()
+        {
+            problems
+                .add("source.hub.config", "a configuration names files, and so does `files`")
+                .remedy("remove one of the two");
+        }
         let Source::Mix(parts) = &self.source else { return };
         if parts.is_empty() {
             problems.add("source.mix", "a mix of no sources has no text").remedy("name at least one source");

@@ -29,9 +29,9 @@ use crate::error::{Error, Result};
 use crate::llama3;
 use crate::mixture::Portion;
 use crate::reading::{Reading, behind};
-use crate::remembered::Remembered;
+use crate::remembered::{LARGE, Remembered};
 use crate::shards::{self, Cut, SplitWriter};
-use crate::source::{self, Fetching, HeldOut, Opened, Skipped, Watch};
+use crate::source::{self, Fetching, First, HeldOut, Opened, Skipped, Watch};
 use crate::survey::{Side, Summing, Survey, sample};
 use crate::token_file::{TokenFile, write_atomically};
 use crate::tokenizer::Tokenizer;
@@ -237,26 +237,49 @@ pub fn prepare_with(
     Ok(Corpus { train, portions, validation, tokenizer, hash, tokenizer_hash, summary })
 }
 
-/// All documents of a file or folder, tokenised with a given tokenizer: other text to measure a model on.
+/// Other text to measure a model on, tokenised with a given tokenizer: what the source of `data` holds out if it says
+/// so itself, else all of it; column, filter and what is to be done about bad documents as they say. If only so many
+/// documents are asked for, of a large text no more than the first of them are read.
 ///
 /// # Errors
 /// When the text or the cache cannot be used; see [`Error`].
+pub fn prepare_text(
+    data: &DataConfig,
+    documents: Option<usize>,
+    tokenizer: &Tokenizer,
+    cache: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<TokenFile> {
+    let news = News::default();
+    let mut text = source::open_one(data, &watch(&news))?;
+    let bytes: u64 = text.inputs().iter().map(|input| input.length).sum();
+    let first = documents.filter(|_| bytes >= LARGE);
+    if let Some(documents) = first {
+        text = Box::new(First::new(text, documents));
+    }
+    let opened = Opened { parts: Vec::new(), held_out: HeldOut::Text(text) };
+    let mut reading = Reading::new(opened, &data.source.name());
+    let remembered = Remembered::of_first(data, first, cache);
+    let how = Preparation::default();
+    let survey = survey(&mut reading, &remembered, None, how, &news, progress)?;
+    let file = tokens_folder(cache, &survey.held_out.hash, tokenizer, how.cut).join("all.tokens");
+    let mut files = token_files(&[file], &mut reading, &survey, tokenizer, how.cut, progress)
+        .map_err(|e| e.of_cache(cache))?;
+    files.pop().ok_or_else(|| Error::Layout("there is no text".into()))
+}
+
+/// All documents of a file or folder, as [`prepare_text`].
+///
+/// # Errors
+/// As [`prepare_text`].
 pub fn prepare_file(
     path: &Path,
     tokenizer: &Tokenizer,
     cache: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<TokenFile> {
-    let opened = Opened { parts: Vec::new(), held_out: HeldOut::Text(source::path::open(path)?) };
-    let mut reading = Reading::new(opened, path);
     let data = DataConfig { source: Source::Path(path.to_owned()), ..DataConfig::default() };
-    let remembered = Remembered::of_all(&data, cache);
-    let how = Preparation::default();
-    let survey = survey(&mut reading, &remembered, None, how, &News::default(), progress)?;
-    let file = tokens_folder(cache, &survey.held_out.hash, tokenizer, how.cut).join("all.tokens");
-    let mut files = token_files(&[file], &mut reading, &survey, tokenizer, how.cut, progress)
-        .map_err(|e| e.of_cache(cache))?;
-    files.pop().ok_or_else(|| Error::Layout("there is no text".into()))
+    prepare_text(&data, None, tokenizer, cache, progress)
 }
 
 /// The latest news of what is fetched on another thread.

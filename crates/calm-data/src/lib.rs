@@ -25,6 +25,7 @@ pub mod document;
 pub mod error;
 mod guard;
 pub mod inspect;
+mod known_pieces;
 pub mod llama3;
 mod merges;
 mod mixture;
@@ -55,7 +56,8 @@ pub use config::{
     BpeConfig, CharsConfig, DataConfig, Llama3Config, MixedSource, Source, TokenizerConfig, Validation,
 };
 pub use corpus::{
-    Corpus, CorpusSummary, Preparation, Progress, SplitSummary, prepare, prepare_file, prepare_with,
+    Corpus, CorpusSummary, Preparation, Progress, SplitSummary, prepare, prepare_file, prepare_text,
+    prepare_with,
 };
 pub use document::Document;
 pub use error::{Error, Result};

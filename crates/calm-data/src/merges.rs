@@ -1,10 +1,7 @@
-//! Byte-level BPE of short pieces, and what is known of pieces that were seen before.
+//! Byte-level BPE of short pieces.
 //!
-//! Text repeats its words: nearly all pieces are found in a table by their bytes, as one number of 128 bits where they have
-//! at most fifteen. The rest is merged here where it is short, by the model's ranks on ids and not on strings. Whatever is
-//! long or touches a special token goes the library's way ([`Guard`]), which is also the test of this one.
-
-use std::sync::{Mutex, PoisonError};
+//! Text repeats its words: nearly all pieces are known ([`crate::known_pieces`]). The rest is merged here where it is short, by
+//! the model's ranks on ids and not on strings. Whatever is long or touches a special token goes the library's way ([`Guard`]), which is also the test of this one.
 
 use rustc_hash::FxHashMap;
 use tokenizers::models::bpe::BPE;
@@ -12,13 +9,10 @@ use tokenizers::{Model, ModelWrapper};
 
 use crate::byte_level::{byte_chars, push_chars};
 use crate::guard::Guard;
+use crate::known_pieces::Tables;
 
 /// Longer pieces are merged by the library: the search for the next merge takes the square of the length here.
 const SHORT: usize = 64;
-/// Bytes of a piece that is its own key; the sixteenth holds their number.
-const INLINE: usize = 15;
-/// Pieces that a table holds before it is emptied.
-const PIECES: usize = 1 << 16;
 /// No rank.
 const NONE: u32 = u32::MAX;
 
@@ -108,29 +102,11 @@ impl Merges {
     }
 }
 
-/// The ids of a piece: a few of them, or their place in a list.
-#[derive(Clone, Copy)]
-struct Ids {
-    count: u32,
-    ids: [u32; 3],
-}
-
-/// What is known of pieces.
-#[derive(Default)]
-struct Known {
-    short: FxHashMap<u128, Ids>,
-    long: FxHashMap<Box<str>, Ids>,
-    list: Vec<u32>,
-    /// Pieces as a vocabulary writes them, and their ids.
-    written: String,
-    fresh: Vec<u32>,
-}
-
 /// An encoder of pieces. What one call finds out about them serves the next ones; ids do not depend on it.
 pub(crate) struct PieceEncoder {
     merges: Option<Merges>,
     chars: [char; 256],
-    known: Mutex<Vec<Known>>,
+    known: Tables,
 }
 
 impl PieceEncoder {
@@ -139,7 +115,7 @@ impl PieceEncoder {
             ModelWrapper::BPE(bpe) => Merges::of(bpe),
             _ => None,
         };
-        Self { merges, chars: byte_chars(), known: Mutex::new(Vec::new()) }
+        Self { merges, chars: byte_chars(), known: Tables::default() }
     }
 
     /// Ids of texts, each given as its pieces.
@@ -150,68 +126,20 @@ impl PieceEncoder {
         texts: &[&'a str],
         pieces: impl Fn(&'a str) -> P,
     ) -> Result<Vec<Vec<u32>>, String> {
-        let pool = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut known = pool().pop().unwrap_or_default();
-        let mut encoded = Vec::with_capacity(texts.len());
-        for text in texts {
-            let mut ids = Vec::with_capacity(text.len() / 3);
-            for piece in pieces(text) {
-                self.piece(model, guard, piece, &mut known, &mut ids)?;
+        let mut written = String::new();
+        self.known.lend(|known| {
+            let mut encoded = Vec::with_capacity(texts.len());
+            for text in texts {
+                let mut ids = Vec::with_capacity(text.len() / 3);
+                for piece in pieces(text) {
+                    let find =
+                        |fresh: &mut Vec<u32>| self.encode_new(model, guard, piece, &mut written, fresh);
+                    known.ids(piece, &mut ids, find)?;
+                }
+                encoded.push(ids);
             }
-            encoded.push(ids);
-        }
-        pool().push(known);
-        Ok(encoded)
-    }
-
-    fn piece(
-        &self,
-        model: &ModelWrapper,
-        guard: &Guard,
-        piece: &str,
-        known: &mut Known,
-        ids: &mut Vec<u32>,
-    ) -> Result<(), String> {
-        let mut key = [0u8; 16];
-        let inline = piece.len() <= INLINE;
-        let found = if inline {
-            key[..piece.len()].copy_from_slice(piece.as_bytes());
-            key[INLINE] = piece.len() as u8;
-            known.short.get(&u128::from_le_bytes(key))
-        } else {
-            known.long.get(piece)
-        };
-        if let Some(Ids { count, ids: few }) = found {
-            match few.get(..*count as usize) {
-                Some(few) => ids.extend_from_slice(few),
-                None => ids.extend_from_slice(&known.list[few[0] as usize..(few[0] + count) as usize]),
-            }
-            return Ok(());
-        }
-        let mut fresh = std::mem::take(&mut known.fresh);
-        fresh.clear();
-        self.encode_new(model, guard, piece, &mut known.written, &mut fresh)?;
-        ids.extend_from_slice(&fresh);
-        if known.short.len() + known.long.len() >= PIECES || known.list.len() > 16 * PIECES {
-            known.short.clear();
-            known.long.clear();
-            known.list.clear();
-        }
-        let mut few = Ids { count: fresh.len() as u32, ids: [0; 3] };
-        match few.ids.get_mut(..fresh.len()) {
-            Some(place) => place.copy_from_slice(&fresh),
-            None => {
-                few.ids[0] = known.list.len() as u32;
-                known.list.extend_from_slice(&fresh);
-            }
-        }
-        if inline {
-            known.short.insert(u128::from_le_bytes(key), few);
-        } else if piece.len() <= 4 * SHORT {
-            known.long.insert(piece.into(), few);
-        }
-        known.fresh = fresh;
-        Ok(())
+            Ok(encoded)
+        })
     }
 
     fn encode_new(
@@ -222,12 +150,13 @@ impl PieceEncoder {
         written: &mut String,
         ids: &mut Vec<u32>,
     ) -> Result<(), String> {
+        let before = ids.len();
         if let Some(merges) = self.merges.as_ref().filter(|_| piece.len() <= SHORT) {
             merges.encode(piece.as_bytes(), ids);
-            if !ids.iter().any(|id| guard.is_special(*id)) {
+            if !ids[before..].iter().any(|id| guard.is_special(*id)) {
                 return Ok(());
             }
-            ids.clear();
+            ids.truncate(before);
         }
         written.clear();
         push_chars(written, piece.as_bytes(), &self.chars);

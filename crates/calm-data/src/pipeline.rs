@@ -10,6 +10,7 @@ use crate::byte_level;
 use crate::caught::caught;
 use crate::detokenizer::Detokenizer;
 use crate::guard::{Guard, unknown_token};
+use crate::known_pieces::{Table, Tables};
 use crate::merges::PieceEncoder;
 use crate::special::{Known, SpecialTokens};
 use crate::split;
@@ -20,6 +21,8 @@ pub(crate) struct Pipeline {
     guard: Guard,
     /// Where the pipeline divides text by the pattern and merges bytes, what does the same.
     plain: Option<PieceEncoder>,
+    /// Pieces of other pipelines.
+    known: Tables,
 }
 
 /// A pipeline, how it is decoded, its special tokens, and its file.
@@ -74,7 +77,12 @@ impl Pipeline {
         guard.forbid(found);
         let plain = split::is_plain(&library).then(|| PieceEncoder::new(library.get_model()));
         let special = SpecialTokens { bos, eos, pad };
-        Ok(Opened { pipeline: Self { library, guard, plain }, texts, special, json })
+        Ok(Opened {
+            pipeline: Self { library, guard, plain, known: Tables::default() },
+            texts,
+            special,
+            json,
+        })
     }
 
     /// Whether text is divided by our own scanner, as the pipeline would.
@@ -98,10 +106,12 @@ impl Pipeline {
             return caught(|| plain.encode(self.library.get_model(), &self.guard, texts, split::pieces))
                 .flatten();
         }
-        texts.iter().map(|text| caught(|| self.encode_one(text)).flatten()).collect()
+        self.known.lend(|known| {
+            texts.iter().map(|text| caught(|| self.encode_one(text, known)).flatten()).collect()
+        })
     }
 
-    fn encode_one(&self, text: &str) -> Result<Vec<u32>, String> {
+    fn encode_one(&self, text: &str, known: &mut Table) -> Result<Vec<u32>, String> {
         let added = self.library.get_added_vocabulary();
         let mut pieces = added.extract_and_normalize(self.library.get_normalizer(), text);
         if let Some(division) = self.library.get_pre_tokenizer() {
@@ -111,7 +121,10 @@ impl Pipeline {
         for (piece, _, tokens) in pieces.get_splits(OffsetReferential::Normalized, OffsetType::None) {
             match tokens {
                 Some(tokens) => ids.extend(tokens.iter().map(|token| token.id)),
-                None => self.guard.tokenize(self.library.get_model(), piece, &mut ids)?,
+                // The library's own cache of words is one for all threads, and those that cannot have it do without.
+                None => known.ids(piece, &mut ids, |fresh| {
+                    self.guard.tokenize(self.library.get_model(), piece, fresh)
+                })?,
             }
         }
         Ok(ids)

@@ -18,7 +18,7 @@ use crate::survey::Survey;
 use crate::token_file::write_atomically;
 
 /// A smaller text is read at every start.
-const LARGE: u64 = 64 << 20;
+pub(crate) const LARGE: u64 = 64 << 20;
 /// Within that time a file could change twice and show one time.
 const COARSE: Duration = Duration::from_secs(2);
 
@@ -39,9 +39,12 @@ impl Remembered {
         Self::named("divided", data, cache)
     }
 
-    /// For a text that is not divided.
-    pub(crate) fn of_all(data: &DataConfig, cache: &Path) -> Self {
-        Self::named("whole", data, cache)
+    /// For a text that is not divided, or for its first documents.
+    pub(crate) fn of_first(data: &DataConfig, documents: Option<usize>, cache: &Path) -> Self {
+        match documents {
+            None => Self::named("whole", data, cache),
+            Some(n) => Self::named(&format!("first {n}"), data, cache),
+        }
     }
 
     fn named(kind: &str, data: &DataConfig, cache: &Path) -> Self {

@@ -5,7 +5,7 @@
 //! model never sees padding inside it. Where no candidate matches within the budget, the candidate that
 //! agrees longest is taken and the remainder written over it; the report says so.
 
-use calm_lm::{Continuation, DrawKey, Sampler};
+use calm_lm::{Continuation, DrawKey, Sampler, SpecialIds};
 use serde::Serialize;
 
 use calm_stats::rng::{Stream, Uniforms};
@@ -62,6 +62,33 @@ pub struct GenerateReport {
     pub fallbacks: usize,
 }
 
+impl GenerateReport {
+    /// Whether there is more to generate.
+    pub(crate) fn goes_on(&self, options: &GenerateOptions) -> bool {
+        self.tokens < options.max_tokens && !self.ended
+    }
+
+    /// Counts a drawn chunk, of which so many tokens were `known` from the prompt; what follows an EOS becomes PAD. The
+    /// tokens that are new.
+    pub(crate) fn take(
+        &mut self,
+        chunk: &mut [u32],
+        known: usize,
+        special: SpecialIds,
+        options: &GenerateOptions,
+    ) -> Vec<u32> {
+        self.ended = special.close(chunk, false);
+        let shown = chunk[known..].iter().copied().filter(|t| *t != special.pad && *t != special.eos);
+        let fresh: Vec<u32> = shown.take(options.max_tokens - self.tokens).collect();
+        self.tokens += fresh.len();
+        // A model that emits only special tokens would never reach max_tokens.
+        if fresh.is_empty() && !self.ended {
+            self.tokens += 1;
+        }
+        fresh
+    }
+}
+
 /// Why generation stopped early.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
@@ -103,7 +130,7 @@ pub fn generate(
     let mut remainder = &prompt[whole..];
     let mut call = 0u32;
     let mut uniforms = Stream::new(options.seed, "generate/choice", 0);
-    while report.tokens < options.max_tokens && !report.ended {
+    while report.goes_on(options) {
         let mut draw = |n: usize| {
             let key = DrawKey { seed: options.seed, call };
             call = call.wrapping_add(1);
@@ -114,32 +141,22 @@ pub fn generate(
         } else {
             continue_prompt(remainder, options, &mut draw, &mut uniforms, &mut report)?
         };
-        report.ended = special.close(&mut chunk, false);
-        let fresh: Vec<u32> = chunk[remainder.len()..]
-            .iter()
-            .copied()
-            .filter(|t| *t != special.pad && *t != special.eos)
-            .take(options.max_tokens - report.tokens)
-            .collect();
-        report.tokens += fresh.len();
+        let fresh = report.take(&mut chunk, remainder.len(), special, options);
         remainder = &[];
         if !emit(&fresh) {
             break;
         }
-        if !report.ended && report.tokens < options.max_tokens {
+        if report.goes_on(options) {
             text.push(&chunk)?;
-        }
-        // A model that emits only special tokens would never reach max_tokens.
-        if fresh.is_empty() && !report.ended {
-            report.tokens += 1;
         }
     }
     Ok(report)
 }
 
-type Chunks = Vec<Vec<u32>>;
+pub(crate) type Chunks = Vec<Vec<u32>>;
 
-fn choose(
+/// A chunk chosen from draws.
+pub(crate) fn choose(
     options: &GenerateOptions,
     draw: &mut impl FnMut(usize) -> candle_core::Result<Chunks>,
     uniforms: &mut impl Uniforms,
@@ -163,7 +180,7 @@ fn choose(
 }
 
 /// The chunk that begins with the prompt's remainder.
-fn continue_prompt(
+pub(crate) fn continue_prompt(
     remainder: &[u32],
     options: &GenerateOptions,
     draw: &mut impl FnMut(usize) -> candle_core::Result<Chunks>,
@@ -234,7 +251,6 @@ fn continue_prompt(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use calm_lm::SpecialIds;
 
     /// Counts upwards in chunks of 3; every other draw is one off in its second token.
     struct Counter {

@@ -63,6 +63,30 @@ impl Partial {
         Ok(())
     }
 
+    /// Keeps the first `len` bytes; what is behind them goes.
+    ///
+    /// # Errors
+    /// The file system says no.
+    pub fn cut(&mut self, len: u64) -> io::Result<()> {
+        if len < self.len {
+            disk::truncate(&self.file, &self.path, len)?;
+            self.len = len;
+        }
+        Ok(())
+    }
+
+    /// Flushes what there is to the disk, and its name.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub fn sync(&mut self) -> io::Result<()> {
+        if self.file.metadata()?.is_file() {
+            disk::sync_file(&self.file, &self.path)?;
+            disk::sync_folder(parent(&self.path))?;
+        }
+        Ok(())
+    }
+
     /// It is whole: it is flushed and gets its name, and what had that name goes.
     ///
     /// # Errors
@@ -143,6 +167,10 @@ mod tests {
         assert!(!path.exists());
         let mut again = Partial::open(&path).unwrap();
         again.append(b"wrong").unwrap();
+        again.cut(9).unwrap();
+        again.cut(2).unwrap();
+        again.sync().unwrap();
+        assert_eq!((again.len(), fs::read(&path).unwrap()), (2, b"wr".to_vec()));
         again.restart().unwrap();
         again.append(b"right").unwrap();
         assert_eq!(again.len(), 5);

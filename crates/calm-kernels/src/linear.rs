@@ -54,6 +54,20 @@ pub fn linear(x: &Tensor, weight: &dyn Operand, bias: Option<&dyn Operand>) -> R
     }
 }
 
+/// The fewest rows x of a product x Wᵀ, W `[outputs, inputs]`, from which on each row of the result is the same to the
+/// bit on the CPU, whatever stands in the other rows and however many there are. Below them the matrix product goes
+/// other ways, which round differently: for one row, for few numbers, and for a few rows that are long.
+pub fn steady_rows(outputs: usize, inputs: usize) -> usize {
+    /// Numbers up to which a product is made of dot products.
+    const FEW: usize = 16 * 16;
+    /// Rows and outputs up to which sums are cut in pieces of [`PIECE`], not in equal ones.
+    const SMALL: usize = 64;
+    const PIECE: usize = 512;
+    let beyond_few = FEW / outputs.max(1) + 1;
+    let beyond_small = if outputs <= SMALL && inputs > PIECE { SMALL + 1 } else { 0 };
+    beyond_few.max(beyond_small).max(2)
+}
+
 struct Linear {
     home: Option<Home>,
 }

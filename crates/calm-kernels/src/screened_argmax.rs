@@ -20,8 +20,9 @@ const IDS: usize = 64;
 const ROWS: usize = 6;
 /// Rows that one task takes through the whole table.
 const TASK: usize = 48;
-/// Fewer rows do not pay for rounding the table.
-const LEAST_ROWS: usize = 64;
+/// Rows from which on [`crate::tied_argmax`] screens on the CPU, where the processor can: fewer do not pay for rounding
+/// the table.
+pub const SCREENED_ROWS: usize = 64;
 /// Magnitudes outside are left to the plain product, so that no scale over- or underflows.
 const MAGNITUDES: std::ops::Range<f32> = 1e-15..1e15;
 
@@ -39,7 +40,7 @@ fn supported() -> bool {
 
 /// Whether this processor has the instructions, and `rows` are enough.
 pub(crate) fn pays(rows: usize) -> bool {
-    rows >= LEAST_ROWS && supported()
+    rows >= SCREENED_ROWS && supported()
 }
 
 /// The table `[V, D]` in 8 bits, in blocks of 64 ids: `[V/64, D/4, 64, 4]`.
@@ -306,7 +307,7 @@ mod tests {
     }
 
     fn check(hidden: &[f32], table: &[f32], v: usize, d: usize) {
-        if pays(LEAST_ROWS) {
+        if pays(SCREENED_ROWS) {
             assert_eq!(argmax(hidden, table, v, d).unwrap(), plain(hidden, table, d), "V {v}, D {d}");
         }
     }
@@ -356,7 +357,7 @@ mod tests {
         hidden[3 * d..4 * d].iter_mut().for_each(|x| *x *= 1e-30);
         check(&hidden, &table, v, d);
         assert!(plain(&hidden, &table, d).iter().all(|id| *id < 100));
-        if pays(LEAST_ROWS) {
+        if pays(SCREENED_ROWS) {
             for odd in [f32::NAN, f32::INFINITY, 1e20] {
                 table[17] = odd;
                 assert!(argmax(&hidden, &table, v, d).is_none());
@@ -366,6 +367,6 @@ mod tests {
 
     #[test]
     fn few_rows_do_not_pay() {
-        assert!(!pays(LEAST_ROWS - 1));
+        assert!(!pays(SCREENED_ROWS - 1));
     }
 }

@@ -60,6 +60,7 @@ pub mod head;
 pub mod published;
 pub mod registry;
 pub mod sampler;
+mod side_by_side;
 mod text_state;
 
 pub use backbone::{Backbone, BackboneConfig, Cache};
@@ -76,5 +77,5 @@ pub use head::{
     DiffusionConfig, EnergyConfig, FlowConfig, FlowTime, Head, HeadConfig, HeadSettings, Solver,
     VariationalTerm,
 };
-pub use sampler::{Continuation, DrawKey, Sampler, SpecialIds};
+pub use sampler::{Continuation, DrawKey, Sampler, SideBySide, SpecialIds, TextKey};
 pub use text_state::TextState;

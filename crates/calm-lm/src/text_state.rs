@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use crate::Cache;
+use crate::family::TextFormat;
 use crate::sampler::SpecialIds;
 
 /// A text so far; cloning shares the cached tensors.
@@ -60,8 +61,20 @@ impl TextState {
         special: SpecialIds,
         forward: impl Fn(&[u32], &mut Cache) -> Result<Tensor>,
     ) -> Result<()> {
+        let Some(unread) = self.take(tokens, chunk_size, limit, special)? else { return Ok(()) };
+        self.extend(&unread, forward)
+    }
+
+    /// Records whole chunks as text; what is to be read then, after the cache as it is.
+    fn take(
+        &mut self,
+        tokens: &[u32],
+        chunk_size: usize,
+        limit: usize,
+        special: SpecialIds,
+    ) -> Result<Option<Vec<u32>>> {
         if tokens.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         if !tokens.len().is_multiple_of(chunk_size) {
             bail!("{} tokens are not whole chunks of {chunk_size}", tokens.len())
@@ -69,11 +82,58 @@ impl TextState {
         self.tokens.extend_from_slice(tokens);
         self.ended |= tokens.contains(&special.eos);
         if self.cache.len() + tokens.len() / chunk_size <= limit {
-            return self.extend(tokens, forward);
+            return Ok(Some(tokens.to_vec()));
         }
         let keep = (limit / 2).max(1) * chunk_size;
-        let recent = self.tokens[self.tokens.len().saturating_sub(keep)..].to_vec();
         self.cache = Cache::default();
-        self.extend(&recent, forward)
+        Ok(Some(self.tokens[self.tokens.len().saturating_sub(keep)..].to_vec()))
     }
+}
+
+/// Chunks that are read at a time, so that memory stays bounded for many long texts.
+const READ: usize = 4096;
+
+/// [`TextState::push`] for several texts at once. `forward` gets the chunks of all of them one after the other, the
+/// number of chunks of each, and their caches -> hidden `[1, chunks of all, D]`. It is never given fewer chunks than
+/// `least`: chunks of PAD, as a text of their own, make up for those that are missing.
+pub(crate) fn push_all(
+    texts: Vec<(&mut TextState, &[u32])>,
+    format: &TextFormat,
+    chunk_size: usize,
+    least: usize,
+    forward: impl Fn(&[u32], &[usize], &mut [&mut Cache]) -> Result<Tensor>,
+) -> Result<()> {
+    let mut unread: Vec<(&mut TextState, Vec<u32>)> = Vec::with_capacity(texts.len());
+    for (text, tokens) in texts {
+        if let Some(tokens) = text.take(tokens, chunk_size, format.context, format.special)? {
+            unread.push((text, tokens));
+        }
+    }
+    let mut unread = unread.into_iter().peekable();
+    while unread.peek().is_some() {
+        let (mut group, mut tokens, mut lengths, mut chunks) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        while let Some((text, more)) =
+            unread.next_if(|(_, t)| chunks == 0 || chunks + t.len() / chunk_size <= READ)
+        {
+            chunks += more.len() / chunk_size;
+            lengths.push(more.len() / chunk_size);
+            tokens.extend(more);
+            group.push(text);
+        }
+        let mut nobody = Cache::default();
+        let (mut caches, mut hiddens): (Vec<&mut Cache>, Vec<&mut Option<Tensor>>) =
+            group.into_iter().map(|text| (&mut text.cache, &mut text.hidden)).unzip();
+        if chunks < least {
+            lengths.push(least - chunks);
+            tokens.resize(least * chunk_size, format.special.pad);
+            caches.push(&mut nobody);
+        }
+        let x = forward(&tokens, &lengths, &mut caches)?;
+        let mut end = 0;
+        for (hidden, length) in hiddens.iter_mut().zip(&lengths) {
+            end += length;
+            **hidden = Some(x.narrow(1, end - 1, 1)?.squeeze(1)?.detach());
+        }
+    }
+    Ok(())
 }

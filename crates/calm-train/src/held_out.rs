@@ -28,3 +28,24 @@ pub fn evaluation_rows(
     let options = EvaluationOptions { max_chunks: chunks, overlap: 1 };
     Ok(RowPlan::evaluation(file, layout, special, &spread(file.len(), documents), options)?)
 }
+
+/// Whether these rows would predict anything. Documents are looked at until one does: held-out text may be large, and all of
+/// it is not wanted in memory for this.
+///
+/// # Errors
+/// As [`evaluation_rows`].
+pub(crate) fn predicts(
+    file: &TokenFile,
+    special: calm_data::SpecialTokens,
+    layout: Layout,
+    documents: Option<usize>,
+    chunks: Option<usize>,
+) -> Result<bool> {
+    let options = EvaluationOptions { max_chunks: chunks, overlap: 1 };
+    for document in spread(file.len(), documents) {
+        if RowPlan::evaluation(file, layout, special, &[document], options)?.predicted_chunks() > 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

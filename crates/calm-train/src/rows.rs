@@ -3,7 +3,7 @@
 use calm_data::{Corpus, EvaluationRows, RowPlan};
 use calm_run::{Error, Result, Run, Stage};
 
-use crate::held_out::evaluation_rows;
+use crate::held_out::{evaluation_rows, predicts};
 
 /// Rows of a stage, in which there is something to learn and something to measure.
 pub(crate) struct Rows {
@@ -37,10 +37,8 @@ impl Rows {
             if validation.predicted_chunks() == 0 {
                 return Err(nothing(run, "held-out documents that are validated"));
             }
-            let documents = eval.documents;
-            let scored =
-                evaluation_rows(&corpus.validation, special, layout, documents, eval.chunks_per_document)?;
-            if scored.predicted_chunks() == 0 {
+            let (documents, chunks) = (eval.documents, eval.chunks_per_document);
+            if !predicts(&corpus.validation, special, layout, documents, chunks)? {
                 return Err(nothing(run, "held-out documents that are scored"));
             }
         }
@@ -79,4 +77,57 @@ fn nothing(run: &Run, text: &str) -> Error {
              more of eval.training_documents, eval.documents and eval.chunks_per_document help as well"
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+    use std::path::Path;
+
+    use calm_data::{
+        Batch, CharsConfig, Cut, DataConfig, Preparation, Source, TokenizerConfig, prepare_with,
+    };
+
+    use super::*;
+
+    fn rows(run: &Run, corpus: &Corpus) -> Vec<String> {
+        let plan = Rows::new(run, corpus, Stage::Lm).unwrap().plan;
+        (0..30).map(|step| Batch::hash(&[plan.batch(step, 0..4, 4).unwrap()])).collect()
+    }
+
+    #[test]
+    fn a_run_of_an_earlier_version_keeps_its_order_of_rows_whatever_sections_its_text_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = folder.path().join("text.jsonl");
+        let mut lines = String::new();
+        for i in 0..600 {
+            let words = "some words about something ".repeat(1 + i * 7 % 5);
+            writeln!(lines, "{{\"text\": \"document {i}: {words}\"}}").unwrap();
+        }
+        std::fs::write(&text, lines).unwrap();
+        let data = DataConfig { source: Source::Path(text), ..DataConfig::default() };
+        let prepared = |cut: Cut| {
+            let (cache, how) = (folder.path().join("cache"), Preparation { cut, ..Preparation::default() });
+            let tokenizer = TokenizerConfig::Chars(CharsConfig {});
+            prepare_with(&data, &tokenizer, &cache, how, &mut |_| ()).unwrap()
+        };
+        let one = prepared(Cut::default());
+        let many =
+            prepared(Cut { whole_bytes: 0, section_tokens: 3000, section_documents: 64, shard_bytes: 9000 });
+        assert!(one.train.sections() == 1 && many.train.sections() > 5 && one.hash == many.hash);
+
+        let old = Path::new(env!("CARGO_MANIFEST_DIR")).join("../calm-cli/tests/runs-0.1.0");
+        for name in ["baseline", "calm"] {
+            let old = Run::open(&old.join(name)).unwrap();
+            assert_eq!(old.record().unwrap().unwrap().row_order, None);
+            let new = folder.path().join(name);
+            std::fs::create_dir(&new).unwrap();
+            std::fs::copy(old.folder.join("config.yaml"), new.join("config.yaml")).unwrap();
+            let new = Run::open(&new).unwrap();
+            let before = rows(&old, &one);
+            assert_eq!(rows(&old, &many), before, "{name}: sections are none of its business");
+            assert_eq!(rows(&new, &one), before, "{name}: one section is packed as it always was");
+            assert_ne!(rows(&new, &many), before, "{name}: else this test would show nothing");
+        }
+    }
 }

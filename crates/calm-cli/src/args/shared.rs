@@ -1,6 +1,6 @@
 //! What several commands take.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
@@ -23,6 +23,16 @@ pub enum Format {
     Table,
     /// For programs.
     Json,
+}
+
+/// Another text that a command names.
+pub struct OtherText<'a> {
+    /// A file, a folder, the name of a data set, or a source as in a configuration.
+    pub data: &'a Path,
+    /// The field or column of the text.
+    pub column: Option<&'a str>,
+    /// Documents that are looked at, where not all are.
+    pub documents: Option<usize>,
 }
 
 /// How a CALM's latent vectors become tokens.

@@ -74,7 +74,7 @@ pub fn brierlm(args: &BrierArgs, device: Choice, printer: &Printer) -> Result<()
         corpus => corpus?,
     };
     let (held_out, _) = match &args.text.data {
-        Some(_) => text_of(&run, args.text.data.as_deref(), &args.source.cache, &mut screen)?,
+        Some(_) => text_of(&run, args.text.other(), &args.source.cache, &mut screen)?,
         None => (corpus.validation.clone(), corpus.tokenizer.clone()),
     };
     let (results, condition) =
@@ -120,7 +120,7 @@ pub fn autoencoder(args: &ReconstructArgs, device: Choice, printer: &Printer) ->
     let run = run.on(&device);
     let eval = settings(&run.config.eval, &args.text, None)?;
     let mut screen = Screen::new(printer);
-    let (held_out, tokenizer) = text_of(&run, args.text.data.as_deref(), &args.source.cache, &mut screen)?;
+    let (held_out, tokenizer) = text_of(&run, args.text.other(), &args.source.cache, &mut screen)?;
     let r = reconstruct_run(&run, &tokenizer, &held_out, which(&args.source), &eval, &device, &mut screen)?;
     drop(screen);
     match args.text.format {

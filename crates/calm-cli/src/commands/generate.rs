@@ -6,12 +6,13 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use calm_data::Tokenizer;
-use calm_eval::generate::{Decoding, GenerateError, GenerateOptions, GenerateReport, generate};
+use calm_eval::generate::{Decoding, GenerateOptions, GenerateReport, generate};
 use calm_kernels::device::Choice;
 use calm_lm::{Decode, DrawKind, Sampler, TokenDecoding};
-use calm_stats::temperature::{ExactOptions, Temperature, TemperatureError};
+use calm_run::Run;
+use calm_stats::temperature::{ExactOptions, Temperature};
 
-use super::{decoded_by, open_run, which};
+use super::{decoded_by, in_options, open_run, prompts, which};
 use crate::args::{GenerateArgs, SamplerName};
 use crate::error::Hinted;
 use crate::hardware;
@@ -36,7 +37,7 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
         None => String::new(),
     };
     let k = run.config.chunk_size();
-    if !run.config.bos_chunk && tokenizer.encode(&prompt)?.len() < k {
+    if args.many.prompts.is_none() && !run.config.bos_chunk && tokenizer.encode(&prompt)?.len() < k {
         bail!(Hinted::new(
             format!("this model knows no start of document: it continues a text of {k} or more tokens"),
             "give a longer --prompt",
@@ -66,7 +67,7 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
         }
         let decoding = decoding(title, args)?;
         let model = models::load_lm(&run, which, &tokenizer, &device)?;
-        return stream(&*model.sampler(), &tokenizer, &prompt, decoding, args, printer);
+        return write(&run, &*model.sampler(), &tokenizer, &prompt, decoding, args, printer);
     }
     if let Some(option) = asked {
         bail!(Hinted::new(
@@ -91,7 +92,7 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
             "leave --temperature and --top-p away"
         )),
     };
-    stream(&*sampler, &tokenizer, &prompt, Decoding::Plain, args, printer)
+    write(&run, &*sampler, &tokenizer, &prompt, Decoding::Plain, args, printer)
 }
 
 /// The highest temperature of probabilities: far above it all tokens are as probable as each other.
@@ -137,7 +138,9 @@ fn decoding(title: &str, args: &GenerateArgs) -> Result<Decoding> {
     })
 }
 
-fn stream(
+/// One prompt, or those of a file.
+fn write(
+    run: &Run,
     sampler: &dyn Sampler,
     tokenizer: &Tokenizer,
     prompt: &str,
@@ -145,9 +148,22 @@ fn stream(
     args: &GenerateArgs,
     printer: &Printer,
 ) -> Result<()> {
-    let tokens = tokenizer.encode(prompt)?;
     let options =
         GenerateOptions { max_tokens: args.max_tokens, decoding, seed: args.seed, remainder_budget: 4096 };
+    match &args.many.prompts {
+        Some(path) => prompts::run(path, run, sampler, tokenizer, &options, args, printer),
+        None => stream(sampler, tokenizer, prompt, options, printer),
+    }
+}
+
+fn stream(
+    sampler: &dyn Sampler,
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    options: GenerateOptions,
+    printer: &Printer,
+) -> Result<()> {
+    let tokens = tokenizer.encode(prompt)?;
     printer.text(prompt)?;
     let mut stream = tokenizer.stream_after(prompt, &tokens);
     let mut broken = None;
@@ -159,7 +175,7 @@ fn stream(
             false
         }
     })
-    .map_err(explain)?;
+    .map_err(in_options)?;
     if let Some(e) = broken {
         return Err(e.into());
     }
@@ -167,17 +183,6 @@ fn stream(
     printer.text("\n")?;
     summary(&report, started.elapsed().as_secs_f64(), printer);
     Ok(())
-}
-
-fn explain(e: GenerateError) -> anyhow::Error {
-    // In the words of the command line.
-    let remedy = match &e {
-        GenerateError::Temperature(TemperatureError::Budget { .. } | TemperatureError::NoMatch { .. }) => {
-            "raise --draws (the budget), add --fallback, or raise --temperature".to_owned()
-        }
-        e => e.remedy().unwrap_or_default(),
-    };
-    Hinted::new(e.to_string(), remedy).into()
 }
 
 fn summary(r: &GenerateReport, seconds: f64, printer: &Printer) {

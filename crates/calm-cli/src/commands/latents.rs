@@ -11,7 +11,7 @@ use calm_train::models;
 use candle_core::Tensor;
 
 use super::{open_run, text_of, which};
-use crate::args::LatentsArgs;
+use crate::args::{LatentsArgs, OtherText};
 use crate::error::Hinted;
 use crate::hardware;
 use crate::screen::Screen;
@@ -41,7 +41,8 @@ pub fn run(args: &LatentsArgs, device: Choice, printer: &Printer) -> Result<()> 
     let device = hardware::open(device, printer)?;
     let run = run.on(&device);
     let mut screen = Screen::new(printer);
-    let (file, tokenizer) = text_of(&run, args.data.as_deref(), &args.source.cache, &mut screen)?;
+    let other = args.data.as_deref().map(|data| OtherText { data, column: None, documents: None });
+    let (file, tokenizer) = text_of(&run, other, &args.source.cache, &mut screen)?;
     let (objective, _) = models::load_autoencoder(&run, which(&args.source), &tokenizer, &device)?;
     let rows = evaluation_rows(&file, tokenizer.special(), run.autoencoder_layout(), args.documents, None)?;
     let mut values: Vec<f32> = Vec::new();

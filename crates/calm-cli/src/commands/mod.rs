@@ -15,6 +15,7 @@ pub mod init_config;
 pub mod latents;
 pub mod man;
 pub mod metrics;
+mod prompts;
 pub mod protocols;
 pub mod report;
 mod runs;
@@ -24,14 +25,16 @@ pub mod watch;
 use std::path::Path;
 
 use anyhow::Result;
-use calm_data::{TokenFile, Tokenizer};
+use calm_data::{DataConfig, TokenFile, Tokenizer};
+use calm_eval::generate::GenerateError;
 use calm_lm::Decode;
 use calm_run::Run;
 use calm_run::checkpoint::Which;
+use calm_stats::temperature::TemperatureError;
 use calm_train::pipeline::prepare_data;
 use calm_train::reporter::Reporter;
 
-use crate::args::{CheckpointName, DecodeName, RunSource};
+use crate::args::{CheckpointName, DecodeName, OtherText, RunSource};
 use crate::error::Hinted;
 use crate::screen::Screen;
 
@@ -71,6 +74,17 @@ fn decoded_by(mut run: Run, decode: Option<DecodeName>) -> Result<Run> {
     Ok(run)
 }
 
+/// An error in the words of the command line.
+fn in_options(e: GenerateError) -> anyhow::Error {
+    let remedy = match &e {
+        GenerateError::Temperature(TemperatureError::Budget { .. } | TemperatureError::NoMatch { .. }) => {
+            "raise --draws (the budget), add --fallback, or raise --temperature".to_owned()
+        }
+        e => e.remedy().unwrap_or_default(),
+    };
+    Hinted::new(e.to_string(), remedy).into()
+}
+
 /// Writes a file that someone named, and the folder it is in.
 fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -82,17 +96,20 @@ fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Held-out text of a run, or the text of a file with the run's tokenizer.
+/// Held-out text of a run, or another text with the run's tokenizer.
 pub fn text_of(
     run: &Run,
-    data: Option<&Path>,
+    other: Option<OtherText<'_>>,
     cache: &Path,
     screen: &mut Screen<'_>,
 ) -> Result<(TokenFile, Tokenizer)> {
-    match data {
-        Some(path) => {
+    match other {
+        Some(OtherText { data, column, documents }) => {
             let tokenizer = run.tokenizer()?;
-            let file = calm_data::prepare_file(path, &tokenizer, cache, &mut |p| screen.data(&p))?;
+            let source = calm_data::source::named(data)?;
+            let data = DataConfig { source, column: column.map(str::to_owned), ..DataConfig::default() };
+            let file =
+                calm_data::prepare_text(&data, documents, &tokenizer, cache, &mut |p| screen.data(&p))?;
             screen.data_done();
             Ok((file, tokenizer))
         }

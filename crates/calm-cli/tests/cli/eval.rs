@@ -1,5 +1,7 @@
 //! `calm eval` and `calm latents`.
 
+use std::path::Path;
+
 use crate::house::{House, trained};
 
 fn number(v: &serde_json::Value, key: &str) -> f64 {
@@ -91,6 +93,31 @@ fn other_text_is_scored_with_data() {
         house.ok(&["eval", command, "--data", &at("one.txt"), "--run", "runs/calm", "--format", "json"]);
     }
     house.ok(&["eval", "brierlm", "--data", &at("one.txt"), "--run", "runs/baseline"]);
+}
+
+#[test]
+fn tables_packed_files_and_folders_are_scored_with_data() {
+    let house = trained();
+    let files = House::new();
+    let table =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../calm-data/tests/tables/pyarrow-snappy.parquet");
+    std::fs::create_dir(files.path("folder")).unwrap();
+    std::fs::copy(&table, files.path("folder/table.parquet")).unwrap();
+    let lines = "{\"body\": \"ana bolo cédille\"}\n{\"body\": \"halm 日本 jot kel\"}\n";
+    files.write("docs.jsonl.zst", zstd::encode_all(lines.as_bytes(), 1).unwrap());
+    let score = |data: &Path, more: &[&str]| {
+        let data = data.display().to_string();
+        let args = ["eval", "brierlm", "--run", "runs/baseline", "--format", "json", "--data", &data];
+        house.json(&[&args[..], more].concat())
+    };
+    let some = ["--documents", "5", "--chunks", "6"];
+    let alone = score(&table, &some);
+    assert_eq!(number(&alone, "documents"), 5.0);
+    assert_eq!(score(&files.path("folder"), &some), alone);
+    assert_eq!(number(&score(&files.path("docs.jsonl.zst"), &["--column", "body"]), "documents"), 2.0);
+    let data = files.path("docs.jsonl.zst").display().to_string();
+    house.refuses(&["eval", "brierlm", "--data", &data], &["no `text` field"]);
+    house.refuses(&["eval", "autoencoder", "--data", "tinystoriez"], &["tinystoriez"]);
 }
 
 #[test]

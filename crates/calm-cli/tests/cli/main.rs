@@ -18,6 +18,7 @@ mod hub;
 mod input;
 mod loss_trace;
 mod old_run;
+mod prompts;
 mod resuming;
 mod stopping;
 mod train;

@@ -33,6 +33,8 @@ fn an_old_run_continues_where_it_stopped() {
             "--set",
             "train.lm.steps=24",
         ]);
+        let record: Value = serde_json::from_str(&house.read(&format!("{run}/run.json"))).unwrap();
+        assert!(record["row_order"].is_null(), "{name}: it stays packed as a whole");
         let continued: Vec<(u64, f64)> =
             losses(&house, &run).into_iter().filter(|(step, _)| *step > 20).collect();
         let recorded: Vec<(u64, f64)> =

@@ -128,6 +128,15 @@ pub(super) fn open(path: &Path, count: &Count) -> Result<Text> {
         None => Box::new(on_disk),
         Some(packing) => Box::new(BufReader::with_capacity(READ, Parts::new(path, packing, on_disk)?)),
     };
+    begun(path, unpacked)
+}
+
+/// The text that standard input gives, as it comes.
+pub(super) fn open_stdin() -> Result<Text> {
+    begun(Path::new("standard input"), Box::new(BufReader::with_capacity(READ, io::stdin())))
+}
+
+fn begun(path: &Path, unpacked: Box<dyn BufRead + Send>) -> Result<Text> {
     let mut bytes = Pushed::new(unpacked);
     let begin = bytes.peek(TELLING).map_err(|e| told(path, e))?;
     if let Some((what, remedy)) = kind(begin) {

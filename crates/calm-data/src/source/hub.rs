@@ -11,10 +11,14 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 use calm_hub::{Event, Hub, Kind, Listing, Remote, Repository, Settings};
 
+use super::card;
 use super::documents::{Documents, Fetching, Input, Text, Watch};
 use super::files::{Entry, Files, Given, Reading};
 use super::select::select;
 use crate::error::{Error, Result};
+
+/// Most bytes of a page that is looked at.
+const LONGEST_PAGE: u64 = 16 << 20;
 
 /// A data set whose files are known.
 pub(super) struct DataSet {
@@ -42,16 +46,31 @@ impl DataSet {
         &self.listing.files
     }
 
-    /// The files that fit, as a text.
-    pub(super) fn text(
-        &self,
-        files: &[String],
-        split: Option<&str>,
-        reading: Reading,
-    ) -> Result<Box<dyn Text>> {
+    /// Its page, if it has one.
+    fn page(&self) -> Result<Option<String>> {
+        let page =
+            self.listing.files.iter().find(|file| file.path == card::PAGE && file.size <= LONGEST_PAGE);
+        let Some(page) = page else { return Ok(None) };
+        let mut on = |event: &Event| heard(event, &self.watch);
+        let path = self.hub.fetch(&self.listing, page, &mut on).map_err(Error::from)?;
+        let bytes = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+        Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    /// The files that fit, as a text. Where no pattern is given, they are those that the page of the data set names, if it
+    /// names some.
+    pub(super) fn text(&self, chosen: Chosen<'_>, reading: Reading) -> Result<Box<dyn Text>> {
         let name = self.listing.repository.name();
         let paths: Vec<&str> = self.listing.files.iter().map(|file| file.path.as_str()).collect();
-        let chosen = select(name, &paths, files, split)?;
+        let Chosen { files, config, split } = chosen;
+        let meant = match files.is_empty() {
+            true => card::meant(name, self.page()?.as_deref(), config, split)?,
+            false => None,
+        };
+        let chosen = match &meant {
+            Some(meant) => select(name, &paths, &meant.files, split.filter(|_| !meant.of_split))?,
+            None => select(name, &paths, files, split)?,
+        };
         let files: Vec<Remote> =
             self.listing.files.iter().filter(|file| chosen.contains(&file.path.as_str())).cloned().collect();
         let entry = |file: &Remote| Entry { id: file.path.clone(), length: file.size };
@@ -72,6 +91,17 @@ impl DataSet {
             reading,
         }))
     }
+}
+
+/// Which files of a data set are read.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Chosen<'a> {
+    /// Patterns of their paths; none: what the page says, else all.
+    pub files: &'a [String],
+    /// The configuration that they belong to.
+    pub config: Option<&'a str>,
+    /// Their split.
+    pub split: Option<&'a str>,
 }
 
 fn heard(event: &Event, watch: &Watch) -> bool {
@@ -190,6 +220,10 @@ mod tests {
             .with("data/validation-00000-of-00001.jsonl", lines(60, 64))
     }
 
+    fn of(split: &str) -> Chosen<'_> {
+        Chosen { split: Some(split), ..Default::default() }
+    }
+
     fn reading(filter: &str) -> Reading {
         let filter: Filter = serde_yaml::from_str(filter).unwrap();
         Reading::new(Some("content"), &filter, OnBadDocument::Stop)
@@ -207,7 +241,7 @@ mod tests {
         let watch: Watch = Arc::new(move |_| *counted.lock().unwrap() += 1);
         let hub = Hub::new(settings(served.address(), cache.path())).unwrap();
         let set = DataSet::ask_at(hub, "owner/name", "main", &watch).unwrap();
-        let text = set.text(&[], Some("train"), reading("{}")).unwrap();
+        let text = set.text(of("train"), reading("{}")).unwrap();
         let asked = served.asked().len();
         let inputs = text.inputs();
         assert_eq!(inputs.len(), 2);
@@ -232,7 +266,7 @@ mod tests {
         let found = stream.found();
         assert_eq!(found.description, format!("60 documents of 2 files of owner/name at {}", &commit[..7]));
         drop(stream);
-        let english = set.text(&[], Some("validation"), reading("field: { language: en }")).unwrap();
+        let english = set.text(of("validation"), reading("field: { language: en }")).unwrap();
         assert_eq!(texts(&*english).unwrap(), ["text 60", "text 62"]);
         // Somebody who stops reading stops fetching.
         drop(text.read().unwrap());
@@ -249,7 +283,7 @@ mod tests {
         let hub = Hub::new(settings(served.address(), cache.path())).unwrap();
         let watch: Watch = Arc::new(|_| ());
         let set = DataSet::ask_at(hub, "owner/name", "main", &watch).unwrap();
-        let text = set.text(&[], Some("train"), reading("{}")).unwrap();
+        let text = set.text(of("train"), reading("{}")).unwrap();
         let mut stream = text.read().unwrap();
         assert_eq!(stream.by_ref().take(40).filter(|d| d.is_ok()).count(), 40);
         let error = stream.next().unwrap().unwrap_err();
@@ -266,13 +300,50 @@ mod tests {
         let hub = Hub::new(settings(served.address(), cache.path())).unwrap();
         let set =
             DataSet::ask_at(hub, "owner/name", "v1.0", &(Arc::new(|_: &Fetching| ()) as Watch)).unwrap();
-        let text = set.text(&["data/*".to_owned()], None, Reading::default()).unwrap();
+        let text = set
+            .text(Chosen { files: &["data/*".to_owned()], ..Default::default() }, Reading::default())
+            .unwrap();
         let error = texts(&*text).unwrap_err().told();
         assert!(
             error.contains("line 1") && error.contains("no `text` field") && error.contains("data.column"),
             "{error}"
         );
-        let error = set.text(&[], Some("dev2"), Reading::default()).err().unwrap().told();
+        let error = set.text(of("dev2"), Reading::default()).err().unwrap().told();
         assert!(error.contains("data/train-00000-of-00002.jsonl"), "{error}");
+    }
+
+    #[test]
+    fn the_page_of_a_data_set_says_which_files_a_configuration_has() {
+        let page = "---\nconfigs:\n- config_name: a\n  data_files:\n  - {split: train, path: 'a/*'}\n  - {split: dev, path: \
+                    held/a.jsonl}\n- config_name: b\n  data_dir: b\n---\n";
+        let served = calm_served::Repository::new("owner/name")
+            .with("README.md", page)
+            .with("a/one.jsonl", lines(0, 3))
+            .with("b/two.jsonl", lines(3, 5))
+            .with("held/a.jsonl", lines(5, 6))
+            .served();
+        let cache = tempfile::tempdir().unwrap();
+        let ask = |offline| {
+            let hub = Hub::new(Settings { offline, ..settings(served.address(), cache.path()) }).unwrap();
+            DataSet::ask_at(hub, "owner/name", "main", &(Arc::new(|_: &Fetching| ()) as Watch)).unwrap()
+        };
+        let a = |split| Chosen { config: Some("a"), split: Some(split), ..Default::default() };
+        for offline in [false, true] {
+            let set = ask(offline);
+            let read = |chosen| texts(&*set.text(chosen, reading("{}")).unwrap()).unwrap();
+            assert_eq!(read(a("train")), ["text 0", "text 1", "text 2"]);
+            assert_eq!(read(a("validation")), ["text 5"]);
+            assert_eq!(read(Chosen { config: Some("b"), ..Default::default() }), ["text 3", "text 4"]);
+            let files = &["*/*.jsonl".to_owned()];
+            assert_eq!(
+                read(Chosen { files, ..Default::default() }).len(),
+                6,
+                "patterns are nobody else's matter"
+            );
+            let error = set.text(Chosen::default(), reading("{}")).err().unwrap().told();
+            assert!(error.contains("a, b") && error.contains("`config`"), "{error}");
+            let error = set.text(a("test"), reading("{}")).err().unwrap().told();
+            assert!(error.contains("train, dev"), "{error}");
+        }
     }
 }

@@ -7,11 +7,15 @@
 //! | [`path`] | a file, or all files of a folder |
 //! | `hub` | a data set of a Hugging Face hub |
 //! | [`dataset`] | published data sets by their manifests |
+//! | `card` | what the page of a data set says of its files |
 //! | `select` | which files of a data set: patterns, splits |
+//! | `named` | what a command line means by a text |
+//! | `first` | the first documents of a text |
 //! | `files` | the documents of files, one file after the other |
 //! | `bytes` | a file's bytes, unpacked as they are read |
 //! | `pieces` | a text without documents in pieces |
 //! | [`records`] | the records of a JSON file, whatever stands beside their text |
+//! | [`objects`] | the objects of a JSON-lines file as they are, all fields of them |
 //! | `table` | the rows of a Parquet table |
 //! | `messages` | a conversation as text |
 //! | [`crates`] | the sources of pinned crates, by a manifest |
@@ -19,16 +23,21 @@
 //! | [`curate`] | which files of a crate are text worth learning (used when a manifest is written) |
 
 mod bytes;
+#[cfg(feature = "hub")]
+mod card;
 pub mod crates;
 pub mod curate;
 pub mod dataset;
 pub mod documents;
 mod files;
+mod first;
 #[cfg(feature = "hub")]
 mod hub;
 mod loaded;
 pub mod locate;
 mod messages;
+mod named;
+pub mod objects;
 mod own;
 pub mod path;
 mod pieces;
@@ -40,7 +49,9 @@ pub mod settings;
 mod table;
 
 pub use documents::{Documents, Fetching, Found, HeldOut, Input, Opened, Part, Text, Watch};
+pub(crate) use first::First;
 pub use loaded::{Loaded, Skipped};
+pub use named::named;
 
 use std::sync::Arc;
 
@@ -101,6 +112,21 @@ pub fn open_watched(config: &DataConfig, watch: &Watch) -> Result<Opened> {
     Ok(Opened { parts, held_out })
 }
 
+/// Looks at one source as a text to measure with: what it holds out if it says so itself, else all of it.
+///
+/// # Errors
+/// As [`open`]; several sources.
+pub(crate) fn open_one(config: &DataConfig, watch: &Watch) -> Result<Box<dyn Text>> {
+    let of = OfConfig { config, watch };
+    if let Source::Crates(manifest) = &config.source
+        && let HeldOut::Text(text) = crates::open(manifest)?.held_out
+    {
+        return Ok(text);
+    }
+    let (text, held_out) = of.text(&config.source, config.column.as_deref(), &config.filter)?;
+    Ok(held_out.unwrap_or(text))
+}
+
 /// A text to train on, and what is held out of it if it says so itself.
 type WithHeldOut = (Box<dyn Text>, Option<Box<dyn Text>>);
 
@@ -147,18 +173,25 @@ impl OfConfig<'_> {
     #[cfg(feature = "hub")]
     fn hub(&self, source: &HubSource, reading: Reading, held_out: Option<&str>) -> Result<WithHeldOut> {
         let set = hub::DataSet::ask(&source.dataset, &source.revision, self.watch)?;
-        let text = set.text(&source.files, source.split.as_deref(), reading.clone())?;
-        let held_out = held_out.map(|split| set.text(&source.files, Some(split), reading)).transpose()?;
+        let chosen = hub::Chosen {
+            files: &source.files,
+            config: source.config.as_deref(),
+            split: source.split.as_deref(),
+        };
+        let text = set.text(chosen, reading.clone())?;
+        let of_split = |split| set.text(hub::Chosen { split: Some(split), ..chosen }, reading);
+        let held_out = held_out.map(of_split).transpose()?;
         Ok((text, held_out))
     }
 
     #[cfg(feature = "hub")]
     fn dataset(&self, manifest: &DatasetManifest, reading: Reading) -> Result<WithHeldOut> {
         let set = hub::DataSet::ask(&manifest.dataset, manifest.revision(), self.watch)?;
-        let text = set.text(&manifest.train, None, reading.clone())?;
+        let files = |files| hub::Chosen { files, ..Default::default() };
+        let text = set.text(files(&manifest.train), reading.clone())?;
         let held_out = match manifest.validation.is_empty() {
             true => None,
-            false => Some(set.text(&manifest.validation, None, reading)?),
+            false => Some(set.text(files(&manifest.validation), reading)?),
         };
         for file in set.files() {
             manifest.check(&file.path, file.size, &file.hash())?;

@@ -79,6 +79,12 @@ fn has_kind(path: &str, kind: &[&str]) -> bool {
     !hidden && !about.contains(&name) && kind.iter().any(|ending| plain.ends_with(ending))
 }
 
+/// Whether two words mean one split: `val` and `validation`.
+pub(super) fn is_same_split(one: &str, other: &str) -> bool {
+    let (one, other) = (one.to_lowercase(), other.to_lowercase());
+    one == other || WORDS.iter().any(|words| words.contains(&one.as_str()) && words.contains(&other.as_str()))
+}
+
 /// Whether a file belongs to a split: it lies in a folder of that name, or has it as a word in its own.
 fn is_of_split(path: &str, split: &str) -> bool {
     let (path, split) = (path.to_lowercase(), split.to_lowercase());

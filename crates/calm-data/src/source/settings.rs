@@ -20,7 +20,11 @@ pub struct HubSource {
     /// A branch, a tag or a commit. What it stands for now is recorded.
     #[serde(default = "main")]
     pub revision: String,
-    /// Only files of this split, by their names: `train` takes `data/train-00000-of-00004.parquet`, `train.jsonl` and
+    /// The configuration whose files are read, of those that the data set's page names. `null`: its default one, if it
+    /// names any. Where `files` are given, the page is not asked.
+    #[serde(default)]
+    pub config: Option<String>,
+    /// Only files of this split, as the page says, or by their names: `train` takes `data/train-00000-of-00004.parquet`, `train.jsonl` and
     /// what lies in a folder `train`. `null`: all files.
     #[serde(default)]
     pub split: Option<String>,
@@ -40,7 +44,14 @@ fn main() -> String {
 impl HubSource {
     /// All of a data set.
     pub fn new(dataset: impl Into<String>) -> Self {
-        Self { dataset: dataset.into(), revision: main(), split: None, files: Vec::new(), column: None }
+        Self {
+            dataset: dataset.into(),
+            revision: main(),
+            config: None,
+            split: None,
+            files: Vec::new(),
+            column: None,
+        }
     }
 }
 

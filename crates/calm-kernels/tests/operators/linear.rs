@@ -1,7 +1,7 @@
 //! The linear layer against the plain composition of candle's operators.
 
 use crate::common::*;
-use calm_kernels::{gradcheck, linear};
+use calm_kernels::{gradcheck, linear, steady_rows};
 use candle_core::{DType, Result, Tensor, Var};
 
 fn linear_plain(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
@@ -90,4 +90,29 @@ fn wrong_shapes_and_types_are_errors_that_name_them() {
     }
     let err = linear(&t(&[3, 4]), &t(&[2, 4]).to_dtype(DType::F32).unwrap(), None).unwrap_err().to_string();
     assert!(err.contains("linear") && err.contains("F32"), "{err}");
+}
+
+#[test]
+fn from_so_many_rows_on_a_row_does_not_depend_on_the_others() {
+    for (o, i) in [(128, 128), (352, 128), (256, 512), (64, 768), (16, 16), (5, 700), (40, 1200), (300, 1100)]
+    {
+        let (x, w, b) = (random(&[80, i], 1), random(&[o, i], 2), random(&[o], 3));
+        let f32s = |t: &Tensor| t.to_dtype(DType::F32).unwrap();
+        let (x, w, b) = (f32s(&x), f32s(&w), f32s(&b));
+        let all = linear(&x, &w, Some(&b)).unwrap().to_vec2::<f32>().unwrap();
+        let least = steady_rows(o, i);
+        for rows in [least, least + 1, least + 2, 11, 33, 64, 65, 79] {
+            if !(least..=79).contains(&rows) {
+                continue;
+            }
+            for first in [0, 1] {
+                let some = x.narrow(0, first, rows).unwrap();
+                let some = linear(&some, &w, Some(&b)).unwrap().to_vec2::<f32>().unwrap();
+                for (row, (got, want)) in some.iter().zip(&all[first..]).enumerate() {
+                    let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                    assert_eq!(bits(got), bits(want), "[{o}, {i}]: row {row} of {rows} from {first}");
+                }
+            }
+        }
+    }
 }

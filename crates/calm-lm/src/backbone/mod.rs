@@ -1,8 +1,9 @@
 //! The Llama decoder: RMSNorm before attention and MLP, rotate-half rotary angles, grouped key/value heads.
 //!
-//! Three ways through the same layers, which differ only in what a position attends to:
+//! Four ways through the same layers, which differ only in what a position attends to:
 //! * [`Backbone::forward`]: whole rows at once (training, teacher-forced scoring);
 //! * [`Backbone::forward_cached`]: new positions after a cache (generation);
+//! * [`Backbone::forward_side_by_side`]: the same for several texts, which share everything but attention;
 //! * [`Backbone::forward_branch`]: one more position after *every* position of whole rows at once, each
 //!   continuing its own prefix with its own chunk (scoring n-grams that span several chunks).
 
@@ -14,6 +15,7 @@ use calm_kernels as ops;
 use calm_nn::device::upload;
 use calm_nn::{Builder, Init, Linear, RmsNorm, SwiGlu};
 use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
 
 pub use config::BackboneConfig;
 
@@ -272,6 +274,63 @@ impl Backbone {
             out
         })?;
         *cache = Cache { layers: grown, length: cache.length + t };
+        Ok(hidden)
+    }
+
+    /// New positions of several texts, each after a cache of its own: `x [1, N, D]` holds `lengths[0]` positions of the
+    /// first, `lengths[1]` of the second and so on -> hidden states `[1, N, D]`; each cache grows by its length.
+    ///
+    /// # Errors
+    /// Lengths that do not fit; a cache of another model; what a GPU answers.
+    pub fn forward_side_by_side(
+        &self,
+        x: &Tensor,
+        lengths: &[usize],
+        caches: &mut [&mut Cache],
+    ) -> Result<Tensor> {
+        let (one, n, _) = x.dims3()?;
+        if one != 1 || lengths.iter().sum::<usize>() != n || lengths.len() != caches.len() {
+            bail!(
+                "{} texts with {} caches do not fill {n} positions of {one} rows",
+                lengths.len(),
+                caches.len()
+            )
+        }
+        if caches.iter().any(|c| !c.layers.is_empty() && c.layers.len() != self.layers.len()) {
+            bail!("a cache belongs to another model")
+        }
+        let mut begins = Vec::with_capacity(lengths.len());
+        let mut positions: Vec<u32> = Vec::with_capacity(n);
+        for (cache, length) in caches.iter().zip(lengths) {
+            begins.push(positions.len());
+            positions.extend(cache.length as u32..(cache.length + length) as u32);
+        }
+        let positions = upload(&positions, (1, n), self.context())?;
+        let mut grown: Vec<Vec<KeysValues>> = vec![Vec::with_capacity(self.layers.len()); caches.len()];
+        let hidden = self.run(x, &positions, |i, q, k, v| {
+            let alone = |text: usize| -> Result<(Tensor, KeysValues)> {
+                let own = |t: &Tensor| t.narrow(1, begins[text], lengths[text]);
+                let (q, k, v) = (own(q)?, own(&k.detach())?, own(&v.detach())?);
+                let (keys, values) = match caches[text].layers.get(i) {
+                    Some((ck, cv)) => (Tensor::cat(&[ck, &k], 1)?, Tensor::cat(&[cv, &v], 1)?),
+                    None => (k, v),
+                };
+                let out = ops::cached_attention(&self.context().with(&q), &keys, &values)?;
+                Ok((out, (keys, values)))
+            };
+            let texts = 0..lengths.len();
+            // A GPU takes one call after the other.
+            let each: Vec<_> = match q.device().is_cpu() {
+                true => texts.into_par_iter().map(alone).collect::<Result<_>>()?,
+                false => texts.map(alone).collect::<Result<_>>()?,
+            };
+            let (out, own): (Vec<Tensor>, Vec<KeysValues>) = each.into_iter().unzip();
+            grown.iter_mut().zip(own).for_each(|(grown, own)| grown.push(own));
+            Tensor::cat(&out, 1)
+        })?;
+        for ((cache, layers), length) in caches.iter_mut().zip(grown).zip(lengths) {
+            **cache = Cache { layers, length: cache.length + length };
+        }
         Ok(hidden)
     }
 }

@@ -6,6 +6,7 @@ use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
 use super::TokenDecoding;
+use crate::side_by_side::even_parts;
 
 /// Hidden states whose logits exist at the same time.
 const BLOCK: usize = 256;
@@ -24,8 +25,7 @@ pub(super) fn each_distribution<T: Send>(
 ) -> Result<Vec<T>> {
     let rows = hidden.dim(0)?;
     let mut out = Vec::with_capacity(rows);
-    for at in (0..rows).step_by(BLOCK) {
-        let n = BLOCK.min(rows - at);
+    for (at, n) in even_parts(rows, BLOCK) {
         let block = logits(&hidden.narrow(0, at, n)?.contiguous()?, output)?;
         let block = block.to_dtype(DType::F32)?.to_vec2::<f32>()?;
         let each = block.par_iter().enumerate();

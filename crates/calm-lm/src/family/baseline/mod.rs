@@ -1,8 +1,10 @@
 //! The discrete baseline: the same backbone on tokens, with a vocabulary head and shifted cross-entropy.
 
 mod config;
+mod language_model;
 mod model;
 mod published;
+mod sampler;
 
 use calm_autoencoder::Autoencoder;
 use calm_config::Problems;

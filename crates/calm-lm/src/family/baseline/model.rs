@@ -1,33 +1,29 @@
 //! The baseline's network, its loss and its draws.
 
-use calm_kernels as ops;
 use calm_nn::device::upload;
-use calm_nn::{Embedding, Init, Noise, NoiseKey, ParamStore, Parameter, RowId, philox};
+use calm_nn::{Embedding, Init, NoiseKey, ParamStore, Parameter, RowId, philox};
 use candle_core::{Result, Tensor, bail};
 
 use super::BaselineConfig;
 use crate::backbone::Branch;
-use crate::family::softmax::{self, distribution, each_distribution, invert, ln};
-use crate::family::{
-    DrawKind, DrawRequest, Draws, ExactDraws, GRAM, LanguageModel, Loss, TextFormat, TokenDecoding,
-};
-use crate::sampler::{Continuation, DrawKey, Sampler, SpecialIds};
-use crate::text_state::TextState;
-use crate::{Backbone, Cache, ChunkBatch};
+use crate::family::softmax::{self, each_distribution, invert, ln};
+use crate::family::{ExactDraws, GRAM, TextFormat, TokenDecoding};
+use crate::sampler::SpecialIds;
+use crate::{Backbone, ChunkBatch};
 
 /// A Llama language model; parameter names as in published Llama checkpoints.
 pub struct Baseline {
-    store: ParamStore,
+    pub(super) store: ParamStore,
     embedding: Embedding,
-    backbone: Backbone,
+    pub(super) backbone: Backbone,
     /// `[V, D]`
-    output: Parameter,
-    text: TextFormat,
+    pub(super) output: Parameter,
+    pub(super) text: TextFormat,
 }
 
 /// What scoring needs of one next-token distribution.
-struct RowStatistics {
-    log_p_target: f64,
+pub(super) struct RowStatistics {
+    pub(super) log_p_target: f64,
     sum_p_squared: f64,
     draws: [u32; 2],
 }
@@ -50,7 +46,7 @@ impl Baseline {
         })
     }
 
-    fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+    pub(super) fn embed(&self, ids: &Tensor) -> Result<Tensor> {
         let (b, s, k) = ids.dims3()?;
         if k != 1 {
             bail!("the baseline takes chunks of one token, got {k}")
@@ -128,7 +124,7 @@ impl Baseline {
         Ok(out)
     }
 
-    fn statistics(
+    pub(super) fn statistics(
         &self,
         hidden: &Tensor,
         targets: &[u32],
@@ -145,116 +141,9 @@ impl Baseline {
 }
 
 impl Baseline {
-    fn forward_cached(&self, tokens: &[u32], cache: &mut Cache) -> Result<Tensor> {
+    /// Tokens -> backbone inputs `[1, S, D]`, without gradient.
+    pub(super) fn inputs(&self, tokens: &[u32]) -> Result<Tensor> {
         let ids = upload(tokens, (1, tokens.len(), 1), &self.output)?;
-        self.backbone.forward_cached(&self.embed(&ids)?.detach(), cache)
-    }
-}
-
-impl LanguageModel for Baseline {
-    fn store(&self) -> &ParamStore {
-        &self.store
-    }
-
-    fn chunk_size(&self) -> usize {
-        1
-    }
-
-    fn special(&self) -> SpecialIds {
-        self.text.special
-    }
-
-    fn draws(&self) -> DrawKind {
-        DrawKind::Exact
-    }
-
-    fn set_recompute(&mut self, recompute: bool) {
-        self.backbone.set_recompute(recompute);
-    }
-
-    /// Cross-entropy, nats.
-    fn loss(&self, batch: &ChunkBatch, _noise: &Noise<'_>) -> Result<Loss> {
-        let hidden = self.hidden(batch)?;
-        let targets = batch.targets()?.flatten_all()?;
-        let sum = ops::tied_cross_entropy(&hidden, &self.output, &targets, None)?;
-        Ok(Loss { sum, targets: batch.sources.len(), parts: Vec::new() })
-    }
-
-    fn draw(&self, batch: &ChunkBatch, request: &DrawRequest<'_>) -> Result<Draws> {
-        self.draw_positions(batch, request.seed, request.purpose).map(Draws::Exact)
-    }
-
-    fn sampler(&self) -> Box<dyn Sampler + '_> {
-        Box::new(Tempered { model: self, decoding: TokenDecoding::default() })
-    }
-
-    fn tempered_sampler(&self, decoding: TokenDecoding) -> Option<Box<dyn Sampler + '_>> {
-        Some(Box::new(Tempered { model: self, decoding }))
-    }
-
-    fn log_probabilities(&self, batch: &ChunkBatch) -> Result<Option<Vec<f64>>> {
-        let hidden = self.hidden(batch)?.detach();
-        let targets: Vec<u32> = batch.targets()?.flatten_all()?.to_vec1()?;
-        let key = NoiseKey::new(0, "unused", 0);
-        let statistics = self.statistics(&hidden, &targets, key, &batch.rows)?;
-        Ok(Some(statistics.iter().map(|s| s.log_p_target).collect()))
-    }
-
-    fn hidden_streams(&self, batch: &ChunkBatch) -> Result<Option<Vec<Tensor>>> {
-        let inputs = self.embed(&batch.ids)?.detach();
-        self.backbone.residual_streams(&inputs, &batch.positions, &batch.segments).map(Some)
-    }
-}
-
-/// The baseline at a temperature.
-struct Tempered<'a> {
-    model: &'a Baseline,
-    decoding: TokenDecoding,
-}
-
-impl Sampler for Tempered<'_> {
-    fn chunk_size(&self) -> usize {
-        1
-    }
-
-    fn special(&self) -> SpecialIds {
-        self.model.text.special
-    }
-
-    fn start(&self) -> Result<Box<dyn Continuation + '_>> {
-        let (model, mut context) = (self.model, TextState::default());
-        if model.text.bos_chunk {
-            context.extend(&[model.text.special.bos], |t, c| model.forward_cached(t, c))?;
-        }
-        Ok(Box::new(Text { model, decoding: self.decoding, context }))
-    }
-}
-
-/// A text that the baseline continues.
-struct Text<'a> {
-    model: &'a Baseline,
-    decoding: TokenDecoding,
-    context: TextState,
-}
-
-impl Continuation for Text<'_> {
-    fn push(&mut self, tokens: &[u32]) -> Result<()> {
-        let (model, text) = (self.model, &self.model.text);
-        self.context.push(tokens, 1, text.context, text.special, |t, c| model.forward_cached(t, c))
-    }
-
-    fn draw(&self, samples: usize, key: DrawKey) -> Result<Vec<Vec<u32>>> {
-        let (model, context) = (self.model, &self.context);
-        if context.ended() {
-            return Ok(vec![vec![model.text.special.pad]; samples]);
-        }
-        let logits: Vec<f32> = model.logits(context.hidden()?)?.flatten_all()?.to_vec1()?;
-        let p = distribution(&logits, self.decoding);
-        let position = context.tokens().len() as u32;
-        let rows: Vec<RowId> =
-            (0..samples.div_ceil(1 << 12)).map(|i| RowId { example: i as u32, position }).collect();
-        let key = NoiseKey::new(key.seed, "generate/token", key.call);
-        let u = philox::uniform(key, &rows, samples.min(1 << 12), 1);
-        Ok(u.iter().take(samples).map(|u| vec![invert(&p, f64::from(*u))]).collect())
+        Ok(self.embed(&ids)?.detach())
     }
 }

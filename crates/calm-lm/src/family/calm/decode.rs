@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::family::TokenDecoding;
 use crate::family::softmax::{distribution, invert};
+use crate::side_by_side::even_parts;
 
 /// Logits that are computed at a time.
 const LOGITS: usize = 1 << 23;
@@ -26,8 +27,8 @@ pub(super) fn sample(
         noise.uniform("decode", samples, decoder.chunk_size(), table)?.flatten_all()?.to_vec1()?;
     let block = (LOGITS / vocab).max(1);
     let mut out = Vec::with_capacity(tokens);
-    for at in (0..tokens).step_by(block) {
-        let some = hidden.narrow(0, at, block.min(tokens - at))?.contiguous()?;
+    for (at, n) in even_parts(tokens, block) {
+        let some = hidden.narrow(0, at, n)?.contiguous()?;
         let logits = decoder.logits(&some)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let u = &u[at..];
         out.par_extend(

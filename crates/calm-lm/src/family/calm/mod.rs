@@ -10,9 +10,11 @@ mod config;
 mod costs;
 mod decode;
 mod decoder;
+mod language_model;
 mod likelihood;
 mod model;
 mod published;
+mod sampler;
 
 use calm_autoencoder::{Autoencoder, AutoencoderConfig};
 use calm_config::Problems;

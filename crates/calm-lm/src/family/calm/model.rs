@@ -1,42 +1,38 @@
 //! The continuous autoregressive language model.
 
 use calm_autoencoder::{Autoencoder, Posterior};
+use calm_kernels::SCREENED_ROWS;
 use calm_nn::device::upload;
 use calm_nn::{Embedding, Init, Noise, ParamStore, RowId};
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
 use super::decode::sample;
 use super::decoder::LatentDecoder;
-use super::likelihood;
 use super::{CalmConfig, LikelihoodConfig};
 use crate::backbone::Branch;
-use crate::family::filler;
 use crate::family::input::ChunkInput;
-use crate::family::{
-    Decode, DecodedDraws, DrawKind, DrawRequest, Draws, LanguageModel, Loss, LossPart, SampledDraws,
-    TextFormat, TokenDecoding,
-};
+use crate::family::{Decode, SampledDraws, TextFormat, TokenDecoding};
 use crate::head::Head;
-use crate::sampler::{Continuation, DrawKey, Sampler, SpecialIds};
+use crate::side_by_side::even_parts;
 use crate::text_state::TextState;
 use crate::{Backbone, Cache, ChunkBatch};
 
 /// Latent vectors that are drawn at a time.
-const DRAWN: usize = 4096;
+pub(super) const DRAWN: usize = 4096;
 
 /// Input module, backbone and head, on a frozen autoencoder whose decoder may have a trained copy. Parameter names are those of the reference
 /// implementation (`transformer.*`, `embed_proj.*`, `mlp_generator.*`).
 pub struct Calm {
-    store: ParamStore,
+    pub(super) store: ParamStore,
     embedding: Embedding,
     input: ChunkInput,
-    backbone: Backbone,
-    head: Box<dyn Head>,
-    autoencoder: Autoencoder,
-    decoder: LatentDecoder,
-    decode: Decode,
-    likelihood: Option<LikelihoodConfig>,
-    text: TextFormat,
+    pub(super) backbone: Backbone,
+    pub(super) head: Box<dyn Head>,
+    pub(super) autoencoder: Autoencoder,
+    pub(super) decoder: LatentDecoder,
+    pub(super) decode: Decode,
+    pub(super) likelihood: Option<LikelihoodConfig>,
+    pub(super) text: TextFormat,
 }
 
 impl Calm {
@@ -89,6 +85,11 @@ impl Calm {
     /// The backbone.
     pub fn backbone(&self) -> &Backbone {
         &self.backbone
+    }
+
+    /// The text as it meets it.
+    pub(super) fn format(&self) -> &TextFormat {
+        &self.text
     }
 
     /// U32 ids `[B, S, K]` -> backbone inputs `[B, S, D]`.
@@ -210,8 +211,29 @@ impl Calm {
         sample(decoder, &self.decoder.hidden(latents, hidden)?, samples, noise, decoding.unwrap_or_default())
     }
 
+    /// One draw `[R, K]` of each row. On the CPU the decoder's argmax goes one way for any number of rows.
+    pub(super) fn draw_each(
+        &self,
+        hidden: &Tensor,
+        noise: &Noise<'_>,
+        decoding: Option<TokenDecoding>,
+    ) -> Result<Vec<u32>> {
+        if (self.decode, decoding) != (Decode::Argmax, None) || !hidden.device().is_cpu() {
+            return self.draw_rows(hidden, 1, noise, decoding);
+        }
+        let latents = self.head.sample(hidden, 1, noise)?.detach();
+        let (states, decoder) = (self.decoder.hidden(&latents, hidden)?, &self.decoder.decoder);
+        let k = decoder.chunk_size();
+        let mut out = Vec::with_capacity(states.dim(0)?);
+        for (at, chunks) in even_parts(states.dim(0)? / k, (SCREENED_ROWS - 1) / k) {
+            let some = states.narrow(0, at * k, chunks * k)?.contiguous()?;
+            out.extend(decoder.argmax(&some)?.flatten_all()?.to_vec1::<u32>()?);
+        }
+        Ok(out)
+    }
+
     /// Draws `[R, N, K]` in blocks of rows, so that memory stays bounded for many samples.
-    fn draw_rows(
+    pub(super) fn draw_rows(
         &self,
         hidden: &Tensor,
         samples: usize,
@@ -259,191 +281,13 @@ impl Calm {
     }
 
     fn forward_cached(&self, tokens: &[u32], cache: &mut Cache) -> Result<Tensor> {
+        self.backbone.forward_cached(&self.inputs(tokens)?, cache)
+    }
+
+    /// Whole chunks -> backbone inputs `[1, S, D]`, without gradient.
+    pub(super) fn inputs(&self, tokens: &[u32]) -> Result<Tensor> {
         let k = self.autoencoder.chunk_size();
         let ids = upload(tokens, (1, tokens.len() / k, k), self.autoencoder.embedding_table())?;
-        self.backbone.forward_cached(&self.embed(&ids)?.detach(), cache)
-    }
-}
-
-impl LanguageModel for Calm {
-    fn store(&self) -> &ParamStore {
-        &self.store
-    }
-
-    fn chunk_size(&self) -> usize {
-        self.autoencoder.chunk_size()
-    }
-
-    fn special(&self) -> SpecialIds {
-        self.text.special
-    }
-
-    fn draws(&self) -> DrawKind {
-        DrawKind::Sampled
-    }
-
-    fn set_recompute(&mut self, recompute: bool) {
-        self.backbone.set_recompute(recompute);
-    }
-
-    fn loss(&self, batch: &ChunkBatch, noise: &Noise<'_>) -> Result<Loss> {
-        let hidden = self.hidden(batch)?;
-        let (targets, rows) = (batch.targets()?, batch.sources.len());
-        let own = || self.head.loss(&hidden, &self.posterior(&targets)?, noise)?.sum_all();
-        let Some(config) = self.likelihood else {
-            return Ok(Loss { sum: own()?, targets: rows, parts: Vec::new() });
-        };
-        let samples = self.head.sample(&hidden, config.samples, noise)?;
-        let nats = likelihood::nats(&self.decoder, &samples, &hidden, &targets, self.text.special.eos)?;
-        let mut parts = vec![LossPart { name: "likelihood", sum: nats.detach(), count: rows }];
-        let mut sum = (nats * config.weight)?;
-        if config.head_weight > 0.0 {
-            let own = own()?;
-            parts.push(LossPart { name: "head", sum: own.detach(), count: rows });
-            sum = (sum + (own.to_dtype(DType::F32)? * config.head_weight)?)?;
-        }
-        Ok(Loss { sum, targets: rows, parts })
-    }
-
-    fn draw(&self, batch: &ChunkBatch, request: &DrawRequest<'_>) -> Result<Draws> {
-        let DrawRequest { samples, steps, seed, purpose } = *request;
-        self.draw_positions(batch, samples, steps, seed, purpose).map(Draws::Sampled)
-    }
-
-    fn sampler(&self) -> Box<dyn Sampler + '_> {
-        Box::new(self)
-    }
-
-    fn tempered_sampler(&self, decoding: TokenDecoding) -> Option<Box<dyn Sampler + '_>> {
-        (self.decode == Decode::Sample)
-            .then(|| Box::new(Tempered { model: self, decoding }) as Box<dyn Sampler>)
-    }
-
-    /// Noise stream `head` of the purpose, step 0.
-    fn decoded_log_probabilities(
-        &self,
-        batch: &ChunkBatch,
-        request: &DrawRequest<'_>,
-    ) -> Result<Option<DecodedDraws>> {
-        let DrawRequest { samples, seed, purpose, .. } = *request;
-        let hidden = self.hidden(batch)?.detach();
-        let targets = batch.targets()?;
-        let (rows, k) = targets.dims2()?;
-        let ids: Vec<u32> = targets.flatten_all()?.to_vec1()?;
-        let length = |chunk: &[u32]| filler::length(chunk, self.text.special.eos);
-        let mut out =
-            DecodedDraws { log_p: Vec::new(), tokens: ids.chunks(k).map(length).collect(), samples };
-        let block = (DRAWN / samples.max(1)).max(1);
-        for at in (0..rows).step_by(block) {
-            let n = block.min(rows - at);
-            let noise = Noise::Keyed { seed, purpose, step: 0, rows: &batch.rows[at..at + n] };
-            let hidden = hidden.narrow(0, at, n)?.contiguous()?;
-            let latents = self.head.sample(&hidden, samples, &noise)?.detach();
-            // Many samples of one row are decoded in pieces too.
-            let piece = (DRAWN / n).max(1);
-            let mut log_p = vec![0.0; n * samples];
-            for from in (0..samples).step_by(piece) {
-                let some = piece.min(samples - from);
-                let chunks = targets.narrow(0, at, n)?.unsqueeze(1)?.repeat((1, some, 1))?;
-                let decoded = self.decoder.hidden(&latents.narrow(1, from, some)?.contiguous()?, &hidden)?;
-                let (nats, _) = self.decoder.decoder.score(&decoded, &chunks.reshape((n * some, k))?)?;
-                let nats: Vec<f32> = nats.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-                for (i, nats) in nats.chunks_exact(k).enumerate() {
-                    let (row, sample) = (i / some, from + i % some);
-                    let up_to_end = &nats[..out.tokens[at + row]];
-                    log_p[row * samples + sample] = -up_to_end.iter().map(|x| f64::from(*x)).sum::<f64>();
-                }
-            }
-            out.log_p.extend(log_p);
-        }
-        Ok(Some(out))
-    }
-
-    fn hidden_streams(&self, batch: &ChunkBatch) -> Result<Option<Vec<Tensor>>> {
-        let inputs = self.embed(&batch.ids)?.detach();
-        self.backbone.residual_streams(&inputs, &batch.positions, &batch.segments).map(Some)
-    }
-
-    fn condition_check(&self, batch: &ChunkBatch, noise: &Noise<'_>) -> Result<Option<(f64, f64)>> {
-        let hidden = self.hidden(batch)?.detach();
-        let posterior = self.posterior(&batch.targets()?)?;
-        let rows = batch.sources.len();
-        let shift = rows / 2;
-        let index: Vec<u32> = (0..rows).map(|i| ((i + shift) % rows) as u32).collect();
-        let exchanged = hidden.index_select(&upload(&index, rows, batch.destination())?, 0)?;
-        let mean = |h: &Tensor| -> Result<f64> {
-            self.head.loss(h, &posterior, noise)?.to_dtype(DType::F64)?.mean_all()?.to_scalar()
-        };
-        Ok(Some((mean(&hidden)?, mean(&exchanged)?)))
-    }
-}
-
-impl Sampler for &Calm {
-    fn chunk_size(&self) -> usize {
-        self.autoencoder.chunk_size()
-    }
-
-    fn special(&self) -> SpecialIds {
-        self.text.special
-    }
-
-    fn start(&self) -> Result<Box<dyn Continuation + '_>> {
-        Ok(Box::new(Text { model: self, decoding: None, context: self.begin()? }))
-    }
-}
-
-/// A CALM whose decoder's softmax is tempered.
-struct Tempered<'a> {
-    model: &'a Calm,
-    decoding: TokenDecoding,
-}
-
-impl Sampler for Tempered<'_> {
-    fn chunk_size(&self) -> usize {
-        self.model.autoencoder.chunk_size()
-    }
-
-    fn special(&self) -> SpecialIds {
-        self.model.text.special
-    }
-
-    fn start(&self) -> Result<Box<dyn Continuation + '_>> {
-        Ok(Box::new(Text { model: self.model, decoding: Some(self.decoding), context: self.model.begin()? }))
-    }
-}
-
-/// A text that a CALM continues.
-struct Text<'a> {
-    model: &'a Calm,
-    /// Of the softmax; None: as the settings say.
-    decoding: Option<TokenDecoding>,
-    context: TextState,
-}
-
-impl Continuation for Text<'_> {
-    fn push(&mut self, tokens: &[u32]) -> Result<()> {
-        self.model.read(&mut self.context, tokens)
-    }
-
-    fn draw(&self, samples: usize, key: DrawKey) -> Result<Vec<Vec<u32>>> {
-        let (model, context) = (self.model, &self.context);
-        let k = model.autoencoder.chunk_size();
-        if samples == 0 {
-            return Ok(Vec::new());
-        }
-        // A stream counts samples in 16 bits: larger pools are several rows.
-        let per_row = samples.min(1 << 12);
-        let rows: Vec<RowId> = (0..samples.div_ceil(per_row))
-            .map(|i| RowId { example: i as u32, position: (context.tokens().len() / k) as u32 })
-            .collect();
-        let hidden = context.hidden()?.repeat((rows.len(), 1))?;
-        let noise = Noise::Keyed { seed: key.seed, purpose: "generate", step: key.call, rows: &rows };
-        let tokens = model.draw_rows(&hidden, per_row, &noise, self.decoding)?;
-        let close = |chunk: &[u32]| {
-            let mut chunk = chunk.to_vec();
-            model.text.special.close(&mut chunk, context.ended());
-            chunk
-        };
-        Ok(tokens.chunks(k).take(samples).map(close).collect())
+        Ok(self.embed(&ids)?.detach())
     }
 }

@@ -105,9 +105,14 @@ impl ChunkSoftmax {
     }
 
     fn forward_cached(&self, tokens: &[u32], cache: &mut Cache) -> Result<Tensor> {
+        self.backbone.forward_cached(&self.inputs(tokens)?, cache)
+    }
+
+    /// Whole chunks -> backbone inputs `[1, S, D]`, without gradient.
+    pub(super) fn inputs(&self, tokens: &[u32]) -> Result<Tensor> {
         let k = self.chunk_size;
         let ids = upload(tokens, (1, tokens.len() / k, k), &self.output)?;
-        self.backbone.forward_cached(&self.embed(&ids)?.detach(), cache)
+        Ok(self.embed(&ids)?.detach())
     }
 
     /// A text with nothing in it yet: the hidden state after BOS, where documents begin so.

@@ -1,0 +1,66 @@
+//! The baseline as a language model.
+
+use calm_kernels as ops;
+use calm_nn::{Noise, NoiseKey, ParamStore};
+use candle_core::{Result, Tensor};
+
+use super::Baseline;
+use super::sampler::Tempered;
+use crate::ChunkBatch;
+use crate::family::{DrawKind, DrawRequest, Draws, LanguageModel, Loss, TokenDecoding};
+use crate::sampler::{Sampler, SpecialIds};
+
+impl LanguageModel for Baseline {
+    fn store(&self) -> &ParamStore {
+        &self.store
+    }
+
+    fn chunk_size(&self) -> usize {
+        1
+    }
+
+    fn special(&self) -> SpecialIds {
+        self.text.special
+    }
+
+    fn draws(&self) -> DrawKind {
+        DrawKind::Exact
+    }
+
+    fn set_recompute(&mut self, recompute: bool) {
+        self.backbone.set_recompute(recompute);
+    }
+
+    /// Cross-entropy, nats.
+    fn loss(&self, batch: &ChunkBatch, _noise: &Noise<'_>) -> Result<Loss> {
+        let hidden = self.hidden(batch)?;
+        let targets = batch.targets()?.flatten_all()?;
+        let sum = ops::tied_cross_entropy(&hidden, &self.output, &targets, None)?;
+        Ok(Loss { sum, targets: batch.sources.len(), parts: Vec::new() })
+    }
+
+    fn draw(&self, batch: &ChunkBatch, request: &DrawRequest<'_>) -> Result<Draws> {
+        self.draw_positions(batch, request.seed, request.purpose).map(Draws::Exact)
+    }
+
+    fn sampler(&self) -> Box<dyn Sampler + '_> {
+        Box::new(Tempered { model: self, decoding: TokenDecoding::default() })
+    }
+
+    fn tempered_sampler(&self, decoding: TokenDecoding) -> Option<Box<dyn Sampler + '_>> {
+        Some(Box::new(Tempered { model: self, decoding }))
+    }
+
+    fn log_probabilities(&self, batch: &ChunkBatch) -> Result<Option<Vec<f64>>> {
+        let hidden = self.hidden(batch)?.detach();
+        let targets: Vec<u32> = batch.targets()?.flatten_all()?.to_vec1()?;
+        let key = NoiseKey::new(0, "unused", 0);
+        let statistics = self.statistics(&hidden, &targets, key, &batch.rows)?;
+        Ok(Some(statistics.iter().map(|s| s.log_p_target).collect()))
+    }
+
+    fn hidden_streams(&self, batch: &ChunkBatch) -> Result<Option<Vec<Tensor>>> {
+        let inputs = self.embed(&batch.ids)?.detach();
+        self.backbone.residual_streams(&inputs, &batch.positions, &batch.segments).map(Some)
+    }
+}
