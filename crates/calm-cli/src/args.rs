@@ -335,6 +335,12 @@ pub struct GenerateArgs {
     /// Text to continue, of any length; `-` reads it from standard input.
     #[arg(short, long, value_name = "TEXT")]
     pub prompt: Option<String>,
+    /// Converse, with a run that was trained on conversations: a line is what you say, the answer follows.
+    #[arg(long, conflicts_with = "prompt")]
+    pub chat: bool,
+    /// What the system says at the beginning of a conversation.
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub system: Option<String>,
     /// How a CALM's latent vectors become tokens (default: as the run's configuration says).
     #[arg(long)]
     pub decode: Option<DecodeName>,

@@ -11,6 +11,7 @@ use calm_kernels::device::Choice;
 use calm_lm::{Decode, DrawKind, Sampler, TokenDecoding};
 use calm_stats::temperature::{ExactOptions, Temperature, TemperatureError};
 
+use super::chat::{Talk, converse};
 use super::{decoded_by, open_run, which};
 use crate::args::{GenerateArgs, SamplerName};
 use crate::error::Hinted;
@@ -36,7 +37,8 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
         None => String::new(),
     };
     let k = run.config.chunk_size();
-    if !run.config.bos_chunk && tokenizer.encode(&prompt)?.len() < k {
+    let talk = args.chat.then(|| Talk::of(&run));
+    if talk.is_none() && !run.config.bos_chunk && tokenizer.encode(&prompt)?.len() < k {
         bail!(Hinted::new(
             format!("this model knows no start of document: it continues a text of {k} or more tokens"),
             "give a longer --prompt",
@@ -66,7 +68,11 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
         }
         let decoding = decoding(title, args)?;
         let model = models::load_lm(&run, which, &tokenizer, &device)?;
-        return stream(&*model.sampler(), &tokenizer, &prompt, decoding, args, printer);
+        let sampler = model.sampler();
+        return match talk {
+            Some(talk) => converse(&talk, &*sampler, &tokenizer, decoding, args, printer),
+            None => stream(&*sampler, &tokenizer, &prompt, decoding, args, printer),
+        };
     }
     if let Some(option) = asked {
         bail!(Hinted::new(
@@ -91,11 +97,17 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
             "leave --temperature and --top-p away"
         )),
     };
-    stream(&*sampler, &tokenizer, &prompt, Decoding::Plain, args, printer)
+    match talk {
+        Some(talk) => converse(&talk, &*sampler, &tokenizer, Decoding::Plain, args, printer),
+        None => stream(&*sampler, &tokenizer, &prompt, Decoding::Plain, args, printer),
+    }
 }
 
 /// The highest temperature of probabilities: far above it all tokens are as probable as each other.
 const HOTTEST: f64 = 10.0;
+
+/// Candidates for a chunk that the prompt ends inside of.
+pub(super) const REMAINDER_BUDGET: usize = 4096;
 
 /// Draws per chunk of the batch sampler, unless asked for otherwise.
 const POOL: usize = 200;
@@ -146,8 +158,12 @@ fn stream(
     printer: &Printer,
 ) -> Result<()> {
     let tokens = tokenizer.encode(prompt)?;
-    let options =
-        GenerateOptions { max_tokens: args.max_tokens, decoding, seed: args.seed, remainder_budget: 4096 };
+    let options = GenerateOptions {
+        max_tokens: args.max_tokens,
+        decoding,
+        seed: args.seed,
+        remainder_budget: REMAINDER_BUDGET,
+    };
     printer.text(prompt)?;
     let mut stream = tokenizer.stream_after(prompt, &tokens);
     let mut broken = None;
@@ -169,7 +185,7 @@ fn stream(
     Ok(())
 }
 
-fn explain(e: GenerateError) -> anyhow::Error {
+pub(super) fn explain(e: GenerateError) -> anyhow::Error {
     // In the words of the command line.
     let remedy = match &e {
         GenerateError::Temperature(TemperatureError::Budget { .. } | TemperatureError::NoMatch { .. }) => {

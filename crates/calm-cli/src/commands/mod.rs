@@ -2,6 +2,7 @@
 
 pub mod ablate;
 pub mod bench;
+mod chat;
 pub mod config;
 pub mod data;
 pub mod doctor;

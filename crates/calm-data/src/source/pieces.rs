@@ -89,7 +89,7 @@ impl Pieces {
         self.at += end;
         let id = format!("{}#{}", self.id, self.number);
         self.number += 1;
-        Ok(Some(Row { id, text, fields: Vec::new() }))
+        Ok(Some(Row::of_text(id, text)))
     }
 }
 
