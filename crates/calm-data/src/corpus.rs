@@ -240,19 +240,34 @@ pub fn prepare_with(
     Ok(Corpus { train, portions, validation, tokenizer, hash, tokenizer_hash, summary })
 }
 
-/// All documents of a file or folder, tokenised with a given tokenizer: other text to measure a model on.
+/// All documents of a file or folder, tokenised with a given tokenizer: other text to measure a model on. Where answers
+/// alone count in the text that the model was trained on, `like`, it is read as that is.
 ///
 /// # Errors
 /// When the text or the cache cannot be used; see [`Error`].
 pub fn prepare_file(
     path: &Path,
+    like: &DataConfig,
     tokenizer: &Tokenizer,
     cache: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<TokenFile> {
-    let opened = Opened { parts: Vec::new(), held_out: HeldOut::Text(source::path::open(path)?) };
+    let source = Source::Path(path.to_owned());
+    let data = match like.loss_on {
+        LossOn::All => DataConfig { source, ..DataConfig::default() },
+        LossOn::Answers => DataConfig {
+            source,
+            column: like.column.clone(),
+            template: like.template.clone(),
+            loss_on: like.loss_on,
+            on_bad_document: like.on_bad_document,
+            ..DataConfig::default()
+        },
+    };
+    let text = source::open(&data)?.parts.into_iter().next().map(|part| part.text);
+    let text = text.ok_or_else(|| Error::Empty { path: path.to_owned(), detail: String::new() })?;
+    let opened = Opened { parts: Vec::new(), held_out: HeldOut::Text(text) };
     let mut reading = Reading::new(opened, path);
-    let data = DataConfig { source: Source::Path(path.to_owned()), ..DataConfig::default() };
     let remembered = Remembered::of_all(&data, cache);
     let how = Preparation::default();
     let survey = survey(&mut reading, &remembered, None, how, &News::default(), progress)?;

@@ -93,7 +93,10 @@ pub fn text_of(
     match data {
         Some(path) => {
             let tokenizer = run.tokenizer()?;
-            let file = calm_data::prepare_file(path, &tokenizer, cache, &mut |p| screen.data(&p))?;
+            let file = {
+                let like = &run.config.data;
+                calm_data::prepare_file(path, like, &tokenizer, cache, &mut |p| screen.data(&p))?
+            };
             screen.data_done();
             Ok((file, tokenizer))
         }

@@ -218,7 +218,8 @@ impl Table {
         for (role, content) in roles.into_iter().zip(contents) {
             // A call of a tool says nothing.
             let content = content.map_or_else(|| Ok(String::new()), |c| self.text(Some(Cell::Bytes(c))))?;
-            bytes += content.len() as u64;
+            // Its marks and its role take something, too.
+            bytes += content.len() as u64 + 32;
             messages.push(Message::new(self.text(role.map(Cell::Bytes))?, content));
             if bytes > allowed(self.length) {
                 let said = format!("{TOO_MUCH}: a conversation of more than {bytes} bytes");
