@@ -9,7 +9,7 @@ use calm_config::{ConfigText, load};
 use calm_data::{Batch, RowSource};
 use calm_eval::protocol::Rule;
 use calm_eval::reconstruction::text_chunks;
-use calm_eval::score::{ScoreOptions, positions, score, to_tensors};
+use calm_eval::score::{ScoreOptions, positions, score};
 use calm_lm::LanguageModel;
 use calm_nn::GradientBucket;
 use calm_run::checkpoint::Which;
@@ -98,7 +98,7 @@ fn only_answers_contribute_to_loss_gradient_and_scores() {
     let cpu = Device::Cpu;
     for family in 0..4 {
         let (name, _, k, _) = families()[family].clone();
-        let run = run(folder.path(), name, family, "loss_on: answers", 1);
+        let run = run(folder.path(), name, family, "loss_on: answers", 3);
         train(&run, &options(folder.path(), None), &cpu, &mut Watch::default()).unwrap();
         let corpus = prepare_data(&run, &folder.path().join("cache"), &mut Watch::default()).unwrap();
         let model = models::load_lm(&run, Which::Best, &corpus.tokenizer, &cpu).unwrap();

@@ -14,7 +14,7 @@ use calm_eval::generate::{Decoding, GenerateOptions, generate};
 use calm_lm::Sampler;
 use calm_run::Run;
 
-use super::generate::{REMAINDER_BUDGET, explain};
+use super::drawing::{REMAINDER_BUDGET, explain};
 use crate::args::GenerateArgs;
 use crate::error::Hinted;
 use crate::ui::Printer;
@@ -198,8 +198,8 @@ impl Until {
             return std::mem::take(&mut self.held);
         }
         let begins = |at: &usize| self.mark.starts_with(&self.held[*at..]);
-        let starts = self.held.char_indices().map(|(at, _)| at);
-        let sure = starts.into_iter().find(begins).unwrap_or(self.held.len());
+        let mut starts = self.held.char_indices().map(|(at, _)| at);
+        let sure = starts.find(begins).unwrap_or(self.held.len());
         self.held.drain(..sure).collect()
     }
 

@@ -6,12 +6,13 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use calm_data::Tokenizer;
-use calm_eval::generate::{Decoding, GenerateError, GenerateOptions, GenerateReport, generate};
+use calm_eval::generate::{Decoding, GenerateOptions, GenerateReport, generate};
 use calm_kernels::device::Choice;
 use calm_lm::{Decode, DrawKind, Sampler, TokenDecoding};
-use calm_stats::temperature::{ExactOptions, Temperature, TemperatureError};
+use calm_stats::temperature::{ExactOptions, Temperature};
 
 use super::chat::{Talk, converse};
+use super::drawing::{REMAINDER_BUDGET, explain};
 use super::{decoded_by, open_run, which};
 use crate::args::{GenerateArgs, SamplerName};
 use crate::error::Hinted;
@@ -106,9 +107,6 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
 /// The highest temperature of probabilities: far above it all tokens are as probable as each other.
 const HOTTEST: f64 = 10.0;
 
-/// Candidates for a chunk that the prompt ends inside of.
-pub(super) const REMAINDER_BUDGET: usize = 4096;
-
 /// Draws per chunk of the batch sampler, unless asked for otherwise.
 const POOL: usize = 200;
 
@@ -183,17 +181,6 @@ fn stream(
     printer.text("\n")?;
     summary(&report, started.elapsed().as_secs_f64(), printer);
     Ok(())
-}
-
-pub(super) fn explain(e: GenerateError) -> anyhow::Error {
-    // In the words of the command line.
-    let remedy = match &e {
-        GenerateError::Temperature(TemperatureError::Budget { .. } | TemperatureError::NoMatch { .. }) => {
-            "raise --draws (the budget), add --fallback, or raise --temperature".to_owned()
-        }
-        e => e.remedy().unwrap_or_default(),
-    };
-    Hinted::new(e.to_string(), remedy).into()
 }
 
 fn summary(r: &GenerateReport, seconds: f64, printer: &Printer) {

@@ -6,6 +6,7 @@ mod chat;
 pub mod config;
 pub mod data;
 pub mod doctor;
+mod drawing;
 pub mod eval;
 pub mod explain;
 pub mod export;
