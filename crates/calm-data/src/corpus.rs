@@ -26,7 +26,7 @@ use crate::chat::LossOn;
 use crate::chunks::Layout;
 use crate::config::{DataConfig, Source, TokenizerConfig};
 use crate::document::Document;
-use crate::encode::{Encoded, encode};
+use crate::encode::{Encoded, encode, groups};
 use crate::error::{Error, Result};
 use crate::llama3;
 use crate::mixture::Portion;
@@ -424,9 +424,6 @@ fn kept_tokenizer(path: &Path) -> Result<Option<Tokenizer>> {
     Tokenizer::load(path).map(Some)
 }
 
-/// Text in a piece of parallel work. Fixed, so that nothing depends on the number of threads.
-const PIECE_BYTES: usize = 256 << 10;
-
 /// How token files are written.
 #[derive(Clone, Copy)]
 struct Written {
@@ -540,7 +537,7 @@ fn tokenise(
                         work.push((side, document));
                     }
                 }
-                let encoded: Vec<Vec<Encoded>> = pieces(&work)
+                let encoded: Vec<Vec<Encoded>> = groups(&work)
                     .par_iter()
                     .map(|piece| encode(tokenizer, &piece.iter().map(|(_, d)| *d).collect::<Vec<_>>()))
                     .collect::<Result<_>>()?;
@@ -566,18 +563,4 @@ fn tokenise(
         return Err(Error::Changed { path });
     }
     Ok(())
-}
-
-/// Documents in groups of about [`PIECE_BYTES`].
-fn pieces<'a, 'b>(documents: &'a [(usize, &'b Document)]) -> Vec<&'a [(usize, &'b Document)]> {
-    let mut pieces = Vec::new();
-    let (mut start, mut size) = (0, 0);
-    for (i, (_, document)) in documents.iter().enumerate() {
-        size += document.text.len();
-        if size >= PIECE_BYTES || i + 1 == documents.len() {
-            pieces.push(&documents[start..=i]);
-            (start, size) = (i + 1, 0);
-        }
-    }
-    pieces
 }

@@ -35,6 +35,23 @@ fn pieces<'a>(text: &'a str, answers: Option<&[Range<usize>]>) -> Vec<(&'a str, 
     pieces
 }
 
+/// Text in a piece of parallel work. Fixed, so that nothing depends on the number of threads.
+const GROUP_BYTES: usize = 256 << 10;
+
+/// Documents in groups of about [`GROUP_BYTES`].
+pub(crate) fn groups<'a, 'b>(documents: &'a [(usize, &'b Document)]) -> Vec<&'a [(usize, &'b Document)]> {
+    let mut groups = Vec::new();
+    let (mut start, mut size) = (0, 0);
+    for (i, (_, document)) in documents.iter().enumerate() {
+        size += document.text.len();
+        if size >= GROUP_BYTES || i + 1 == documents.len() {
+            groups.push(&documents[start..=i]);
+            (start, size) = (i + 1, 0);
+        }
+    }
+    groups
+}
+
 /// Tokens of several documents, on this thread.
 ///
 /// # Errors

@@ -143,29 +143,20 @@ impl TokenFile {
         data_hash: [u8; 32],
         tokenizer_hash: [u8; 32],
     ) -> Self {
-        let written = sections.iter().map(|documents| {
-            let mut writer = TokenWriter::new(u32::MAX as usize, data_hash, tokenizer_hash);
-            documents.iter().for_each(|(ids, bytes)| writer.push(ids, *bytes));
-            writer
-        });
-        Self::of_written(written)
-    }
-
-    /// What writers hold, each a section: all in memory, of one form and one text.
-    pub(crate) fn of_written(writers: impl Iterator<Item = TokenWriter>) -> Self {
         let (mut shards, mut records) = (Vec::new(), Vec::new());
         let form = Form { id_bytes: 4, marked: false };
-        let mut common = Common { form, data: [0; 32], tokenizer: [0; 32], hash: [0; 32] };
-        for writer in writers {
+        let mut common = Common { form, data: data_hash, tokenizer: tokenizer_hash, hash: [0; 32] };
+        for documents in sections {
+            let mut writer = TokenWriter::new(u32::MAX as usize, data_hash, tokenizer_hash);
+            documents.iter().for_each(|(ids, bytes)| writer.push(ids, *bytes));
             let header = writer.header();
             let parts = [bytemuck::bytes_of(&header)].into_iter().chain(writer.payload());
-            let mut bytes = parts.flatten().copied().collect::<Vec<u8>>();
+            let mut bytes: Vec<u8> = parts.flatten().copied().collect();
             bytes.resize(bytes.len().next_multiple_of(8), 0);
             let words = bytes.chunks_exact(8).map(bytemuck::pod_read_unaligned).collect();
             records.push(header.record(shards.len() as u64, 0));
             shards.push(Arc::new(Shard { storage: Storage::Memory(words), path: None }));
-            let Header { data, tokenizer, payload, .. } = header;
-            common = Common { form: header.form(), data, tokenizer, hash: payload };
+            common.hash = header.payload;
         }
         Self::of_sections(shards, records, common, None)
     }
