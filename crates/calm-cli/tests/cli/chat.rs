@@ -60,9 +60,9 @@ fn chat(house: &House, args: &[&str], said: &[u8]) -> Done {
 
 #[test]
 fn a_fine_tuned_run_answers_line_by_line_and_stops_at_the_mark() {
-    let args = ["--run", "runs/chat", "--temperature", "0", "--system", "Say it."];
-    let done = chat(&TUNED, &args, b"ad\ncb\n\nbb\n");
-    assert_eq!((done.code, done.out.as_str()), (0, "a\nc\nb\n"), "{}", done.err);
+    let args = ["--run", "runs/chat", "--temperature", "0", "--system", "Say it.", "-n", "12"];
+    let done = chat(&TUNED, &args, b"ad\n\ncb\n");
+    assert_eq!((done.code, done.out.as_str()), (0, "a\nc\n"), "{}", done.err);
     assert_eq!(done.err, "", "nothing but answers");
     // A last line without its end is said, too, and no input is no conversation.
     assert_eq!(chat(&TUNED, &args, b"da").out, "d\n");
@@ -104,7 +104,7 @@ fn a_run_that_knows_no_answers_is_warned_of_and_what_cannot_be_said_is_an_error(
 fn what_counts_is_shown_counted_and_scored() {
     let house = &*TUNED;
     let answers = ["--config", "talk.yaml", "--set", "data.loss_on=answers"];
-    let data = |what: &[&str]| [&["data"], what, &answers, &TALKS].concat();
+    let data = |what: &[&'static str]| -> Vec<&'static str> { [&["data"], what, &answers, &TALKS].concat() };
     let out = house.ok(&data(&["sample", "-n", "1"]));
     // One letter and its mark, at one token a chunk.
     assert!(out.contains("▸<|▸||▸i|▸m|▸_|▸e") && out.contains("[<BOS>|<||"), "{out}");
@@ -126,7 +126,7 @@ fn what_counts_is_shown_counted_and_scored() {
     // Other conversations are read as those that it was trained on.
     let other =
         house.json(&["eval", "brierlm", "--run", "runs/chat", "--data", "talks.jsonl", "--format", "json"]);
-    assert!(positions(&other) > positions(&tuned), "{other}");
+    assert!(positions(&other) > 0 && other["text_hash"] != tuned["text_hash"], "{other}");
     house.write("plain.txt", "no conversation");
     let plain = ["eval", "brierlm", "--run", "runs/chat", "--data", "plain.txt"];
     house.refuses(&plain, &["holds no conversations", "data.loss_on: all"]);
