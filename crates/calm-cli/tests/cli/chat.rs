@@ -121,7 +121,7 @@ fn what_counts_is_shown_counted_and_scored() {
     assert!(house.ok(&data(&["info"])).contains("chunks that count, K = 1"));
     let scores = |run: &str| house.json(&["eval", "brierlm", "--run", run, "--format", "json"]);
     let (text, tuned) = (scores("runs/text"), scores("runs/chat"));
-    let positions = |scores: &serde_json::Value| scores["report"]["positions"].as_u64().unwrap_or_default();
+    let positions = |scores: &serde_json::Value| scores["positions"].as_u64().unwrap_or_default();
     assert!(positions(&tuned) > 0 && positions(&tuned) < positions(&text), "{tuned}\n{text}");
     // Other conversations are read as those that it was trained on.
     let other =
