@@ -284,3 +284,21 @@ fn what_is_no_conversation_is_named_or_left_out() {
     let error = told(&DataConfig { loss_on: LossOn::Answers, ..DataConfig::default() });
     assert!(error.contains("data.loss_on"), "{error}");
 }
+
+#[test]
+fn a_table_of_messages_is_read_as_records_of_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("cache");
+    let tables = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tables");
+    let lines = folder.path().join("chat.jsonl");
+    let hello = [Message::new("user", "hello"), Message::new("assistant", "hi")];
+    fs::write(&lines, line(&hello, 0) + &line(&[Message::new("assistant", "")], 0)).unwrap();
+    let records = prepare(&data(&lines, LossOn::Answers), &cache, Cut::default()).unwrap();
+    for name in ["pyarrow-messages.parquet", "polars-messages.parquet", "duckdb-messages.parquet"] {
+        let stop = data(&tables.join(name), LossOn::Answers);
+        let error = prepare(&stop, &cache, Cut::default()).unwrap_err().to_string();
+        assert!(error.contains("of row group 1: the conversation is empty"), "{name}: {error}");
+        let skip = DataConfig { on_bad_document: OnBadDocument::Skip, ..stop };
+        assert_eq!(prepare(&skip, &cache, Cut::default()).unwrap().hash, records.hash, "{name}");
+    }
+}
