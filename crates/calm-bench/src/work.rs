@@ -195,6 +195,7 @@ fn batch(rows: usize, positions: usize, k: usize, vocab: usize) -> Batch {
         ids: ids(places * k, vocab),
         filled: vec![true; places],
         predicts: (0..places).map(|i| i % positions + 1 < positions).collect(),
+        counting: None,
         target: (0..places).map(|i| i % positions > 0).collect(),
         segments: vec![0; places],
         documents: (0..places).map(|i| (i / positions) as u32).collect(),

@@ -352,6 +352,12 @@ pub struct GenerateArgs {
     /// Many prompts.
     #[command(flatten)]
     pub many: PromptsArgs,
+    /// Converse, with a run that was trained on conversations: a line is what you say, the answer follows.
+    #[arg(long, conflicts_with_all = ["prompt", "prompts"])]
+    pub chat: bool,
+    /// What the system says at the beginning of a conversation.
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub system: Option<String>,
     /// How a CALM's latent vectors become tokens (default: as the run's configuration says).
     #[arg(long)]
     pub decode: Option<DecodeName>,

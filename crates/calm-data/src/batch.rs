@@ -12,6 +12,9 @@
 //!   filled       x     x     x     x     x     x     x     x     .
 //! ```
 //!
+//! Where only some tokens count (the answers of conversations), a position predicts if the next chunk holds one of them
+//! besides; what is a target for the autoencoder stays so.
+//!
 //! A document longer than a row is read in windows that overlap by one chunk; the repeated chunk is read but is
 //! no target. So every chunk of text is a target exactly once in an epoch, whatever K and S.
 
@@ -20,6 +23,7 @@ use std::sync::Arc;
 
 use crate::chunks::Layout;
 use crate::error::{Error, Result};
+use crate::marks::Counting;
 use crate::mixture::{Mixture, Portion};
 use crate::order::RowOrder;
 use crate::pack::{self, Rows, Segment};
@@ -41,8 +45,10 @@ pub struct Batch {
     pub ids: Vec<u32>,
     /// `[B, S]` a real chunk (BOS chunks included), not filler.
     pub filled: Vec<bool>,
-    /// `[B, S]` this position has its target at the next position, in the same segment.
+    /// `[B, S]` this position has its target at the next position, in the same segment, and a token there counts.
     pub predicts: Vec<bool>,
+    /// `[B, S, K]` this token counts (EOS as the token before it; no BOS, no PAD); none where all text counts.
+    pub counting: Option<Vec<bool>>,
     /// `[B, S]` holds text (not BOS, not filler) and is its first occurrence (window overlap not counted twice).
     pub target: Vec<bool>,
     /// `[B, S]` number of the segment in its row; filler: `u32::MAX`.
@@ -58,8 +64,8 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Rows of filler.
-    pub(crate) fn filler(layout: Layout, pad: u32, examples: Vec<u32>) -> Self {
+    /// Rows of filler; `marked`: of a text of which not every token counts.
+    pub(crate) fn filler(layout: Layout, pad: u32, examples: Vec<u32>, marked: bool) -> Self {
         let rows = examples.len();
         let places = rows * layout.context;
         Self {
@@ -69,6 +75,7 @@ impl Batch {
             ids: vec![pad; places * layout.chunk_size],
             filled: vec![false; places],
             predicts: vec![false; places],
+            counting: marked.then(|| vec![false; places * layout.chunk_size]),
             target: vec![false; places],
             segments: vec![u32::MAX; places],
             documents: vec![u32::MAX; places],
@@ -82,6 +89,7 @@ impl Batch {
         let k = self.chunk_size;
         let mut place = b * self.context;
         for (number, segment) in (0..).zip(segments) {
+            let counting = text.file.counting(segment.document as usize);
             for i in 0..segment.len {
                 let chunk = segment.start + i;
                 let ids = &mut self.ids[place * k..(place + 1) * k];
@@ -94,7 +102,14 @@ impl Batch {
                 );
                 self.filled[place] = true;
                 self.target[place] = i >= segment.fresh && !(text.layout.bos_chunk && chunk == 0);
-                self.predicts[place] = i + 1 < segment.len && i + 1 >= segment.fresh;
+                self.predicts[place] =
+                    i + 1 < segment.len && i + 1 >= segment.fresh && text.counts(counting, chunk + 1);
+                if let (Some(lane), Some(counting)) = (&mut self.counting, counting) {
+                    let tokens = text.layout.tokens_of(chunk as usize).unwrap_or_default();
+                    for (out, token) in lane[place * k..(place + 1) * k].iter_mut().zip(tokens) {
+                        *out = counting.token(token);
+                    }
+                }
                 self.segments[place] = number;
                 self.documents[place] = segment.document;
                 self.positions[place] = i;
@@ -104,11 +119,15 @@ impl Batch {
         }
     }
 
-    /// Hash of the ids of batches that follow each other: of the rows of a step it is the same however they are cut.
+    /// Hash of the ids (and of which count, where not all do) of batches that follow each other: of the rows of a step it is the same however they are cut.
     pub fn hash(batches: &[Self]) -> String {
         let mut hasher = blake3::Hasher::new();
         for batch in batches {
             hasher.update(bytemuck::cast_slice(&batch.ids));
+        }
+        // Behind all ids, so that it does not matter where a batch ends.
+        for counting in batches.iter().flat_map(|batch| &batch.counting) {
+            hasher.update(bytemuck::cast_slice(counting));
         }
         hasher.finalize().to_hex()[..32].to_owned()
     }
@@ -120,6 +139,14 @@ impl Batch {
     pub fn chunk(&self, b: usize, s: usize) -> &[u32] {
         let place = b * self.context + s;
         &self.ids[place * self.chunk_size..(place + 1) * self.chunk_size]
+    }
+
+    /// Whether token `k` at row `b`, position `s` counts.
+    ///
+    /// # Panics
+    /// If there is no such place.
+    pub fn counts(&self, b: usize, s: usize, k: usize) -> bool {
+        self.counting.as_ref().is_none_or(|lane| lane[(b * self.context + s) * self.chunk_size + k])
     }
 
     /// Number of real chunks, BOS chunks included.
@@ -146,9 +173,25 @@ struct Laid {
     special: SpecialTokens,
 }
 
-/// Chunks that a segment predicts.
-fn predicted(segments: &[Segment]) -> u64 {
-    segments.iter().map(|s| u64::from(s.len - s.fresh.max(1))).sum()
+impl Laid {
+    /// Whether a chunk of a document holds a token that counts; `counting` is what the file says of the document.
+    fn counts(&self, counting: Option<Counting<'_>>, chunk: u32) -> bool {
+        counting.is_none_or(|counting| {
+            self.layout.tokens_of(chunk as usize).is_some_and(|tokens| counting.any(tokens))
+        })
+    }
+
+    /// Chunks that these segments predict.
+    fn predicted(&self, segments: &[Segment]) -> u64 {
+        let of = |s: &Segment| match self.file.counting(s.document as usize) {
+            None => u64::from(s.len - s.fresh.max(1)),
+            counting => {
+                let chunks = s.start + s.fresh.max(1)..s.start + s.len;
+                chunks.filter(|chunk| self.counts(counting, *chunk)).count() as u64
+            }
+        };
+        segments.iter().map(of).sum()
+    }
 }
 
 /// Rows to train on: a function of their place. Whoever asks, in whatever pieces, gets the same.
@@ -257,7 +300,7 @@ impl RowPlan {
 
     /// Chunks that an epoch predicts, as far as its documents have been laid: all of one section, else of the open ones.
     pub fn predicted_chunks(&self) -> u64 {
-        self.open(|rows| predicted(&rows.segments))
+        self.open(|rows| self.laid.predicted(&rows.segments))
     }
 
     /// Share of the chunk positions that are not filler, in the rows that are open.
@@ -280,7 +323,7 @@ impl RowPlan {
         assert!(rows.end <= global_rows, "rows {rows:?} of a global batch of {global_rows}");
         let Laid { layout, special, .. } = self.laid;
         let examples = rows.clone().map(|r| r as u32).collect();
-        let mut batch = Batch::filler(layout, special.pad, examples);
+        let mut batch = Batch::filler(layout, special.pad, examples, self.laid.file.is_marked());
         for (b, r) in rows.enumerate() {
             let (source, place) = self.mixture.place(step * global_rows as u64 + r as u64);
             let (open, row) = self.sources[source].row(place)?;
@@ -396,7 +439,7 @@ impl EvaluationRows {
 
     /// Chunks that are predicted.
     pub fn predicted_chunks(&self) -> u64 {
-        predicted(&self.rows.segments)
+        self.laid.predicted(&self.rows.segments)
     }
 
     /// These rows; `examples` are their numbers.
@@ -405,7 +448,8 @@ impl EvaluationRows {
     /// If a row does not exist.
     pub fn batch(&self, rows: Range<usize>) -> Batch {
         let examples = rows.clone().map(|r| r as u32).collect();
-        let mut batch = Batch::filler(self.laid.layout, self.laid.special.pad, examples);
+        let mut batch =
+            Batch::filler(self.laid.layout, self.laid.special.pad, examples, self.laid.file.is_marked());
         for (b, row) in rows.enumerate() {
             batch.fill_row(b, self.rows.row(row), &self.laid);
         }

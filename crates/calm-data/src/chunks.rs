@@ -10,6 +10,8 @@
 //! The BOS chunk is input only, so that the first chunk of text is predicted as well. There is always an EOS:
 //! a document whose tokens fill their chunks ends with a chunk `EOS PAD PAD PAD`.
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
 use crate::special::SpecialTokens;
 use crate::token_file::TokenFile;
@@ -79,6 +81,13 @@ impl Layout {
             out[ids.len()] = special.eos;
             out[ids.len() + 1..].fill(special.pad);
         }
+    }
+
+    /// The tokens of a document that its chunk `index` holds, EOS and what may follow it among them; none of the BOS
+    /// chunk.
+    pub(crate) fn tokens_of(&self, index: usize) -> Option<Range<usize>> {
+        let index = index.checked_sub(usize::from(self.bos_chunk))?;
+        Some(index * self.chunk_size..(index + 1) * self.chunk_size)
     }
 
     /// All chunks of one document given as tokens: `chunks * K` ids.

@@ -11,6 +11,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_yaml::with::singleton_map;
 
+use crate::chat::{Conversations, LossOn, Template};
 use crate::source::settings::{Filter, HubSource, OnBadDocument};
 
 /// Where the manifest of the default corpus lies, from the project folder.
@@ -32,6 +33,11 @@ pub struct DataConfig {
     /// The field of records, or the column of tables, that holds the text; a dot leads into a field. `null`: `text`, or
     /// what a dataset's manifest says.
     pub column: Option<String>,
+    /// How a conversation becomes text, where `column` holds a list of messages (`role` and `content`, or `from` and
+    /// `value`).
+    pub template: Template,
+    /// What the loss and the scores are taken on. With `answers` every document must be a conversation.
+    pub loss_on: LossOn,
     /// Which documents are taken.
     pub filter: Filter,
     /// What to do about a document that cannot be read.
@@ -305,6 +311,7 @@ impl DataConfig {
                 .remedy("remove `validation`, or use `source: { path: ... }`");
         }
         self.validate_source(problems);
+        self.template.validate(problems);
         self.filter.validate("filter", problems);
         if self.max_bytes == Some(0) {
             problems.add("max_bytes", "0 bytes leave no training text").remedy("write null for all of it");
@@ -313,6 +320,27 @@ impl DataConfig {
 }
 
 impl DataConfig {
+    /// How its conversations are read.
+    pub fn conversations(&self) -> Conversations {
+        Conversations { template: self.template.clone(), loss_on: self.loss_on }
+    }
+
+    /// This text, for a model that was trained on that of `like`: where answers alone counted there, it is read as
+    /// conversations too.
+    #[must_use]
+    pub fn read_like(self, like: &Self) -> Self {
+        match like.loss_on {
+            LossOn::All => self,
+            LossOn::Answers => Self {
+                column: self.column.or_else(|| like.column.clone()),
+                template: like.template.clone(),
+                loss_on: like.loss_on,
+                on_bad_document: like.on_bad_document,
+                ..self
+            },
+        }
+    }
+
     fn validate_source(&self, problems: &mut Problems) {
         let share = "write a share such as 0.05, or { path: FILE }";
         if matches!(self.validation, Validation::Split(_)) && !matches!(self.source, Source::Hub(_)) {
@@ -330,6 +358,11 @@ impl DataConfig {
             problems
                 .add("source.hub.config", "a configuration names files, and so does `files`")
                 .remedy("remove one of the two");
+        }
+        if matches!(self.source, Source::Crates(_)) && self.loss_on == LossOn::Answers {
+            problems
+                .add("loss_on", "the sources of crates are no conversations, and have no answers")
+                .remedy("write `loss_on: all`, or use a source of records with messages");
         }
         let Source::Mix(parts) = &self.source else { return };
         if parts.is_empty() {

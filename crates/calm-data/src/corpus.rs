@@ -22,9 +22,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::RowPlan;
 use crate::bpe;
+use crate::chat::LossOn;
 use crate::chunks::Layout;
 use crate::config::{DataConfig, Source, TokenizerConfig};
 use crate::document::Document;
+use crate::encode::{Encoded, encode, groups};
 use crate::error::{Error, Result};
 use crate::llama3;
 use crate::mixture::Portion;
@@ -33,7 +35,7 @@ use crate::remembered::{LARGE, Remembered};
 use crate::shards::{self, Cut, SplitWriter};
 use crate::source::{self, Fetching, First, HeldOut, Opened, Skipped, Watch};
 use crate::survey::{Side, Summing, Survey, sample};
-use crate::token_file::{TokenFile, write_atomically};
+use crate::token_file::{TokenFile, TokenWriter, write_atomically};
 use crate::tokenizer::Tokenizer;
 
 /// What a long job is doing. Units: bytes.
@@ -213,7 +215,8 @@ pub fn prepare_with(
         n => (1..=n).map(|part| folder.join(format!("source-{part}.tokens"))).collect(),
     };
     names.push(folder.join("validation.tokens"));
-    let mut files = token_files(&names, &mut reading, &survey, &tokenizer, how.cut, progress)
+    let form = Written { cut: how.cut, marked: data.loss_on == LossOn::Answers };
+    let mut files = token_files(&names, &mut reading, &survey, &tokenizer, form, progress)
         .map_err(|e| e.of_cache(cache))?;
     let validation = files.pop().ok_or_else(|| Error::Layout("there is no held-out text".into()))?;
     let mut portions = Vec::new();
@@ -238,8 +241,8 @@ pub fn prepare_with(
 }
 
 /// Other text to measure a model on, tokenised with a given tokenizer: what the source of `data` holds out if it says
-/// so itself, else all of it; column, filter and what is to be done about bad documents as they say. If only so many
-/// documents are asked for, of a large text no more than the first of them are read.
+/// so itself, else all of it; column, filter, what counts and what is to be done about bad documents as they say. If only so
+/// many documents are asked for, of a large text no more than the first of them are read.
 ///
 /// # Errors
 /// When the text or the cache cannot be used; see [`Error`].
@@ -263,22 +266,24 @@ pub fn prepare_text(
     let how = Preparation::default();
     let survey = survey(&mut reading, &remembered, None, how, &news, progress)?;
     let file = tokens_folder(cache, &survey.held_out.hash, tokenizer, how.cut).join("all.tokens");
-    let mut files = token_files(&[file], &mut reading, &survey, tokenizer, how.cut, progress)
+    let form = Written { cut: how.cut, marked: data.loss_on == LossOn::Answers };
+    let mut files = token_files(&[file], &mut reading, &survey, tokenizer, form, progress)
         .map_err(|e| e.of_cache(cache))?;
     files.pop().ok_or_else(|| Error::Layout("there is no text".into()))
 }
 
-/// All documents of a file or folder, as [`prepare_text`].
+/// All documents of a file or folder, as [`prepare_text`], read like the text that a model was trained on.
 ///
 /// # Errors
 /// As [`prepare_text`].
 pub fn prepare_file(
     path: &Path,
+    like: &DataConfig,
     tokenizer: &Tokenizer,
     cache: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<TokenFile> {
-    let data = DataConfig { source: Source::Path(path.to_owned()), ..DataConfig::default() };
+    let data = DataConfig { source: Source::Path(path.to_owned()), ..DataConfig::default() }.read_like(like);
     prepare_text(&data, None, tokenizer, cache, progress)
 }
 
@@ -428,8 +433,13 @@ fn kept_tokenizer(path: &Path) -> Result<Option<Tokenizer>> {
     Tokenizer::load(path).map(Some)
 }
 
-/// Text in a piece of parallel work. Fixed, so that nothing depends on the number of threads.
-const PIECE_BYTES: usize = 256 << 10;
+/// How token files are written.
+#[derive(Clone, Copy)]
+struct Written {
+    cut: Cut,
+    /// Whether not every token counts.
+    marked: bool,
+}
 
 /// The token files of the sides of a text: from the cache where they are there, else by reading and tokenising it.
 fn token_files(
@@ -437,7 +447,7 @@ fn token_files(
     reading: &mut Reading,
     survey: &Survey,
     tokenizer: &Tokenizer,
-    cut: Cut,
+    form: Written,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<TokenFile>> {
     let sides: Vec<Side> = survey.train.iter().chain([&survey.held_out]).copied().collect();
@@ -452,8 +462,9 @@ fn token_files(
         let mut writers: Vec<Option<SplitWriter>> = Vec::new();
         for ((name, side), file) in names.iter().zip(&sides).zip(&files) {
             let make = || {
-                let (vocab, of) = (tokenizer.vocab_size(), tokenizer.hash_bytes());
-                SplitWriter::new(name, cut, side.bytes, vocab, side.hash, of)
+                let section = TokenWriter::new(tokenizer.vocab_size(), side.hash, tokenizer.hash_bytes());
+                let section = if form.marked { section.marked() } else { section };
+                SplitWriter::new(name, form.cut, side.bytes, section)
             };
             writers.push(file.is_none().then(make));
         }
@@ -535,22 +546,20 @@ fn tokenise(
                         work.push((side, document));
                     }
                 }
-                let encoded: Vec<Vec<Vec<u32>>> = pieces(&work)
+                let encoded: Vec<Vec<Encoded>> = groups(&work)
                     .par_iter()
-                    .map(|piece| {
-                        tokenizer.encode_all(&piece.iter().map(|(_, d)| d.text.as_str()).collect::<Vec<_>>())
-                    })
+                    .map(|piece| encode(tokenizer, &piece.iter().map(|(_, d)| *d).collect::<Vec<_>>()))
                     .collect::<Result<_>>()?;
-                let lengths = work.iter().map(|(side, d)| (*side, d.text.len() as u64));
-                put(lengths.zip(encoded.into_iter().flatten()).collect::<Vec<_>>())?;
+                let sides = work.iter().map(|(side, _)| *side);
+                put(sides.zip(encoded.into_iter().flatten()).collect::<Vec<_>>())?;
                 progress(Progress::Tokenizing { done, total });
                 Ok(())
             })
         },
-        &mut |documents: Vec<((usize, u64), Vec<u32>)>| {
-            for ((side, bytes), ids) in documents {
+        &mut |documents: Vec<(usize, Encoded)>| {
+            for (side, Encoded { ids, bytes, counting }) in documents {
                 if let Some(writer) = &mut writers[side] {
-                    writer.push(&ids, bytes)?;
+                    writer.push(&ids, bytes, &counting)?;
                 }
             }
             Ok(())
@@ -563,18 +572,4 @@ fn tokenise(
         return Err(Error::Changed { path });
     }
     Ok(())
-}
-
-/// Documents in groups of about [`PIECE_BYTES`].
-fn pieces<'a, 'b>(documents: &'a [(usize, &'b Document)]) -> Vec<&'a [(usize, &'b Document)]> {
-    let mut pieces = Vec::new();
-    let (mut start, mut size) = (0, 0);
-    for (i, (_, document)) in documents.iter().enumerate() {
-        size += document.text.len();
-        if size >= PIECE_BYTES || i + 1 == documents.len() {
-            pieces.push(&documents[start..=i]);
-            (start, size) = (i + 1, 0);
-        }
-    }
-    pieces
 }

@@ -1,5 +1,7 @@
 //! A document: the unit that begins with BOS and ends with EOS.
 
+use std::ops::Range;
+
 /// One text with a name. Documents are never joined and never cut before tokenising.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {
@@ -7,12 +9,14 @@ pub struct Document {
     pub id: String,
     /// The text itself, byte for byte.
     pub text: String,
+    /// The bytes of the text that are answers and alone count in loss and scores, ascending; none: everything counts.
+    pub answers: Option<Vec<Range<usize>>>,
 }
 
 impl Document {
-    /// A document of a name and a text.
+    /// A document of a name and a text, all of which counts.
     pub fn new(id: impl Into<String>, text: impl Into<String>) -> Self {
-        Self { id: id.into(), text: text.into() }
+        Self { id: id.into(), text: text.into(), answers: None }
     }
 
     /// BLAKE3 of the text (not of the name).

@@ -116,6 +116,16 @@ pub enum Error {
         /// The field that was looked for.
         column: String,
     },
+    /// A conversation that cannot be read as one.
+    #[error("{path}, {place}: {what}", path = path.display())]
+    Conversation {
+        /// The file.
+        path: PathBuf,
+        /// `line 3`, in an array `record 3`, in a table `row 3 of row group 1`.
+        place: String,
+        /// Why.
+        what: String,
+    },
     /// A source that changed while it was read.
     #[error("{path}: it changed while the text was prepared", path = path.display())]
     Changed {
@@ -299,7 +309,8 @@ impl Error {
     /// Whether this is about a single document of a source, and the ones behind it can be read.
     pub(crate) fn is_of_a_document(&self) -> bool {
         match self {
-            Self::Json { .. } | Self::Surrogate { .. } | Self::NoText { .. } | Self::Binary { .. } => true,
+            Self::Json { .. } | Self::Surrogate { .. } | Self::NoText { .. } => true,
+            Self::Conversation { .. } | Self::Binary { .. } => true,
             Self::Table { place, .. } => !place.is_empty(),
             _ => false,
         }
@@ -349,6 +360,10 @@ impl Error {
             Self::Changed { .. } => "start again when nothing writes to it any more; nothing of it was kept",
             Self::NoText { .. } => {
                 "every record needs one: name it with `data.column`, or leave such records out with \
+                 `data.on_bad_document: skip`"
+            }
+            Self::Conversation { .. } => {
+                "mend it, name the messages with `data.column`, or leave such records out with \
                  `data.on_bad_document: skip`"
             }
             Self::TooLong { .. } => "divide it, or write its documents as .jsonl or .parquet",

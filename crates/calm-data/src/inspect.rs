@@ -7,6 +7,7 @@
 use rustc_hash::FxHashMap;
 use serde::Serialize;
 
+use crate::chunks::Layout;
 use crate::error::Result;
 use crate::special::Known;
 use crate::token_file::TokenFile;
@@ -39,6 +40,20 @@ pub struct Inspection {
     pub unknown: f64,
     /// Runs of documents that are read together.
     pub sections: u64,
+    /// What counts in loss and scores, where not all does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counting: Option<CountingInspection>,
+}
+
+/// What counts in loss and scores: the answers of conversations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CountingInspection {
+    /// Tokens, without EOS.
+    pub tokens: u64,
+    /// Chunks that hold one, or an EOS that counts.
+    pub chunks: u64,
+    /// All chunks of text.
+    pub of_chunks: u64,
 }
 
 /// Counts documents that were seen before, in bounded memory.
@@ -82,17 +97,23 @@ impl Duplicates {
     }
 }
 
-/// Counts what a token file holds. Everything is read and compared with its hash.
+/// Counts what a token file holds; `chunk_size` is K of the chunks that are counted. Everything is read and compared with its hash.
 ///
 /// # Errors
 /// A file that is damaged.
-pub fn inspect(file: &TokenFile, tokenizer: &Tokenizer, done: &mut dyn FnMut(u64)) -> Result<Inspection> {
-    inspect_within(file, tokenizer, KEPT, done)
+pub fn inspect(
+    file: &TokenFile,
+    tokenizer: &Tokenizer,
+    chunk_size: usize,
+    done: &mut dyn FnMut(u64),
+) -> Result<Inspection> {
+    inspect_within(file, tokenizer, chunk_size, KEPT, done)
 }
 
 fn inspect_within(
     file: &TokenFile,
     tokenizer: &Tokenizer,
+    chunk_size: usize,
     most: usize,
     done: &mut dyn FnMut(u64),
 ) -> Result<Inspection> {
@@ -104,6 +125,7 @@ fn inspect_within(
         sections: file.sections() as u64,
         ..Inspection::default()
     };
+    let layout = Layout { chunk_size, context: 2, bos_chunk: false };
     let mut duplicates = Duplicates::new();
     let (mut single, mut unknown, mut tokens) = (0u64, 0u64, 0);
     for section in 0..file.sections() {
@@ -123,6 +145,14 @@ fn inspect_within(
                 }
             }
             tokens += ids.len() as u64;
+            if let Some(counting) = file.counting(document) {
+                let counts = found.counting.get_or_insert_default();
+                let chunks = layout.chunks(ids.len());
+                counts.tokens += counting.count();
+                counts.of_chunks += chunks as u64;
+                let of = |chunk: &usize| layout.tokens_of(*chunk).is_some_and(|tokens| counting.any(tokens));
+                counts.chunks += (0..chunks).filter(of).count() as u64;
+            }
         }
         file.release(section);
         done(tokens);
@@ -146,9 +176,9 @@ mod tests {
         documents.extend((0..5_000).map(|n| document(4 * n)));
         let file = TokenFile::in_memory(&documents, [0; 32], [0; 32]);
         let tokenizer = Tokenizer::characters(["abc"]);
-        let exact = inspect(&file, &tokenizer, &mut |_| ()).unwrap();
+        let exact = inspect(&file, &tokenizer, 1, &mut |_| ()).unwrap();
         assert_eq!((exact.duplicates, exact.duplicates_share), (5_000, 1.0));
-        let short = inspect_within(&file, &tokenizer, 2_000, &mut |_| ()).unwrap();
+        let short = inspect_within(&file, &tokenizer, 1, 2_000, &mut |_| ()).unwrap();
         assert!(short.duplicates_share < 0.2, "{}", short.duplicates_share);
         assert!((4_300..5_700).contains(&short.duplicates), "{}", short.duplicates);
     }
@@ -158,7 +188,7 @@ mod tests {
         let tokenizer = Tokenizer::characters(["ab"]);
         let ids = tokenizer.encode("ab☃ab").unwrap();
         let file = TokenFile::in_memory(&[(ids, 7), (vec![0], 1)], [0; 32], [0; 32]);
-        let found = inspect(&file, &tokenizer, &mut |_| ()).unwrap();
+        let found = inspect(&file, &tokenizer, 1, &mut |_| ()).unwrap();
         assert_eq!((found.longest, found.longest_document, found.documents), (7, 0, 2));
         assert!((found.unknown - 3.0 / 8.0).abs() < 1e-12, "{}", found.unknown);
     }

@@ -6,6 +6,7 @@
 //! token_file    unpadded tokens on disk, memory-mapped, independent of the chunk size K; shards: many of them
 //! corpus        the three above for one configuration, cached by content; survey, reading, remembered: how it streams
 //! batch         tokens -> chunks of K, packed in rows of S chunk positions; order, mixture: which row is which
+//! chat          conversations as text: templates, and which part of it is an answer
 //! inspect, near what a corpus holds, and what its two sides have in common
 //! ```
 //!
@@ -17,16 +18,19 @@ pub mod bpe;
 mod byte_level;
 mod caught;
 pub mod chars;
+pub mod chat;
 pub mod chunks;
 pub mod config;
 pub mod corpus;
 mod detokenizer;
 pub mod document;
+mod encode;
 pub mod error;
 mod guard;
 pub mod inspect;
 mod known_pieces;
 pub mod llama3;
+mod marks;
 mod merges;
 mod mixture;
 pub mod near;
@@ -51,6 +55,7 @@ pub mod tokenizer;
 mod tokenizer_json;
 
 pub use batch::{Batch, EvaluationOptions, EvaluationRows, RowPlan, RowSource, spread};
+pub use chat::{Conversations, LossOn, Message};
 pub use chunks::Layout;
 pub use config::{
     BpeConfig, CharsConfig, DataConfig, Llama3Config, MixedSource, Source, TokenizerConfig, Validation,
@@ -62,6 +67,7 @@ pub use corpus::{
 pub use document::Document;
 pub use error::{Error, Result};
 pub use inspect::{Inspection, inspect};
+pub use marks::Counting;
 pub use mixture::Portion;
 pub use near::{Overlap, overlap};
 pub use prefetch::Prefetch;

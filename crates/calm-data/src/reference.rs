@@ -87,15 +87,18 @@ impl ReferenceBlocks {
         assert!(rows.end <= self.rows(), "blocks {rows:?} of {}", self.rows());
         let (s, k) = (self.layout.context, self.layout.chunk_size);
         let examples = rows.clone().map(|r| r as u32).collect();
-        let mut batch = Batch::filler(self.layout, 0, examples);
+        let mut batch = Batch::filler(self.layout, 0, examples, self.file.is_marked());
         for (b, row) in rows.enumerate() {
             let first = row as u64 * self.block();
             self.copy(first, &mut batch.ids[b * s * k..(b + 1) * s * k]);
+            if let Some(lane) = &mut batch.counting {
+                self.mark(first, &mut lane[b * s * k..(b + 1) * s * k]);
+            }
             for i in 0..s {
                 let place = b * s + i;
                 batch.filled[place] = true;
                 batch.target[place] = true;
-                batch.predicts[place] = i + 1 < s;
+                batch.predicts[place] = i + 1 < s && (0..k).any(|n| batch.counts(b, i + 1, n));
                 batch.segments[place] = 0;
                 batch.documents[place] = self.documents[self.place_of(first + (i * k) as u64)];
                 batch.positions[place] = i as u32;
@@ -128,6 +131,18 @@ impl ReferenceBlocks {
             written += ids.len();
             place += written as u64;
             out = &mut out[written..];
+        }
+    }
+
+    /// Which of the joined tokens from a place on count.
+    fn mark(&self, first: u64, out: &mut [bool]) {
+        for (place, out) in (first..).zip(out) {
+            let joined = self.place_of(place);
+            let inside = place - self.starts[joined];
+            // BOS counts nowhere.
+            let token = inside.checked_sub(u64::from(self.document_bos.is_some()));
+            let counting = self.file.counting(self.documents[joined] as usize);
+            *out = counting.is_none_or(|counting| token.is_some_and(|token| counting.token(token as usize)));
         }
     }
 

@@ -5,11 +5,13 @@
 //!          hash of the header
 //! offsets  (documents + 1) x u64, in tokens
 //! lengths  documents x u64, bytes of text (for bits per byte)
+//! marks    format version 2 alone: one bit a token, set where it counts, in words of 64
 //! ids      tokens x u16 (V <= 65,536) or u32
 //! ```
 //!
-//! Everything is little-endian. In a shard each section begins at a multiple of eight bytes.
+//! Without marks every token counts, and the bytes are those of format version 1. Everything is little-endian. In a shard each section begins at a multiple of eight bytes.
 
+use std::ops::Range;
 use std::path::Path;
 
 use memmap2::{Mmap, UncheckedAdvice};
@@ -20,7 +22,46 @@ use crate::error::{Error, Result};
 compile_error!("token files are read in place and are little-endian");
 
 const MAGIC: [u8; 8] = *b"CALMTOK\n";
-const VERSION: u32 = 1;
+/// Of sections without marks, and with them.
+const VERSIONS: [u32; 2] = [1, 2];
+
+/// What the bytes of a section are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Form {
+    pub(crate) id_bytes: u32,
+    /// Whether there are marks.
+    pub(crate) marked: bool,
+}
+
+impl Form {
+    /// The form of files that are written in this version, if it is one.
+    pub(crate) fn of(version: u32, id_bytes: u32) -> Option<Self> {
+        let marked = VERSIONS.iter().position(|known| *known == version)? == 1;
+        matches!(id_bytes, 2 | 4).then_some(Self { id_bytes, marked })
+    }
+
+    /// The version that says so.
+    pub(crate) fn version(self) -> u32 {
+        VERSIONS[usize::from(self.marked)]
+    }
+
+    /// Whether a version is known.
+    pub(crate) fn knows(version: u32) -> bool {
+        VERSIONS.contains(&version)
+    }
+
+    /// Words of the marks of so many tokens.
+    fn mark_words(self, tokens: u64) -> u64 {
+        if self.marked { tokens.div_ceil(64) } else { 0 }
+    }
+
+    /// Bytes of a section, if they fit in 64 bits.
+    fn bytes(self, documents: u64, tokens: u64) -> Option<u64> {
+        let words = documents.checked_mul(2)?.checked_add(1)?.checked_add(self.mark_words(tokens))?;
+        let ids = tokens.checked_mul(u64::from(self.id_bytes))?;
+        ids.checked_add(words.checked_mul(8)?)?.checked_add(HEADER as u64)
+    }
+}
 
 /// The first bytes of a section; every field is at a multiple of its size, so that it is read in place.
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -28,7 +69,7 @@ const VERSION: u32 = 1;
 pub(crate) struct Header {
     magic: [u8; 8],
     version: u32,
-    pub(crate) id_bytes: u32,
+    id_bytes: u32,
     pub(crate) documents: u64,
     pub(crate) tokens: u64,
     pub(crate) text_bytes: u64,
@@ -47,8 +88,12 @@ impl Header {
 
     /// Length of the whole section, if it fits in 64 bits.
     pub(crate) fn section_len(&self) -> Option<u64> {
-        let index = self.documents.checked_mul(2)?.checked_add(1)?.checked_mul(8)?;
-        self.tokens.checked_mul(self.id_bytes as u64)?.checked_add(index)?.checked_add(HEADER as u64)
+        self.form().bytes(self.documents, self.tokens)
+    }
+
+    /// What follows.
+    pub(crate) fn form(&self) -> Form {
+        Form { id_bytes: self.id_bytes, marked: self.version == VERSIONS[1] }
     }
 
     /// The header at the beginning of these bytes, if they hold one that is whole.
@@ -61,11 +106,13 @@ impl Header {
         if header.magic != MAGIC {
             return Err(Error::token_file(path, "it does not begin like one"));
         }
-        if header.version != VERSION {
-            let message = format!("it has format version {}, this program reads {VERSION}", header.version);
+        if !Form::knows(header.version) {
+            let [first, last] = VERSIONS;
+            let message =
+                format!("it has format version {}, this program reads {first} and {last}", header.version);
             return Err(Error::token_file(path, message));
         }
-        if header.header != header.own_hash() || !matches!(header.id_bytes, 2 | 4) {
+        if header.header != header.own_hash() || Form::of(header.version, header.id_bytes).is_none() {
             return Err(Error::token_file(path, "its header is damaged"));
         }
         Ok(header)
@@ -94,10 +141,8 @@ pub(crate) struct Record {
 
 impl Record {
     /// Where its payload ends; none if that does not fit in 64 bits.
-    pub(crate) fn end(&self, id_bytes: u32) -> Option<u64> {
-        let index = self.documents.checked_mul(2)?.checked_add(1)?.checked_mul(8)?;
-        let ids = self.tokens.checked_mul(u64::from(id_bytes))?;
-        ids.checked_add(index)?.checked_add(HEADER as u64)?.checked_add(self.at)
+    pub(crate) fn end(&self, form: Form) -> Option<u64> {
+        form.bytes(self.documents, self.tokens)?.checked_add(self.at)
     }
 }
 
@@ -133,14 +178,14 @@ pub(crate) struct Section<'a> {
     bytes: &'a [u8],
     documents: usize,
     tokens: usize,
-    id_bytes: usize,
+    form: Form,
 }
 
 impl<'a> Section<'a> {
     /// What a record says that these bytes hold, which must reach to its end.
-    pub(crate) fn new(bytes: &'a [u8], record: &Record, id_bytes: u32) -> Self {
+    pub(crate) fn new(bytes: &'a [u8], record: &Record, form: Form) -> Self {
         let (documents, tokens) = (record.documents as usize, record.tokens as usize);
-        Self { bytes: &bytes[record.at as usize..], documents, tokens, id_bytes: id_bytes as usize }
+        Self { bytes: &bytes[record.at as usize..], documents, tokens, form }
     }
 
     fn index(self) -> &'a [u64] {
@@ -156,19 +201,27 @@ impl<'a> Section<'a> {
         &self.index()[self.documents + 1..]
     }
 
-    fn ids(self) -> &'a [u8] {
+    /// One bit a token, set where it counts; none where all do.
+    pub(crate) fn marks(self) -> Option<&'a [u64]> {
         let start = HEADER + (2 * self.documents + 1) * 8;
-        &self.bytes[start..start + self.tokens * self.id_bytes]
+        let words = self.form.mark_words(self.tokens as u64) as usize;
+        self.form.marked.then(|| bytemuck::cast_slice(&self.bytes[start..start + words * 8]))
+    }
+
+    fn ids(self) -> &'a [u8] {
+        let words = 2 * self.documents + 1 + self.form.mark_words(self.tokens as u64) as usize;
+        let start = HEADER + words * 8;
+        &self.bytes[start..start + self.tokens * self.form.id_bytes as usize]
     }
 
     /// Ids of two bytes.
     pub(crate) fn narrow(self) -> Option<&'a [u16]> {
-        (self.id_bytes == 2).then(|| bytemuck::cast_slice(self.ids()))
+        (self.form.id_bytes == 2).then(|| bytemuck::cast_slice(self.ids()))
     }
 
     /// Ids of four bytes.
     pub(crate) fn wide(self) -> Option<&'a [u32]> {
-        (self.id_bytes == 4).then(|| bytemuck::cast_slice(self.ids()))
+        (self.form.id_bytes == 4).then(|| bytemuck::cast_slice(self.ids()))
     }
 
     /// The tokens of a document, none of which lie outside even if the table is damaged.
@@ -187,7 +240,8 @@ impl<'a> Section<'a> {
 
     /// Whether the payload has this hash.
     pub(crate) fn is(self, hash: &[u8; 32]) -> bool {
-        let end = HEADER + self.index().len() * 8 + self.ids().len();
+        let words = self.index().len() + self.marks().map_or(0, <[u64]>::len);
+        let end = HEADER + words * 8 + self.ids().len();
         blake3::hash(&self.bytes[HEADER..end]).as_bytes() == hash
     }
 }
@@ -199,6 +253,8 @@ pub struct TokenWriter {
     tokenizer: [u8; 32],
     offsets: Vec<u64>,
     lengths: Vec<u64>,
+    /// Where not every token counts.
+    marks: Option<Vec<u64>>,
     ids: Vec<u8>,
 }
 
@@ -211,7 +267,25 @@ impl TokenWriter {
             tokenizer: tokenizer_hash,
             offsets: vec![0],
             lengths: Vec::new(),
+            marks: None,
             ids: Vec::new(),
+        }
+    }
+
+    /// The same, of documents of which not every token counts.
+    pub fn marked(self) -> Self {
+        Self { marks: Some(Vec::new()), ..self }
+    }
+
+    /// Adds a document of which these tokens count, where the writer is [`TokenWriter::marked`].
+    pub fn push_marked(&mut self, ids: &[u32], text_bytes: u64, counting: &[Range<usize>]) {
+        let start = self.tokens() as usize;
+        self.push(ids, text_bytes);
+        let Some(marks) = &mut self.marks else { return };
+        for range in counting {
+            for token in start + range.start..start + range.end.min(ids.len()) {
+                marks[token / 64] |= 1 << (token % 64);
+            }
         }
     }
 
@@ -227,6 +301,10 @@ impl TokenWriter {
         }
         self.offsets.push(self.tokens() + ids.len() as u64);
         self.lengths.push(text_bytes);
+        let words = self.tokens().div_ceil(64) as usize;
+        if let Some(marks) = &mut self.marks {
+            marks.resize(words, 0);
+        }
     }
 
     /// Documents so far.
@@ -241,7 +319,8 @@ impl TokenWriter {
 
     /// Bytes of a section of what was added.
     pub(crate) fn section_len(&self) -> u64 {
-        (HEADER + (self.offsets.len() + self.lengths.len()) * 8 + self.ids.len()) as u64
+        let payload: usize = self.payload().iter().map(|part| part.len()).sum();
+        (HEADER + payload) as u64
     }
 
     pub(crate) fn header(&self) -> Header {
@@ -251,8 +330,8 @@ impl TokenWriter {
         }
         let mut header = Header {
             magic: MAGIC,
-            version: VERSION,
-            id_bytes: if self.wide { 4 } else { 2 },
+            version: self.form().version(),
+            id_bytes: self.form().id_bytes,
             documents: self.documents(),
             tokens: self.tokens(),
             text_bytes: self.lengths.iter().sum(),
@@ -266,14 +345,25 @@ impl TokenWriter {
     }
 
     /// What follows the header.
-    pub(crate) fn payload(&self) -> [&[u8]; 3] {
-        [bytemuck::cast_slice(&self.offsets), bytemuck::cast_slice(&self.lengths), &self.ids]
+    pub(crate) fn payload(&self) -> [&[u8]; 4] {
+        let marks = self.marks.as_deref().unwrap_or_default();
+        [
+            bytemuck::cast_slice(&self.offsets),
+            bytemuck::cast_slice(&self.lengths),
+            bytemuck::cast_slice(marks),
+            &self.ids,
+        ]
+    }
+
+    pub(crate) fn form(&self) -> Form {
+        Form { id_bytes: if self.wide { 4 } else { 2 }, marked: self.marks.is_some() }
     }
 
     /// Forgets the documents and keeps the memory.
     pub(crate) fn clear(&mut self) {
         self.offsets.truncate(1);
         self.lengths.clear();
+        self.marks.iter_mut().for_each(Vec::clear);
         self.ids.clear();
     }
 }

@@ -1,7 +1,7 @@
 //! Token files that are larger than memory: sections in shards, and the index that names them.
 //!
 //! ```text
-//! NAME.index          magic, format version, counts, hashes of data and tokenizer, hash of the list; then a record for
+//! NAME.index          magic, format version (that of its sections), counts, hashes of data and tokenizer, hash of the list; then a record for
 //!                     each section: counts, shard, place, hash of its payload
 //! NAME-00000.tokens   sections, each beginning at a multiple of eight bytes; about 256 MiB
 //! NAME-00001.tokens
@@ -12,17 +12,17 @@
 //! number of threads, and a preparation that was stopped is continued after its last whole shard.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use calm_files::Pending;
 
 use crate::error::{Error, Result};
-use crate::section::{Header, Record, TokenWriter};
+use crate::section::{Form, Header, Record, TokenWriter};
 use crate::token_file::{Common, Shard, TokenFile, write_atomically};
 
 const MAGIC: [u8; 8] = *b"CALMSET\n";
-const VERSION: u32 = 1;
 
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
@@ -105,13 +105,13 @@ pub(crate) fn open(file: &Path) -> Result<TokenFile> {
     if index.magic != MAGIC {
         return Err(damaged("it does not begin like one"));
     }
-    if index.version != VERSION {
-        let message = format!("it has format version {}, this program reads {VERSION}", index.version);
+    if !Form::knows(index.version) {
+        let message = format!("it has format version {}, which this program does not read", index.version);
         return Err(damaged(&message));
     }
-    if index.own != index.own_hash() || !matches!(index.id_bytes, 2 | 4) {
+    let Some(form) = Form::of(index.version, index.id_bytes).filter(|_| index.own == index.own_hash()) else {
         return Err(damaged("its header is damaged"));
-    }
+    };
     if *blake3::hash(list).as_bytes() != index.list {
         return Err(damaged("its list of sections is damaged"));
     }
@@ -122,14 +122,14 @@ pub(crate) fn open(file: &Path) -> Result<TokenFile> {
         .collect::<Result<Vec<_>>>()?;
     let fits = |record: &Record| {
         let shard = shards.get(record.shard as usize)?;
-        let end = record.end(index.id_bytes)?;
+        let end = record.end(form)?;
         (record.at.is_multiple_of(8) && end <= shard.storage.bytes().len() as u64).then_some(())
     };
     if let Some(record) = records.iter().find(|record| fits(record).is_none()) {
         return Err(Error::token_file(&shard_path(file, record.shard), "it is cut short"));
     }
-    let Index { id_bytes, data, tokenizer, list, .. } = index;
-    Ok(TokenFile::of_sections(shards, records, Common { id_bytes, data, tokenizer, hash: list }, Some(path)))
+    let Index { data, tokenizer, list, .. } = index;
+    Ok(TokenFile::of_sections(shards, records, Common { form, data, tokenizer, hash: list }, Some(path)))
 }
 
 /// Writes the documents of one split: one section in a file, or a set of shards.
@@ -147,18 +147,11 @@ pub(crate) struct SplitWriter {
 }
 
 impl SplitWriter {
-    /// Of a text of `text_bytes`. Whole shards of an earlier attempt are kept: [`SplitWriter::kept`] documents are
+    /// Of a text of `text_bytes`, from a writer of its sections that is empty. Whole shards of an earlier attempt are kept: [`SplitWriter::kept`] documents are
     /// there.
-    pub(crate) fn new(
-        file: &Path,
-        cut: Cut,
-        text_bytes: u64,
-        vocab_size: usize,
-        data: [u8; 32],
-        tokenizer: [u8; 32],
-    ) -> Self {
-        let section = TokenWriter::new(vocab_size, data, tokenizer);
-        let id_bytes = section.header().id_bytes;
+    pub(crate) fn new(file: &Path, cut: Cut, text_bytes: u64, section: TokenWriter) -> Self {
+        let Header { data, tokenizer, .. } = section.header();
+        let form = section.form();
         let mut writer = Self {
             file: file.to_owned(),
             cut,
@@ -168,7 +161,7 @@ impl SplitWriter {
             shard: 0,
             pending: None,
             kept: 0,
-            common: Common { id_bytes, data, tokenizer, hash: [0; 32] },
+            common: Common { form, data, tokenizer, hash: [0; 32] },
         };
         while let Some(records) = writer.whole_shard() {
             writer.kept += records.iter().map(|record| record.documents).sum::<u64>();
@@ -197,9 +190,9 @@ impl SplitWriter {
             let header = Header::read(&bytes[at..], &path).ok()?;
             let same = header.data == self.common.data && header.tokenizer == self.common.tokenizer;
             let record = header.record(self.shard, at as u64);
-            let end = record.end(header.id_bytes).filter(|end| *end <= bytes.len() as u64)?;
-            let section = crate::section::Section::new(bytes, &record, header.id_bytes);
-            if !same || header.id_bytes != self.common.id_bytes || !section.is(&record.payload) {
+            let end = record.end(header.form()).filter(|end| *end <= bytes.len() as u64)?;
+            let section = crate::section::Section::new(bytes, &record, header.form());
+            if !same || header.form() != self.common.form || !section.is(&record.payload) {
                 return None;
             }
             shard.storage.release(at, end as usize - at);
@@ -209,12 +202,12 @@ impl SplitWriter {
         Some(records)
     }
 
-    /// Adds a document.
+    /// Adds a document, and which of its tokens count where not all do.
     ///
     /// # Errors
     /// When the disk is full or fails.
-    pub(crate) fn push(&mut self, ids: &[u32], text_bytes: u64) -> Result<()> {
-        self.section.push(ids, text_bytes);
+    pub(crate) fn push(&mut self, ids: &[u32], text_bytes: u64, counting: &[Range<usize>]) -> Result<()> {
+        self.section.push_marked(ids, text_bytes, counting);
         let full = self.section.tokens() >= self.cut.section_tokens
             || self.section.documents() >= self.cut.section_documents;
         if full && !self.whole { self.end_section() } else { Ok(()) }
@@ -266,8 +259,8 @@ impl SplitWriter {
         let list = bytemuck::cast_slice(&self.records);
         let mut index = Index {
             magic: MAGIC,
-            version: VERSION,
-            id_bytes: self.common.id_bytes,
+            version: self.common.form.version(),
+            id_bytes: self.common.form.id_bytes,
             sections: self.records.len() as u64,
             shards: self.shard,
             data: self.common.data,
@@ -292,7 +285,8 @@ mod tests {
     }
 
     fn writer(folder: &Path) -> SplitWriter {
-        SplitWriter::new(&folder.join("train.tokens"), CUT, 1000, 1 << 20, [1; 32], [2; 32])
+        let section = TokenWriter::new(1 << 20, [1; 32], [2; 32]);
+        SplitWriter::new(&folder.join("train.tokens"), CUT, 1000, section)
     }
 
     fn names(folder: &Path) -> Vec<String> {
@@ -306,7 +300,7 @@ mod tests {
     fn documents_come_back_from_shards() {
         let folder = tempfile::tempdir().unwrap();
         let mut w = writer(folder.path());
-        (0..50).for_each(|i| w.push(&document(i).0, document(i).1).unwrap());
+        (0..50).for_each(|i| w.push(&document(i).0, document(i).1, &[]).unwrap());
         let file = w.finish().unwrap();
         file.verify().unwrap();
         assert!(file.sections() >= 12, "{}", file.sections());
@@ -322,16 +316,16 @@ mod tests {
     fn a_stopped_writer_is_continued_after_its_last_whole_shard_with_the_same_bytes() {
         let (once, twice) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let mut w = writer(once.path());
-        (0..50).for_each(|i| w.push(&document(i).0, document(i).1).unwrap());
+        (0..50).for_each(|i| w.push(&document(i).0, document(i).1, &[]).unwrap());
         let whole = w.finish().unwrap();
         for stop in [3, 17, 33, 49] {
             let mut w = writer(twice.path());
             let kept = w.kept();
-            (kept..stop).for_each(|i| w.push(&document(i).0, document(i).1).unwrap());
+            (kept..stop).for_each(|i| w.push(&document(i).0, document(i).1, &[]).unwrap());
         }
         let mut w = writer(twice.path());
         assert!(w.kept() >= 30, "{}", w.kept());
-        (w.kept()..50).for_each(|i| w.push(&document(i).0, document(i).1).unwrap());
+        (w.kept()..50).for_each(|i| w.push(&document(i).0, document(i).1, &[]).unwrap());
         assert_eq!(w.finish().unwrap().hash(), whole.hash());
         assert_eq!(names(once.path()), names(twice.path()));
         for name in names(once.path()) {
@@ -346,7 +340,7 @@ mod tests {
     fn a_damaged_shard_is_named_and_written_again() {
         let folder = tempfile::tempdir().unwrap();
         let mut w = writer(folder.path());
-        (0..50).for_each(|i| w.push(&document(i).0, document(i).1).unwrap());
+        (0..50).for_each(|i| w.push(&document(i).0, document(i).1, &[]).unwrap());
         drop(w.finish().unwrap());
         let path = folder.path().join("train-00001.tokens");
         let whole = fs::read(&path).unwrap();

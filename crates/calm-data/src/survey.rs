@@ -21,7 +21,7 @@ const CANDIDATES: usize = 16 << 20;
 /// One side of a text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Side {
-    /// BLAKE3 of the length and the text of each document, in order.
+    /// BLAKE3 of the length and the text of each document, and of where its answers stand if they alone count, in order.
     pub(crate) hash: [u8; 32],
     pub(crate) documents: u64,
     /// Of text.
@@ -56,6 +56,9 @@ impl Summing {
     pub(crate) fn add(&mut self, document: &Document) {
         self.hasher.update(&(document.text.len() as u64).to_le_bytes());
         self.hasher.update(document.text.as_bytes());
+        for answer in document.answers.iter().flatten() {
+            self.hasher.update(&[answer.start as u64, answer.end as u64].map(u64::to_le_bytes).concat());
+        }
         self.side.documents += 1;
         self.side.bytes += document.text.len() as u64;
     }

@@ -18,7 +18,7 @@ use memmap2::Mmap;
 
 use crate::error::{Error, Result};
 pub use crate::section::TokenWriter;
-use crate::section::{HEADER, Header, Record, Section, Storage};
+use crate::section::{Form, HEADER, Header, Record, Section, Storage};
 
 /// A file of sections.
 pub(crate) struct Shard {
@@ -47,7 +47,7 @@ impl Shard {
 /// What is the same for all sections of a token file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Common {
-    pub(crate) id_bytes: u32,
+    pub(crate) form: Form,
     pub(crate) data: [u8; 32],
     pub(crate) tokenizer: [u8; 32],
     /// Hash of the payload of one section, of the index of many.
@@ -103,9 +103,9 @@ impl TokenFile {
     }
 
     fn of_one(shard: Shard, header: &Header) -> Self {
-        let Header { id_bytes, data, tokenizer, payload, .. } = *header;
+        let Header { data, tokenizer, payload, .. } = *header;
         let path = shard.path.clone();
-        let common = Common { id_bytes, data, tokenizer, hash: payload };
+        let common = Common { form: header.form(), data, tokenizer, hash: payload };
         Self::of_sections(vec![Arc::new(shard)], vec![header.record(0, 0)], common, path)
     }
 
@@ -144,15 +144,14 @@ impl TokenFile {
         tokenizer_hash: [u8; 32],
     ) -> Self {
         let (mut shards, mut records) = (Vec::new(), Vec::new());
-        let mut common = Common { id_bytes: 4, data: data_hash, tokenizer: tokenizer_hash, hash: [0; 32] };
+        let form = Form { id_bytes: 4, marked: false };
+        let mut common = Common { form, data: data_hash, tokenizer: tokenizer_hash, hash: [0; 32] };
         for documents in sections {
             let mut writer = TokenWriter::new(u32::MAX as usize, data_hash, tokenizer_hash);
-            for (ids, bytes) in *documents {
-                writer.push(ids, *bytes);
-            }
+            documents.iter().for_each(|(ids, bytes)| writer.push(ids, *bytes));
             let header = writer.header();
             let parts = [bytemuck::bytes_of(&header)].into_iter().chain(writer.payload());
-            let mut bytes = parts.flatten().copied().collect::<Vec<u8>>();
+            let mut bytes: Vec<u8> = parts.flatten().copied().collect();
             bytes.resize(bytes.len().next_multiple_of(8), 0);
             let words = bytes.chunks_exact(8).map(bytemuck::pod_read_unaligned).collect();
             records.push(header.record(shards.len() as u64, 0));
@@ -212,7 +211,7 @@ impl TokenFile {
 
     pub(crate) fn section(&self, section: usize) -> Section<'_> {
         let record = &self.0.sections[section];
-        Section::new(self.0.shards[record.shard as usize].storage.bytes(), record, self.0.common.id_bytes)
+        Section::new(self.0.shards[record.shard as usize].storage.bytes(), record, self.0.common.form)
     }
 
     /// The section that holds a document.
@@ -228,9 +227,14 @@ impl TokenFile {
     }
 
     /// The section of a document, and its number there.
-    fn place(&self, document: usize) -> (Section<'_>, usize) {
+    pub(crate) fn place(&self, document: usize) -> (Section<'_>, usize) {
         let section = self.section_of(document);
         (self.section(section), document - self.0.starts[section] as usize)
+    }
+
+    /// Whether not every token counts.
+    pub fn is_marked(&self) -> bool {
+        self.0.common.form.marked
     }
 
     /// Number of documents.
@@ -375,7 +379,7 @@ impl TokenFile {
     /// If there is no such section.
     pub fn release(&self, section: usize) {
         let record = &self.0.sections[section];
-        if let Some(end) = record.end(self.0.common.id_bytes) {
+        if let Some(end) = record.end(self.0.common.form) {
             let length = (end - record.at) as usize;
             self.0.shards[record.shard as usize].storage.release(record.at as usize, length);
         }
@@ -389,8 +393,8 @@ impl TokenWriter {
     /// When it cannot be written; nothing is left under its name then.
     pub fn write(self, path: &Path) -> Result<TokenFile> {
         let header = self.header();
-        let [offsets, lengths, ids] = self.payload();
-        write_atomically(path, &[bytemuck::bytes_of(&header), offsets, lengths, ids])?;
+        let [offsets, lengths, marks, ids] = self.payload();
+        write_atomically(path, &[bytemuck::bytes_of(&header), offsets, lengths, marks, ids])?;
         TokenFile::open(path)
     }
 }
@@ -427,7 +431,7 @@ mod tests {
             (write(folder.path(), 65_537), 4),
             (TokenFile::in_memory(&sample(), [1; 32], [2; 32]), 4),
         ] {
-            assert_eq!(file.0.common.id_bytes, width);
+            assert_eq!(file.0.common.form.id_bytes, width);
             assert_eq!((file.len(), file.tokens(), file.text_bytes()), (3, 5, 13));
             for (i, (ids, bytes)) in sample().into_iter().enumerate() {
                 assert_eq!(file.document(i).as_ref(), ids);

@@ -268,7 +268,8 @@ fn other_text_is_tokenised_with_a_given_tokenizer() {
     let other = folder.path().join("other.jsonl");
     fs::write(&other, "{\"text\": \"first\"}\n{\"text\": \"second ☃\"}\n").unwrap();
     for _ in 0..2 {
-        let file = prepare_file(&other, &corpus.tokenizer, &cache, &mut |_| ()).unwrap();
+        let file =
+            prepare_file(&other, &DataConfig::default(), &corpus.tokenizer, &cache, &mut |_| ()).unwrap();
         let texts: Vec<String> = (0..2).map(|i| corpus.tokenizer.decode(&file.document(i))).collect();
         assert_eq!(texts, ["first", "second ☃"]);
     }

@@ -4,6 +4,10 @@
 //! lie ahead of it in its window: a rule that looks at lengths only, never at the target. Which of these
 //! count is a matter of the protocol ([`crate::protocol::Rule`]).
 //!
+//! Where only the answers of conversations count, all four tokens must be of answers: the same positions for every K.
+//! A cross-entropy is that of the chunks that are predicted, so that with K > 1 what stands before an answer in its
+//! first chunk is among the tokens and the bytes that it is a mean of.
+//!
 //! The noise of a draw is keyed by its row in the whole evaluation and its position in the row: scores do not depend
 //! on how many rows are computed at once (but for the last bits of a probability, where another number of rows makes
 //! matrix products round differently).
@@ -68,7 +72,7 @@ pub struct Position {
     pub target: [u32; NGRAM],
 }
 
-/// The four tokens after chunk position `(b, s)`, if they lie in the window.
+/// The four tokens after chunk position `(b, s)`, if they lie in the window and all count.
 fn target(batch: &Batch, b: usize, s: usize, end: EndOfText) -> Option<[u32; NGRAM]> {
     let mut gram = [end.pad; NGRAM];
     let mut len = 0;
@@ -77,7 +81,10 @@ fn target(batch: &Batch, b: usize, s: usize, end: EndOfText) -> Option<[u32; NGR
         if !batch.filled[b * batch.context + t] || batch.segments[b * batch.context + t] != segment {
             break;
         }
-        for &token in batch.chunk(b, t) {
+        for (n, &token) in batch.chunk(b, t).iter().enumerate() {
+            if !batch.counts(b, t, n) {
+                return None;
+            }
             gram[len] = token;
             len += 1;
             if token == end.eos {

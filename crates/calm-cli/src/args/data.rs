@@ -13,7 +13,8 @@ pub enum DataCommand {
     Prepare(DataArgs),
     /// What the text is: documents, tokens, duplicates, what the tokenizer does not know.
     Info(DataArgs),
-    /// Rows as the model sees them: `|` between chunks, `[` and `]` around each piece of a document.
+    /// Rows as the model sees them: `|` between chunks, `[` and `]` around each piece of a document, `▸` before a chunk that
+    /// counts where not all do.
     Sample(SampleArgs),
     /// Read everything again and compare it with its hashes; look for held-out text in the training text.
     Check(DataArgs),

@@ -87,10 +87,11 @@ struct Info {
 }
 
 fn info(args: &DataArgs, printer: &Printer) -> Result<()> {
-    let (_, corpus) = corpus(args, false, printer)?;
+    let (config, corpus) = corpus(args, false, printer)?;
+    let k = config.chunk_size();
     let info = Info {
-        train: inspect(&corpus.train, &corpus.tokenizer, &mut |_| ())?,
-        validation: inspect(&corpus.validation, &corpus.tokenizer, &mut |_| ())?,
+        train: inspect(&corpus.train, &corpus.tokenizer, k, &mut |_| ())?,
+        validation: inspect(&corpus.validation, &corpus.tokenizer, k, &mut |_| ())?,
         description: corpus.summary.description,
         hash: corpus.hash,
         tokenizer_hash: corpus.tokenizer_hash,
@@ -115,6 +116,13 @@ fn info(args: &DataArgs, printer: &Printer) -> Result<()> {
         let about = if i.duplicates_share < 1.0 { "about " } else { "" };
         format!("{about}{}", count(i.duplicates as f64))
     });
+    if info.train.counting.is_some() {
+        let of = |i: &Inspection| i.counting.unwrap_or_default();
+        let share =
+            |n: u64, all: u64| format!("{} ({:.1} %)", count(n as f64), 100.0 * n as f64 / all.max(1) as f64);
+        line("tokens that count", &|i| share(of(i).tokens, i.tokens));
+        line(&format!("chunks that count, K = {k}"), &|i| share(of(i).chunks, of(i).of_chunks));
+    }
     line("bytes unknown to the tokenizer", &|i| format!("{:.4} %", 100.0 * i.unknown));
     printer.table(&table)?;
     Ok(())
@@ -127,6 +135,9 @@ struct Row {
     chunks: Vec<String>,
     /// Numbers of the documents that the chunks belong to; null for filler.
     documents: Vec<Option<u32>>,
+    /// Which chunks count in loss and scores, where not all do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    counting: Option<Vec<bool>>,
 }
 
 fn sample(args: &SampleArgs, printer: &Printer) -> Result<()> {
@@ -156,7 +167,9 @@ fn row(batch: &Batch, b: usize, tokenizer: &Tokenizer) -> Row {
     let places = b * batch.context..(b + 1) * batch.context;
     let documents = places.map(|place| batch.filled[place].then_some(batch.documents[place])).collect();
     let chunks = (0..batch.context).map(|s| chunk_text(batch.chunk(b, s), tokenizer)).collect();
-    Row { chunks, documents }
+    let counts = |s| (0..batch.chunk_size).any(|n| batch.counts(b, s, n));
+    let counting = batch.counting.is_some().then(|| (0..batch.context).map(counts).collect());
+    Row { chunks, documents, counting }
 }
 
 /// The text of a chunk; special tokens by their names.
@@ -177,6 +190,9 @@ fn chunk_text(ids: &[u32], tokenizer: &Tokenizer) -> String {
     text + &tokenizer.decode(&plain)
 }
 
+/// Stands before a chunk that counts, where not all do.
+const COUNTS: char = '▸';
+
 /// On one line: control characters are written out, `|` ends a chunk, brackets stand around each piece of a document.
 fn shown_row(batch: &Batch, b: usize, row: &Row) -> String {
     let mut line = String::new();
@@ -189,6 +205,9 @@ fn shown_row(batch: &Batch, b: usize, row: &Row) -> String {
         let starts = s == 0 || batch.segments[place - 1] != batch.segments[place];
         let ends = s + 1 == batch.context || batch.segments[place + 1] != batch.segments[place];
         line.push_str(if starts { "[" } else { "|" });
+        if row.counting.as_ref().is_some_and(|counting| counting[s]) {
+            line.push(COUNTS);
+        }
         for c in chunk.chars() {
             match c {
                 c if c.is_control() => line.extend(c.escape_debug()),

@@ -12,7 +12,9 @@ use calm_lm::{Decode, DrawKind, Sampler, TokenDecoding};
 use calm_run::Run;
 use calm_stats::temperature::{ExactOptions, Temperature};
 
-use super::{decoded_by, in_options, open_run, prompts, which};
+use super::chat::{Talk, converse};
+use super::drawing::{REMAINDER_BUDGET, explain};
+use super::{decoded_by, open_run, prompts, which};
 use crate::args::{GenerateArgs, SamplerName};
 use crate::error::Hinted;
 use crate::hardware;
@@ -37,7 +39,9 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
         None => String::new(),
     };
     let k = run.config.chunk_size();
-    if args.many.prompts.is_none() && !run.config.bos_chunk && tokenizer.encode(&prompt)?.len() < k {
+    let talk = args.chat.then(|| Talk::of(&run));
+    let alone = talk.is_none() && args.many.prompts.is_none();
+    if alone && !run.config.bos_chunk && tokenizer.encode(&prompt)?.len() < k {
         bail!(Hinted::new(
             format!("this model knows no start of document: it continues a text of {k} or more tokens"),
             "give a longer --prompt",
@@ -67,7 +71,11 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
         }
         let decoding = decoding(title, args)?;
         let model = models::load_lm(&run, which, &tokenizer, &device)?;
-        return write(&run, &*model.sampler(), &tokenizer, &prompt, decoding, args, printer);
+        let sampler = model.sampler();
+        return match talk {
+            Some(talk) => converse(&talk, &*sampler, &tokenizer, decoding, args, printer),
+            None => write(&run, &*sampler, &tokenizer, &prompt, decoding, args, printer),
+        };
     }
     if let Some(option) = asked {
         bail!(Hinted::new(
@@ -92,7 +100,10 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
             "leave --temperature and --top-p away"
         )),
     };
-    write(&run, &*sampler, &tokenizer, &prompt, Decoding::Plain, args, printer)
+    match talk {
+        Some(talk) => converse(&talk, &*sampler, &tokenizer, Decoding::Plain, args, printer),
+        None => write(&run, &*sampler, &tokenizer, &prompt, Decoding::Plain, args, printer),
+    }
 }
 
 /// The highest temperature of probabilities: far above it all tokens are as probable as each other.
@@ -148,8 +159,12 @@ fn write(
     args: &GenerateArgs,
     printer: &Printer,
 ) -> Result<()> {
-    let options =
-        GenerateOptions { max_tokens: args.max_tokens, decoding, seed: args.seed, remainder_budget: 4096 };
+    let options = GenerateOptions {
+        max_tokens: args.max_tokens,
+        decoding,
+        seed: args.seed,
+        remainder_budget: REMAINDER_BUDGET,
+    };
     match &args.many.prompts {
         Some(path) => prompts::run(path, run, sampler, tokenizer, &options, args, printer),
         None => stream(sampler, tokenizer, prompt, options, printer),
@@ -175,7 +190,7 @@ fn stream(
             false
         }
     })
-    .map_err(in_options)?;
+    .map_err(explain)?;
     if let Some(e) = broken {
         return Err(e.into());
     }

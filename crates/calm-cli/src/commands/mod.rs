@@ -2,9 +2,11 @@
 
 pub mod ablate;
 pub mod bench;
+mod chat;
 pub mod config;
 pub mod data;
 pub mod doctor;
+mod drawing;
 pub mod eval;
 pub mod explain;
 pub mod export;
@@ -26,11 +28,9 @@ use std::path::Path;
 
 use anyhow::Result;
 use calm_data::{DataConfig, TokenFile, Tokenizer};
-use calm_eval::generate::GenerateError;
 use calm_lm::Decode;
 use calm_run::Run;
 use calm_run::checkpoint::Which;
-use calm_stats::temperature::TemperatureError;
 use calm_train::pipeline::prepare_data;
 use calm_train::reporter::Reporter;
 
@@ -74,17 +74,6 @@ fn decoded_by(mut run: Run, decode: Option<DecodeName>) -> Result<Run> {
     Ok(run)
 }
 
-/// An error in the words of the command line.
-fn in_options(e: GenerateError) -> anyhow::Error {
-    let remedy = match &e {
-        GenerateError::Temperature(TemperatureError::Budget { .. } | TemperatureError::NoMatch { .. }) => {
-            "raise --draws (the budget), add --fallback, or raise --temperature".to_owned()
-        }
-        e => e.remedy().unwrap_or_default(),
-    };
-    Hinted::new(e.to_string(), remedy).into()
-}
-
 /// Writes a file that someone named, and the folder it is in.
 fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -107,7 +96,9 @@ pub fn text_of(
         Some(OtherText { data, column, documents }) => {
             let tokenizer = run.tokenizer()?;
             let source = calm_data::source::named(data)?;
-            let data = DataConfig { source, column: column.map(str::to_owned), ..DataConfig::default() };
+            let like = &run.config.data;
+            let data = DataConfig { source, column: column.map(str::to_owned), ..DataConfig::default() }
+                .read_like(like);
             let file =
                 calm_data::prepare_text(&data, documents, &tokenizer, cache, &mut |p| screen.data(&p))?;
             screen.data_done();

@@ -19,7 +19,8 @@ use serde_json::json;
 
 use self::answers::{Answers, Settings};
 use self::reading::{Asked, Prompts};
-use super::{in_options, which};
+use super::drawing::explain;
+use super::which;
 use crate::args::GenerateArgs;
 use crate::error::Hinted;
 use crate::ui::{Printer, Unit};
@@ -91,7 +92,7 @@ pub fn run(
         Err(Stopped::Model(error)) => return Err(error.into()),
         Err(Stopped::Prompt(number, error)) => {
             let what = format!("{}, prompt {}", path.display(), u64::from(number) + 1);
-            return Err(in_options(error).context(what));
+            return Err(explain(error).context(what));
         }
     }
     answers.finish()?;

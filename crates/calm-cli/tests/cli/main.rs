@@ -5,6 +5,7 @@
 
 mod ablate;
 mod bench;
+mod chat;
 mod config;
 mod data;
 mod decode;

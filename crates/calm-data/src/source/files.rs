@@ -17,6 +17,7 @@ use super::records::{Records, says_lines};
 use super::row::{Row, Wanted};
 use super::settings::{Filter, OnBadDocument};
 use super::table::{self, Table};
+use crate::chat::{Conversations, LossOn, Rendered};
 use crate::document::Document;
 use crate::error::{Error, Result};
 
@@ -29,14 +30,19 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    pub(super) fn new(column: Option<&str>, filter: &Filter, on_bad: OnBadDocument) -> Self {
-        Self { wanted: Arc::new(Wanted::new(column, filter)), filter: filter.clone(), on_bad }
+    pub(super) fn new(
+        column: Option<&str>,
+        filter: &Filter,
+        on_bad: OnBadDocument,
+        conversations: Conversations,
+    ) -> Self {
+        Self { wanted: Arc::new(Wanted::new(column, filter, conversations)), filter: filter.clone(), on_bad }
     }
 }
 
 impl Default for Reading {
     fn default() -> Self {
-        Self::new(None, &Filter::default(), OnBadDocument::Stop)
+        Self::new(None, &Filter::default(), OnBadDocument::Stop, Conversations::default())
     }
 }
 
@@ -168,15 +174,16 @@ impl<'a> Files<'a> {
                     self.open = None;
                 }
                 Some(Ok(row)) => {
-                    if row.text.is_empty() {
+                    let Row { id, text: Rendered { text, answers }, fields } = row;
+                    if text.is_empty() {
                         continue;
                     }
-                    if !self.reading.filter.takes(&row.text, &row.fields) {
+                    if !self.reading.filter.takes(&text, &fields) {
                         self.skipped.filtered += 1;
                         continue;
                     }
                     self.documents += 1;
-                    return Ok(Some(Document::new(row.id, row.text)));
+                    return Ok(Some(Document { id, text, answers }));
                 }
                 Some(Err(error)) => self.bad(error)?,
             }
@@ -248,10 +255,18 @@ impl<'a> Files<'a> {
                 remedy: "remove `data.filter.field`, or give .jsonl or .parquet records".to_owned(),
             });
         }
+        if wanted.conversations.loss_on == LossOn::Answers {
+            return Err(Error::Selection {
+                source_name: path.display().to_string(),
+                what: "a text file holds no conversations, whose answers alone are to count".to_owned(),
+                remedy: "set `data.loss_on: all`, or give .jsonl or .parquet records with messages"
+                    .to_owned(),
+            });
+        }
         Ok(Some(match self.given {
             Given::Alone => Rows::Pieces(Box::new(Pieces::new(text, id.to_owned()))),
             Given::InFolder => {
-                let row = Row { id: id.to_owned(), text: text.rest()?, fields: Vec::new() };
+                let row = Row::of_text(id.to_owned(), text.rest()?);
                 Rows::Ready(vec![row].into_iter())
             }
         }))

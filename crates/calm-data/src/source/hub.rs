@@ -192,6 +192,7 @@ impl Drop for Ahead {
 mod tests {
     use super::super::settings::{Filter, OnBadDocument};
     use super::*;
+    use crate::chat::Conversations;
     use calm_hub::Patience;
     use std::time::Duration;
 
@@ -226,7 +227,7 @@ mod tests {
 
     fn reading(filter: &str) -> Reading {
         let filter: Filter = serde_yaml::from_str(filter).unwrap();
-        Reading::new(Some("content"), &filter, OnBadDocument::Stop)
+        Reading::new(Some("content"), &filter, OnBadDocument::Stop, Conversations::default())
     }
 
     fn texts(text: &dyn Text) -> Result<Vec<String>> {

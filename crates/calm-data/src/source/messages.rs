@@ -1,21 +1,37 @@
-//! A conversation as text: each message between two marks, with its role in front.
+//! A conversation in a record: where it says who speaks and what, and its text.
 //!
-//! ```text
-//! <|im_start|>user
-//! What is a chunk?<|im_end|>
-//! <|im_start|>assistant
-//! A few tokens.<|im_end|>
-//! ```
-//!
-//! A message is an object with `role` and `content`, or `from` and `value`; what else it has is not read. The marks are
-//! text like any other here: none becomes a special token.
+//! A message is an object with `role` and `content`, or `from` and `value`; what else it has is not read. What its text
+//! looks like is a matter of [`crate::chat`].
+
+use std::path::Path;
+
+use super::row::Wanted;
+use crate::chat::{LossOn, Message, Rendered};
+use crate::error::{Error, Result};
 
 /// Names of the role, and of what was said.
 pub(super) const NAMES: [(&str, &str); 2] = [("role", "content"), ("from", "value")];
 
-/// Adds a message to a text.
-pub(super) fn push(text: &mut String, role: &str, content: &str) {
-    for part in ["<|im_start|>", role, "\n", content, "<|im_end|>\n"] {
-        text.push_str(part);
+/// What stands in the text's place.
+#[derive(Clone, Debug)]
+pub(super) enum Content {
+    Text(String),
+    Messages(Vec<Message>),
+}
+
+impl Content {
+    /// Its text; `place` is where it stands in the file.
+    ///
+    /// # Errors
+    /// A conversation that has none; a text where answers alone count.
+    pub(super) fn render(self, wanted: &Wanted, path: &Path, place: &str) -> Result<Rendered> {
+        let rendered = match self {
+            Self::Messages(messages) => wanted.conversations.render(&messages),
+            Self::Text(_) if wanted.conversations.loss_on == LossOn::Answers => {
+                Err(format!("`{}` is a text, which has no answers", wanted.column()))
+            }
+            Self::Text(text) => Ok(Rendered { text, answers: None }),
+        };
+        rendered.map_err(|what| Error::Conversation { path: path.to_owned(), place: place.to_owned(), what })
     }
 }

@@ -17,7 +17,7 @@
 //! | [`records`] | the records of a JSON file, whatever stands beside their text |
 //! | [`objects`] | the objects of a JSON-lines file as they are, all fields of them |
 //! | `table` | the rows of a Parquet table |
-//! | `messages` | a conversation as text |
+//! | `messages` | a conversation in a record |
 //! | [`crates`] | the sources of pinned crates, by a manifest |
 //! | [`locate`] | where crates lie on this machine |
 //! | [`curate`] | which files of a crate are text worth learning (used when a manifest is written) |
@@ -137,7 +137,7 @@ struct OfConfig<'a> {
 
 impl OfConfig<'_> {
     fn reading(&self, column: Option<&str>, filter: &Filter) -> Reading {
-        Reading::new(column, filter, self.config.on_bad_document)
+        Reading::new(column, filter, self.config.on_bad_document, self.config.conversations())
     }
 
     fn text(&self, source: &Source, column: Option<&str>, filter: &Filter) -> Result<WithHeldOut> {

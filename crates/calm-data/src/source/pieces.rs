@@ -89,7 +89,7 @@ impl Pieces {
         self.at += end;
         let id = format!("{}#{}", self.id, self.number);
         self.number += 1;
-        Ok(Some(Row { id, text, fields: Vec::new() }))
+        Ok(Some(Row::of_text(id, text)))
     }
 }
 
@@ -150,7 +150,7 @@ mod tests {
     }
 
     fn texts(rows: Vec<Row>) -> Vec<String> {
-        rows.into_iter().map(|row| row.text).collect()
+        rows.into_iter().map(|row| row.text.text).collect()
     }
 
     #[test]
@@ -158,8 +158,8 @@ mod tests {
         let paragraph = format!("{}\n", "line of words\n".repeat(40));
         let rows = pieces(&paragraph.repeat(40));
         assert!(rows.len() >= 8, "{}", rows.len());
-        assert!(rows.iter().all(|d| d.text.ends_with("\n\n") && d.text.starts_with("line")));
-        assert!(rows.iter().all(|d| d.text.len() >= PIECE.0));
+        assert!(rows.iter().all(|d| d.text.text.ends_with("\n\n") && d.text.text.starts_with("line")));
+        assert!(rows.iter().all(|d| d.text.text.len() >= PIECE.0));
         assert_eq!(rows[1].id, "x#1");
     }
 

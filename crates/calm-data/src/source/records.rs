@@ -10,9 +10,10 @@ use std::sync::Arc;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::bytes::{LONGEST, Text, text_at};
-use super::messages::{self, NAMES};
+use super::messages::{Content, NAMES};
 use super::row::{Row, Wanted};
 use super::settings::Value;
+use crate::chat::Message as Said;
 use crate::error::{Error, Result};
 
 /// The records of a file, in order. After an error about a single one the next one comes.
@@ -213,10 +214,12 @@ impl Records {
     }
 
     fn row(&self, record: Record, kind: &str, number: usize) -> Result<Row> {
-        let Some(text) = record.text else {
-            let (path, place) = (self.text.path.clone(), format!("{kind} {number}"));
+        let place = format!("{kind} {number}");
+        let Some(content) = record.text else {
+            let path = self.text.path.clone();
             return Err(Error::NoText { path, place, column: self.wanted.column() });
         };
+        let text = content.render(&self.wanted, &self.text.path, &place)?;
         Ok(Row { id: format!("{}:{number}", self.id), text, fields: record.fields })
     }
 
@@ -312,7 +315,7 @@ pub fn strict(text: &str) -> Option<String> {
 /// What was found of a record.
 #[derive(Clone, Default)]
 struct Record {
-    text: Option<String>,
+    text: Option<Content>,
     fields: Vec<Option<Value>>,
 }
 
@@ -323,7 +326,7 @@ impl Record {
             Some(field) => self.fields[field] = value,
             None => {
                 self.text = match value {
-                    Some(Value::Text(text)) => Some(text),
+                    Some(Value::Text(text)) => Some(Content::Text(text)),
                     _ => None,
                 }
             }
@@ -390,14 +393,18 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<(), A::Error> {
         // Where the text should be there may be a conversation.
         let text = self.places.iter().any(|(way, place)| way.is_empty() && *place == 0);
-        let mut said = text.then(String::new);
+        let mut said = text.then(Vec::new);
         while let Some(message) = seq.next_element_seed(Message)? {
             match (&mut said, message) {
-                (Some(said), Some((role, content))) => messages::push(said, &role, &content),
+                (Some(said), Some(message)) => said.push(message),
                 _ => said = None,
             }
         }
-        self.end(|| said.map(Value::Text));
+        let Self { places, record } = self;
+        Seed { places, record: &mut *record }.end(|| None);
+        if text {
+            record.text = said.map(Content::Messages);
+        }
         Ok(())
     }
 
@@ -414,11 +421,11 @@ impl<'de> Visitor<'de> for Seed<'_> {
     }
 }
 
-/// Role and content of a message; nothing if it is none.
+/// A message; nothing if it is none.
 struct Message;
 
 impl<'de> DeserializeSeed<'de> for Message {
-    type Value = Option<(String, String)>;
+    type Value = Option<Said>;
     fn deserialize<D: Deserializer<'de>>(
         self,
         deserializer: D,
@@ -429,9 +436,11 @@ impl<'de> DeserializeSeed<'de> for Message {
         let places = places.iter().map(Vec::as_slice).zip(1..).collect();
         Seed { places, record: &mut found }.deserialize(deserializer)?;
         Ok(found.fields.chunks(2).find_map(|pair| match pair {
-            [Some(Value::Text(role)), Some(Value::Text(content))] => Some((role.clone(), content.clone())),
+            [Some(Value::Text(role)), Some(Value::Text(content))] => {
+                Some(Said::new(role.as_str(), content.as_str()))
+            }
             // A call of a tool says nothing.
-            [Some(Value::Text(role)), None] => Some((role.clone(), String::new())),
+            [Some(Value::Text(role)), None] => Some(Said::new(role.as_str(), "")),
             _ => None,
         }))
     }

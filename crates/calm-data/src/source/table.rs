@@ -25,10 +25,11 @@ use parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};
 
 use self::pages::{Held, Pages, Problem, TOO_MUCH, allowed};
 use super::bytes::{self, Count};
-use super::messages::{self, NAMES};
+use super::messages::{Content, NAMES};
 use super::row::{Row, Wanted};
 use super::settings::Value;
 use crate::caught::caught_in;
+use crate::chat::Message;
 use crate::error::{Error, Result};
 
 /// Rows that are read together.
@@ -170,22 +171,30 @@ impl Table {
         let fields = row.split_off(1 + usize::from(self.messages));
         let contents = if self.messages { row.pop().flatten() } else { None };
         let text = row.pop().flatten();
-        let text = if self.messages { self.conversation(text, contents) } else { self.text(text) };
+        let content = match self.messages {
+            true => self.conversation(text, contents).map(Content::Messages),
+            false => self.text(text).map(Content::Text),
+        };
+        let text = content.and_then(|content| content.render(&self.wanted, &self.path, &self.place_of_row()));
         Some(text.map(|text| {
             let id = format!("{}:{}", self.id, self.before + self.rows);
             Row { id, text, fields: fields.into_iter().map(|cell| cell.and_then(Cell::value)).collect() }
         }))
     }
 
+    /// The place of the row that is read.
+    fn place_of_row(&self) -> String {
+        format!("row {} of row group {}", self.rows, self.group + 1)
+    }
+
     fn text(&self, cell: Option<Cell>) -> Result<String> {
         let column = self.wanted.column();
-        let place = || format!("row {} of row group {}", self.rows, self.group + 1);
         let Some(Cell::Bytes(text)) = cell else {
-            return Err(Error::NoText { path: self.path.clone(), place: place(), column });
+            return Err(Error::NoText { path: self.path.clone(), place: self.place_of_row(), column });
         };
         let bad = |what: &str| Error::Table {
             path: self.path.clone(),
-            place: format!(", {}", place()),
+            place: format!(", {}", self.place_of_row()),
             what: format!("`{column}` holds {what}"),
             remedy: "write the table anew from text that is UTF-8, or leave such rows out with \
                      `data.on_bad_document: skip`"
@@ -201,25 +210,23 @@ impl Table {
     }
 
     /// A row of roles and what each said.
-    fn conversation(&self, roles: Option<Cell>, contents: Option<Cell>) -> Result<String> {
+    fn conversation(&self, roles: Option<Cell>, contents: Option<Cell>) -> Result<Vec<Message>> {
         let (Some(Cell::List(roles)), Some(Cell::List(contents))) = (roles, contents) else {
-            return self.text(None);
+            return self.text(None).map(|_| Vec::new());
         };
-        let mut text = String::new();
+        let (mut messages, mut bytes) = (Vec::new(), 0u64);
         for (role, content) in roles.into_iter().zip(contents) {
             // A call of a tool says nothing.
             let content = content.map_or_else(|| Ok(String::new()), |c| self.text(Some(Cell::Bytes(c))))?;
-            messages::push(&mut text, &self.text(role.map(Cell::Bytes))?, &content);
-            if text.len() as u64 > allowed(self.length) {
-                let said = format!("{TOO_MUCH}: a conversation of more than {} bytes", text.len());
-                return Err(damaged(
-                    &self.path,
-                    &format!(", row {} of row group {}", self.rows, self.group + 1),
-                    &said,
-                ));
+            // Its marks and its role take something, too.
+            bytes += content.len() as u64 + 32;
+            messages.push(Message::new(self.text(role.map(Cell::Bytes))?, content));
+            if bytes > allowed(self.length) {
+                let said = format!("{TOO_MUCH}: a conversation of more than {bytes} bytes");
+                return Err(damaged(&self.path, &format!(", {}", self.place_of_row()), &said));
             }
         }
-        Ok(text)
+        Ok(messages)
     }
 
     fn end_group(&mut self) {

@@ -1,0 +1,231 @@
+//! `calm generate --chat`: a conversation with a model that was trained on conversations, turn by turn.
+//!
+//! A line is what the person says; the answer goes on until the mark that ends it, or the end of the text. On a terminal a
+//! sign asks for the next line; between pipes there is nothing on stdout but answers, each with a line end. What was said
+//! is read again with every turn, by the run's own template; where it would leave too little of the context for an answer,
+//! the oldest turns go.
+
+use std::io::{BufRead, IsTerminal};
+
+use anyhow::Result;
+use calm_data::chat::{Conversations, LossOn, Message};
+use calm_data::{Layout, Tokenizer};
+use calm_eval::generate::{Decoding, GenerateOptions, generate};
+use calm_lm::Sampler;
+use calm_run::Run;
+
+use super::drawing::{REMAINDER_BUDGET, explain};
+use crate::args::GenerateArgs;
+use crate::error::Hinted;
+use crate::ui::Printer;
+
+/// How a run converses.
+pub(super) struct Talk {
+    conversations: Conversations,
+    /// Tokens that the model reads at once.
+    context: usize,
+}
+
+impl Talk {
+    /// As its configuration says.
+    pub(super) fn of(run: &Run) -> Self {
+        let Layout { chunk_size, context, bos_chunk } = run.lm_layout();
+        let context = (context - usize::from(bos_chunk)) * chunk_size;
+        Self { conversations: run.config.data.conversations(), context }
+    }
+}
+
+/// Asks and answers until there is no more input.
+pub(super) fn converse(
+    talk: &Talk,
+    sampler: &dyn Sampler,
+    tokenizer: &Tokenizer,
+    decoding: Decoding,
+    args: &GenerateArgs,
+    printer: &Printer,
+) -> Result<()> {
+    if talk.conversations.loss_on == LossOn::All {
+        printer.warn(
+            "this run was not trained on answers (data.loss_on: all): unless its text was conversations in its \
+             data.template, it does not know what a turn is",
+        );
+    }
+    let asks = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    let system = args.system.as_ref().map(|text| Message::new("system", text.as_str()));
+    let mut said: Vec<Message> = system.into_iter().collect();
+    let mut told = Told::default();
+    let mut turn = 0;
+    let mut lines = std::io::stdin().lock().lines();
+    loop {
+        if asks {
+            printer.text("> ")?;
+        }
+        let Some(line) = lines.next() else {
+            return if asks { Ok(printer.text("\n")?) } else { Ok(()) };
+        };
+        let line = line.map_err(|e| {
+            Hinted::new(format!("cannot read what is said from standard input: {e}"), "give UTF-8 text")
+        })?;
+        // What PowerShell puts in front of a pipe.
+        let line = line.trim_start_matches('\u{feff}');
+        if line.trim().is_empty() {
+            continue;
+        }
+        said.push(Message::new("user", line));
+        let prompt = talk.prompt(&mut said, tokenizer, args.max_tokens, &mut told, printer)?;
+        let options = GenerateOptions {
+            max_tokens: args.max_tokens,
+            decoding,
+            // Another turn draws other noise.
+            seed: args.seed.wrapping_add(turn),
+            remainder_budget: REMAINDER_BUDGET,
+        };
+        let answer = answer(talk, sampler, tokenizer, &prompt, &options, printer)?;
+        if answer.cut && !std::mem::replace(&mut told.cut, true) {
+            printer.note(format!("cut after {} tokens: --max-tokens allows more", args.max_tokens));
+        }
+        said.push(Message::new("assistant", answer.text));
+        turn += 1;
+    }
+}
+
+/// What was said once.
+#[derive(Default)]
+struct Told {
+    dropped: bool,
+    long: bool,
+    cut: bool,
+}
+
+impl Talk {
+    /// The tokens of what was said, up to where the answer begins. The oldest turns go where they leave no room.
+    fn prompt(
+        &self,
+        said: &mut Vec<Message>,
+        tokenizer: &Tokenizer,
+        max_tokens: usize,
+        told: &mut Told,
+        printer: &Printer,
+    ) -> Result<Vec<u32>> {
+        let room = max_tokens.min(self.context / 2);
+        loop {
+            let prompt = self.conversations.prompt(said).map_err(|what| {
+                Hinted::new(what, "leave --system away, or train with a data.template that has marks for it")
+            })?;
+            let ids = tokenizer.encode_conversation(&prompt)?;
+            if ids.len() + room <= self.context {
+                return Ok(ids);
+            }
+            let first = usize::from(said.first().is_some_and(|message| message.role == "system"));
+            if said.len() <= first + 1 {
+                if !std::mem::replace(&mut told.long, true) {
+                    printer.warn(format!(
+                        "{} tokens to answer to, and a context of {}: of long texts the end is read",
+                        ids.len(),
+                        self.context
+                    ));
+                }
+                return Ok(ids);
+            }
+            // A turn is what was asked and what was answered.
+            said.drain(first..first + 2);
+            if !std::mem::replace(&mut told.dropped, true) {
+                printer.note("the conversation is longer than the context: its oldest turns are forgotten");
+            }
+        }
+    }
+}
+
+struct Answer {
+    text: String,
+    /// Whether it was ended by the number of tokens.
+    cut: bool,
+}
+
+fn answer(
+    talk: &Talk,
+    sampler: &dyn Sampler,
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    options: &GenerateOptions,
+    printer: &Printer,
+) -> Result<Answer> {
+    let mut stream = tokenizer.stream_after("", prompt);
+    let mut until = Until::new(talk.conversations.end_mark());
+    let (mut text, mut broken) = (String::new(), None);
+    let mut show = |piece: &str| {
+        text.push_str(piece);
+        printer.text(piece)
+    };
+    let report = generate(sampler, prompt, options, |new| {
+        let shown = show(&until.push(&stream.push(new)));
+        let goes_on = shown.is_ok() && !until.ended;
+        broken = shown.err();
+        goes_on
+    })
+    .map_err(explain)?;
+    if let Some(e) = broken {
+        return Err(e.into());
+    }
+    show(&until.push(&stream.finish()))?;
+    show(&until.rest())?;
+    printer.text("\n")?;
+    let cut = !until.ended && !report.ended;
+    Ok(Answer { text, cut })
+}
+
+/// Text up to a mark: what may be the beginning of it is held back until that is known.
+struct Until {
+    mark: String,
+    held: String,
+    ended: bool,
+}
+
+impl Until {
+    fn new(mark: String) -> Self {
+        Self { mark, held: String::new(), ended: false }
+    }
+
+    /// Adds text; returns what stands before the mark for sure.
+    fn push(&mut self, text: &str) -> String {
+        if self.ended {
+            return String::new();
+        }
+        self.held.push_str(text);
+        if let Some(at) = self.held.find(&self.mark) {
+            self.ended = true;
+            self.held.truncate(at);
+            return std::mem::take(&mut self.held);
+        }
+        let begins = |at: &usize| self.mark.starts_with(&self.held[*at..]);
+        let mut starts = self.held.char_indices().map(|(at, _)| at);
+        let sure = starts.find(begins).unwrap_or(self.held.len());
+        self.held.drain(..sure).collect()
+    }
+
+    /// What was held back, if no mark came.
+    fn rest(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_ends_before_the_mark_in_whatever_pieces_it_comes() {
+        let text = "a < b <|im <|im_en <|im_end|>\nmore";
+        for size in 1..9 {
+            let mut until = Until::new("<|im_end|>".into());
+            let pieces = text.as_bytes().chunks(size).map(|piece| std::str::from_utf8(piece).unwrap());
+            let shown: String = pieces.map(|piece| until.push(piece)).collect();
+            assert_eq!(
+                (shown.as_str(), until.ended, until.rest().as_str()),
+                ("a < b <|im <|im_en ", true, "")
+            );
+        }
+        let mut until = Until::new("<|im_end|>".into());
+        assert_eq!((until.push("é <|im"), until.rest(), until.ended), ("é ".into(), "<|im".into(), false));
+    }
+}
