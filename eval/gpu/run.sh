@@ -177,6 +177,10 @@ run_test() { # PROGRAM MODULE LOGS: a carried program's tests; of one module, `-
 run_sanitizer() { # TOOL PROGRAM MODULE LOGS: what the module names `gpu` among its tests
     local status=0 name=$1.$3 tests
     mapfile -t tests < <("$2" --list | sed -n "s/^\($3::.*gpu.*\): test$/\1/p")
+    if [ ${#tests[@]} = 0 ]; then
+        printf '%s\tno tests\n' "$name" >> "$4/status.tsv"
+        return
+    fi
     CALM_TEST_GPU=1 timeout --foreground -k 5 80 compute-sanitizer --tool "$1" --error-exitcode 9 "$2" --exact "${tests[@]}" \
         --test-threads=1 > "$4/$name.log" 2>&1 || status=$?
     printf '%s\t%s\n' "$name" "$status" >> "$4/status.tsv"
@@ -191,7 +195,10 @@ if wanted tests; then
         for program in "$work"/c/tests/*; do
             case ${program##*/} in
                 # Side by side, file by file.
-                *.operators) modules_of "$program" | xargs -I '{}' printf 'run_test %s %s "$0"\n' "$program" '{}' ;;
+                *.operators)
+                    modules=$(modules_of "$program") || modules=-
+                    printf 'run_test %s %s "$0"\n' $(printf "$program %s\n" ${modules:--})
+                    ;;
                 # The other files compute on the CPU alone.
                 *.models) printf 'run_test %s gpu "$0"\n' "$program" ;;
                 *) printf 'run_test %s - "$0"\n' "$program" ;;

@@ -13,6 +13,8 @@ pub const PAGES: &[(&str, &str)] = pages![
     "architecture",
     "input",
     "corpora",
+    "prompts",
+    "conversations",
     "files",
     "randomness",
     "numerics",

@@ -65,6 +65,10 @@ impl Stop {
         if first && self.0.left.load(Ordering::SeqCst) {
             return;
         }
+        if self.0.left.load(Ordering::SeqCst) {
+            // Whoever was to do it does not.
+            ratatui::restore();
+        }
         if !first || (child == 0 && !patient) {
             if first {
                 printer.note("stopped");

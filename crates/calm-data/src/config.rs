@@ -325,19 +325,18 @@ impl DataConfig {
         Conversations { template: self.template.clone(), loss_on: self.loss_on }
     }
 
-    /// This text, for a model that was trained on that of `like`: where answers alone counted there, it is read as
-    /// conversations too.
+    /// This text, for a model that was trained on that of `like`: conversations are written as there, the same of them
+    /// counts, and bad documents are treated alike. Where answers alone count, the column is that of there if none is named.
+    /// What a filter left out there is not left out here.
     #[must_use]
     pub fn read_like(self, like: &Self) -> Self {
-        match like.loss_on {
-            LossOn::All => self,
-            LossOn::Answers => Self {
-                column: self.column.or_else(|| like.column.clone()),
-                template: like.template.clone(),
-                loss_on: like.loss_on,
-                on_bad_document: like.on_bad_document,
-                ..self
-            },
+        let theirs = || like.column.clone().filter(|_| like.loss_on == LossOn::Answers);
+        Self {
+            column: self.column.or_else(theirs),
+            template: like.template.clone(),
+            loss_on: like.loss_on,
+            on_bad_document: like.on_bad_document,
+            ..self
         }
     }
 
@@ -359,7 +358,11 @@ impl DataConfig {
                 .add("source.hub.config", "a configuration names files, and so does `files`")
                 .remedy("remove one of the two");
         }
-        if matches!(self.source, Source::Crates(_)) && self.loss_on == LossOn::Answers {
+        let crates = match &self.source {
+            Source::Mix(parts) => parts.iter().any(|part| matches!(part.source, Source::Crates(_))),
+            source => matches!(source, Source::Crates(_)),
+        };
+        if crates && self.loss_on == LossOn::Answers {
             problems
                 .add("loss_on", "the sources of crates are no conversations, and have no answers")
                 .remedy("write `loss_on: all`, or use a source of records with messages");

@@ -253,6 +253,13 @@ pub fn prepare_text(
     cache: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<TokenFile> {
+    if data.loss_on == LossOn::Answers && matches!(data.source, Source::Crates(_)) {
+        return Err(Error::Selection {
+            source_name: data.source.name().display().to_string(),
+            what: "the sources of crates are no conversations, and have no answers to be scored".to_owned(),
+            remedy: "name a text of conversations with --data".to_owned(),
+        });
+    }
     let news = News::default();
     let mut text = source::open_one(data, &watch(&news))?;
     let bytes: u64 = text.inputs().iter().map(|input| input.length).sum();

@@ -286,6 +286,54 @@ fn what_is_no_conversation_is_named_or_left_out() {
 }
 
 #[test]
+fn one_bad_conversation_does_not_take_a_file_of_a_folder_along() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("cache");
+    let records = folder.path().join("talks");
+    fs::create_dir(&records).unwrap();
+    let array = |lines: &str| format!("[{}]", lines.trim_end().replace('\n', ","));
+    let talks: String = (0..9).map(|i| line(&talk(i), 0)).collect();
+    fs::write(records.join("a.json"), array(&(talks + "{\"messages\": []}\n"))).unwrap();
+    fs::write(records.join("b.json"), array(&line(&talk(20), 0))).unwrap();
+    fs::write(records.join("settings.json"), "{\"width\": 3}").unwrap();
+    let stop =
+        DataConfig { validation: calm_data::Validation::Share(0.3), ..data(&records, LossOn::Answers) };
+    let error = prepare(&stop, &cache, Cut::default()).unwrap_err().to_string();
+    assert!(error.contains("a.json") && error.contains("the conversation is empty"), "{error}");
+    let skip = DataConfig { on_bad_document: OnBadDocument::Skip, ..stop };
+    let corpus = prepare(&skip, &cache, Cut::default()).unwrap();
+    assert_eq!((corpus.summary.skipped.bad, corpus.train.len() + corpus.validation.len()), (1, 10));
+}
+
+#[test]
+fn other_text_is_read_like_the_text_of_the_training() {
+    let template: Template = serde_yaml::from_str("llama3").unwrap();
+    for loss_on in [LossOn::All, LossOn::Answers] {
+        let like = DataConfig {
+            template: template.clone(),
+            on_bad_document: OnBadDocument::Skip,
+            ..data(Path::new("a"), loss_on)
+        };
+        let other = DataConfig { source: Source::Path("b".into()), ..DataConfig::default() }.read_like(&like);
+        assert_eq!(
+            (&other.template, other.loss_on, other.on_bad_document),
+            (&template, loss_on, OnBadDocument::Skip)
+        );
+        assert_eq!(other.column.is_some(), loss_on == LossOn::Answers);
+        assert_eq!(other.source, Source::Path("b".into()));
+    }
+}
+
+#[test]
+fn sources_of_crates_have_no_answers_in_a_mix_either() {
+    let text = "{ source: { mix: [ { source: { crates: a.yaml } }, { source: { path: b.jsonl } } ] }, loss_on: answers }";
+    let data: DataConfig = serde_yaml::from_str(text).unwrap();
+    let mut problems = calm_config::Problems::new();
+    data.validate(&mut problems);
+    assert_eq!(problems.paths(), ["loss_on"]);
+}
+
+#[test]
 fn a_table_of_messages_is_read_as_records_of_them() {
     let folder = tempfile::tempdir().unwrap();
     let cache = folder.path().join("cache");

@@ -84,7 +84,7 @@ impl Lock {
         let path = folder.join(LOCK);
         let open = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
         let mut file = open.map_err(|e| Error::io("write", &path, e))?;
-        let known = match file.try_lock() {
+        let known = match patiently(&file) {
             Err(TryLockError::WouldBlock) => return Err(taken(folder, read_owner(&path).as_ref())),
             // Whether the system's lock says anything about processes of this machine.
             Ok(()) => true,
@@ -122,12 +122,31 @@ impl Lock {
         Ok(Self { beating: heartbeat(&path, owner, patience.beat), file })
     }
 
-    /// Whether another process works on the folder now, and who, as far as that is known.
+    /// Whether another process works on the folder now, and who, as far as that is known. An owner on another machine is
+    /// told by its heartbeat. Nothing is written: the folder may be on a disk that can only be read.
     pub fn holder(folder: &Path) -> Option<Option<Owner>> {
         let path = folder.join(LOCK);
-        let file = OpenOptions::new().read(true).write(true).open(&path).ok()?;
-        matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)).then(|| read_owner(&path))
+        let file = File::open(&path).ok()?;
+        let known = match file.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => return Some(read_owner(&path)),
+            Ok(()) => true,
+            Err(TryLockError::Error(_)) => false,
+        };
+        let owner = read_owner(&path)?;
+        let elsewhere = !known || owner.host != host::name();
+        (elsewhere && is_recent(&owner, STALE)).then_some(Some(owner))
     }
+}
+
+/// Takes the lock; whoever only looks ([`Lock::holder`]) has it for a moment, which is waited for.
+fn patiently(file: &File) -> std::result::Result<(), TryLockError> {
+    for _ in 0..20 {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
+            taken => return taken,
+        }
+    }
+    file.try_lock()
 }
 
 impl Drop for Lock {
@@ -168,13 +187,18 @@ fn read_owner(path: &Path) -> Option<Owner> {
 
 /// Whether an owner shows signs of life: a recent one by the clock, or a new one while it is watched.
 fn lives(path: &Path, owner: &Owner, patience: Patience) -> bool {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let last: u64 = owner.beat.parse().unwrap_or_default();
-    if now.abs_diff(last) < patience.stale.as_secs() {
+    if is_recent(owner, patience.stale) {
         return true;
     }
     std::thread::sleep(patience.beat * 5 / 2);
     read_owner(path).is_some_and(|found| found != *owner)
+}
+
+/// Whether the last sign of life is a recent one by this machine's clock.
+fn is_recent(owner: &Owner, stale: Duration) -> bool {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let last: u64 = owner.beat.parse().unwrap_or_default();
+    now.abs_diff(last) < stale.as_secs()
 }
 
 /// Renews the sign of life until the sender is dropped. A thread that cannot be started costs the sign, not the work.

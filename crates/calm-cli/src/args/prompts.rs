@@ -16,7 +16,7 @@ pub struct PromptsArgs {
     /// `-` is standard output.
     #[arg(long, value_name = "FILE.jsonl", requires = "prompts", default_value = "-")]
     pub out: PathBuf,
-    /// With --prompts: prompts that are continued side by side. Texts do not depend on it.
+    /// With --prompts: prompts that are continued side by side. Texts do not depend on it (on a GPU but for rounding).
     #[arg(long, value_name = "N", requires = "prompts", default_value_t = 32, value_parser = whole::<usize>)]
     pub batch: usize,
     /// With --prompts: the field of a record that holds its prompt (default: `prompt`, or `text` where that is missing).

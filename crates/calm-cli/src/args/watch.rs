@@ -39,7 +39,7 @@ pub enum MetricsFormat {
     Csv,
     /// The same table as Parquet, for notebooks.
     Parquet,
-    /// One CSV file a run, as `trackio.import_csv` reads it: step, timestamp, stage/value.
+    /// One CSV file a run for Trackio or W&B: step, timestamp, stage/value.
     Trackio,
 }
 

@@ -1,7 +1,8 @@
 //! `calm metrics`: what runs wrote down while they were trained, as tables that other programs read.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -26,7 +27,17 @@ struct Table {
 /// Runs the command.
 pub fn run(args: &MetricsArgs, printer: &Printer) -> Result<()> {
     let folders = runs::named_or_latest(&args.folders)?;
-    let tables = folders.iter().map(|f| table(f)).collect::<Result<Vec<_>>>()?;
+    let mut tables = Vec::new();
+    for (folder, name) in folders.iter().zip(named(&folders)) {
+        match table(folder, name)? {
+            Some(table) => tables.push(table),
+            None => printer.note(format!("{} has written nothing yet", folder.display())),
+        }
+    }
+    if tables.is_empty() {
+        let hint = "name the folder of a run that was trained (runs/NAME)";
+        return Err(Hinted::new("none of these runs has written metrics", hint).into());
+    }
     let lines: usize = tables.iter().map(|t| t.lines.len()).sum();
     let Some(out) = &args.out else {
         return Ok(printer.text(&String::from_utf8(csv(&tables)?)?)?);
@@ -38,24 +49,38 @@ pub fn run(args: &MetricsArgs, printer: &Printer) -> Result<()> {
             for table in &tables {
                 write_new(&out.join(format!("{}.csv", table.name)), &trackio(table)?)?;
             }
-            let name = tables.first().map_or("RUN", |t| &t.name);
-            printer.note(format!(
-                "for each file: trackio.import_csv(\"{name}.csv\", project=\"calm\", name=\"{name}\")"
-            ));
         }
     }
     printer.note(format!("wrote {lines} lines of {} runs to {}", tables.len(), out.display()));
     Ok(())
 }
 
-fn table(folder: &Path) -> Result<Table> {
+/// Names that tell the runs apart: the last part of the path, with the one before where that is the same.
+fn named(folders: &[PathBuf]) -> Vec<String> {
+    let whole: Vec<PathBuf> =
+        folders.iter().map(|f| f.canonicalize().unwrap_or_else(|_| f.clone())).collect();
+    let last = |path: &Path| path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    let named = |path: &PathBuf| {
+        let same = whole.iter().filter(|other| last(other) == last(path)).count();
+        match path.parent() {
+            Some(parent) if same > 1 => format!("{}-{}", last(parent), last(path)),
+            _ => last(path),
+        }
+    };
+    whole.iter().map(named).collect()
+}
+
+/// The values of a run; none where it has not written any.
+fn table(folder: &Path, name: String) -> Result<Option<Table>> {
     let path = folder.join("metrics.jsonl");
-    let lines = read_lines(&path).map_err(|e| {
-        let what = format!("cannot read {}: {e}", path.display());
-        Hinted::new(what, "name the folder of a run that was trained (runs/NAME)")
-    })?;
-    let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
-    Ok(Table { name, lines })
+    match read_lines(&path) {
+        Ok(lines) => Ok(Some(Table { name, lines })),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => {
+            let what = format!("cannot read {}: {e}", path.display());
+            Err(Hinted::new(what, "look whether the file may be read").into())
+        }
+    }
 }
 
 /// Names of all values, sorted.

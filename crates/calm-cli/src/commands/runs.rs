@@ -30,12 +30,19 @@ pub fn named_or_latest(named: &[PathBuf]) -> Result<Vec<PathBuf>> {
         let what = format!("{}: no such folder", folder.display());
         return Err(Hinted::new(what, "name the folders of runs or ablations (runs/NAME)").into());
     }
-    Ok(named.iter().flat_map(|f| expanded(f)).collect())
+    let mut all: Vec<PathBuf> = Vec::new();
+    for folder in named.iter().flat_map(|f| expanded(f)) {
+        if !all.contains(&folder) {
+            all.push(folder);
+        }
+    }
+    Ok(all)
 }
 
-/// The runs of an ablation, or the run itself.
+/// The runs of an ablation with its shared autoencoders, or the run itself.
 fn expanded(folder: &Path) -> Vec<PathBuf> {
-    let runs = inside(folder, |f| f.join(CONFIG).is_file());
+    let is_run = |f: &Path| f.join(CONFIG).is_file();
+    let runs = [inside(&folder.join("autoencoders"), is_run), inside(folder, is_run)].concat();
     if folder.join(CONFIG).is_file() || runs.is_empty() { vec![folder.to_owned()] } else { runs }
 }
 

@@ -28,12 +28,17 @@ pub fn run(args: &WatchArgs, stop: &Stop, printer: &Printer) -> Result<()> {
     let every = Duration::from_secs_f64(args.every);
     stop.left_to_others(true);
     let mut terminal = ratatui::try_init().map_err(|e| {
+        ratatui::restore();
+        stop.left_to_others(false);
         Hinted::new(format!("this terminal cannot be drawn on: {e}"), "--once prints a table instead")
     })?;
     let watched = watch(View::new(runs, colors), &mut terminal, every, stop);
     ratatui::restore();
     stop.left_to_others(false);
-    watched
+    match watched? {
+        Next::Interrupt => std::process::exit(i32::from(stop.code())),
+        Next::Draw | Next::Quit => Ok(()),
+    }
 }
 
 /// Draws until somebody has seen enough.
@@ -42,14 +47,17 @@ fn watch(
     terminal: &mut ratatui::DefaultTerminal,
     every: Duration,
     stop: &Stop,
-) -> Result<()> {
+) -> Result<Next> {
     let mut looked = Instant::now();
     loop {
+        if stop.asked() {
+            return Ok(Next::Interrupt);
+        }
         terminal.draw(|frame| view.draw(frame))?;
         // What is typed is drawn at once, what the runs write when it is time.
         while !event::poll(GLANCE)? {
             if stop.asked() {
-                return Err(calm_run::Error::Stopped.into());
+                return Ok(Next::Interrupt);
             }
             if looked.elapsed() >= every {
                 view.runs.iter_mut().for_each(Followed::refresh);
@@ -65,8 +73,7 @@ fn watch(
         {
             match view.key(key) {
                 Next::Draw => {}
-                Next::Quit => return Ok(()),
-                Next::Interrupt => return Err(calm_run::Error::Stopped.into()),
+                end @ (Next::Quit | Next::Interrupt) => return Ok(end),
             }
         }
     }

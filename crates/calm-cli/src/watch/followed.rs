@@ -106,9 +106,17 @@ impl Followed {
             true if self.lines.is_empty() => State::Waiting,
             true => State::Training,
             false if planned.is_some_and(|planned| done >= planned) => State::Finished,
+            // A folder of an autoencoder, or a run of which one stage was asked for.
+            false if self.stage().is_some_and(|stage| self.ended(stage)) => State::Finished,
             false if self.lines.is_empty() => State::Waiting,
             false => State::Stopped,
         }
+    }
+
+    /// Whether all steps of a stage are done.
+    fn ended(&self, stage: Stage) -> bool {
+        let (done, planned) = self.steps(stage);
+        planned.is_some_and(|planned| done >= planned)
     }
 
     /// The last value of this name in the stage that wrote last.
@@ -135,6 +143,10 @@ impl Followed {
             .map(|w| (w[1].1 - w[0].1) / (w[1].0 - w[0].0) as f64)
             .collect();
         pace.sort_by(f64::total_cmp);
+        // It is scored, or the next stage has not written yet.
+        if self.ended(stage) {
+            return None;
+        }
         let (done, planned) = self.steps(stage);
         let seconds = pace.get(pace.len() / 2)? * planned?.saturating_sub(done) as f64;
         Duration::try_from_secs_f64(seconds).ok()
@@ -151,13 +163,13 @@ impl Followed {
         self.of(stage).filter_map(value).collect()
     }
 
-    /// The last validation: its step, and its values by name without `validation/`.
-    pub fn validation(&self) -> Option<(u64, impl Iterator<Item = (&str, Option<f64>)>)> {
+    /// The last validation.
+    pub fn validation(&self) -> Option<Validated<'_>> {
         let of = |line: &Line| line.values.keys().any(|name| name.starts_with(VALIDATION));
         let line = self.lines.iter().rev().find(|line| of(line))?;
         let values = line.values.iter();
         let values = values.filter_map(|(name, value)| Some((name.strip_prefix(VALIDATION)?, *value)));
-        Some((line.step, values))
+        Some(Validated { stage: line.stage, step: line.step, values: values.collect() })
     }
 
     /// The last sample of the model: stage, step, text.
@@ -171,6 +183,17 @@ impl Followed {
 }
 
 const VALIDATION: &str = "validation/";
+
+/// A validation.
+#[derive(Debug)]
+pub struct Validated<'a> {
+    /// Stage.
+    pub stage: Stage,
+    /// Finished steps.
+    pub step: u64,
+    /// By name without `validation/`; `None` where it was not finite.
+    pub values: Vec<(&'a str, Option<f64>)>,
+}
 
 #[cfg(test)]
 pub(super) mod tests {
@@ -220,8 +243,8 @@ pub(super) mod tests {
         assert_eq!(run.left(), Some(Duration::from_secs(800)));
         assert_eq!((run.last("train/loss"), run.last("train/tokens_per_second")), (Some(4.1), Some(1234.0)));
         assert_eq!(run.curve(Stage::Lm, "train/loss")[1], (20.0, 5.0));
-        let (step, values) = run.validation().unwrap();
-        assert_eq!((step, values.collect::<Vec<_>>()), (200, vec![("brierlm", None), ("loss", Some(4.5))]));
+        let last = run.validation().unwrap();
+        assert_eq!((last.step, last.values), (200, vec![("brierlm", None), ("loss", Some(4.5))]));
         assert_eq!(run.sample(), Some((Stage::Lm, 200, "Once \u{1b}[31m upon a")));
 
         let stopped = followed("b", 20, false);

@@ -19,7 +19,7 @@ use ratatui::widgets::{Axis, Block, Cell, Chart, Dataset, GraphType, Paragraph, 
 
 use calm_run::Stage;
 
-use super::Followed;
+use super::followed::{Followed, Validated};
 use crate::ui::{format, visible};
 
 /// Colours that tell the runs apart on a light and on a dark ground.
@@ -225,10 +225,10 @@ pub fn row(run: &Followed) -> [String; 6] {
 fn draw_validation(run: &Followed, frame: &mut Frame<'_>, area: Rect) {
     let text = match run.validation() {
         None => "no validation yet".to_owned(),
-        Some((step, values)) => {
-            let known = values.filter(|(name, _)| !name.ends_with("_se"));
+        Some(Validated { stage, step, values }) => {
+            let known = values.iter().filter(|(name, _)| !name.ends_with("_se"));
             let known = known.map(|(name, v)| format!("{name} {}", v.map_or("undefined".into(), value)));
-            format!("validation at step {step}: {}", known.collect::<Vec<_>>().join(", "))
+            format!("validation at step {step} of {stage}: {}", known.collect::<Vec<_>>().join(", "))
         }
     };
     frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: true }), area);

@@ -240,6 +240,11 @@ impl<'a> Files<'a> {
                 // A folder may well hold a settings.json; a .jsonl is meant as records.
                 return Ok(match records.collect::<Result<Vec<Row>>>() {
                     Ok(rows) => Some(Rows::Ready(rows.into_iter())),
+                    // These are records, and one of them is bad: said or left out like any other.
+                    Err(Error::Conversation { .. }) => {
+                        let again = bytes::open(path, &self.count)?;
+                        Some(Rows::Records(Box::new(Records::new(again, id.to_owned(), wanted.clone()))))
+                    }
                     Err(_) => {
                         self.skipped.without_text += 1;
                         None

@@ -16,7 +16,7 @@ const WORDS: [&[&str]; 3] = [
 const NAMED: usize = 12;
 
 /// The files of `paths` that fit the patterns (all of them where there are none) and belong to the split. Of files that
-/// nobody asked for by a pattern only those of the most exact kind are taken.
+/// nobody asked for by a pattern, or by one for all of a folder, only those of the most exact kind are taken.
 pub(super) fn select<'a>(
     source: &str,
     paths: &[&'a str],
@@ -30,10 +30,12 @@ pub(super) fn select<'a>(
     let of_kind = |kind: &&[&str]| -> Vec<&'a str> {
         fit.iter().filter(|path| has_kind(path, kind)).copied().collect()
     };
-    let found = if patterns.is_empty() {
-        KINDS.iter().map(of_kind).find(|found| !found.is_empty()).unwrap_or_default()
-    } else {
-        fit
+    let whole = patterns.iter().all(|pattern| pattern == "**" || pattern.ends_with("/**"));
+    let found = match KINDS.iter().map(of_kind).find(|found| !found.is_empty()) {
+        Some(of_kind) if whole => of_kind,
+        // Text of no known kind is taken where somebody asked for it.
+        _ if patterns.is_empty() => Vec::new(),
+        _ => fit.clone(),
     };
     if !found.is_empty() {
         return Ok(found);
@@ -136,6 +138,11 @@ mod tests {
         assert_eq!(chosen(&mixed, &[], None), ["b.jsonl.zst", "train/x.jsonl", "d/train_1.jsonl"]);
         assert_eq!(chosen(&mixed, &[], Some("train")), ["train/x.jsonl", "d/train_1.jsonl"]);
         assert_eq!(chosen(&mixed, &["**/*.jsonl"], None), ["train/x.jsonl", "d/train_1.jsonl"]);
+        // A whole folder is no choice of kinds; a text of no known kind is taken where it is asked for.
+        assert_eq!(chosen(&mixed, &["**"], None), ["b.jsonl.zst", "train/x.jsonl", "d/train_1.jsonl"]);
+        let card = ["de/README.md", "de/LICENSE", "de/a.parquet", "de/a.jsonl", "en/b.parquet"];
+        assert_eq!(chosen(&card, &["de/**"], None), ["de/a.parquet"]);
+        assert_eq!(chosen(&["x/a.rs", "x/b.rs"], &["x/**"], None), ["x/a.rs", "x/b.rs"]);
         assert_eq!(
             chosen(&["data/test_2024-0.parquet"], &[], Some("test_2024")),
             ["data/test_2024-0.parquet"]

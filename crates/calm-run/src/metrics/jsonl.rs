@@ -293,7 +293,7 @@ mod tests {
         let whole = fs::read(&path).unwrap();
         let text = String::from_utf8(whole.clone()).unwrap();
         fs::write(&path, text.replacen("1.25", "1.35", 1)).unwrap();
-        assert!(check(run)[0].contains("is not what was written"), "{:?}", check(run));
+        assert!(check(run)[0].contains("metrics.sum says was written"), "{:?}", check(run));
         fs::write(&path, &whole[..whole.len() - 100]).unwrap();
         assert!(check(run)[0].contains("bytes and must have"), "{:?}", check(run));
         fs::write(&path, text.replacen("{\"stage\"", "{stage\"", 2) + "{\"sta").unwrap();

@@ -98,7 +98,7 @@ impl<'a> Compact<'a> {
 
     /// No element is smaller than a byte.
     fn count(&mut self, elements: u64) -> Option<()> {
-        self.elements += elements;
+        self.elements = self.elements.saturating_add(elements);
         (elements <= (self.bytes.len() - self.at) as u64).then_some(())
     }
 
