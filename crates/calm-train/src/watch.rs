@@ -39,6 +39,8 @@ pub(crate) struct Watch<'a> {
     good: Option<u64>,
     /// Where the stage went back to last, and how often.
     returns: (u64, u32),
+    /// Spikes of this process.
+    spikes: u32,
 }
 
 impl<'a> Watch<'a> {
@@ -53,6 +55,7 @@ impl<'a> Watch<'a> {
             proven: false,
             good: None,
             returns: (0, 0),
+            spikes: 0,
         }
     }
 
@@ -119,7 +122,10 @@ impl<'a> Watch<'a> {
             }
             Sight::Spike { what, first } => match self.config.action {
                 Action::Stop if first => {
-                    observer.alarm(self.stage, &format!("{}, step {step}: {what}", self.stage));
+                    self.spikes += 1;
+                    if let Some(so_far) = said(self.spikes) {
+                        observer.alarm(self.stage, &format!("{}, step {step}: {what}{so_far}", self.stage));
+                    }
                 }
                 Action::Stop => {}
                 Action::Skip => {
@@ -242,5 +248,30 @@ impl<'a> Watch<'a> {
         let good = steps.iter().copied().rev().find(|step| *step > 0 && *step <= state.step);
         let best = state.best.map(|best| best.step).filter(|step| steps.contains(step));
         Error::NotFinite { stage, what, value, step, good, best }
+    }
+}
+
+/// What is added to the words about the n-th spike, if it has any: single hard batches spike in every long training, so the
+/// first is said, and then every doubling.
+fn said(n: u32) -> Option<String> {
+    match n {
+        1 => Some(String::new()),
+        n if n.is_power_of_two() => {
+            Some(format!("; {n} such steps so far, the next word comes after {}", n.saturating_mul(2)))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fifty_spikes_are_six_lines() {
+        let lines: Vec<(u32, String)> = (1..=50).filter_map(|n| Some((n, said(n)?))).collect();
+        assert_eq!(lines.iter().map(|line| line.0).collect::<Vec<_>>(), [1, 2, 4, 8, 16, 32]);
+        assert_eq!(lines[0].1, "");
+        assert_eq!(lines[5].1, "; 32 such steps so far, the next word comes after 64");
     }
 }

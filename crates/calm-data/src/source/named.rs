@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 /// shipped data set (`wikitext-103`) or the manifest of one, or a file or folder.
 ///
 /// # Errors
-/// A block that is no source.
+/// A block that is no source, or a manifest that is none: it is not read as text.
 pub fn named(text: &Path) -> Result<Source> {
     let word = text.to_str().unwrap_or_default();
     if word.trim_start().starts_with('{') {
@@ -23,10 +23,21 @@ pub fn named(text: &Path) -> Result<Source> {
                     .to_owned(),
         });
     }
-    let manifest = text.extension().is_some_and(|ending| ending == "yaml" || ending == "yml")
-        && DatasetManifest::read(text).is_ok();
+    let yaml = text.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
+    if yaml && has_key(text, "dataset") {
+        return DatasetManifest::read(text).map(|_| Source::Dataset(text.to_owned()));
+    }
+    if yaml && has_key(text, "crates") {
+        return Ok(Source::Crates(text.to_owned()));
+    }
     let shipped = !text.exists() && SHIPPED.iter().any(|(name, _)| *name == word);
-    Ok(if manifest || shipped { Source::Dataset(text.to_owned()) } else { Source::Path(text.to_owned()) })
+    Ok(if shipped { Source::Dataset(text.to_owned()) } else { Source::Path(text.to_owned()) })
+}
+
+/// Whether a file has such a key at the beginning of a line, as manifests have.
+fn has_key(path: &Path, key: &str) -> bool {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().any(|line| line.strip_prefix(key).is_some_and(|rest| rest.starts_with(':')))
 }
 
 #[cfg(test)]
@@ -43,6 +54,11 @@ mod tests {
         assert_eq!(named(&at("none.txt")).unwrap(), Source::Path(at("none.txt")));
         assert_eq!(named(&at("text.yaml")).unwrap(), Source::Path(at("text.yaml")));
         assert_eq!(named(&at("set.yaml")).unwrap(), Source::Dataset(at("set.yaml")));
+        // A slip in a manifest does not make a text of it.
+        std::fs::write(at("slip.yaml"), SHIPPED[0].1.replace("revision", "revison")).unwrap();
+        assert!(named(&at("slip.yaml")).unwrap_err().told().contains("revison"));
+        std::fs::write(at("sources.yml"), "version: 1\ncrates:\n- a\n").unwrap();
+        assert_eq!(named(&at("sources.yml")).unwrap(), Source::Crates(at("sources.yml")));
         assert_eq!(named(Path::new("tinystories")).unwrap(), Source::Dataset("tinystories".into()));
         let hub = HubSource { split: Some("test".into()), ..HubSource::new("a/b") };
         let block = Path::new("{hub: {dataset: a/b, split: test}}");
