@@ -82,7 +82,7 @@ pub fn measure(
     meter: &mut dyn Meter,
     failures: &mut Failures,
 ) -> Result<bool> {
-    // What is damaged is measured anew; the report of the step before has named it.
+    // What is damaged is measured anew; the caller has named it.
     let mut rounds =
         kept(ablation, Some(threads)).unwrap_or_else(|_| nothing(key(ablation, threads), Some(threads)));
     let wanted = ablation.config.score.rounds;

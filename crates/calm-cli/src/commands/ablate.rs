@@ -86,6 +86,9 @@ pub fn run(
     let mut study = gather::gather(&ablation, &failures, machine.clone())?;
     let page = folder::publish(&study, &out)?;
     if ablation.config.score.rounds > 0 {
+        if let Err(damaged) = costs::kept(&ablation, None) {
+            printer.warn(format!("{damaged}; they are measured again"));
+        }
         if !costs::measure(&ablation, machine.threads, &mut children, &mut failures)? {
             return Err(Error::Stopped.into());
         }
