@@ -169,7 +169,7 @@ DEVICE void softmax_step(const Block& block, Sums<STRIPS, N>& scores, Weights<ST
 constexpr float NOTHING_SEEN = -1e30f;
 
 // Keys of a tile: as many as the registers allow beside DH sums a row.
-template <uint32_t DH> constexpr uint32_t FORWARD_KEYS = DH < 128 ? 64 : DH == 128 ? 32 : 16;
+template <uint32_t DH> constexpr uint32_t FORWARD_KEYS = DH == 64 ? 128 : DH < 128 ? 64 : DH == 128 ? 32 : 16;
 constexpr uint32_t FORWARD_STRIPS = 2;
 constexpr uint32_t FORWARD_THREADS = STRIP_THREADS<FORWARD_STRIPS>;
 

@@ -215,7 +215,7 @@ EACH_HEAD_SIZE(ATTENTION_BACKWARD, float, f32)
 
 // Strips of a warp, and columns of a tile: as many as the registers allow beside the sums.
 template <uint32_t DH> constexpr uint32_t QUERIES_STRIPS = DH < 128 ? 2 : 1;
-template <uint32_t DH> constexpr uint32_t QUERIES_COLUMNS = DH == 128 ? 64 : 32;
+template <uint32_t DH> constexpr uint32_t QUERIES_COLUMNS = DH == 64 || DH == 128 ? 64 : 32;
 template <uint32_t DH> constexpr uint32_t KEYS_STRIPS = DH <= 64 ? 2 : 1;
 template <uint32_t DH> constexpr uint32_t KEYS_COLUMNS = DH == 96 ? 64 : 32;
 

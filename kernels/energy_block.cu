@@ -34,7 +34,7 @@ DEVICE void bias_silu(const Block& block, const T* x, const T* shared, const T* 
         UNROLL for (uint32_t j = 0; j < N; j++) {
             v[j] = v[j] + b[j];
         }
-        sigmoids(v, s);
+        sigmoids<T>(v, s);
         UNROLL for (uint32_t j = 0; j < N; j++) {
             v[j] = v[j] * s[j];
         }
@@ -50,7 +50,7 @@ DEVICE void silu_backward_run(const Run<T, N>& x, const Run<T, N>& dy, const flo
     UNROLL for (uint32_t j = 0; j < N; j++) {
         u[j] = x[j] + c[j];
     }
-    const auto silu = silu_and_slopes(u);
+    const auto silu = silu_and_slopes<T>(u);
     UNROLL for (uint32_t j = 0; j < N; j++) {
         slope[j] = dy[j] * silu.slope[j];
         sum[j] += slope[j];
@@ -125,7 +125,7 @@ DEVICE void bias_swiglu(const Block& block, const T* x, const T* bias, T* y, uin
         UNROLL for (uint32_t j = 0; j < N; j++) {
             gs[j] = gs[j] + bias_gate[j];
         }
-        sigmoids(gs, s);
+        sigmoids<T>(gs, s);
         UNROLL for (uint32_t j = 0; j < N; j++) {
             gs[j] = gs[j] * s[j] * (ups[j] + bias_up[j]);
         }
@@ -155,7 +155,7 @@ DEVICE void bias_swiglu_backward(const Block& block, const T* x, const T* bias, 
                 UNROLL for (uint32_t j = 0; j < N; j++) {
                     gate[j] = gates[a][j] + bias_gate[j];
                 }
-                const auto silu = silu_and_slopes(gate);
+                const auto silu = silu_and_slopes<T>(gate);
                 UNROLL for (uint32_t j = 0; j < N; j++) {
                     const float up = ups[a][j] + bias_up[j];
                     dgate[j] = dys[a][j] * up * silu.slope[j];

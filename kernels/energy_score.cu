@@ -213,7 +213,7 @@ DEVICE void scale_rows(const Block& block, const T* kept, const float* upstream,
 // Launch with ENERGY_THREADS threads, any grid, and shared memory for 2 SAMPLES + OTHERS + 2 vectors of L
 // floats, L rounded up to a multiple of LANES: 17 KiB for 128, 136 KiB for 1024.
 #define ENERGY_SCORE(T, suffix)                                                                         \
-    KERNEL(energy_score_##suffix,                                                                       \
+    KERNEL_OF(ENERGY_THREADS, 8, energy_score_##suffix,                                                 \
            (const T* pred, const float* mean, const float* log_std, NoiseKey key, const RowId* rows,    \
             const float* given, float* loss, T* gradient, uint32_t r, uint32_t n, uint32_t m,           \
             uint32_t l, double alpha),                                                                  \

@@ -252,8 +252,18 @@ DEVICE SinCos sin_cos_turns_f32(float u) {
     return {of_bits(bits_of(sin) ^ ((q & 2u) << 30)), of_bits(bits_of(cos) ^ (((q + 1u) & 2u) << 30))};
 }
 
-// s = 1 / (1 + e^-x) of N numbers.
-template <uint32_t N> DEVICE void sigmoids(const float (&x)[N], float (&s)[N]) {
+// s = 1 / (1 + e^-x) of N numbers that are of type T in memory. On the device, where T is bf16, to about 20 bits.
+template <class T, uint32_t N> DEVICE void sigmoids(const float (&x)[N], float (&s)[N]) {
+#if defined(__CUDACC__)
+    if constexpr (sizeof(T) == 2) {
+        UNROLL for (uint32_t j = 0; j < N; j++) {
+            float e;
+            asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x[j] * -1.44269504088896340736f));
+            asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(s[j]) : "f"(1.0f + e));
+        }
+        return;
+    }
+#endif
     UNROLL for (uint32_t j = 0; j < N; j++) {
         s[j] = 1.0f + exp_f32(-x[j]);
     }
@@ -294,10 +304,10 @@ template <uint32_t N> struct SiluSlopes {
 };
 
 // x s and its derivative s (1 + x (1 - s)), s the sigmoid of x.
-template <uint32_t N> DEVICE SiluSlopes<N> silu_and_slopes(const float (&x)[N]) {
+template <class T, uint32_t N> DEVICE SiluSlopes<N> silu_and_slopes(const float (&x)[N]) {
     float s[N];
     SiluSlopes<N> silu;
-    sigmoids(x, s);
+    sigmoids<T>(x, s);
     UNROLL for (uint32_t j = 0; j < N; j++) {
         silu.value[j] = x[j] * s[j];
         silu.slope[j] = s[j] * (1.0f + x[j] * (1.0f - s[j]));

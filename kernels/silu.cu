@@ -8,7 +8,7 @@ template <class T> DEVICE void silu(const Block& block, const T* x, T* y, uint64
     each_run_of<T>(block, count, at_runs(x, y), [&](uint64_t i, auto width) {
         float v[width.value], s[width.value];
         load_run(x + i, v);
-        sigmoids(v, s);
+        sigmoids<T>(v, s);
         UNROLL for (uint32_t j = 0; j < width.value; j++) {
             v[j] = v[j] * s[j];
         }
@@ -22,7 +22,7 @@ DEVICE void silu_backward(const Block& block, const T* x, const T* dy, T* dx, ui
         float v[width.value], slope[width.value];
         load_run(x + i, v);
         load_run(dy + i, slope);
-        const auto silu = silu_and_slopes(v);
+        const auto silu = silu_and_slopes<T>(v);
         UNROLL for (uint32_t j = 0; j < width.value; j++) {
             slope[j] = slope[j] * silu.slope[j];
         }
@@ -42,7 +42,7 @@ DEVICE void add_silu(const Block& block, const T* x, const T* shared, T* y, uint
         UNROLL for (uint32_t j = 0; j < width.value; j++) {
             v[j] = v[j] + c[j];
         }
-        sigmoids(v, s);
+        sigmoids<T>(v, s);
         UNROLL for (uint32_t j = 0; j < width.value; j++) {
             v[j] = v[j] * s[j];
         }
@@ -71,7 +71,7 @@ DEVICE void add_silu_backward(const Block& block, const T* x, const T* shared, c
                 UNROLL for (uint32_t j = 0; j < N; j++) {
                     u[j] = xs[a][j] + c[j];
                 }
-                const auto silu = silu_and_slopes(u);
+                const auto silu = silu_and_slopes<T>(u);
                 UNROLL for (uint32_t j = 0; j < N; j++) {
                     slope[j] = dys[a][j] * silu.slope[j];
                     sum[j] += slope[j];

@@ -15,7 +15,7 @@ DEVICE void swiglu(const Block& block, const T* gate, const T* up, T* y, uint64_
         float g[width.value], u[width.value], s[width.value];
         load_run(gate + row * stride + i, g);
         load_run(up + row * stride + i, u);
-        sigmoids(g, s);
+        sigmoids<T>(g, s);
         UNROLL for (uint32_t j = 0; j < width.value; j++) {
             g[j] = g[j] * s[j] * u[j];
         }
@@ -34,7 +34,7 @@ DEVICE void swiglu_backward(const Block& block, const T* gate, const T* up, cons
         load_run(gate + at, g);
         load_run(up + at, u);
         load_run(dy + row * h + i, slope);
-        const auto silu = silu_and_slopes(g);
+        const auto silu = silu_and_slopes<T>(g);
         UNROLL for (uint32_t j = 0; j < width.value; j++) {
             g[j] = slope[j] * u[j] * silu.slope[j];
             u[j] = slope[j] * silu.value[j];

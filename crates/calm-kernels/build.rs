@@ -28,6 +28,7 @@ mod cuda {
     /// One `const NAME: &str` of PTX a file. PTX of compute capability 8.0: the driver turns it into the
     /// code of any card from there on.
     fn ptx(kernels: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
+        forget_other_compilers(out)?;
         let mut headers = Vec::new();
         for entry in std::fs::read_dir(kernels)? {
             let path = entry?.path();
@@ -48,6 +49,23 @@ mod cuda {
                 format!("the feature `cuda` needs nvcc of CUDA 12 or 13 to compile kernels/: {e}")
             })?;
         Ok(ptx.write(out.join("ptx.rs"))?)
+    }
+
+    /// cudaforge takes PTX for up to date whoever compiled it: an nvcc of another place compiles all anew.
+    fn forget_other_compilers(out: &Path) -> Result<(), Box<dyn Error>> {
+        let places = ["NVCC", "CUDA_HOME", "CUDA_PATH"].map(|name| {
+            println!("cargo::rerun-if-env-changed={name}");
+            format!("{name}={}\n", env::var(name).unwrap_or_default())
+        });
+        let (stamp, places) = (out.join("nvcc"), places.concat());
+        if std::fs::read_to_string(&stamp).is_ok_and(|before| before == places) {
+            return Ok(());
+        }
+        let cache = out.join(".cudaforge_cache.json");
+        if cache.exists() {
+            std::fs::remove_file(cache)?;
+        }
+        Ok(std::fs::write(stamp, places)?)
     }
 
     /// Candle links CUDA's libraries so that a program does not even start where they are missing. Here

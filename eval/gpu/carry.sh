@@ -15,6 +15,8 @@ trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/tests" "$work/eval"
 cd "$root"
 
+# A folder of its own: the same kernels compiled by kernels/host-device would count as up to date.
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$root/target/gpu}
 # One set of packages in both commands, so that their dependencies are built once.
 packages=(-p calm-cli -p calm-kernels -p calm-lm -p calm-bench --features calm-cli/cuda)
 filters=(--lib --test operators --test models)
@@ -41,6 +43,8 @@ while read -r name path; do
     strip -o "$work/$name" "$path"
     chmod 755 "$work/$name"
 done < "$work/executables"
+! grep -q 'calm host device: module' "$work/calm" ||
+    { echo "error: the kernels in $CARGO_TARGET_DIR were made by kernels/host-device; name another CARGO_TARGET_DIR" >&2; exit 1; }
 [ -x "$work/calm" ] || { echo "error: cargo named no executable calm" >&2; exit 1; }
 rm "$work"/*.json "$work/executables"
 

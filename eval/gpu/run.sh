@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# run.sh [--quick] [--steps NAMES] [--size NAME] [--total SECONDS] [CARRIED] [OUT]
+# run.sh [--quick] [--steps NAMES] [--size NAME] [--compare LIST] [--total SECONDS] [CARRIED] [OUT]
 #
 # Tests and measures calm on this machine's first GPU with what carry.sh made, in under ten minutes (README.md).
 # CARRIED: the folder with carried.tar.xz, by default this script's own. OUT: where summary.md and logs.tar.gz go, by
@@ -10,17 +10,19 @@ set -euo pipefail
 usage() {
     sed -n '2,8s/^# \{0,1\}//p' "$0"
     echo "steps: doctor,tests,speed,training,operators"
+    echo "LIST of --compare, in place of README.md's table: SIZE WORK PEERS,… such as 'calm-m lm tuned,calm-m energy all'"
     exit "$1"
 }
 
 # Seconds of: everything, the training runs at the end, one of them, the doctor.
 total=570 reserve=150 length=45 look=4
-quick='' steps=doctor,tests,speed,training,operators size=''
+quick='' steps=doctor,tests,speed,training,operators size='' compare=''
 while [ $# -gt 0 ]; do
     case $1 in
         --quick) quick=1 total=240 reserve=80 length=12 look=1 ;;
         --steps) steps=${2:?}; shift ;;
         --size) size=${2:?}; shift ;;
+        --compare) compare=${2:?}; shift ;;
         --total) total=${2:?}; shift ;;
         -h | --help) usage 0 ;;
         -*) usage 2 >&2 ;;
@@ -130,7 +132,9 @@ fi
 
 # ---------------------------------------------------------------- what is compared: size work runners rounds limit
 
-if [ -n "$size" ]; then
+if [ -n "$compare" ]; then
+    IFS=, read -ra pieces <<< "$compare"
+elif [ -n "$size" ]; then
     pieces=("$size energy all" "$size lm all" "$size attention tuned" "$size generate all" "$size brier_k4 all")
 elif [ -n "$quick" ]; then
     pieces=("calm-m energy all" "calm-m lm tuned" "calm-m attention tuned")
@@ -204,7 +208,7 @@ if wanted tests; then
                 *) printf 'run_test %s - "$0"\n' "$program" ;;
             esac
         done
-        if command -v compute-sanitizer > "$work/which.log"; then
+        if [ -z "$quick" ] && command -v compute-sanitizer > "$work/which.log"; then
             for module in energy_score cross_entropy attention; do
                 for tool in memcheck racecheck; do
                     echo "run_sanitizer $tool $work/c/tests/calm-kernels.operators $module \"\$0\""

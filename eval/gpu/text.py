@@ -20,12 +20,16 @@ def crates(manifest):
         yield block.split("\n", 1)[0].strip(), field("version"), field("split"), dropped
 
 
+def run(*command):
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
 def main():
     manifest, out = Path(sys.argv[1]), Path(sys.argv[2])
-    about = subprocess.run(
-        ["cargo", "metadata", "--format-version", "1", "--offline"], check=True, capture_output=True, text=True
-    )
-    folders = {(p["name"], p["version"]): Path(p["manifest_path"]).parent for p in json.loads(about.stdout)["packages"]}
+    # The crates of other platforms need not be there.
+    host = re.search(r"^host: (\S+)", run("rustc", "-vV"), re.M)[1]
+    about = json.loads(run("cargo", "metadata", "--format-version", "1", "--offline", "--filter-platform", host))
+    folders = {(p["name"], p["version"]): Path(p["manifest_path"]).parent for p in about["packages"]}
     out.mkdir(parents=True, exist_ok=True)
     documents, seen = dict(train=[], validation=[]), 0
     for name, version, split, dropped in crates(manifest.read_text()):

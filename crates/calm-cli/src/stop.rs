@@ -37,6 +37,14 @@ struct State {
     child: AtomicU32,
 }
 
+/// Ends the process at once. Not by way of exit handlers: a GPU's driver frees there what its other threads use.
+pub fn leave(code: u8) -> ! {
+    #[cfg(unix)]
+    signal_hook::low_level::exit(i32::from(code));
+    #[cfg(not(unix))]
+    std::process::exit(i32::from(code));
+}
+
 impl Stop {
     /// Listens from now on.
     pub fn listen(printer: &Printer) -> Self {
@@ -73,7 +81,7 @@ impl Stop {
             if first {
                 printer.note("stopped");
             }
-            std::process::exit(i32::from(self.code()));
+            leave(self.code());
         }
         if patient {
             printer.warn("stopping after this step with a checkpoint; once more to stop at once");

@@ -45,6 +45,10 @@ impl Place for Cpu {
         Ok(CpuStorage::F32(vec![0.0]))
     }
 
+    fn sum(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        a.detach() + b.detach()
+    }
+
     /// All inputs are in the graph: what no buffer takes, candle adds up.
     fn is_collected(&self, _: &Tensor) -> bool {
         false

@@ -2,6 +2,8 @@
 
 use crate::context::Destination;
 pub use crate::gpu_info::{GpuInfo, NoGpu};
+use crate::noise::noise_uniform;
+use crate::philox::{NoiseKey, RowId};
 use candle_core::{DType, Device, Error, Result, Shape, Tensor, WithDType};
 use std::fmt::{Display, Formatter};
 use std::str::FromStr;
@@ -87,6 +89,21 @@ pub fn open(choice: Choice) -> Result<Device> {
             Err(Error::Msg(format!("this build has no CUDA backend for cuda:{number}")))
         }
     }
+}
+
+/// Whether a device runs the kernels of this build, candle's as well as calm's, by their results.
+///
+/// # Errors
+/// A kernel that cannot be loaded or run; one that answers something else than the CPU.
+pub fn check(device: &Device) -> Result<()> {
+    let (key, row) = (NoiseKey::new(1, "check", 0), [RowId { example: 0, position: 0 }]);
+    let numbers = |to: &Device| -> Result<Vec<f32>> {
+        noise_uniform(key, &row, 1, 1000, to)?.affine(2.0, 1.0)?.flatten_all()?.to_vec1()
+    };
+    if numbers(device)? == numbers(&Device::Cpu)? {
+        return Ok(());
+    }
+    Err(Error::Msg(format!("{} computes something else than the CPU", name(device))))
 }
 
 /// The device as [`Choice`] writes it.

@@ -42,6 +42,7 @@ mod energy_targets;
 mod moments;
 mod nary;
 mod noise;
+mod outputs;
 pub use adamw::{AdamWStep, adamw, squared_norm};
 pub use context::{Context, Destination, InContext, Operand, Parameter};
 pub use cross_entropy::{tied_argmax, tied_cross_entropy, tied_cross_entropy_rows};

@@ -498,12 +498,13 @@ pub fn attention_launches_bf16(head: u32) -> [TileLaunch; 3] {
     // Bytes of a row of a tile.
     let pitch = 2 * (head + 8);
     let keys = match head {
+        64 => 128,
         ..128 => 64,
         128 => 32,
         _ => 16,
     };
     let forward = TileLaunch { threads: 128, rows, shared_bytes: pitch * (rows + 2 * keys) };
-    let columns = if head == 128 { 64 } else { 32 };
+    let columns = if matches!(head, 64 | 128) { 64 } else { 32 };
     let queries = TileLaunch {
         threads: if head < 128 { 128 } else { 256 },
         rows,

@@ -133,7 +133,8 @@ fn gpu(info: GpuInfo, asked: bool, seconds: f64) -> (Gpu, Option<Problem>) {
             "a newer GPU, or --device cpu",
         );
     } else if asked {
-        match device::open(Choice::Cuda(info.number)).and_then(|gpu| gpu_rates(&gpu, seconds)) {
+        let opened = device::open(Choice::Cuda(info.number));
+        match opened.and_then(|gpu| device::check(&gpu).and_then(|()| gpu_rates(&gpu, seconds))) {
             Ok(measured) => rates = Some(measured),
             Err(e) => {
                 let line = e.to_string().lines().next().unwrap_or_default().to_owned();

@@ -36,7 +36,7 @@ pub fn run(args: &WatchArgs, stop: &Stop, printer: &Printer) -> Result<()> {
     ratatui::restore();
     stop.left_to_others(false);
     match watched? {
-        Next::Interrupt => std::process::exit(i32::from(stop.code())),
+        Next::Interrupt => crate::stop::leave(stop.code()),
         Next::Draw | Next::Quit => Ok(()),
     }
 }

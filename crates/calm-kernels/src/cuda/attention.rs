@@ -81,6 +81,7 @@ impl Tile {
 /// Of `attention_DH_T`.
 fn forward_launch<T: Element>(s: AttentionSizes) -> Launch {
     let keys = match s.head {
+        64 => 128,
         ..128 => 64,
         128 => 32,
         _ => 16,
@@ -95,7 +96,7 @@ fn forward_launch<T: Element>(s: AttentionSizes) -> Launch {
 /// Of `attention_queries_DH_T`.
 fn queries_launch<T: Element>(s: AttentionSizes) -> Launch {
     let threads = if s.head < 128 { 128 } else { 256 };
-    let columns = if s.head == 128 { 64 } else { 32 };
+    let columns = if matches!(s.head, 64 | 128) { 64 } else { 32 };
     let tile = match T::DTYPE {
         DType::BF16 => Tile::of_bf16(s.head, threads, 2 * 128 + 4 * columns),
         _ => Tile::of_f32(s.head, 2 * 64 + 2 * 32),

@@ -46,6 +46,18 @@ impl Place for Gpu {
         Ok(self.storage(self.zeros::<f32>(1)?))
     }
 
+    fn sum(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        const OP: &str = "the sum of a gradient's parts";
+        let (a, b) = (a.contiguous()?, b.contiguous()?);
+        if a.shape() != b.shape() || a.elem_count() == 0 {
+            return a.detach() + b.detach();
+        }
+        with_element!(OP, a.dtype(), T => {
+            let (x, y) = (view::<T>(OP, &a)?, view::<T>(OP, &b)?);
+            self.tensor(rows::sum_of(self, &x.get(), &y.get())?, a.shape())
+        })
+    }
+
     fn is_collected(&self, tensor: &Tensor) -> bool {
         self.context().is_some_and(|context| Collector::of(context).collects(tensor))
     }

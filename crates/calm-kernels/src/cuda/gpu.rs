@@ -193,8 +193,14 @@ impl Gpu {
     /// A kernel by its name; its module is loaded at the first call.
     pub(crate) fn function(&self, module: &str, ptx: &str, name: &str) -> Result<CudaFunction> {
         let found = self.device.get_or_load_custom_func(name, module, ptx).map_err(|e| {
-            if e.to_string().contains("UNSUPPORTED_PTX_VERSION") {
+            let what = e.to_string();
+            if what.contains("UNSUPPORTED_PTX_VERSION") {
                 failed("the driver is older than the CUDA that compiled calm; update it, or build with an older CUDA")
+            } else if what.contains("INVALID_IMAGE") {
+                failed(
+                    "the kernels in this build are not for this driver (kernels/host-device made them?); \
+                     build calm again in another target folder, with CUDA_HOME at NVIDIA's toolkit",
+                )
             } else {
                 e
             }

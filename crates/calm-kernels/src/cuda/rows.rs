@@ -77,6 +77,18 @@ pub(super) fn add_to<T: Element>(gpu: &Gpu, x: &mut CudaSlice<T>, y: &CudaView<'
     Ok(())
 }
 
+/// x + y of as many elements.
+pub(super) fn sum_of<T: Element>(
+    gpu: &Gpu,
+    x: &CudaView<'_, T>,
+    y: &CudaView<'_, T>,
+) -> Result<CudaSlice<T>> {
+    let mut out = gpu.empty::<T>(x.len())?;
+    let kernel = format!("sum_{}", T::SUFFIX);
+    launch!(gpu, CAST, kernel, Launch::elements(x.len()), x, y, &mut out, &(x.len() as u64));
+    Ok(out)
+}
+
 /// Σ over the rows of x `[rows, columns]`.
 pub(super) fn column_sums<T: Element>(
     gpu: &Gpu,

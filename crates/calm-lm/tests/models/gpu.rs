@@ -37,18 +37,21 @@ fn backbone() -> BackboneConfig {
     }
 }
 
-fn autoencoder_config() -> AutoencoderConfig {
+/// With weights so wide that latents differ from chunk to chunk.
+const WIDE: f64 = 0.3;
+
+fn autoencoder_config(spread: f64) -> AutoencoderConfig {
     AutoencoderConfig {
         latent_size: Some(8),
         hidden_size: 32,
         intermediate_size: 48,
-        init: calm_nn::WeightInit::Normal(0.3),
+        init: calm_nn::WeightInit::Normal(spread),
         ..Default::default()
     }
 }
 
 fn autoencoder(device: &Device, precision: Precision) -> (ParamStore, Autoencoder) {
-    let config = autoencoder_config();
+    let config = autoencoder_config(WIDE);
     let store = ParamStore::of_precision(device, precision, 1).unwrap();
     let model = Autoencoder::with_store(&store, &config, K, VOCAB, SPECIAL.bos).unwrap();
     store.prepare().unwrap();
@@ -56,10 +59,11 @@ fn autoencoder(device: &Device, precision: Precision) -> (ParamStore, Autoencode
 }
 
 fn calm(head: &HeadConfig, device: &Device, precision: Precision) -> (ParamStore, Calm) {
-    calm_with(head, None, device, precision)
+    calm_with(WIDE, head, None, device, precision)
 }
 
 fn calm_with(
+    spread: f64,
     head: &HeadConfig,
     likelihood: Option<LikelihoodConfig>,
     device: &Device,
@@ -67,9 +71,9 @@ fn calm_with(
 ) -> (ParamStore, Calm) {
     let store = ParamStore::of_precision(device, precision, 2).unwrap();
     let frozen = ParamStore::of_precision(device, precision, 1).unwrap().frozen();
-    let ae = Autoencoder::with_store(&frozen, &autoencoder_config(), K, VOCAB, SPECIAL.bos).unwrap();
+    let ae = Autoencoder::with_store(&frozen, &autoencoder_config(spread), K, VOCAB, SPECIAL.bos).unwrap();
     frozen.prepare().unwrap();
-    let (autoencoder, head) = (autoencoder_config(), head.clone());
+    let (autoencoder, head) = (autoencoder_config(spread), head.clone());
     let config = CalmConfig {
         chunk_size: K,
         autoencoder,
@@ -207,8 +211,12 @@ fn train_calm(
 ) -> (Vec<f64>, Vec<f32>) {
     let (store, mut model) = calm(head, device, precision);
     model.set_recompute(recompute);
+    trained(&store, &model)
+}
+
+fn trained(store: &ParamStore, model: &Calm) -> (Vec<f64>, Vec<f32>) {
     let batch = batch(K, store.context());
-    train(&store, |step| {
+    train(store, |step| {
         let noise = Noise::Keyed { seed: 1, purpose: "t", step, rows: &batch.rows };
         let loss = model.loss(&batch, &noise).unwrap();
         (loss.sum / loss.targets as f64).unwrap()
@@ -231,7 +239,7 @@ fn the_likelihood_is_learnt_on_a_gpu_as_on_the_cpu() {
 fn learns_by_likelihood(decoder: DecoderKind) {
     compare(&format!("likelihood, {decoder:?} decoder"), |device, precision| {
         let likelihood = LikelihoodConfig { weight: 1.0, samples: 3, head_weight: 0.3, decoder };
-        let (store, model) = calm_with(&energy(), Some(likelihood), device, precision);
+        let (store, model) = calm_with(WIDE, &energy(), Some(likelihood), device, precision);
         let batch = batch(K, store.context());
         let trained = train(&store, |step| {
             let noise = Noise::Keyed { seed: 1, purpose: "t", step, rows: &batch.rows };
@@ -247,12 +255,18 @@ fn learns_by_likelihood(decoder: DecoderKind) {
     });
 }
 
+/// Their loss is a mean of squares of latents: what bf16 rounds away of the posterior's log-deviation counts twice. With
+/// wide weights the loss is several hundred, deviations are e² and more, and their logarithm is rounded by up to 0.008
+/// and more: 2 % of a square from that alone (one of five losses was off by 4.5 % on an H200).
 #[test]
 fn the_other_heads_learn_on_a_gpu_as_on_the_cpu() {
     let heads: [(&str, HeadConfig); 2] =
         [("flow head", FlowConfig::default().into()), ("diffusion head", DiffusionConfig::default().into())];
     for (name, head) in heads {
-        compare(name, |device, precision| train_calm(&head, device, precision, false));
+        compare(name, |device, precision| {
+            let (store, model) = calm_with(WIDE / 3.0, &head, None, device, precision);
+            trained(&store, &model)
+        });
     }
 }
 
