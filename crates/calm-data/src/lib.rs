@@ -42,6 +42,7 @@ pub mod prefetch;
 mod reading;
 pub mod reference;
 mod remembered;
+mod seams;
 mod section;
 mod segments;
 mod shards;

@@ -12,6 +12,7 @@ use crate::detokenizer::Detokenizer;
 use crate::guard::{Guard, unknown_token};
 use crate::known_pieces::{Table, Tables};
 use crate::merges::PieceEncoder;
+use crate::seams::Seams;
 use crate::special::{Known, SpecialTokens};
 use crate::split;
 
@@ -21,8 +22,9 @@ pub(crate) struct Pipeline {
     guard: Guard,
     /// Where the pipeline divides text by the pattern and merges bytes, what does the same.
     plain: Option<PieceEncoder>,
-    /// Pieces of other pipelines.
+    /// Pieces of other pipelines, and where these are divided once more.
     known: Tables,
+    seams: Seams,
 }
 
 /// A pipeline, how it is decoded, its special tokens, and its file.
@@ -77,8 +79,9 @@ impl Pipeline {
         guard.forbid(found);
         let plain = split::is_plain(&library).then(|| PieceEncoder::new(library.get_model()));
         let special = SpecialTokens { bos, eos, pad };
+        let seams = Seams::of(library.get_model());
         Ok(Opened {
-            pipeline: Self { library, guard, plain, known: Tables::default() },
+            pipeline: Self { library, guard, plain, known: Tables::default(), seams },
             texts,
             special,
             json,
@@ -122,8 +125,9 @@ impl Pipeline {
             match tokens {
                 Some(tokens) => ids.extend(tokens.iter().map(|token| token.id)),
                 // The library's own cache of words is one for all threads, and those that cannot have it do without.
-                None => known.ids(piece, &mut ids, |fresh| {
-                    self.guard.tokenize(self.library.get_model(), piece, fresh)
+                None => self.seams.parts(piece).try_for_each(|part| {
+                    let model = self.library.get_model();
+                    known.ids(part, &mut ids, |fresh| self.guard.tokenize(model, part, fresh))
                 })?,
             }
         }
