@@ -93,12 +93,13 @@ pub fn text_of(
     screen: &mut Screen<'_>,
 ) -> Result<(TokenFile, Tokenizer)> {
     match other {
-        Some(OtherText { data, column, documents }) => {
+        Some(OtherText { data, column, documents, loss_on }) => {
             let tokenizer = run.tokenizer()?;
             let source = calm_data::source::named(data)?;
             let like = &run.config.data;
             let data = DataConfig { source, column: column.map(str::to_owned), ..DataConfig::default() }
                 .read_like(like);
+            let data = DataConfig { loss_on: loss_on.unwrap_or(data.loss_on), ..data };
             let file =
                 calm_data::prepare_text(&data, documents, &tokenizer, cache, &mut |p| screen.data(&p))?;
             screen.data_done();
