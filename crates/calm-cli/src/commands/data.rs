@@ -67,6 +67,13 @@ fn prepare(args: &DataArgs, printer: &Printer) -> Result<()> {
         ]);
     }
     printer.table(&table)?;
+    let listed = summary.bad.len();
+    for bad in &summary.bad {
+        printer.result(&format!("left out: {bad}"))?;
+    }
+    if summary.skipped.bad > listed {
+        printer.result(&format!("left out: {} more", summary.skipped.bad - listed))?;
+    }
     let line = format!(
         "text {:.12}, tokenizer {:.12}, V = {}",
         corpus.hash, corpus.tokenizer_hash, summary.vocab_size
