@@ -69,6 +69,11 @@ mod tests {
             of("{mix: [{source: {path: x}}, {source: {hub: {dataset: a/b, split: train}}}]}"),
             ["data.source.mix[1].source.hub.files=[\"**\"]"]
         );
+        // What is found can be set.
+        let mix = text("{mix: [{source: {path: x}}, {source: {hub: {dataset: a/b, split: train}}}]}");
+        let read = load::<RunConfig>(mix.clone(), &settings(&mix)).unwrap();
+        let files = read.tree.pointer("/data/source/mix/1/source/hub/files");
+        assert_eq!(files, Some(&serde_json::json!(["**"])));
         for now in ["{hub: {dataset: a/b, config: null}}", "{hub: {dataset: a/b, files: [x]}}", "{path: x}"] {
             assert!(of(now).is_empty(), "{now}");
         }
