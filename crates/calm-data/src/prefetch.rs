@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// What is made ahead.
+/// What is asked for at a time.
 const AHEAD: u64 = 4;
 
 type Make<T> = Arc<dyn Fn(u64) -> T + Send + Sync>;
@@ -62,7 +62,9 @@ impl<T: Send + 'static> Prefetch<T> {
         match self.ready(number) {
             // Only now: the thread that makes the next one may take this one's core when it is woken.
             Some(made) => {
-                self.ask(number, last);
+                if number < last {
+                    self.ask(number + 1, last);
+                }
                 (made, Duration::ZERO)
             }
             None => (self.wait(number, last), started.elapsed()),
@@ -76,11 +78,11 @@ impl<T: Send + 'static> Prefetch<T> {
         Some(made)
     }
 
-    /// Asks for this number, as far as it was not given yet, and those after it.
+    /// Asks for this number and those after it, as far as nobody has.
     fn ask(&mut self, number: u64, last: u64) {
         let Some(worker) = &self.thread else { return };
         let next = self.asked.back().map_or(number, |back| back + 1);
-        for more in next..=(number + AHEAD).min(last.max(number)) {
+        for more in next..=(number + AHEAD - 1).min(last.max(number)) {
             if worker.ask.send(more).is_ok() {
                 self.asked.push_back(more);
             }
@@ -128,12 +130,19 @@ mod tests {
     #[test]
     fn numbers_come_as_asked_also_after_a_jump_and_nothing_is_made_behind_the_last() {
         let highest = Arc::new(AtomicU64::new(0));
-        let seen = Arc::clone(&highest);
+        let calls = Arc::new(AtomicU64::new(0));
+        let (seen, counted) = (Arc::clone(&highest), Arc::clone(&calls));
         let mut ahead = Prefetch::new(move |n| {
             seen.fetch_max(n, Ordering::Relaxed);
+            counted.fetch_add(1, Ordering::Relaxed);
             n * 10
         });
-        for n in [0, 1, 2, 7, 8, 3, 3, 4, 9] {
+        for n in 0..=9 {
+            assert_eq!(ahead.get(n, 9).0, n * 10);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        assert_eq!(calls.load(Ordering::Relaxed), 10, "each was made once");
+        for n in [3, 4, 5, 7, 8, 3, 3, 4, 9] {
             assert_eq!(ahead.get(n, 9).0, n * 10);
         }
         drop(ahead);

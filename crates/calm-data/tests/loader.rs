@@ -157,11 +157,11 @@ impl Reader {
     }
 }
 
-/// Six epochs of a text of forty sections are read to their end through a hundred stops. At each the steps since the last
+/// Six epochs of a text of 120 sections are read to their end through a hundred stops. At each the steps since the last
 /// checkpoint are lost and made again, and another number of readers goes on.
 #[test]
 fn every_document_is_seen_once_an_epoch_through_a_hundred_stops_and_with_any_number_of_readers() {
-    let file = file(&[9; 40], 11);
+    let file = file(&[9; 120], 11);
     let layout = Layout { chunk_size: 2, context: 6, bos_chunk: true };
     let global = 6;
     // As many steps as an epoch has rows, of six rows each: six epochs.

@@ -158,8 +158,9 @@ fn a_run_that_learned_answers_is_scored_on_plain_text_too() {
 
 #[test]
 fn an_autoencoder_takes_all_of_a_text_whatever_its_run_counts() {
-    let house = trained();
-    house.copy_run("runs/calm", house, "runs/answers");
+    let house = House::new();
+    trained().copy_run("runs/calm", &house, "runs/calm");
+    trained().copy_run("runs/calm", &house, "runs/answers");
     let config = house.read("runs/calm/config.yaml");
     let config = config.split_once('\n').unwrap().1.replace("loss_on: all", "loss_on: answers");
     assert!(config.contains("loss_on: answers"), "{config}");
