@@ -47,6 +47,7 @@ mod section;
 mod segments;
 mod shards;
 pub mod source;
+mod spaces;
 mod special;
 mod split;
 mod stream;

@@ -11,8 +11,7 @@
 
 use tokenizers::{Model, ModelWrapper};
 
-/// A space, as sentence pieces write it.
-const SPACE: char = '▁';
+use crate::spaces::SPACE;
 
 /// Whether a text may be divided before its spaces.
 #[derive(Clone, Copy, Debug)]
