@@ -209,6 +209,8 @@ fn a_run_of_an_earlier_version_goes_on_with_all_files_of_its_data_set() {
     let args = ["train", "--config", &own, "--skip-scores", "--out", "runs/hub", "--resume"];
     let done = run(&house, &hub, &[&args[..], &["--set", "train.lm.steps=40"]].concat(), &[]);
     assert_eq!(done.code, 0, "{}", done.err);
+    let done = run(&house, &hub, &["data", "prepare", "--config", &own], &[]);
+    assert!(done.code == 0 && done.out.contains("of 2 files"), "{}{}", done.out, done.err);
     // Another run asks the page.
     let mut other = args;
     other[2] = "baseline.yaml";
