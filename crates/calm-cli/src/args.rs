@@ -10,6 +10,7 @@ mod watch;
 
 use std::path::PathBuf;
 
+use calm_data::chat::LossOn;
 use calm_kernels::device::Choice;
 use calm_run::Stage;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -21,7 +22,7 @@ pub use guide::{ExplainArgs, InitConfigArgs, ManArgs};
 pub use measure::{BenchArgs, BenchItem, DoctorArgs, PrecisionName};
 pub use prompts::PromptsArgs;
 use shared::whole;
-pub use shared::{CheckpointName, ConfigSource, DecodeName, Format, OtherText, RunSource};
+pub use shared::{CheckpointName, ConfigSource, DecodeName, Format, LossOnName, OtherText, RunSource};
 pub use watch::{MetricsArgs, MetricsFormat, WatchArgs};
 
 /// Train, measure and compare Continuous Autoregressive Language Models.
@@ -247,7 +248,7 @@ impl TextSource {
     /// The text that is named, if one is.
     pub fn other(&self) -> Option<OtherText<'_>> {
         let (column, documents) = (self.column.as_deref(), self.documents);
-        self.data.as_deref().map(|data| OtherText { data, column, documents })
+        self.data.as_deref().map(|data| OtherText { data, column, documents, loss_on: None })
     }
 }
 
@@ -271,6 +272,9 @@ impl std::str::FromStr for Count {
 /// `calm eval brierlm`
 #[derive(Debug, Args)]
 pub struct BrierArgs {
+    /// With --data: what of it counts (default: as in the run). `all` scores a run that learned answers on any text.
+    #[arg(long, value_name = "all|answers", requires = "data")]
+    pub loss_on: Option<LossOnName>,
     /// The run.
     #[command(flatten)]
     pub source: RunSource,
@@ -295,6 +299,14 @@ pub struct BrierArgs {
     /// Where the model is scored.
     #[command(flatten)]
     pub protocol: ProtocolArgs,
+}
+
+impl BrierArgs {
+    /// The text that is named, if one is, and what of it counts.
+    pub fn other(&self) -> Option<OtherText<'_>> {
+        let loss_on = self.loss_on.map(LossOn::from);
+        self.text.other().map(|other| OtherText { loss_on, ..other })
+    }
 }
 
 /// Where a model is scored (default: aligned with the run's own chunks and context).
@@ -423,9 +435,12 @@ pub struct LatentsArgs {
     /// The file to write: float32 `[chunks, 2, L]`, mean and log std.
     #[arg(short, long, value_name = "FILE.npy")]
     pub out: PathBuf,
-    /// Encode this file or folder instead of the run's held-out documents.
-    #[arg(long, value_name = "FILE")]
+    /// Encode this text instead of the run's held-out documents: a file, a folder, or what `calm eval --data` takes.
+    #[arg(long, value_name = "FILE|NAME|{SOURCE}")]
     pub data: Option<PathBuf>,
+    /// With --data: the field of its records or the column of its tables that holds the text.
+    #[arg(long, value_name = "NAME", requires = "data")]
+    pub column: Option<String>,
     /// Documents to encode (default: all).
     #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     pub documents: Option<usize>,

@@ -2,15 +2,18 @@
 //!
 //! ```console
 //! $ cargo run --release -p calm-data --example large -- TEXT CACHE prepare
-//! $ cargo run --release -p calm-data --example large -- TEXT CACHE rows [STEPS] [FIRST]
+//! $ cargo run --release -p calm-data --example large -- TEXT CACHE rows [STEPS] [FIRST] [MILLISECONDS]
 //! ```
+//!
+//! With MILLISECONDS each step computes for so long on all cores, as a training does: how many steps found their rows ready,
+//! and which share of the time was waited for those that were not.
 //!
 //! Two processes, so that the second one's memory is its own. Memory is the peak resident set that Linux says, pages of mapped
 //! files among it.
 
 use std::error::Error;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use calm_data::{
     Batch, BpeConfig, DataConfig, Layout, Prefetch, RowSource, Source, TokenizerConfig, prepare,
@@ -31,6 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let rows = args.next().as_deref() == Some("rows");
     let steps: u64 = args.next().map_or(Ok(200), |n| n.parse())?;
     let first: u64 = args.next().map_or(Ok(0), |n| n.parse())?;
+    let work = Duration::from_millis(args.next().map_or(Ok(0), |n| n.parse())?);
     let data = DataConfig { source: Source::Path(text), ..DataConfig::default() };
     let started = Instant::now();
     let mut job = String::new();
@@ -61,14 +65,36 @@ fn main() -> Result<(), Box<dyn Error>> {
         plan.look_ahead(step, 32)?;
         Ok::<_, calm_data::Error>(Batch::hash(&[batch]))
     });
-    let mut longest = 0.0f64;
+    let (mut longest, mut all, mut ready) = (Duration::ZERO, Duration::ZERO, 0);
+    let started = Instant::now();
+    ahead.start(first, first + steps);
     for step in first..first + steps {
-        let started = Instant::now();
-        ahead.get(step, first + steps)?;
-        longest = longest.max(started.elapsed().as_secs_f64());
+        let (hash, waited) = ahead.get(step, first + steps);
+        hash?;
+        ready += u64::from(waited.is_zero());
+        longest = longest.max(waited);
+        all += waited;
+        if !work.is_zero() {
+            compute(work);
+        }
     }
     say(&format!(
-        "{steps} steps of 32 rows of 1,024 tokens, nothing else to do; the longest wait {longest:.3} s"
+        "{steps} steps of 32 rows of 1,024 tokens, {} ms of other work in each: {ready} found them ready; waited for {:.3} % \
+         of the time, at most {:.4} s",
+        work.as_millis(),
+        100.0 * all.as_secs_f64() / started.elapsed().as_secs_f64(),
+        longest.as_secs_f64()
     ));
     Ok(())
+}
+
+/// Keeps all cores busy for so long.
+fn compute(work: Duration) {
+    let until = Instant::now() + work;
+    rayon::broadcast(|_| {
+        let mut x = 1.0f64;
+        while Instant::now() < until {
+            (0..1000).for_each(|_| x = std::hint::black_box(x * 1.000_000_1));
+        }
+    });
 }

@@ -157,6 +157,15 @@ impl Message {
     }
 }
 
+/// What ends an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct End {
+    /// White space before the mark, which is no part of the answer.
+    pub lead: String,
+    /// What tells the end: no white space stands around it, unless there is nothing else.
+    pub mark: String,
+}
+
 /// A conversation as text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rendered {
@@ -201,12 +210,14 @@ impl Conversations {
         Ok(rendered)
     }
 
-    /// What ends an answer, without white space that stands around it.
-    pub fn end_mark(&self) -> String {
+    /// What ends an answer.
+    pub fn end(&self) -> End {
         let after = self.marks(Role::Assistant, Role::Assistant.name()).unwrap_or_default().after;
-        match after.trim() {
-            "" => after,
-            mark => mark.to_owned(),
+        let mark = after.trim();
+        let lead = after.find(mark).unwrap_or_default();
+        match mark {
+            "" => End { lead: String::new(), mark: after },
+            mark => End { lead: after[..lead].to_owned(), mark: mark.to_owned() },
         }
     }
 
@@ -327,8 +338,22 @@ mod tests {
             let (prompt, whole) = (of.prompt(&talk[..3]).unwrap(), of.render(talk).unwrap());
             assert!(whole.text.starts_with(&prompt.text));
             assert_eq!(whole.answers.unwrap()[1].start, prompt.text.len());
-            assert!(whole.text.trim_end().ends_with(&of.end_mark()));
+            assert!(whole.text.trim_end().ends_with(&of.end().mark));
         }
+    }
+
+    #[test]
+    fn an_answer_ends_before_the_white_space_that_its_mark_begins_with() {
+        let end = |after: &str| {
+            let own = format!("{{ user: {{}}, assistant: {{after: \"{after}\"}} }}");
+            let End { lead, mark } = of(&own, LossOn::Answers).end();
+            (lead, mark)
+        };
+        let pair = |lead: &str, mark: &str| (lead.to_owned(), mark.to_owned());
+        assert_eq!(end("\\n<end>\\n"), pair("\n", "<end>"));
+        assert_eq!(end("<end>"), pair("", "<end>"));
+        assert_eq!(end(" a b\\n"), pair(" ", "a b"));
+        assert_eq!(end("\\n\\n"), pair("", "\n\n"));
     }
 
     #[test]

@@ -106,9 +106,9 @@ pub enum Validation {
     /// This share of the documents, chosen by a hash of their content: the same document is on the same
     /// side in every run, and equal documents are on the same side.
     Share(f64),
-    /// Another file or folder: `{ path: held-out.txt }`.
+    /// Another file or folder: `{ path: held-out.txt }`; one that lies in the folder of `source` is not trained on.
     Path(ValidationPath),
-    /// Another split of the same data set of a hub: `{ split: validation }`.
+    /// Another split of the same data set of a hub than `source.hub.split`: `{ split: validation }`.
     Split(ValidationSplit),
 }
 
@@ -380,8 +380,10 @@ impl DataConfig {
             }
             if matches!(part.source, Source::Mix(_)) {
                 problems
-                    .add(&format!("{at}.source"), "a mix within a mix")
-                    .remedy("name its sources beside the others, with weights that are multiplied");
+                    .add(&format!("{at}.source"), "is a mix itself: the sources of a mix stand in one list")
+                    .remedy(
+                        "name its sources in `data.source.mix`, each with its weight times that of the inner mix",
+                    );
             }
             if let Some(filter) = &part.filter {
                 filter.validate(&format!("{at}.filter"), problems);

@@ -257,7 +257,8 @@ pub fn prepare_text(
         return Err(Error::Selection {
             source_name: data.source.name().display().to_string(),
             what: "the sources of crates are no conversations, and have no answers to be scored".to_owned(),
-            remedy: "name a text of conversations with --data".to_owned(),
+            remedy: "name a text of conversations with --data, or score all of it with --loss-on all"
+                .to_owned(),
         });
     }
     let news = News::default();

@@ -12,6 +12,8 @@ use crate::detokenizer::Detokenizer;
 use crate::guard::{Guard, unknown_token};
 use crate::known_pieces::{Table, Tables};
 use crate::merges::PieceEncoder;
+use crate::seams::Seams;
+use crate::spaces::Spaces;
 use crate::special::{Known, SpecialTokens};
 use crate::split;
 
@@ -21,8 +23,11 @@ pub(crate) struct Pipeline {
     guard: Guard,
     /// Where the pipeline divides text by the pattern and merges bytes, what does the same.
     plain: Option<PieceEncoder>,
-    /// Pieces of other pipelines.
+    /// Where it only writes spaces, what does the same.
+    spaces: Option<Spaces>,
+    /// Pieces of pipelines that are not plain, and where these are divided once more.
     known: Tables,
+    seams: Seams,
 }
 
 /// A pipeline, how it is decoded, its special tokens, and its file.
@@ -77,8 +82,9 @@ impl Pipeline {
         guard.forbid(found);
         let plain = split::is_plain(&library).then(|| PieceEncoder::new(library.get_model()));
         let special = SpecialTokens { bos, eos, pad };
+        let (seams, spaces) = (Seams::of(library.get_model()), Spaces::of(&library));
         Ok(Opened {
-            pipeline: Self { library, guard, plain, known: Tables::default() },
+            pipeline: Self { library, guard, plain, spaces, known: Tables::default(), seams },
             texts,
             special,
             json,
@@ -106,8 +112,18 @@ impl Pipeline {
             return caught(|| plain.encode(self.library.get_model(), &self.guard, texts, split::pieces))
                 .flatten();
         }
+        let mut written = String::new();
         self.known.lend(|known| {
-            texts.iter().map(|text| caught(|| self.encode_one(text, known)).flatten()).collect()
+            let mut one = |text| match self.spaces {
+                Some(spaces) => {
+                    spaces.write(text, &mut written);
+                    let mut ids = Vec::with_capacity(text.len() / 3);
+                    spaces.pieces(&written).try_for_each(|piece| self.add(piece, known, &mut ids))?;
+                    Ok(ids)
+                }
+                None => self.encode_one(text, known),
+            };
+            texts.iter().map(|text| caught(|| one(text)).flatten()).collect()
         })
     }
 
@@ -121,13 +137,17 @@ impl Pipeline {
         for (piece, _, tokens) in pieces.get_splits(OffsetReferential::Normalized, OffsetType::None) {
             match tokens {
                 Some(tokens) => ids.extend(tokens.iter().map(|token| token.id)),
-                // The library's own cache of words is one for all threads, and those that cannot have it do without.
-                None => known.ids(piece, &mut ids, |fresh| {
-                    self.guard.tokenize(self.library.get_model(), piece, fresh)
-                })?,
+                None => self.add(piece, known, &mut ids)?,
             }
         }
         Ok(ids)
+    }
+
+    /// Adds the ids of a piece.
+    fn add(&self, piece: &str, known: &mut Table, ids: &mut Vec<u32>) -> Result<(), String> {
+        let model = self.library.get_model();
+        let mut parts = self.seams.parts(piece);
+        parts.try_for_each(|part| known.ids(part, ids, |fresh| self.guard.tokenize(model, part, fresh)))
     }
 }
 

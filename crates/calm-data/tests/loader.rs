@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use calm_data::{Batch, Layout, Portion, RowPlan, SpecialTokens, TokenFile};
+use calm_data::{Batch, Layout, Portion, Prefetch, RowPlan, RowSource, SpecialTokens, TokenFile};
 use proptest::prelude::*;
 
 const SPECIAL: SpecialTokens = SpecialTokens { bos: 900, eos: 901, pad: 902 };
@@ -139,4 +139,81 @@ fn the_first_batch_of_many_sections_opens_one_group() {
     let total: u64 = (0..file.len()).map(|d| layout.chunks(file.document_len(d)) as u64 - 1).sum();
     assert!(plan.predicted_chunks() < total / 20, "{} of {total}", plan.predicted_chunks());
     assert!(all.rows().unwrap() >= 500);
+}
+
+/// A reader of its own rows, as a process of its own has it: its own plan, and batches that are made ahead.
+struct Reader {
+    ahead: Prefetch<Batch>,
+}
+
+impl Reader {
+    fn new(file: &TokenFile, layout: Layout, rows: std::ops::Range<usize>, global: usize) -> Self {
+        let plan = RowPlan::new(file, layout, SPECIAL, 5).unwrap();
+        let make = move |step| {
+            plan.look_ahead(step, global).unwrap();
+            plan.batch(step, rows.clone(), global).unwrap()
+        };
+        Self { ahead: Prefetch::new(make) }
+    }
+}
+
+/// Six epochs of a text of 120 sections are read to their end through a hundred stops. At each the steps since the last
+/// checkpoint are lost and made again, and another number of readers goes on.
+#[test]
+fn every_document_is_seen_once_an_epoch_through_a_hundred_stops_and_with_any_number_of_readers() {
+    let file = file(&[9; 120], 11);
+    let layout = Layout { chunk_size: 2, context: 6, bos_chunk: true };
+    let global = 6;
+    // As many steps as an epoch has rows, of six rows each: six epochs.
+    let steps = RowPlan::new(&file, layout, SPECIAL, 5).unwrap().rows().unwrap() as u64;
+    assert!(steps > 300, "{steps}");
+    let mut state = 7u64;
+    let mut random = |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    // What was learned from: for each step that counts, the targets of each of its rows.
+    let mut learned: Vec<Vec<BTreeMap<(u32, u32), usize>>> = Vec::new();
+    let (mut stops, mut numbers_of_readers) = (0, std::collections::BTreeSet::new());
+    while (learned.len() as u64) < steps {
+        let count = 1 + random(5) as usize;
+        numbers_of_readers.insert(count);
+        let cuts: Vec<usize> = (0..=count).map(|r| r * global / count).collect();
+        let mut readers: Vec<Reader> =
+            cuts.windows(2).map(|cut| Reader::new(&file, layout, cut[0]..cut[1], global)).collect();
+        let until = match stops < 100 {
+            true => (learned.len() as u64 + 1 + random(2 * steps / 100)).min(steps),
+            false => steps,
+        };
+        for step in learned.len() as u64..until {
+            let batches: Vec<Batch> = readers.iter_mut().map(|r| r.ahead.get(step, steps).0).collect();
+            let mut rows = Vec::new();
+            for batch in &batches {
+                for row in 0..batch.rows {
+                    let places = row * layout.context..(row + 1) * layout.context;
+                    let of_row = places.filter(|place| batch.target[*place]);
+                    rows.push(of_row.map(|p| ((batch.documents[p], batch.chunk_index[p]), 1)).collect());
+                }
+            }
+            learned.push(rows);
+        }
+        if stops < 100 {
+            stops += 1;
+            // Back to the last checkpoint.
+            let lost = random(4) as usize;
+            learned.truncate(learned.len().saturating_sub(lost));
+        }
+    }
+    assert_eq!((stops, numbers_of_readers.len()), (100, 5));
+    let all = chunks(&file, layout);
+    let documents: std::collections::BTreeSet<u32> = all.keys().map(|(document, _)| *document).collect();
+    assert!(documents.len() > 300);
+    let rows: Vec<_> = learned.into_iter().flatten().collect();
+    for (epoch, rows) in rows.chunks(steps as usize).enumerate() {
+        let mut seen = BTreeMap::new();
+        for (chunk, times) in rows.iter().flatten() {
+            *seen.entry(*chunk).or_default() += times;
+        }
+        assert_eq!(seen, all, "epoch {epoch}");
+    }
 }

@@ -195,3 +195,29 @@ fn a_text_without_a_second_document_cannot_be_divided() {
         prepare_with(&data(&text), &TokenizerConfig::default(), folder.path(), how, &mut |_| ()).unwrap_err();
     assert!(matches!(error, Error::TooSmall { documents: 1, .. }), "{error}");
 }
+
+#[test]
+fn merges_are_learned_from_a_sample_of_the_stated_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = folder.path().join("text.jsonl");
+    write_text(&text, 900);
+    let learned = |sample_bytes: u64| {
+        let tokenizer = TokenizerConfig::Bpe(BpeConfig { vocab_size: 300, sample_bytes });
+        let (mut counted, cache) = (0, folder.path().join(format!("cache-{sample_bytes}")));
+        let how = Preparation::default();
+        let corpus = prepare_with(&data(&text), &tokenizer, &cache, how, &mut |progress| {
+            if let Progress::TrainingTokenizer { total, .. } = progress {
+                counted = total;
+            }
+        });
+        let corpus = corpus.unwrap();
+        (counted, corpus.tokenizer_hash, corpus.train.text_bytes())
+    };
+    let (all, whole, bytes) = learned(64 << 20);
+    assert_eq!(all, bytes);
+    // The longest document has some 300 bytes, and whole ones are taken.
+    let (some, sampled, _) = learned(20_000);
+    assert!((19_600..=20_000).contains(&some), "{some}");
+    assert_ne!(sampled, whole);
+    assert_eq!(learned(bytes).1, whole, "a sample that is everything");
+}

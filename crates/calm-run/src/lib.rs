@@ -8,6 +8,7 @@ pub mod checked;
 pub mod checkpoint;
 pub mod config;
 pub mod divergence;
+mod earlier;
 pub mod error;
 mod history;
 mod host;

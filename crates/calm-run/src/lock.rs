@@ -1,7 +1,7 @@
 //! A folder belongs to one process at a time: two that train the same run would write every line twice and take each
-//! other's checkpoints away.
+//! other's checkpoints away. So does a file that grows.
 //!
-//! `.lock` in the folder is locked by the operating system for as long as its owner lives, and says who that is. Where
+//! `.lock` in the folder (`.NAME.lock` beside a file) is locked by the operating system for as long as its owner lives, and says who that is. Where
 //! the system's lock tells nothing (a file system without locks, or one that knows only those of its own machine), the
 //! heartbeat decides: the owner renews it every `BEAT`, and one that has not been renewed for `STALE` belongs to
 //! nobody. The clocks of two machines need not agree: a heartbeat that looks old by the clock is watched for a while
@@ -29,7 +29,7 @@ const BEAT: Duration = Duration::from_secs(10);
 /// After so long without a sign an owner is watched, and then taken for dead.
 const STALE: Duration = Duration::from_secs(120);
 
-/// Who works on a folder.
+/// Who works on a folder or a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     /// Its process.
@@ -50,7 +50,7 @@ impl std::fmt::Display for Owner {
     }
 }
 
-/// A folder that belongs to this process until it is dropped.
+/// A folder or a file that belongs to this process until it is dropped.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
@@ -80,22 +80,43 @@ impl Lock {
         patience: Patience,
         host: &str,
     ) -> Result<Self> {
+        Self::take_at(folder, &folder.join(LOCK), note, patience, host)
+    }
+
+    /// The same of a file, which need not be there.
+    ///
+    /// # Errors
+    /// As [`Lock::take`].
+    pub fn take_file(file: &Path, note: &mut dyn FnMut(&str)) -> Result<Self> {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        let path = file.with_file_name(format!(".{name}{LOCK}"));
+        Self::take_at(file, &path, note, Patience { beat: BEAT, stale: STALE }, &host::name())
+    }
+
+    /// Takes `what` by the file at `path`.
+    fn take_at(
+        what: &Path,
+        path: &Path,
+        note: &mut dyn FnMut(&str),
+        patience: Patience,
+        host: &str,
+    ) -> Result<Self> {
+        let folder = path.parent().unwrap_or(Path::new(""));
         calm_files::create_folder(folder).map_err(|e| Error::io("create", folder, e))?;
-        let path = folder.join(LOCK);
-        let open = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
-        let mut file = open.map_err(|e| Error::io("write", &path, e))?;
+        let open = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path);
+        let mut file = open.map_err(|e| Error::io("write", path, e))?;
         let known = match patiently(&file) {
-            Err(TryLockError::WouldBlock) => return Err(taken(folder, read_owner(&path).as_ref())),
+            Err(TryLockError::WouldBlock) => return Err(taken(what, read_owner(path).as_ref())),
             // Whether the system's lock says anything about processes of this machine.
             Ok(()) => true,
             Err(TryLockError::Error(_)) => false,
         };
-        if let Some(owner) = read_owner(&path) {
+        if let Some(owner) = read_owner(path) {
             // On this machine the system ended its lock with it; of another one only the heartbeat tells.
-            if !(known && owner.host == host) && lives(&path, &owner, patience) {
-                return Err(taken(folder, Some(&owner)));
+            if !(known && owner.host == host) && lives(path, &owner, patience) {
+                return Err(taken(what, Some(&owner)));
             }
-            note(&format!("{} was left by {owner}, which has ended: taken over", folder.display()));
+            note(&format!("{} was left by {owner}, which has ended: taken over", what.display()));
         }
         let owner = Owner {
             process: std::process::id(),
@@ -110,16 +131,16 @@ impl Lock {
             file.seek(SeekFrom::Start(0))?;
             file.write_all(text.as_bytes())
         };
-        write(&mut file).map_err(|e| Error::io("write", &path, e))?;
+        write(&mut file).map_err(|e| Error::io("write", path, e))?;
         if !known {
             // Without a lock two may have come at once: the last one that wrote has it.
             std::thread::sleep(Duration::from_millis(200));
-            match read_owner(&path) {
+            match read_owner(path) {
                 Some(found) if (found.process, &found.host) == (owner.process, &owner.host) => {}
-                found => return Err(taken(folder, found.as_ref())),
+                found => return Err(taken(what, found.as_ref())),
             }
         }
-        Ok(Self { beating: heartbeat(&path, owner, patience.beat), file })
+        Ok(Self { beating: heartbeat(path, owner, patience.beat), file })
     }
 
     /// Whether another process works on the folder now, and who, as far as that is known. An owner on another machine is
@@ -160,11 +181,11 @@ impl Drop for Lock {
     }
 }
 
-fn taken(folder: &Path, owner: Option<&Owner>) -> Error {
+fn taken(what: &Path, owner: Option<&Owner>) -> Error {
     let who = owner.map_or_else(String::new, |owner| format!(": {owner}"));
     Error::user(
-        format!("another calm works on {}{who}", folder.display()),
-        "wait for it or stop it; --out gives this one a folder of its own",
+        format!("another calm works on {}{who}", what.display()),
+        "wait for it or stop it; --out gives this one a place of its own",
     )
 }
 
@@ -259,6 +280,19 @@ mod tests {
         assert!(Lock::holder(&folder).is_none());
         let (again, notes) = take(&folder, "here");
         assert!(again.is_ok() && notes.is_empty(), "{notes:?}");
+    }
+
+    #[test]
+    fn a_file_belongs_to_one_process_too_and_its_neighbours_do_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("new/answers.jsonl");
+        let held = Lock::take_file(&file, &mut |_| ()).unwrap();
+        let error = Lock::take_file(&file, &mut |_| ()).unwrap_err().to_string();
+        assert!(error.contains("answers.jsonl: process") && !file.exists(), "{error}");
+        assert!(Lock::take_file(&dir.path().join("new/others.jsonl"), &mut |_| ()).is_ok());
+        assert!(take(&dir.path().join("new"), "here").0.is_ok());
+        drop(held);
+        assert!(Lock::take_file(&file, &mut |_| ()).is_ok());
     }
 
     #[test]

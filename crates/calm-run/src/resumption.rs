@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 
 use calm_config::Resolved;
 
-use crate::checked::write_config;
+use crate::checked::{read_config, write_config};
 use crate::checkpoint::{Checkpoints, StageState};
 use crate::config::RunConfig;
+use crate::earlier;
 use crate::error::{Error, Result};
 use crate::metrics::SUM;
 use crate::record::{Change, Provenance, RunRecord, differences};
@@ -53,7 +54,7 @@ impl Resumption {
     /// # Errors
     /// All settings that may not change, each with its reason; a folder that cannot be read.
     pub fn decide(folder: &Path, resolved: &Resolved<RunConfig>, begin: Begin) -> Result<Self> {
-        let run = Run { folder: folder.to_owned(), config: resolved.value.clone() };
+        let mut run = Run { folder: folder.to_owned(), config: resolved.value.clone() };
         let there = folder.join(CONFIG).is_file();
         // Before the data were ready nothing has come of a run: a wrong path may be put right.
         let begun = folder.join(RECORD).is_file() || has_weights(folder)?;
@@ -68,7 +69,10 @@ impl Resumption {
         let mut changes = Vec::new();
         if !fresh {
             let before = Run::resolved(folder)?;
-            changes = differences(&before.tree, &resolved.tree);
+            let earlier = earlier::settings(&read_config(&folder.join(CONFIG))?);
+            let asked = earlier::applied(&earlier, resolved)?;
+            changes = differences(&before.tree, &asked.tree);
+            run.config = asked.value;
             let judge = Judge::new(&run, &before.value, begin)?;
             let refused: Vec<(&Change, Refusal)> =
                 changes.iter().filter_map(|change| Some((change, judge.refuses(change)?))).collect();

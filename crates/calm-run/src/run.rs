@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use crate::checked::{file_hash, read_config, read_json, write_json};
 use crate::checkpoint::{Checkpoints, Which};
 use crate::config::RunConfig;
+use crate::earlier;
 use crate::error::{Error, Result};
 use crate::record::{Change, RunRecord, apply};
 use crate::stage::Stage;
@@ -66,7 +67,9 @@ impl Run {
                 "name the folder of a run with --run (runs/NAME), or train one first",
             ));
         }
-        let began: Resolved<RunConfig> = load(read_config(&path)?, &[])?;
+        let text = read_config(&path)?;
+        let earlier = earlier::settings(&text);
+        let began: Resolved<RunConfig> = load(text, &earlier)?;
         let record = read_record(folder)?.unwrap_or_default();
         after(began, record.changes())
     }

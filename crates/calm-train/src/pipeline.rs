@@ -64,7 +64,7 @@ pub fn begin(
     let ahead = ahead(resumption, options)?;
     let mut rows = BTreeMap::new();
     for stage in &ahead {
-        rows.insert(*stage, Rows::new(run, &corpus, *stage)?);
+        rows.insert(*stage, Rows::new(run, &corpus, *stage, !options.skip_scores)?);
     }
     let plan = Plan::new(&run.config, &corpus, &Target::of(device, run.config.precision)?);
     reporter.plan(&plan);
@@ -367,7 +367,7 @@ fn train_autoencoder(
         let objective = models::new_autoencoder(run, &corpus.tokenizer, device)?;
         init_from(run, corpus, options, Stage::Autoencoder, &objective.store, reporter)?;
         let Rows { plan, validation: rows } =
-            rows.map_or_else(|| Rows::new(run, corpus, Stage::Autoencoder), Ok)?;
+            rows.map_or_else(|| Rows::new(run, corpus, Stage::Autoencoder, false), Ok)?;
         let checkpoints = run.checkpoints(Stage::Autoencoder);
         let metadata = run.metadata(Stage::Autoencoder, record);
         let training = Training {
@@ -426,7 +426,8 @@ fn train_lm(
     }
     let seed = run.config.seed;
     let eval = &run.config.eval;
-    let Rows { plan, validation: rows } = rows.map_or_else(|| Rows::new(run, corpus, Stage::Lm), Ok)?;
+    let Rows { plan, validation: rows } =
+        rows.map_or_else(|| Rows::new(run, corpus, Stage::Lm, false), Ok)?;
     let mut metadata = run.metadata(Stage::Lm, record);
     let checkpoints = run.checkpoints(Stage::Lm);
     let mut autoencoder = None;

@@ -1,9 +1,13 @@
 //! The rows of a stage: to train on, and to validate with.
 
-use calm_data::{Corpus, EvaluationRows, RowPlan};
+use calm_data::{Corpus, EvaluationRows, RowPlan, spread};
+use calm_eval::protocol::Protocol;
+use calm_eval::score::positions;
 use calm_run::{Error, Result, Run, Stage};
+use calm_stats::brier::EndOfText;
 
-use crate::held_out::{evaluation_rows, predicts};
+use crate::held_out::{SCORE_ROWS, evaluation_rows, predicts};
+use crate::scoring::reader;
 
 /// Rows of a stage, in which there is something to learn and something to measure.
 pub(crate) struct Rows {
@@ -15,8 +19,9 @@ impl Rows {
     /// Lays the text into rows.
     ///
     /// # Errors
-    /// Text of which these settings leave nothing to predict: a loss of it would be 0, whatever the model does.
-    pub fn new(run: &Run, corpus: &Corpus, stage: Stage) -> Result<Self> {
+    /// Text of which these settings leave nothing to predict: a loss of it would be 0, whatever the model does. Where the
+    /// model is `scored` when it is trained, held-out text without a place for a score.
+    pub fn new(run: &Run, corpus: &Corpus, stage: Stage, scored: bool) -> Result<Self> {
         let layout = match stage {
             Stage::Autoencoder => run.autoencoder_layout(),
             Stage::Lm => run.lm_layout(),
@@ -41,9 +46,30 @@ impl Rows {
             if !predicts(&corpus.validation, special, layout, documents, chunks)? {
                 return Err(nothing(run, "held-out documents that are scored"));
             }
+            if scored && !has_scores(run, corpus)? {
+                return Err(Error::user(
+                    "nothing to score in the held-out documents: nowhere stand four tokens together that count",
+                    "longer answers or documents help, or more of eval.documents and eval.chunks_per_document; \
+                     --skip-scores trains without scores",
+                ));
+            }
         }
         Ok(Self { plan, validation })
     }
+}
+
+/// Whether a model of this run is scored anywhere: a score is taken of four tokens, all of which count, a loss of one.
+fn has_scores(run: &Run, corpus: &Corpus) -> Result<bool> {
+    let (eval, special, reader) = (&run.config.eval, corpus.tokenizer.special(), reader(run));
+    let end = EndOfText { eos: special.eos, pad: special.pad };
+    let protocol = Protocol::own(&reader, eval.chunks_per_document);
+    for document in spread(corpus.validation.len(), eval.documents) {
+        let view = protocol.view(&corpus.validation, special, &reader, &[document])?;
+        if view.batches(SCORE_ROWS).any(|batch| !positions(&batch, end, view.rule).is_empty()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether an earlier version trained this run, which knew no sections.
@@ -91,7 +117,7 @@ mod tests {
     use super::*;
 
     fn rows(run: &Run, corpus: &Corpus) -> Vec<String> {
-        let plan = Rows::new(run, corpus, Stage::Lm).unwrap().plan;
+        let plan = Rows::new(run, corpus, Stage::Lm, false).unwrap().plan;
         (0..30).map(|step| Batch::hash(&[plan.batch(step, 0..4, 4).unwrap()])).collect()
     }
 

@@ -28,7 +28,7 @@ pub struct StepReport {
     pub tokens: u64,
     /// Seconds of this step; on a GPU, which works behind, steps that read their values wait for those before.
     pub seconds: f64,
-    /// Seconds of these in which it waited for its rows.
+    /// Seconds of these in which it waited for its rows; 0 where they lay ready.
     pub data_seconds: f64,
     /// Whether this step is to be written to the metrics.
     pub log: bool,

@@ -64,6 +64,10 @@ impl Training<'_> {
             state.keep = self.checkpoints.steps().into_iter().rfind(|step| *step < state.step);
             watch.saved(state.step);
         }
+        let mut ahead = self.ahead();
+        if state.step < c.steps {
+            ahead.start(state.batch(), last_batch(&state, c.steps));
+        }
         observer.begin(stage, state.step, c.steps);
         if std::mem::take(&mut state.validation_due) {
             // The stage was stopped when it was due. It may be the best, and is not made a second time.
@@ -73,7 +77,6 @@ impl Training<'_> {
             observer.saving();
             self.checkpoints.save(&state, objective.store(), stepper.optimizer(), self.metadata)?;
         }
-        let mut ahead = self.ahead();
         let on_cpu = objective.store().device().is_cpu();
         // A checkpoint that was due in a spike is written when it has passed.
         let mut postponed = false;
@@ -89,8 +92,8 @@ impl Training<'_> {
                 || observer.should_stop()
                 || watch.unproven();
             let started = Instant::now();
-            let (batches, read_hash) = ahead.get(state.batch(), last_batch(&state, c.steps))?;
-            let waited = started.elapsed().as_secs_f64();
+            let (rows, waited) = ahead.get(state.batch(), last_batch(&state, c.steps));
+            let (batches, read_hash) = rows?;
             let mut guard = |seen: &Result<StepValues>| watch.before_update(seen, &mut state.trend);
             let guard: Option<crate::step::Guard<'_>> =
                 if c.divergence.looks_first() { Some(&mut guard) } else { None };
@@ -98,7 +101,7 @@ impl Training<'_> {
                 .guarded(objective, &batches, state.step, read, guard)
                 .map_err(|e| watch.explain(e, &state))?;
             report.seconds = started.elapsed().as_secs_f64();
-            report.data_seconds = waited;
+            report.data_seconds = waited.as_secs_f64();
             report.log = log;
             state.seconds += report.seconds;
             match watch.after_step(&report, &mut state, observer)? {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use calm_data::chat::LossOn;
 use clap::{Args, ValueEnum};
 
 /// Which configuration.
@@ -33,6 +34,26 @@ pub struct OtherText<'a> {
     pub column: Option<&'a str>,
     /// Documents that are looked at, where not all are.
     pub documents: Option<usize>,
+    /// What of it counts, if not what counts in the run's own text.
+    pub loss_on: Option<LossOn>,
+}
+
+/// What scores are taken on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LossOnName {
+    /// All text.
+    All,
+    /// What the assistant says in conversations.
+    Answers,
+}
+
+impl From<LossOnName> for LossOn {
+    fn from(name: LossOnName) -> Self {
+        match name {
+            LossOnName::All => Self::All,
+            LossOnName::Answers => Self::Answers,
+        }
+    }
 }
 
 /// How a CALM's latent vectors become tokens.

@@ -8,13 +8,13 @@
 use std::io::{BufRead, IsTerminal};
 
 use anyhow::Result;
-use calm_data::chat::{Conversations, LossOn, Message};
+use calm_data::chat::{Conversations, End, LossOn, Message};
 use calm_data::{Layout, Tokenizer};
-use calm_eval::generate::{Decoding, GenerateOptions, generate};
+use calm_eval::generate::{Decoding, GenerateOptions, GenerateReport, generate};
 use calm_lm::Sampler;
 use calm_run::Run;
 
-use super::drawing::{REMAINDER_BUDGET, explain};
+use super::drawing::{Bent, REMAINDER_BUDGET, explain};
 use crate::args::GenerateArgs;
 use crate::error::Hinted;
 use crate::ui::Printer;
@@ -53,7 +53,7 @@ pub(super) fn converse(
     let asks = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let system = args.system.as_ref().map(|text| Message::new("system", text.as_str()));
     let mut said: Vec<Message> = system.into_iter().collect();
-    let mut told = Told::default();
+    let (mut told, mut bent) = (Told::default(), Bent::default());
     let mut turn = 0;
     let mut lines = std::io::stdin().lock().lines();
     loop {
@@ -61,6 +61,7 @@ pub(super) fn converse(
             printer.text("> ")?;
         }
         let Some(line) = lines.next() else {
+            bent.tell("turns", printer);
             return if asks { Ok(printer.text("\n")?) } else { Ok(()) };
         };
         let line = line.map_err(|e| {
@@ -81,6 +82,11 @@ pub(super) fn converse(
             remainder_budget: REMAINDER_BUDGET,
         };
         let answer = answer(talk, sampler, tokenizer, &prompt, &options, printer)?;
+        bent.add(&answer.report);
+        if asks {
+            // Who reads the answers one by one is told at once.
+            std::mem::take(&mut bent).tell("turns", printer);
+        }
         if answer.cut && !std::mem::replace(&mut told.cut, true) {
             printer.note(format!("cut after {} tokens: --max-tokens allows more", args.max_tokens));
         }
@@ -140,6 +146,7 @@ struct Answer {
     text: String,
     /// Whether it was ended by the number of tokens.
     cut: bool,
+    report: GenerateReport,
 }
 
 fn answer(
@@ -151,7 +158,7 @@ fn answer(
     printer: &Printer,
 ) -> Result<Answer> {
     let mut stream = tokenizer.stream_after("", prompt);
-    let mut until = Until::new(talk.conversations.end_mark());
+    let mut until = Until::new(talk.conversations.end());
     let (mut text, mut broken) = (String::new(), None);
     let mut show = |piece: &str| {
         text.push_str(piece);
@@ -171,19 +178,19 @@ fn answer(
     show(&until.rest())?;
     printer.text("\n")?;
     let cut = !until.ended && !report.ended;
-    Ok(Answer { text, cut })
+    Ok(Answer { text, cut, report })
 }
 
-/// Text up to a mark: what may be the beginning of it is held back until that is known.
+/// Text up to a mark: what may be the beginning of it, or of the white space before it, is held back until that is known.
 struct Until {
-    mark: String,
+    end: End,
     held: String,
     ended: bool,
 }
 
 impl Until {
-    fn new(mark: String) -> Self {
-        Self { mark, held: String::new(), ended: false }
+    fn new(end: End) -> Self {
+        Self { end, held: String::new(), ended: false }
     }
 
     /// Adds text; returns what stands before the mark for sure.
@@ -192,12 +199,19 @@ impl Until {
             return String::new();
         }
         self.held.push_str(text);
-        if let Some(at) = self.held.find(&self.mark) {
+        let End { lead, mark } = &self.end;
+        if let Some(at) = self.held.find(mark) {
             self.ended = true;
             self.held.truncate(at);
+            let said = self.held.strip_suffix(lead.as_str()).unwrap_or(&self.held).len();
+            self.held.truncate(said);
             return std::mem::take(&mut self.held);
         }
-        let begins = |at: &usize| self.mark.starts_with(&self.held[*at..]);
+        let whole = format!("{lead}{mark}");
+        let begins = |at: &usize| {
+            let rest = &self.held[*at..];
+            mark.starts_with(rest) || whole.starts_with(rest)
+        };
         let mut starts = self.held.char_indices().map(|(at, _)| at);
         let sure = starts.find(begins).unwrap_or(self.held.len());
         self.held.drain(..sure).collect()
@@ -213,19 +227,27 @@ impl Until {
 mod tests {
     use super::*;
 
+    fn until(lead: &str, mark: &str) -> Until {
+        Until::new(End { lead: lead.into(), mark: mark.into() })
+    }
+
     #[test]
     fn text_ends_before_the_mark_in_whatever_pieces_it_comes() {
-        let text = "a < b <|im <|im_en <|im_end|>\nmore";
-        for size in 1..9 {
-            let mut until = Until::new("<|im_end|>".into());
-            let pieces = text.as_bytes().chunks(size).map(|piece| std::str::from_utf8(piece).unwrap());
-            let shown: String = pieces.map(|piece| until.push(piece)).collect();
-            assert_eq!(
-                (shown.as_str(), until.ended, until.rest().as_str()),
-                ("a < b <|im <|im_en ", true, "")
-            );
+        for (lead, text, said) in [
+            ("", "a < b <|im <|im_en <|im_end|>\nmore", "a < b <|im <|im_en "),
+            // The new line that the template puts before its mark is none of the answer's, but others are.
+            ("\n", "a\nb\n\n<|im_end|>", "a\nb\n"),
+            ("\n", "a\n<|im b<|im_end|>", "a\n<|im b"),
+            (" \n", "a \n \n<|im_end|>\n", "a \n"),
+        ] {
+            for size in 1..9 {
+                let mut until = until(lead, "<|im_end|>");
+                let pieces = text.as_bytes().chunks(size).map(|piece| std::str::from_utf8(piece).unwrap());
+                let shown: String = pieces.map(|piece| until.push(piece)).collect();
+                assert_eq!((shown.as_str(), until.ended, until.rest().as_str()), (said, true, ""), "{size}");
+            }
         }
-        let mut until = Until::new("<|im_end|>".into());
+        let mut until = until("", "<|im_end|>");
         assert_eq!((until.push("é <|im"), until.rest(), until.ended), ("é ".into(), "<|im".into(), false));
     }
 }

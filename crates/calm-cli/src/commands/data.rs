@@ -1,6 +1,7 @@
 //! `calm data`: the text of a configuration, prepared, counted, shown and checked.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use anyhow::Result;
 use calm_config::load;
@@ -9,6 +10,7 @@ use calm_data::{
     prepare_with,
 };
 use calm_run::config::RunConfig;
+use calm_run::run::{CONFIG, RECORD};
 use calm_train::reporter::Reporter;
 use serde::Serialize;
 
@@ -30,7 +32,14 @@ pub fn run(command: &DataCommand, printer: &Printer) -> Result<()> {
 }
 
 fn corpus(args: &DataArgs, read_again: bool, printer: &Printer) -> Result<(RunConfig, Corpus)> {
-    let config: RunConfig = load(shipped::find(&args.source.config)?, &args.source.overrides)?.value;
+    let name = &args.source.config;
+    let file = Path::new(name);
+    // The text of a run is what it reads now.
+    let text = match (file.file_name().is_some_and(|name| name == CONFIG), file.parent()) {
+        (true, Some(folder)) if folder.join(RECORD).is_file() => super::of_run(file, folder)?,
+        _ => shipped::find(name)?,
+    };
+    let config: RunConfig = load(text, &args.source.overrides)?.value;
     let mut screen = Screen::new(printer);
     let how = Preparation { read_again, ..Preparation::default() };
     let mut corpus =
@@ -67,6 +76,13 @@ fn prepare(args: &DataArgs, printer: &Printer) -> Result<()> {
         ]);
     }
     printer.table(&table)?;
+    let listed = summary.bad.len();
+    for bad in &summary.bad {
+        printer.result(&format!("left out: {bad}"))?;
+    }
+    if summary.skipped.bad > listed {
+        printer.result(&format!("left out: {} more", summary.skipped.bad - listed))?;
+    }
     let line = format!(
         "text {:.12}, tokenizer {:.12}, V = {}",
         corpus.hash, corpus.tokenizer_hash, summary.vocab_size

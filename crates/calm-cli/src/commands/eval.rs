@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use anyhow::Result;
+use calm_data::chat::LossOn;
 use calm_data::source::records::strict;
 use calm_eval::EvalConfig;
 use calm_kernels::device::Choice;
@@ -14,7 +15,7 @@ use calm_train::pipeline::prepare_data;
 use calm_train::scoring::{reconstruct_run, score_run};
 
 use super::{decoded_by, open_run, text_of, which};
-use crate::args::{BrierArgs, Format, ReconstructArgs, TextSource};
+use crate::args::{BrierArgs, Format, OtherText, ReconstructArgs, TextSource};
 use crate::error::Hinted;
 use crate::hardware;
 use crate::report as tables;
@@ -74,7 +75,7 @@ pub fn brierlm(args: &BrierArgs, device: Choice, printer: &Printer) -> Result<()
         corpus => corpus?,
     };
     let (held_out, _) = match &args.text.data {
-        Some(_) => text_of(&run, args.text.other(), &args.source.cache, &mut screen)?,
+        Some(_) => text_of(&run, args.other(), &args.source.cache, &mut screen)?,
         None => (corpus.validation.clone(), corpus.tokenizer.clone()),
     };
     let (results, condition) =
@@ -120,7 +121,9 @@ pub fn autoencoder(args: &ReconstructArgs, device: Choice, printer: &Printer) ->
     let run = run.on(&device);
     let eval = settings(&run.config.eval, &args.text, None)?;
     let mut screen = Screen::new(printer);
-    let (held_out, tokenizer) = text_of(&run, args.text.other(), &args.source.cache, &mut screen)?;
+    // The autoencoder learned every chunk.
+    let other = args.text.other().map(|other| OtherText { loss_on: Some(LossOn::All), ..other });
+    let (held_out, tokenizer) = text_of(&run, other, &args.source.cache, &mut screen)?;
     let r = reconstruct_run(&run, &tokenizer, &held_out, which(&args.source), &eval, &device, &mut screen)?;
     drop(screen);
     match args.text.format {

@@ -9,11 +9,10 @@ use calm_data::Tokenizer;
 use calm_eval::generate::{Decoding, GenerateOptions, GenerateReport, generate};
 use calm_kernels::device::Choice;
 use calm_lm::{Decode, DrawKind, Sampler, TokenDecoding};
-use calm_run::Run;
 use calm_stats::temperature::{ExactOptions, Temperature};
 
 use super::chat::{Talk, converse};
-use super::drawing::{REMAINDER_BUDGET, explain};
+use super::drawing::{Model, REMAINDER_BUDGET, explain};
 use super::{decoded_by, open_run, prompts, which};
 use crate::args::{GenerateArgs, SamplerName};
 use crate::error::Hinted;
@@ -39,6 +38,7 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
         None => String::new(),
     };
     let k = run.config.chunk_size();
+    let drawn = |sampler| Model { run: &run, device: &device, tokenizer: &tokenizer, sampler };
     let talk = args.chat.then(|| Talk::of(&run));
     let alone = talk.is_none() && args.many.prompts.is_none();
     if alone && !run.config.bos_chunk && tokenizer.encode(&prompt)?.len() < k {
@@ -74,7 +74,7 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
         let sampler = model.sampler();
         return match talk {
             Some(talk) => converse(&talk, &*sampler, &tokenizer, decoding, args, printer),
-            None => write(&run, &*sampler, &tokenizer, &prompt, decoding, args, printer),
+            None => write(&drawn(&*sampler), &prompt, decoding, args, printer),
         };
     }
     if let Some(option) = asked {
@@ -102,7 +102,7 @@ pub fn run(args: &GenerateArgs, device: Choice, printer: &Printer) -> Result<()>
     };
     match talk {
         Some(talk) => converse(&talk, &*sampler, &tokenizer, Decoding::Plain, args, printer),
-        None => write(&run, &*sampler, &tokenizer, &prompt, Decoding::Plain, args, printer),
+        None => write(&drawn(&*sampler), &prompt, Decoding::Plain, args, printer),
     }
 }
 
@@ -151,9 +151,7 @@ fn decoding(title: &str, args: &GenerateArgs) -> Result<Decoding> {
 
 /// One prompt, or those of a file.
 fn write(
-    run: &Run,
-    sampler: &dyn Sampler,
-    tokenizer: &Tokenizer,
+    model: &Model<'_>,
     prompt: &str,
     decoding: Decoding,
     args: &GenerateArgs,
@@ -166,8 +164,8 @@ fn write(
         remainder_budget: REMAINDER_BUDGET,
     };
     match &args.many.prompts {
-        Some(path) => prompts::run(path, run, sampler, tokenizer, &options, args, printer),
-        None => stream(sampler, tokenizer, prompt, options, printer),
+        Some(path) => prompts::run(path, model, &options, args, printer),
+        None => stream(model.sampler, model.tokenizer, prompt, options, printer),
     }
 }
 

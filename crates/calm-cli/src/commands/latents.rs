@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Write};
 
 use anyhow::Result;
+use calm_data::chat::LossOn;
 use calm_eval::reconstruction::text_chunks;
 use calm_kernels::device::Choice;
 use calm_run::Error;
@@ -41,7 +42,10 @@ pub fn run(args: &LatentsArgs, device: Choice, printer: &Printer) -> Result<()> 
     let device = hardware::open(device, printer)?;
     let run = run.on(&device);
     let mut screen = Screen::new(printer);
-    let other = args.data.as_deref().map(|data| OtherText { data, column: None, documents: None });
+    let column = args.column.as_deref();
+    // Latents are of chunks, whether they count or not.
+    let loss_on = Some(LossOn::All);
+    let other = args.data.as_deref().map(|data| OtherText { data, column, documents: None, loss_on });
     let (file, tokenizer) = text_of(&run, other, &args.source.cache, &mut screen)?;
     let (objective, _) = models::load_autoencoder(&run, which(&args.source), &tokenizer, &device)?;
     let rows = evaluation_rows(&file, tokenizer.special(), run.autoencoder_layout(), args.documents, None)?;

@@ -27,10 +27,11 @@ pub mod watch;
 use std::path::Path;
 
 use anyhow::Result;
+use calm_config::{ConfigText, load};
 use calm_data::{DataConfig, TokenFile, Tokenizer};
 use calm_lm::Decode;
-use calm_run::Run;
 use calm_run::checkpoint::Which;
+use calm_run::{Run, RunConfig};
 use calm_train::pipeline::prepare_data;
 use calm_train::reporter::Reporter;
 
@@ -47,6 +48,15 @@ pub fn open_run(source: &RunSource) -> Result<Run> {
         Some(folder) => Run::open(folder)?,
         None => Run::latest(Path::new(RUNS))?,
     })
+}
+
+/// The configuration in force of the run in a folder, whose own file this is.
+fn of_run(file: &Path, folder: &Path) -> Result<ConfigText> {
+    let text = ConfigText::read(file)?;
+    let now = Run::resolved(folder)?;
+    let began = load::<RunConfig>(text.clone(), &[])?;
+    // As it stands in the file, so that errors name its lines, where nothing has changed since.
+    Ok(if now.tree == began.tree { text } else { ConfigText { text: now.to_yaml(), ..text } })
 }
 
 /// The checkpoint that was asked for.
@@ -93,12 +103,13 @@ pub fn text_of(
     screen: &mut Screen<'_>,
 ) -> Result<(TokenFile, Tokenizer)> {
     match other {
-        Some(OtherText { data, column, documents }) => {
+        Some(OtherText { data, column, documents, loss_on }) => {
             let tokenizer = run.tokenizer()?;
             let source = calm_data::source::named(data)?;
             let like = &run.config.data;
             let data = DataConfig { source, column: column.map(str::to_owned), ..DataConfig::default() }
                 .read_like(like);
+            let data = DataConfig { loss_on: loss_on.unwrap_or(data.loss_on), ..data };
             let file =
                 calm_data::prepare_text(&data, documents, &tokenizer, cache, &mut |p| screen.data(&p))?;
             screen.data_done();

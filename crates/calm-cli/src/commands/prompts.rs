@@ -9,28 +9,25 @@ mod reading;
 use std::path::Path;
 
 use anyhow::Result;
-use calm_data::Tokenizer;
 use calm_eval::generate::{Decoding, GenerateOptions};
 use calm_eval::prompts::{Answer, Prompt, Stopped, answer};
-use calm_lm::Sampler;
-use calm_run::Run;
 use calm_run::checkpoint::Which;
+use calm_train::plan::describe;
 use serde_json::json;
 
 use self::answers::{Answers, Settings};
 use self::reading::{Asked, Prompts};
-use super::drawing::explain;
+use super::drawing::{Bent, Model, explain};
 use super::which;
 use crate::args::GenerateArgs;
 use crate::error::Hinted;
 use crate::ui::{Printer, Unit};
+use crate::version;
 
 /// Answers the prompts of a file.
 pub fn run(
     path: &Path,
-    run: &Run,
-    sampler: &dyn Sampler,
-    tokenizer: &Tokenizer,
+    model: &Model<'_>,
     options: &GenerateOptions,
     args: &GenerateArgs,
     printer: &Printer,
@@ -38,10 +35,11 @@ pub fn run(
     if args.many.batch == 0 {
         return Err(Hinted::new("--batch 0 continues nothing", "give 1 or more").into());
     }
+    let Model { run, tokenizer, sampler, .. } = *model;
     let field = args.many.field.as_deref();
     let total = reading::count(path, field)?;
     let mut prompts = Prompts::open(path, field)?;
-    let settings = settings(run, which(&args.source), options, args)?;
+    let settings = settings(model, which(&args.source), options, args)?;
     let mut answers = Answers::open(&args.many.out, settings, printer)?;
     let there = answers.go_on(&mut prompts)?;
     if there > 0 {
@@ -70,7 +68,7 @@ pub fn run(
         shared.borrow_mut().push_back((asked, tokens.clone()));
         Ok(Some(Prompt { number, tokens }))
     };
-    let (mut done, mut tokens, mut forced, mut fallbacks) = (there, 0, 0, 0);
+    let (mut done, mut tokens, mut bent) = (there, 0, Bent::default());
     let take = |answer: Answer| -> Result<()> {
         let Some((asked, before)) = shared.borrow_mut().pop_front() else { return Ok(()) };
         let mut text = tokenizer.stream_after(&asked.prompt, &before);
@@ -78,8 +76,7 @@ pub fn run(
         answers.add(asked, &said, &answer)?;
         done += 1;
         tokens += answer.tokens.len() as u64;
-        forced += usize::from(answer.report.forced);
-        fallbacks += answer.report.fallbacks;
+        bent.add(&answer.report);
         progress.tokens(tokens);
         progress.set(done, "");
         Ok(())
@@ -97,19 +94,21 @@ pub fn run(
     }
     answers.finish()?;
     progress.finish("");
-    if forced > 0 {
-        printer.note(format!(
-            "{forced} prompts end inside a chunk that no candidate reproduced; the rest was written over the best one"
-        ));
-    }
-    if fallbacks > 0 {
-        printer.warn(format!("{fallbacks} chunks came from the biased fallback: their budget was spent"));
-    }
+    bent.tell("prompts", printer);
     Ok(())
 }
 
 /// All that texts depend on besides their prompts, by the names of the command line.
-fn settings(run: &Run, which: Which, options: &GenerateOptions, args: &GenerateArgs) -> Result<Settings> {
+fn settings(
+    model: &Model<'_>,
+    which: Which,
+    options: &GenerateOptions,
+    args: &GenerateArgs,
+) -> Result<Settings> {
+    let run = model.run;
+    // Two cards of one kind draw the same.
+    let device = describe(model.device);
+    let device = device.split_once('(').map_or(&*device, |(_, card)| card.trim_end_matches(')'));
     let lm = run.checkpoints(calm_run::Stage::Lm);
     let weights = lm.model_hash(lm.step(which)?)?;
     let autoencoder = match run.config.model.autoencoder() {
@@ -123,6 +122,9 @@ fn settings(run: &Run, which: Which, options: &GenerateOptions, args: &GenerateA
     };
     let decode = run.config.model.decode().map(|decode| format!("{decode:?}").to_lowercase());
     Ok(Settings::new([
+        ("version", json!(version::VERSION)),
+        ("device", json!(device)),
+        ("precision", json!(run.config.precision)),
         ("weights", json!(weights)),
         ("autoencoder", autoencoder),
         ("--seed", json!(args.seed)),

@@ -161,7 +161,7 @@ pub fn brierlm(
     };
     let (held_out, tokenizer) = match (&args.text.data, &corpus) {
         (None, Some(corpus)) => (corpus.validation.clone(), corpus.tokenizer.clone()),
-        _ => text_of(run, args.text.other(), cache, &mut screen)?,
+        _ => text_of(run, args.other(), cache, &mut screen)?,
     };
     let ngram = match &corpus {
         Some(corpus) if trained => Some(ngram_models(&corpus.train, &tokenizer)?),

@@ -15,7 +15,7 @@ use calm_train::options::TrainOptions;
 use calm_train::pipeline;
 use calm_train::plan::{Plan, Target, describe};
 
-use super::RUNS;
+use super::{RUNS, of_run};
 use crate::args::{Format, TrainArgs};
 use crate::error::Hinted;
 use crate::hardware;
@@ -85,11 +85,7 @@ fn configuration(args: &TrainArgs, folder: &Path) -> Result<ConfigText> {
     if !same(Path::new(name), &own) {
         return Ok(shipped::find(name)?);
     }
-    let text = ConfigText::read(&own)?;
-    let now = Run::resolved(folder)?;
-    let began = load::<RunConfig>(text.clone(), &[])?;
-    // As it stands in the file, so that errors name its lines, where nothing has changed since.
-    Ok(if now.tree == began.tree { text } else { ConfigText { text: now.to_yaml(), ..text } })
+    of_run(&own, folder)
 }
 
 /// Whether two paths lead to the same place.

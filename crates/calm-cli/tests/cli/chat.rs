@@ -1,5 +1,6 @@
 //! Fine-tuning on conversations, and `calm generate --chat`.
 
+use std::fs;
 use std::io::Write;
 use std::process::Stdio;
 use std::sync::LazyLock;
@@ -88,6 +89,9 @@ fn a_run_that_knows_no_answers_is_warned_of_and_what_cannot_be_said_is_an_error(
         assert_eq!(done.code, 0, "{}", done.err);
         assert_eq!(done.err.matches("data.loss_on: all").count(), 1, "{}", done.err);
         assert!(done.err.contains("cut after 5 tokens"), "{}", done.err);
+        // What a single prompt would be told of; with one token a chunk there is no inside.
+        let forced = done.err.contains("turns end inside a chunk that no candidate reproduced");
+        assert_eq!(forced, run == "runs/calm", "{}", done.err);
         assert!(done.out.ends_with('\n') && !done.out.contains("> "), "{}", done.out);
         // The seed decides, and turns draw noise of their own.
         assert_eq!(chat(trained(), &["--run", run, "-n", "5"], "ana\nbolo du\n".as_bytes()).out, done.out);
@@ -129,7 +133,74 @@ fn what_counts_is_shown_counted_and_scored() {
     assert!(positions(&other) > 0 && other["text_hash"] != tuned["text_hash"], "{other}");
     house.write("plain.txt", "no conversation");
     let plain = ["eval", "brierlm", "--run", "runs/chat", "--data", "plain.txt"];
-    house.refuses(&plain, &["holds no conversations", "data.loss_on: all"]);
+    house.refuses(&plain, &["holds no conversations", "`--loss-on all`"]);
+}
+
+#[test]
+fn a_run_that_learned_answers_is_scored_on_plain_text_too() {
+    let house = &*TUNED;
+    house.write("some.txt", "abcd dcba abcd\n".repeat(20));
+    house.write("some.jsonl", serde_json::json!({ "text": "abcd dcba abcd" }).to_string());
+    let all = ["--loss-on", "all", "--format", "json"];
+    for (data, more) in [("some.txt", &[][..]), ("some.jsonl", &["--column", "text"]), ("talks.jsonl", &[])] {
+        let args = ["eval", "brierlm", "--run", "runs/chat", "--data", data];
+        let positions =
+            |more: &[&str]| house.json(&[&args[..], more].concat())["positions"].as_u64().unwrap();
+        let of_all = positions(&[more, &all].concat());
+        assert!(of_all > 0, "{data}");
+        if data == "talks.jsonl" {
+            assert!(of_all > positions(&["--format", "json"]), "of answers there are fewer");
+        }
+    }
+    let done = house.run(&["eval", "brierlm", "--run", "runs/chat", "--loss-on", "all"]);
+    assert!(done.code == 2 && done.err.contains("--data"), "{}", done.err);
+}
+
+#[test]
+fn an_autoencoder_takes_all_of_a_text_whatever_its_run_counts() {
+    let house = House::new();
+    trained().copy_run("runs/calm", &house, "runs/calm");
+    trained().copy_run("runs/calm", &house, "runs/answers");
+    let config = house.read("runs/calm/config.yaml");
+    let config = config.split_once('\n').unwrap().1.replace("loss_on: all", "loss_on: answers");
+    assert!(config.contains("loss_on: answers"), "{config}");
+    house.write("runs/answers/config.yaml", config);
+    house.write("plain.txt", "ana bolo du ".repeat(40));
+    let eval = |run: &str| {
+        house.json(&["eval", "autoencoder", "--run", run, "--data", "plain.txt", "--format", "json"])
+    };
+    assert_eq!(eval("runs/answers"), eval("runs/calm"));
+    let latents = |run: &str| {
+        house.ok(&["latents", "--run", run, "--data", "plain.txt", "--out", "l.npy"]);
+        fs::read(house.path("l.npy")).unwrap()
+    };
+    assert_eq!(latents("runs/answers"), latents("runs/calm"));
+}
+
+#[test]
+fn what_could_not_be_scored_in_the_end_is_refused_before_it_is_trained() {
+    let house = House::new();
+    let talk = |i: usize| {
+        let content = ["a", "b", "c"][i % 3];
+        let messages =
+            [("user", format!("{i}")), ("assistant", content.to_owned()), ("user", content.to_owned())];
+        let messages =
+            messages.map(|(role, content)| serde_json::json!({ "role": role, "content": content }));
+        serde_json::json!({ "messages": messages }).to_string() + "\n"
+    };
+    house.write("talks.jsonl", (0..64).map(talk).collect::<String>());
+    // An answer is a letter and its mark: two tokens, where a score needs four.
+    let template =
+        "data.template={user: {before: 'Q: ', after: \"\\n\"}, assistant: {before: 'A: ', after: .}}";
+    let args = [
+        &["train", "--config", "baseline.yaml", "--out", "runs/short"][..],
+        &TALKS[..4],
+        &["--set", template, "--set", "data.loss_on=answers", "--set", "train.lm.steps=6"],
+    ]
+    .concat();
+    house.refuses(&args, &["nothing to score in the held-out documents", "--skip-scores"]);
+    assert!(!house.path("runs/short/run.json").exists());
+    house.ok(&[&args[..], &["--skip-scores"]].concat());
 }
 
 #[test]

@@ -98,3 +98,25 @@ fn damaged_tokens_are_made_anew_and_named() {
     assert!(done.err.contains("train.tokens") && done.err.contains("made anew"), "{}", done.err);
     assert_eq!(std::fs::read(&path).unwrap(), whole);
 }
+
+#[test]
+fn bad_documents_that_are_left_out_are_counted_and_listed() {
+    let house = House::new();
+    let good = |i: usize| format!("{{\"text\": \"document {i} of some text\"}}\n");
+    let lines: String = (0..40).map(good).collect();
+    house.write("text.jsonl", format!("{lines}{{\"text\": 3}}\n{}{{\"body\": \"x\"}}\n", good(40)));
+    let set = ["--config", "baseline.yaml", "--set", "data.source={path: text.jsonl}"];
+    house.refuses(
+        &[&["data", "prepare"], &set[..]].concat(),
+        &["text.jsonl", "line 41", "on_bad_document: skip"],
+    );
+    let skip = [&set[..], &["--set", "data.on_bad_document=skip"]].concat();
+    let out = house.ok(&[&["data", "prepare"], &skip[..]].concat());
+    for line in ["left out: ", "line 41", "line 43", "2 that cannot be read"] {
+        assert!(out.contains(line), "{line}: {out}");
+    }
+    let json = house.json(&[&["data", "prepare", "--format", "json"], &skip[..]].concat());
+    assert_eq!((&json["skipped"]["bad"], json["bad"].as_array().unwrap().len()), (&2.into(), 2), "{json}");
+    house.ok(&[&["train", "--out", "runs/skip", "--skip-scores"], &skip[..]].concat());
+    assert!(house.read("runs/skip/run.json").contains("2 that cannot be read"));
+}

@@ -150,3 +150,72 @@ fn of_a_large_data_set_no_more_is_fetched_than_the_documents_that_are_scored() {
     // One is fetched ahead.
     assert!(fetched("a-0.jsonl") && !fetched("a-2.jsonl"));
 }
+
+#[test]
+fn a_split_that_is_held_out_is_not_trained_on() {
+    let (house, hub) = (House::new(), repository().served());
+    for (source, remedy) in [
+        // All files are the validation's too.
+        ("{hub: {dataset: owner/name, column: body}}", "`split: train`"),
+        ("{hub: {dataset: owner/name, column: body, files: ['data/*']}}", "`split: train`"),
+        ("{hub: {dataset: owner/name, column: body, split: valid}}", "data.validation: 0.05"),
+    ] {
+        let mut args = TRAIN;
+        let source = format!("data.source={source}");
+        args[4] = &source;
+        let done = run(&house, &hub, &args, &[]);
+        let told = done.err.contains("validation-00000-of-00001.jsonl would be held out and trained on");
+        assert!(done.code == 1 && told && done.err.contains(remedy), "{source}: {}", done.err);
+    }
+}
+
+/// A run that was begun before there were configurations of data sets reads the files that it read then, though the page
+/// names configurations now.
+#[test]
+fn a_run_of_an_earlier_version_goes_on_with_all_files_of_its_data_set() {
+    let page = "---\nconfigs:\n- config_name: one\n  data_files: data/train-00000-of-00002.jsonl\n- config_name: two\n  \
+                data_dir: more\n---\n";
+    let set = Repository::new("owner/name")
+        .with("README.md", page)
+        .with("data/train-00000-of-00002.jsonl", records(7))
+        .with("data/train-00001-of-00002.jsonl", records(8));
+    let (house, hub) = (House::new(), set.served());
+    let train = |source: &str, more: &[&str]| {
+        let source = format!("data.source={source}");
+        let args =
+            ["train", "--config", "baseline.yaml", "--skip-scores", "--out", "runs/hub", "--set", &source];
+        run(&house, &hub, &[&args[..], more].concat(), &[])
+    };
+    let whole = "{hub: {dataset: owner/name, column: body, files: ['**']}}";
+    assert_eq!(train(whole, &[]).code, 0);
+    let path = house.path("runs/hub/config.yaml");
+    let text = fs::read_to_string(&path).unwrap();
+    // As it was written then: no `config`, no checksum.
+    let earlier: String = text
+        .lines()
+        .filter(|line| !line.starts_with('#') && line.trim() != "config: null")
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let earlier = earlier.replace("      files:\n      - '**'\n", "      files: []\n");
+    assert!(earlier.contains("files: []"), "{earlier}");
+    fs::write(&path, earlier).unwrap();
+    let asked = "{hub: {dataset: owner/name, column: body}}";
+    let more = ["--resume", "--set", "train.lm.steps=30"];
+    let done = train(asked, &more);
+    assert_eq!(done.code, 0, "{}", done.err);
+    let done = run(&house, &hub, &["eval", "brierlm", "--run", "runs/hub", "--documents", "3"], &[]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    let own = path.display().to_string();
+    let args = ["train", "--config", &own, "--skip-scores", "--out", "runs/hub", "--resume"];
+    let done = run(&house, &hub, &[&args[..], &["--set", "train.lm.steps=40"]].concat(), &[]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    let done = run(&house, &hub, &["data", "prepare", "--config", &own], &[]);
+    assert!(done.code == 0 && done.out.contains("of 2 files"), "{}{}", done.out, done.err);
+    // Another run asks the page.
+    let mut other = args;
+    other[2] = "baseline.yaml";
+    other[5] = "runs/other";
+    let source = format!("data.source={asked}");
+    let done = run(&house, &hub, &[&other[..6], &["--set", &source]].concat(), &[]);
+    assert!(done.code == 1 && done.err.contains("one, two"), "{}", done.err);
+}

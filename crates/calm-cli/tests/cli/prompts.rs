@@ -195,3 +195,59 @@ fn other_prompts_other_settings_and_other_files_are_refused_by_name() {
     let error = house.error(&generate("runs/calm", "none.jsonl", "new.jsonl", &[]));
     assert!(error.contains("none.jsonl"), "{error}");
 }
+
+#[test]
+fn answers_of_another_version_device_or_precision_are_not_mixed() {
+    let house = trained();
+    let asked = asked(house, "mixed", 3);
+    let out = "mixed-answers.jsonl";
+    house.ok(&generate("runs/calm", &asked, out, &[]));
+    let beside = format!("{out}.settings.json");
+    let settings = house.read(&beside);
+    for (name, now, then) in [
+        ("version", format!("\"{}\"", env!("CARGO_PKG_VERSION")), "\"0.0.1\""),
+        ("device", "\"cpu\"".to_owned(), "\"NVIDIA H200\""),
+        ("precision", "\"f32\"".to_owned(), "\"bf16\""),
+    ] {
+        let line = format!("\"{name}\": {now}");
+        assert!(settings.contains(&line), "{settings}");
+        house.write(&beside, settings.replace(&line, &format!("\"{name}\": {then}")));
+        let error = house.error(&generate("runs/calm", &asked, out, &[]));
+        assert!(error.contains(&format!("{name} {then}, not {now}")), "{error}");
+        // Before these were written down.
+        house.write(&beside, settings.replace(&format!("{line},"), ""));
+        let error = house.error(&generate("runs/calm", &asked, out, &[]));
+        assert!(
+            error.contains(&format!("did not write down its {name}")) && error.contains("hint: "),
+            "{error}"
+        );
+    }
+    house.write(&beside, settings);
+    house.ok(&generate("runs/calm", &asked, out, &[]));
+}
+
+#[test]
+fn a_file_of_answers_has_one_writer() {
+    let house = trained();
+    let asked = asked(house, "writer", 400);
+    let out = "writer-answers.jsonl";
+    let mut first = house
+        .command(&generate("runs/calm", &asked, out, &["--batch", "1"]))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    while fs::metadata(house.path(out)).map_or(0, |m| m.len()) == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let error = house.error(&generate("runs/calm", &asked, out, &[]));
+    let owner = format!("another calm works on {out}: process {}", first.id());
+    assert!(error.contains(&owner) && error.contains("--out"), "{error}");
+    first.kill().unwrap();
+    first.wait().unwrap();
+    // What it left is taken over, and said.
+    let done = house.run(&generate("runs/calm", &asked, out, &[]));
+    assert!(done.code == 0 && done.err.contains("taken over"), "{}", done.err);
+    assert_eq!(records(&house.read(out)).len(), 400);
+}

@@ -259,3 +259,34 @@ fn training_on_nothing_is_an_error_before_the_first_step() {
     let brief = ["--set", "train.autoencoder.steps=5", "--set", "train.lm.steps=5"];
     house.ok(&[&short[..], &brief, &["--skip-scores", "-q"]].concat());
 }
+
+#[test]
+fn a_checkpoint_says_what_was_read_and_a_resume_reads_on_from_there_or_refuses() {
+    let house = House::new();
+    let train = |run: &str, steps: &str, more: &[&str]| -> Vec<String> {
+        let every = "train.lm.checkpoint_every=5";
+        let args =
+            ["train", "--config", "baseline.yaml", "--skip-scores", "--out", run, "--set", every, "--set"];
+        let steps = format!("train.lm.steps={steps}");
+        args.iter().chain([&steps.as_str()]).chain(more).map(|arg| (*arg).to_owned()).collect()
+    };
+    let ok = |args: Vec<String>| house.ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let state = |run: &str, step: u64| format!("{run}/lm/step-{step}/state.json");
+    let rows = |run: &str, step: u64| json(&house, &state(run, step))["rows"].clone();
+    ok(train("runs/whole", "15", &[]));
+    ok(train("runs/parts", "10", &[]));
+    let at_ten = rows("runs/parts", 10);
+    assert!(at_ten["all"].is_string() && at_ten["last"] != at_ten["all"], "{at_ten}");
+    assert_eq!(rows("runs/whole", 10), at_ten);
+    // Cut into other pieces the rows are the same.
+    ok(train("runs/parts", "15", &["--resume", "--set", "train.lm.accumulation=2"]));
+    assert_eq!(rows("runs/whole", 15), rows("runs/parts", 15));
+    assert_ne!(rows("runs/whole", 15)["all"], at_ten["all"]);
+    let mut other = json(&house, &state("runs/parts", 15));
+    other["rows"]["last"] = at_ten["last"].clone();
+    other.as_object_mut().unwrap().remove("checksum");
+    house.write(&state("runs/parts", 15), other.to_string());
+    let again = train("runs/parts", "20", &["--resume"]);
+    let again: Vec<&str> = again.iter().map(String::as_str).collect();
+    house.refuses(&again, &["the rows of step 15 are not those", "--restart"]);
+}

@@ -264,7 +264,8 @@ impl<'a> Files<'a> {
             return Err(Error::Selection {
                 source_name: path.display().to_string(),
                 what: "a text file holds no conversations, whose answers alone are to count".to_owned(),
-                remedy: "set `data.loss_on: all`, or give .jsonl or .parquet records with messages"
+                remedy: "give .jsonl or .parquet records with messages, or let all text count: `data.loss_on: all`, \
+                         `--loss-on all` where a run is scored on another text than its own"
                     .to_owned(),
             });
         }

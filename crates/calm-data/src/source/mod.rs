@@ -5,6 +5,7 @@
 //! | [`documents`] | what a source gives: its inputs, and its documents as a stream |
 //! | [`settings`] | what a configuration says of a source besides where it lies |
 //! | [`path`] | a file, or all files of a folder |
+//! | `apart` | what is held out is not trained on |
 //! | `hub` | a data set of a Hugging Face hub |
 //! | [`dataset`] | published data sets by their manifests |
 //! | `card` | what the page of a data set says of its files |
@@ -22,6 +23,7 @@
 //! | [`locate`] | where crates lie on this machine |
 //! | [`curate`] | which files of a crate are text worth learning (used when a manifest is written) |
 
+mod apart;
 mod bytes;
 #[cfg(feature = "hub")]
 mod card;
@@ -81,7 +83,15 @@ pub fn open_watched(config: &DataConfig, watch: &Watch) -> Result<Opened> {
     if let Some(error) = Error::first_of("data", &problems) {
         return Err(error);
     }
-    let of = OfConfig { config, watch };
+    let aside = match &config.validation {
+        Validation::Path(validation) => {
+            let reading =
+                OfConfig { config, watch, held_out: &[] }.reading(config.column.as_deref(), &config.filter);
+            Some(path::open_for(&validation.path, reading, &[])?)
+        }
+        _ => None,
+    };
+    let of = OfConfig { config, watch, held_out: aside.as_ref().map_or(&[], |text| text.inputs()) };
     let (parts, own) = match &config.source {
         Source::Crates(manifest) => return crates::open(manifest),
         Source::Mix(mixed) => {
@@ -99,17 +109,15 @@ pub fn open_watched(config: &DataConfig, watch: &Watch) -> Result<Opened> {
             (vec![Part { text, weight: 1.0 }], held_out)
         }
     };
-    let held_out = match (&config.validation, own) {
-        (Validation::Path(validation), _) => HeldOut::Text(path::open_for(
-            &validation.path,
-            of.reading(config.column.as_deref(), &config.filter),
-        )?),
+    let held_out = match (&config.validation, aside.or(own)) {
         (_, Some(text)) => HeldOut::Text(text),
         (Validation::Share(share), None) => HeldOut::Share(*share),
-        // Only a hub has one, and gave it.
-        (Validation::Split(_), None) => HeldOut::Share(0.0),
+        // These have one.
+        (Validation::Path(_) | Validation::Split(_), None) => HeldOut::Share(0.0),
     };
-    Ok(Opened { parts, held_out })
+    let opened = Opened { parts, held_out };
+    apart::check(config, &opened)?;
+    Ok(opened)
 }
 
 /// Looks at one source as a text to measure with: what it holds out if it says so itself, else all of it.
@@ -117,7 +125,7 @@ pub fn open_watched(config: &DataConfig, watch: &Watch) -> Result<Opened> {
 /// # Errors
 /// As [`open`]; several sources.
 pub(crate) fn open_one(config: &DataConfig, watch: &Watch) -> Result<Box<dyn Text>> {
-    let of = OfConfig { config, watch };
+    let of = OfConfig { config, watch, held_out: &[] };
     if let Source::Crates(manifest) = &config.source
         && let HeldOut::Text(text) = crates::open(manifest)?.held_out
     {
@@ -133,6 +141,8 @@ type WithHeldOut = (Box<dyn Text>, Option<Box<dyn Text>>);
 struct OfConfig<'a> {
     config: &'a DataConfig,
     watch: &'a Watch,
+    /// Files that are held out.
+    held_out: &'a [Input],
 }
 
 impl OfConfig<'_> {
@@ -142,7 +152,7 @@ impl OfConfig<'_> {
 
     fn text(&self, source: &Source, column: Option<&str>, filter: &Filter) -> Result<WithHeldOut> {
         Ok(match source {
-            Source::Path(path) => (path::open_for(path, self.reading(column, filter))?, None),
+            Source::Path(path) => (path::open_for(path, self.reading(column, filter), self.held_out)?, None),
             // Held-out crates of a mix are left out.
             Source::Crates(manifest) => match crates::open(manifest)?.parts.pop() {
                 Some(part) => (part.text, None),
@@ -163,8 +173,8 @@ impl OfConfig<'_> {
             Source::Mix(_) => {
                 return Err(Error::Config {
                     key: "data.source.mix".to_owned(),
-                    what: "a mix within a mix".to_owned(),
-                    remedy: None,
+                    what: "a mix of several sources is not one text".to_owned(),
+                    remedy: Some("name one of its sources".to_owned()),
                 });
             }
         })

@@ -76,10 +76,22 @@ impl Objects {
             });
             return match parsed {
                 Ok(Value::Object(fields)) => Ok(Some(Object { line: self.line, fields })),
-                Ok(_) => Err(error("no object".to_owned(), false)),
+                Ok(other) => Err(error(format!("{}, and no object `{{...}}`", kind(&other)), false)),
                 Err(e) => Err(error(e.to_string(), e.is_eof())),
             };
         }
+    }
+}
+
+/// What a value is, in words.
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a switch (true or false)",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
     }
 }
 
@@ -115,7 +127,7 @@ mod tests {
             assert_eq!(first.line, 1);
             assert_eq!(serde_json::to_string(&first.fields).unwrap(), r#"{"b":1,"a":[null,2]}"#);
             let error = second.as_ref().unwrap_err().to_string();
-            assert!(error.contains("line 3") && error.contains("no object"), "{error}");
+            assert!(error.contains("line 3") && error.contains("a list, and no object"), "{error}");
             assert_eq!(third.as_ref().unwrap().fields["prompt"], "日");
         }
     }

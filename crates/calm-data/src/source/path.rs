@@ -7,6 +7,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::apart::Known;
 use super::documents::{Documents, Input, Text};
 use super::files::{Entry, Files, Given, Reading};
 use super::loaded::Skipped;
@@ -51,11 +52,11 @@ pub fn read(path: &Path, reading: &mut dyn FnMut(u64, u64)) -> Result<Read> {
 /// # Errors
 /// When it is missing or may not be looked at.
 pub fn open(path: &Path) -> Result<Box<dyn Text>> {
-    open_for(path, Reading::default())
+    open_for(path, Reading::default(), &[])
 }
 
-/// Looks at a file or folder.
-pub(super) fn open_for(path: &Path, reading: Reading) -> Result<Box<dyn Text>> {
+/// Looks at a file or folder; what is held out of a folder is none of its text.
+pub(super) fn open_for(path: &Path, reading: Reading, held_out: &[Input]) -> Result<Box<dyn Text>> {
     let metadata = fs::metadata(path).map_err(|e| Error::io("read", path, e))?;
     let (mut files, mut skipped) = (Vec::new(), Skipped::default());
     let given = if metadata.is_dir() {
@@ -66,17 +67,24 @@ pub(super) fn open_for(path: &Path, reading: Reading) -> Result<Box<dyn Text>> {
         files.push(path.to_owned());
         Given::Alone
     };
-    let mut inputs = Vec::with_capacity(files.len());
+    let mut found = Vec::with_capacity(files.len());
+    for file in files {
+        found.push((Input::of_file(&file)?, file));
+    }
+    // Where nothing else is there, source and held-out text are one: that is told when both are known.
+    let held_out = Known::new(held_out);
+    if given == Given::InFolder && found.iter().any(|(input, _)| !held_out.has(input)) {
+        found.retain(|(input, _)| !held_out.has(input));
+    }
+    let (inputs, files): (Vec<Input>, Vec<PathBuf>) = found.into_iter().unzip();
     let mut entries = Vec::with_capacity(files.len());
-    for file in &files {
-        let input = Input::of_file(file)?;
+    for (file, input) in files.iter().zip(&inputs) {
         let id = match given {
             Given::Alone => Path::new(file.file_name().unwrap_or_default()),
             Given::InFolder => file.strip_prefix(path).unwrap_or(file),
         };
         let id = id.to_string_lossy().replace('\\', "/");
         entries.push(Entry { id, length: input.length });
-        inputs.push(input);
     }
     Ok(Box::new(OfPath { path: path.to_owned(), given, files, entries, inputs, skipped, reading }))
 }

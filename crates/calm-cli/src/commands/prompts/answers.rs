@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use calm_eval::prompts::Answer;
 use calm_files::Partial;
+use calm_run::Lock;
 use serde_json::{Map, Value, json};
 
 use super::reading::{ANSWER, Asked, Prompts};
@@ -49,7 +50,16 @@ impl Settings {
             .into());
         };
         for (name, now) in &self.0 {
-            let then = before.get(name).unwrap_or(&Value::Null);
+            let Some(then) = before.get(name) else {
+                return Err(Hinted::new(
+                    format!(
+                        "{} was begun by an earlier version, which did not write down its {name}",
+                        answers.display()
+                    ),
+                    "give another --out, or remove the file to begin anew",
+                )
+                .into());
+            };
             if then != now {
                 return Err(Hinted::new(
                     format!("{} was begun with {name} {then}, not {now}", answers.display()),
@@ -65,24 +75,26 @@ impl Settings {
 /// Where answers go.
 pub(super) enum Answers<'a> {
     Printed(&'a Printer),
-    Written { file: Partial, path: PathBuf, flushed: Instant },
+    Written { file: Partial, path: PathBuf, flushed: Instant, _lock: Option<Lock> },
 }
 
 impl<'a> Answers<'a> {
-    /// Standard output for `-`, or a file, new or continued.
+    /// Standard output for `-`, or a file, new or continued, in which nobody else writes meanwhile.
     pub(super) fn open(path: &Path, settings: Settings, printer: &'a Printer) -> Result<Self> {
         if path == Path::new("-") {
             return Ok(Self::Printed(printer));
         }
+        let plain = path.metadata().map_or(true, |there| there.is_file());
+        let lock = plain.then(|| Lock::take_file(path, &mut |note| printer.warn(note))).transpose()?;
         let there = path.metadata();
         if there.as_ref().is_ok_and(|there| there.is_file() && there.len() > 0) {
             settings.must_be_those_of(path)?;
-        } else if !there.is_ok_and(|there| !there.is_file()) {
+        } else if plain {
             let bytes = serde_json::to_vec_pretty(&settings.0)?;
             super::super::write_new(&Settings::beside(path), &bytes)?;
         }
         let file = Partial::open(path).map_err(|e| failed(path, &e))?;
-        Ok(Self::Written { file, path: path.to_owned(), flushed: Instant::now() })
+        Ok(Self::Written { file, path: path.to_owned(), flushed: Instant::now(), _lock: lock })
     }
 
     /// Takes as many prompts as are answered already, each of which must be the one that its answer names. An answer
@@ -149,7 +161,7 @@ impl<'a> Answers<'a> {
         line.push('\n');
         match self {
             Self::Printed(printer) => printer.text(&line)?,
-            Self::Written { file, path, flushed } => {
+            Self::Written { file, path, flushed, .. } => {
                 file.append(line.as_bytes()).map_err(|e| failed(path, &e))?;
                 if flushed.elapsed() >= FLUSHED {
                     file.sync().map_err(|e| failed(path, &e))?;

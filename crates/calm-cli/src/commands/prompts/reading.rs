@@ -56,8 +56,11 @@ impl Prompts {
         };
         if let Some(ours) = ANSWER.iter().find(|name| fields.contains_key(**name)) {
             return Err(Hinted::new(
-                format!("{}: an answer has a field `{ours}` of its own", place()),
-                "give the field of the prompts another name",
+                format!("{}: the record has a field `{ours}`, and its answer would have one too", place()),
+                format!(
+                    "rename `{ours}` in the file of prompts: answers write `prompt`, `text`, `tokens` and `stop`, and keep \
+                     all other fields"
+                ),
             )
             .into());
         }
