@@ -13,7 +13,8 @@ pub fn agree(ranks: &Ranks, own: &Value) -> Result<()> {
     if ranks.is_alone() {
         return Ok(());
     }
-    let all = ranks.gather(own.to_string().as_bytes(), "the comparison of their settings", Patience::Limited)?;
+    let all =
+        ranks.gather(own.to_string().as_bytes(), "the comparison of their settings", Patience::Limited)?;
     let read = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap_or_default();
     let first = read(&all[0]);
     for (rank, other) in all.iter().enumerate().skip(1) {

@@ -22,6 +22,7 @@ pub enum Patience {
 /// # Errors
 /// Of every method: somebody did not come within the time limit, or failed; the message names who. After an error nothing
 /// but [`Collective::failed`] and [`Collective::abort`] may follow.
+#[expect(clippy::missing_errors_doc, reason = "those of every method are the same, and stand above")]
 pub trait Collective: Send + Sync + fmt::Debug {
     /// Who this is.
     fn world(&self) -> &World;

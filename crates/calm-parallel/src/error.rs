@@ -1,10 +1,12 @@
 //! What can go wrong between processes, with a remedy.
 
+use serde::{Deserialize, Serialize};
+
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// What went wrong between processes, and what to do about it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{what}")]
 pub struct Error {
     /// What is wrong, and with whom.

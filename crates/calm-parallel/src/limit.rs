@@ -22,7 +22,10 @@ fn parse(text: Option<&str>) -> Result<Duration> {
     let Some(text) = text else { return Ok(DEFAULT) };
     let seconds = text.parse().ok().filter(|seconds: &f64| *seconds > 0.0);
     seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).ok_or_else(|| {
-        Error::new(format!("{LIMIT}={text} is no number of seconds"), format!("set it like {LIMIT}=600, or unset it"))
+        Error::new(
+            format!("{LIMIT}={text} is no number of seconds"),
+            format!("set it like {LIMIT}=600, or unset it"),
+        )
     })
 }
 

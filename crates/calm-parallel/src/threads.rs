@@ -205,14 +205,22 @@ mod tests {
             ranks.meet("a test", Patience::Limited).err()
         });
         let e = found[0].clone().unwrap();
-        assert_eq!((e.what.as_str(), e.remedy.as_str()), ("rank 1 (thread-1): the disk is full", "free some"));
+        assert_eq!(
+            (e.what.as_str(), e.remedy.as_str()),
+            ("rank 1 (thread-1): the disk is full", "free some")
+        );
     }
 
     #[test]
     fn a_difference_names_the_rank_and_both_sides() {
         let found = run(3, |ranks| ranks.same(if ranks.rank() == 2 { "b" } else { "a" }, "their letter"));
         let e = found[1].clone().unwrap_err();
-        assert!(e.what.contains("differ in their letter: a on rank 0") && e.what.contains("b on rank 2"), "{e}");
-        assert!(run(3, |ranks| ranks.any(ranks.rank() == 2, "a test")).into_iter().all(|any| any == Ok(true)));
+        assert!(
+            e.what.contains("differ in their letter: a on rank 0") && e.what.contains("b on rank 2"),
+            "{e}"
+        );
+        assert!(
+            run(3, |ranks| ranks.any(ranks.rank() == 2, "a test")).into_iter().all(|any| any == Ok(true))
+        );
     }
 }

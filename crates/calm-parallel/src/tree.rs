@@ -18,10 +18,14 @@ pub fn check(pieces: usize, processes: usize) -> Result<()> {
     if pieces.is_power_of_two() && processes.is_power_of_two() && processes <= pieces {
         return Ok(());
     }
-    let possible: Vec<String> = (0..).map(|n| 1 << n).take_while(|n| *n <= pieces).map(|n: usize| n.to_string()).collect();
+    let possible: Vec<String> =
+        (0..).map(|n| 1 << n).take_while(|n| *n <= pieces).map(|n: usize| n.to_string()).collect();
     Err(Error::new(
         format!("reduction: fixed with {pieces} pieces cannot be shared out over {processes} processes"),
-        format!("start one of {} processes, or set another number of pieces before the run begins", possible.join(", ")),
+        format!(
+            "start one of {} processes, or set another number of pieces before the run begins",
+            possible.join(", ")
+        ),
     ))
 }
 

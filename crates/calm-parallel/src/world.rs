@@ -89,7 +89,8 @@ impl World {
     fn of(launcher: Launcher, variable: &impl Fn(&str) -> Option<String>) -> Result<Option<Self>> {
         let [rank, size, local] = launcher.variables();
         let said = || -> String {
-            let one = |name| variable(name).map_or(format!("{name} is not set"), |value| format!("{name}={value}"));
+            let one =
+                |name| variable(name).map_or(format!("{name} is not set"), |value| format!("{name}={value}"));
             [rank, size, local].map(one).join(", ")
         };
         let wrong = |why: &str| {
@@ -100,7 +101,8 @@ impl World {
         };
         let number = |name: &str| -> Result<Option<usize>> {
             let text = variable(name);
-            text.map(|text| text.trim().parse().map_err(|_| wrong(&format!("{name} is no number")))).transpose()
+            text.map(|text| text.trim().parse().map_err(|_| wrong(&format!("{name} is no number"))))
+                .transpose()
         };
         let local = number(local)?;
         let (rank, size) = match (number(rank)?, number(size)?) {
@@ -162,8 +164,12 @@ mod tests {
     fn every_launcher_is_understood() {
         for (variables, launcher, local) in [
             (
-                [("OMPI_COMM_WORLD_RANK", "3"), ("OMPI_COMM_WORLD_SIZE", "8"), ("OMPI_COMM_WORLD_LOCAL_RANK", "1")]
-                    .as_slice(),
+                [
+                    ("OMPI_COMM_WORLD_RANK", "3"),
+                    ("OMPI_COMM_WORLD_SIZE", "8"),
+                    ("OMPI_COMM_WORLD_LOCAL_RANK", "1"),
+                ]
+                .as_slice(),
                 Launcher::OpenMpi,
                 1,
             ),
@@ -183,12 +189,8 @@ mod tests {
             let world = find(variables).unwrap();
             assert_eq!((world.rank, world.size, world.local_rank, world.launcher), (3, 8, local, launcher));
         }
-        let world = find(&[
-            ("RANK", "0"),
-            ("WORLD_SIZE", "2"),
-            ("MASTER_ADDR", "node-1"),
-            ("MASTER_PORT", "29500"),
-        ]);
+        let world =
+            find(&[("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "node-1"), ("MASTER_PORT", "29500")]);
         assert_eq!(world.unwrap().meeting.as_deref(), Some("node-1:29500"));
     }
 
