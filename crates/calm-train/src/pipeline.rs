@@ -24,7 +24,7 @@ use crate::reuse::{check_others, import_autoencoder, init_from};
 use crate::rows::{Rows, packs_as_a_whole};
 use crate::scoring::{bits_per_byte, bound_results, reconstruct_run, score_run};
 use crate::settle::{because, settle};
-use crate::share::told;
+use crate::share::{can_be_shared, told};
 use crate::training::{Training, Validation};
 use calm_run::checkpoint::{Checkpoints, Which, write_json};
 use calm_run::results::BoundResults;
@@ -66,6 +66,9 @@ pub fn begin(
     let ahead = ahead(resumption, options)?;
     let mut rows = BTreeMap::new();
     for stage in &ahead {
+        if let Some(config) = run.config.train.stage(*stage) {
+            can_be_shared(config, &options.ranks, device)?;
+        }
         rows.insert(*stage, Rows::new(run, &corpus, *stage, !options.skip_scores)?);
     }
     let plan = Plan::new(&run.config, &corpus, &Target::of(device, run.config.precision)?);
@@ -103,7 +106,7 @@ pub fn follow(
     let corpus = prepare(&resumption, &options.cache, reporter)?;
     let mut rows = BTreeMap::new();
     for stage in ahead(&resumption, options)? {
-        rows.insert(stage, Rows::new(&run, &corpus, stage)?);
+        rows.insert(stage, Rows::new(&run, &corpus, stage, false)?);
     }
     let record = run.record()?.unwrap_or_default();
     work(&run, &corpus, rows, record, options, device, reporter).map(|_| ())

@@ -15,6 +15,7 @@ use calm_nn::ParamStore;
 use calm_parallel::{Ranks, tree};
 use calm_run::config::{Reduction, StageConfig};
 use calm_run::{Error, Result};
+use candle_core::Device;
 
 /// A process's part of a global batch.
 pub(crate) struct Share {
@@ -78,6 +79,23 @@ impl Cut {
         let (targets, hash) = (batches().map(count).sum(), Batch::hash(batches()));
         Ok(Share { pieces: all.drain(self.own.clone()).collect(), targets, hash })
     }
+}
+
+/// Whether these processes can train a stage together, on this device.
+///
+/// # Errors
+/// As [`Cut::new`]; a GPU, between whose gradients nothing here goes yet.
+pub(crate) fn can_be_shared(c: &StageConfig, ranks: &Ranks, device: &Device) -> Result<()> {
+    Cut::new(c, ranks)?;
+    let what = match (ranks.is_alone(), c.reduction) {
+        (true, Reduction::Engine) => return Ok(()),
+        (true, Reduction::Fixed) => "reduction: fixed works",
+        (false, _) => "several processes train",
+    };
+    if device.is_cpu() {
+        return Ok(());
+    }
+    Err(Error::user(format!("{what} on CPUs alone so far"), "--device cpu, or one process without it"))
 }
 
 /// Hash of all parameters, as short as a person compares it.

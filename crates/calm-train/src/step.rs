@@ -13,7 +13,7 @@ use calm_run::{Error, Result, Stage};
 use candle_core::Tensor;
 
 use crate::objective::{Objective, scalar};
-use crate::share::told;
+use crate::share::{can_be_shared, told};
 
 /// One step.
 #[derive(Clone, Debug)]
@@ -82,19 +82,9 @@ impl Stepper {
     /// The same among other processes, which all make the same steps, each on its own part of a batch.
     ///
     /// # Errors
-    /// Parameters on a GPU, whose gradients nothing here carries yet.
+    /// Parameters on a GPU, whose gradients nothing here carries yet; rows or pieces that are not for so many processes.
     pub fn among(self, ranks: &Ranks, store: &ParamStore) -> Result<Self> {
-        let what = match (ranks.is_alone(), self.config.reduction) {
-            (false, _) => "several processes train",
-            (true, Reduction::Fixed) => "reduction: fixed works",
-            (true, Reduction::Engine) => return Ok(self),
-        };
-        if !store.device().is_cpu() {
-            return Err(Error::user(
-                format!("{what} on CPUs alone so far"),
-                "--device cpu, or one process without it",
-            ));
-        }
+        can_be_shared(&self.config, ranks, store.device())?;
         Ok(Self { ranks: ranks.clone(), ..self })
     }
 
@@ -137,16 +127,31 @@ impl Stepper {
         step: u64,
         read: bool,
     ) -> Result<StepReport> {
-        let targets = batches.iter().map(|b| objective.targets(b)).sum();
-        self.guarded(objective, &[batches], targets, step, read, None)
+        self.guarded(objective, batches, step, read, None)
     }
 
-    /// As [`Stepper::step`] on this process's pieces of a batch that has so many targets in all; a guard sees the values, or that they are not finite, before the update, for which a GPU
+    /// As [`Stepper::step`]; a guard sees the values, or that they are not finite, before the update, for which a GPU
     /// is waited for, and may leave it out.
     ///
     /// # Errors
     /// As [`Stepper::step`], but for what the guard saw.
     pub fn guarded<O: Objective + ?Sized>(
+        &mut self,
+        objective: &O,
+        batches: &[Batch],
+        step: u64,
+        read: bool,
+        guard: Option<Guard<'_>>,
+    ) -> Result<StepReport> {
+        let targets = batches.iter().map(|b| objective.targets(b)).sum();
+        self.shared(objective, &[batches], targets, step, read, guard)
+    }
+
+    /// As [`Stepper::guarded`], on this process's pieces of a batch that has so many targets in all.
+    ///
+    /// # Errors
+    /// As [`Stepper::guarded`]; another process that fails or does not come.
+    pub(crate) fn shared<O: Objective + ?Sized>(
         &mut self,
         objective: &O,
         pieces: &[impl AsRef<[Batch]>],
@@ -274,7 +279,7 @@ impl Stepper {
         let all = self.ranks.gather(&text, "the exchange of losses", Patience::Limited).map_err(told)?;
         let mut totals: Vec<(Cow<'static, str>, f64, usize)> = Vec::new();
         for (rank, text) in all.iter().enumerate() {
-            let (norm, pieces): (u64, Vec<Vec<(String, u64, usize)>>) =
+            let (norm, pieces): (u64, Vec<PieceRecord>) =
                 serde_json::from_slice(text).map_err(candle_core::Error::wrap)?;
             if norm != record.0 {
                 let [own, other] = [record.0, norm].map(f64::from_bits);
@@ -299,6 +304,9 @@ impl Stepper {
         Ok(Totals::Known(totals))
     }
 }
+
+/// Losses of a piece as they come from another process: names, sums as the bits of an f64, and what they are sums over.
+type PieceRecord = Vec<(String, u64, usize)>;
 
 /// Losses of a whole batch.
 enum Totals {

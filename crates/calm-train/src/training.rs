@@ -109,7 +109,7 @@ impl Training<'_> {
             let guard: Option<crate::step::Guard<'_>> =
                 if c.divergence.looks_first() { Some(&mut guard) } else { None };
             let mut report = stepper
-                .guarded(objective, &share.pieces, share.targets, state.step, read, guard)
+                .shared(objective, &share.pieces, share.targets, state.step, read, guard)
                 .map_err(|e| watch.explain(e, &state))?;
             report.seconds = started.elapsed().as_secs_f64();
             report.data_seconds = waited.as_secs_f64();
@@ -211,7 +211,7 @@ impl Training<'_> {
         for step in 0.. {
             let started = Instant::now();
             let share = cut.share(self.plan, step, counted(objective.stage()))?;
-            let mut report = stepper.guarded(objective, &share.pieces, share.targets, step, true, None)?;
+            let mut report = stepper.shared(objective, &share.pieces, share.targets, step, true, None)?;
             report.seconds = started.elapsed().as_secs_f64();
             if step > 0 {
                 spent += report.seconds;

@@ -75,7 +75,8 @@ impl House {
 
     /// `train` of the baseline into `run`, with more arguments.
     pub fn train<'a>(&self, more: &[&'a str]) -> Vec<&'a str> {
-        [&["train", "--config", "baseline.yaml", "--out", "run", "--cache", "cache", "--device", "cpu"], more].concat()
+        [&["train", "--config", "baseline.yaml", "--out", "run", "--cache", "cache", "--device", "cpu"], more]
+            .concat()
     }
 
     /// A command here, free of what launchers leave.

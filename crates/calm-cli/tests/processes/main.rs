@@ -48,7 +48,10 @@ fn a_build_without_mpi_says_so_and_never_trains_the_same_thing_n_times() {
     for world in worlds {
         let done = house.calm(&house.train(&[]), world);
         assert_eq!(done.code, 1, "{done:?}");
-        assert!(done.err.contains("rank 0 of 2") && done.err.contains("feature `mpi` is missing"), "{done:?}");
+        assert!(
+            done.err.contains("rank 0 of 2") && done.err.contains("feature `mpi` is missing"),
+            "{done:?}"
+        );
         assert!(done.err.contains("--features mpi"), "{done:?}");
         assert!(!house.path("run").exists());
     }

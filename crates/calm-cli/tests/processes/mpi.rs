@@ -51,7 +51,8 @@ impl House {
     fn goes_on(&self, number: usize) {
         let steps = Path::new("run/lm");
         let latest = fs::read_dir(self.path(steps.to_str().unwrap())).unwrap();
-        let step = latest.filter_map(|e| e.unwrap().file_name().to_str()?.strip_prefix("step-")?.parse::<u64>().ok());
+        let step = latest
+            .filter_map(|e| e.unwrap().file_name().to_str()?.strip_prefix("step-")?.parse::<u64>().ok());
         let steps = format!("train.lm.steps={}", step.max().unwrap() + 3);
         let more = ["--resume", "--set", &steps, "--set", "train.lm.checkpoint_every=20"];
         let done = self.trained(number, &self.train(&more));
@@ -136,7 +137,8 @@ fn this_program_starts_its_processes_itself() {
     );
     assert_eq!(one.code, 0, "{one:?}");
     assert_eq!(weights(&house.path("run")), weights(&house.path("one")));
-    let wrong = house.calm(&house.train(&["--processes", "2", "--resume"]), &[("RANK", "0"), ("WORLD_SIZE", "4")]);
+    let wrong =
+        house.calm(&house.train(&["--processes", "2", "--resume"]), &[("RANK", "0"), ("WORLD_SIZE", "4")]);
     assert_eq!((wrong.code, messages(&wrong)), (1, 1), "{wrong:?}");
 }
 
@@ -174,8 +176,14 @@ fn a_rank_that_is_stopped_ends_the_job_with_one_message_and_the_run_goes_on_with
         assert!(since.elapsed() < Duration::from_secs(40), "{:?}", since.elapsed());
         assert_eq!((done.code, messages(&done)), (1, 1), "{done:?}");
         let words = format!("rank {rank} (");
-        assert!(done.err.contains(&words) && done.err.contains("does not answer) of 4 did not come to"), "{done:?}");
-        assert!(done.err.contains("the last step that all finished is ") && done.err.contains("--resume"), "{done:?}");
+        assert!(
+            done.err.contains(&words) && done.err.contains("does not answer) of 4 did not come to"),
+            "{done:?}"
+        );
+        assert!(
+            done.err.contains("the last step that all finished is ") && done.err.contains("--resume"),
+            "{done:?}"
+        );
         house.goes_on(2);
     }
 }

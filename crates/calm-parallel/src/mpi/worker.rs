@@ -63,9 +63,12 @@ const FAILED: i32 = 101;
 const HEARD: i32 = 102;
 const ASK: i32 = 103;
 const ANSWER: i32 = 104;
+const TAKEN: i32 = 105;
 
 /// How long an answer takes at most, of a process that is there.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
+/// How long a process that failed looks whether another one speaks in its place already.
+const LATE: Duration = Duration::from_millis(200);
 /// How often this thread looks for messages while it has nothing to do.
 const IDLE: Duration = Duration::from_millis(10);
 /// And while it waits for an exchange.
@@ -82,6 +85,8 @@ struct Worker {
     entered: u64,
     /// Who failed, and of what.
     heard: Option<(usize, Error)>,
+    /// Whether somebody speaks in this one's place, which did not answer: it was stopped, and goes on now.
+    taken: bool,
 }
 
 /// Meets the others and does what comes, until the end.
@@ -142,7 +147,8 @@ fn meet(setting: Setting) -> Result<(Universe, Worker)> {
         drop(universe);
         return Err(Error::new(what, remedy));
     }
-    let worker = Worker { comm, rank, setting, hosts: vec!["?".into(); size], entered: 0, heard: None };
+    let worker =
+        Worker { comm, rank, setting, hosts: vec!["?".into(); size], entered: 0, heard: None, taken: false };
     Ok((universe, worker))
 }
 
@@ -310,10 +316,21 @@ impl Worker {
             self.heard.get_or_insert((rank, error));
             self.send(rank, HEARD, Vec::new());
         }
+        while self.receive(TAKEN).is_some() {
+            self.taken = true;
+        }
     }
 
     /// Tells whoever speaks for all what this process failed of, and waits for the end. False: this process speaks.
     fn tell(&mut self, error: &Error) -> bool {
+        let began = Instant::now();
+        while began.elapsed() < LATE && !self.taken {
+            self.listen();
+            std::thread::sleep(BUSY);
+        }
+        if self.taken {
+            return true;
+        }
         let mut speaker = 0;
         while speaker != self.rank {
             self.send(speaker, FAILED, serde_json::to_vec(error).unwrap_or_default());
@@ -328,6 +345,7 @@ impl Worker {
             if heard {
                 return false;
             }
+            self.send(speaker, TAKEN, Vec::new());
             let there = self.who_is_there();
             let next = there.iter().position(Option::is_some).unwrap_or(self.rank);
             // Who answers now and did not before has had its chance.
