@@ -46,7 +46,7 @@ pub fn main() -> ExitCode {
     };
     memory::keep_freed();
     let verbosity = match cli.quiet {
-        _ if !processes::speaks() => Verbosity::Silent,
+        _ if !calm_parallel::speaks() => Verbosity::Silent,
         true => Verbosity::Quiet,
         false => Verbosity::Normal,
     };

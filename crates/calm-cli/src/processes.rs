@@ -26,16 +26,6 @@ fn hinted(e: calm_parallel::Error) -> Hinted {
     Hinted::new(e.what, e.remedy)
 }
 
-/// The world as the environment has it.
-fn world() -> calm_parallel::Result<World> {
-    World::find(|name| std::env::var(name).ok())
-}
-
-/// Whether this process is the first of its world, which speaks for all.
-pub fn speaks() -> bool {
-    world().map_or(true, |world| world.rank == 0)
-}
-
 /// How many processes this one has to start; none if it is one of them, or the only one.
 ///
 /// # Errors
@@ -43,7 +33,7 @@ pub fn speaks() -> bool {
 pub fn to_start(asked: Option<usize>) -> Result<Option<usize>> {
     match asked {
         Some(0) => Err(Hinted::new("--processes 0", "give 1 or more").into()),
-        Some(number) if number > 1 && world().map_err(hinted)?.size == 1 => Ok(Some(number)),
+        Some(number) if number > 1 && World::here().map_err(hinted)?.size == 1 => Ok(Some(number)),
         _ => Ok(None),
     }
 }
@@ -118,7 +108,7 @@ pub fn join(asked: Option<usize>) -> Result<Ranks> {
         )),
         _ => Ok(ranks),
     });
-    if found.is_err() && !speaks() {
+    if found.is_err() && !calm_parallel::speaks() {
         // Not before the first one has said it: a launcher ends all as soon as one has failed.
         std::thread::sleep(AFTER_THE_FIRST);
         std::process::exit(1);

@@ -51,7 +51,7 @@ impl Stop {
         let stop = Self::default();
         catch(&stop, printer);
         // Of several processes only the first has the standard input; it tells the others.
-        if std::env::var_os(LEASH).is_some() && crate::processes::speaks() {
+        if std::env::var_os(LEASH).is_some() && calm_parallel::speaks() {
             let (stop, printer) = (stop.clone(), printer.clone());
             let watch = move || {
                 let mut nothing = [0; 64];

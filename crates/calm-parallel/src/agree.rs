@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
-use crate::collective::{Patience, Ranks};
+use crate::collective::Patience;
 use crate::error::{Error, Result};
+use crate::ranks::Ranks;
 
 /// Compares a record of named values with that of all others; nested values are named by their path, `config.train.lm.steps`.
 ///

@@ -10,19 +10,26 @@ mod error;
 mod limit;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod ranks;
 pub mod threads;
 pub mod tree;
 mod world;
 
 pub use alone::Alone;
-pub use collective::{Collective, Patience, Ranks};
+pub use collective::{Collective, Patience};
 pub use error::{Error, Result};
 pub use limit::{LIMIT, limit};
+pub use ranks::Ranks;
 pub use world::{Launcher, World};
 
 /// Whether this build has an engine between processes.
 pub fn has_mpi() -> bool {
     cfg!(feature = "mpi")
+}
+
+/// Whether this process is the first of its world, which speaks for all; also where the surroundings contradict themselves.
+pub fn speaks() -> bool {
+    World::here().map_or(true, |world| world.rank == 0)
 }
 
 /// Meets the other processes of the world that this one finds itself in.
@@ -31,7 +38,7 @@ pub fn has_mpi() -> bool {
 /// Surroundings that contradict themselves; several processes, and no engine between them in this build; an engine that
 /// counts otherwise than the surroundings.
 pub fn connect() -> Result<Ranks> {
-    let world = World::find(|name| std::env::var(name).ok())?;
+    let world = World::here()?;
     if world.size == 1 {
         return Ok(Ranks::alone());
     }

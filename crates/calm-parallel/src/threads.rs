@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::collective::{Collective, Patience, Ranks, failure, missing};
+use crate::collective::{Collective, Patience, failure, missing};
 use crate::error::{Error, Result};
+use crate::ranks::Ranks;
 use crate::world::{Launcher, World};
 
 /// How long a thread waits for the others.

@@ -4,8 +4,8 @@
 //! each other, W and P powers of two: [`Stack`] adds the part of the tree below a process, [`across`] the rest. That a+b is b+a to
 //! the bit is all that is needed of the numbers.
 
-use crate::collective::Ranks;
 use crate::error::{Error, Result};
+use crate::ranks::Ranks;
 
 /// Values of a slice that go through an exchange at a time, for every process.
 const PART: usize = 1 << 18;

@@ -55,7 +55,15 @@ impl World {
     /// One process.
     pub const ALONE: Self = Self { rank: 0, size: 1, local_rank: 0, launcher: Launcher::None, meeting: None };
 
-    /// The world as the environment has it.
+    /// The world as the environment of this process has it.
+    ///
+    /// # Errors
+    /// As [`World::find`].
+    pub fn here() -> Result<Self> {
+        Self::find(|name| std::env::var(name).ok())
+    }
+
+    /// The world as these variables have it.
     ///
     /// # Errors
     /// Half of what is needed, ranks that cannot be, launchers that contradict each other: with what was found.

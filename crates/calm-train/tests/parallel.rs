@@ -125,8 +125,8 @@ fn fixed_reduction_gives_the_same_bits_at_1_2_4_and_8_processes() {
 
 #[test]
 fn the_engines_sum_agrees_to_rounding_and_repeats_its_bits() {
-    // Measured: at most 4e-6 of the loss after six steps at this learning rate, of all families; a wrong share is off by percents.
-    const BOUND: f64 = 4e-5;
+    // Measured: at most 3e-6 of the loss within six steps at this learning rate, of all families; a wrong share is off by percents.
+    const BOUND: f64 = 3e-5;
     let text = Text::new();
     let mut most = 0.0f64;
     for (name, model) in models() {

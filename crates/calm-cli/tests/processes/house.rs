@@ -1,5 +1,7 @@
 //! A folder with a text, tiny models of every family, and commands run there.
 
+#![allow(dead_code, reason = "without MPI only a part is used")]
+
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;

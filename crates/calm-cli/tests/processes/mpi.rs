@@ -40,20 +40,22 @@ impl House {
         let mut command = self.mpirun(number, "exec \"$0\" \"$@\"", &self.train(&more));
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let since = Instant::now();
-        while !self.path("run/lm").is_dir() {
+        while self.latest().is_none() {
             assert!(since.elapsed() < Duration::from_secs(60), "no checkpoint in a minute");
             std::thread::sleep(Duration::from_millis(20));
         }
         child
     }
 
+    /// The latest checkpoint of the run.
+    fn latest(&self) -> Option<u64> {
+        let all = fs::read_dir(self.path("run/lm")).into_iter().flatten().flatten();
+        all.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok()).max()
+    }
+
     /// That the run goes on, with so many processes.
     fn goes_on(&self, number: usize) {
-        let steps = Path::new("run/lm");
-        let latest = fs::read_dir(self.path(steps.to_str().unwrap())).unwrap();
-        let step = latest
-            .filter_map(|e| e.unwrap().file_name().to_str()?.strip_prefix("step-")?.parse::<u64>().ok());
-        let steps = format!("train.lm.steps={}", step.max().unwrap() + 3);
+        let steps = format!("train.lm.steps={}", self.latest().unwrap() + 3);
         let more = ["--resume", "--set", &steps, "--set", "train.lm.checkpoint_every=20"];
         let done = self.trained(number, &self.train(&more));
         assert_eq!(done.code, 0, "{done:?}");
@@ -152,7 +154,7 @@ fn who_asks_for_a_stop_gets_a_checkpoint_and_the_exit_code_of_the_signal() {
     let more = ["--processes", "2", "--threads", "1", "--set", "train.lm.steps=1000000"];
     command.args(house.train(&more)).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().unwrap();
-    while !house.path("run/lm").is_dir() {
+    while house.latest().is_none() {
         std::thread::sleep(Duration::from_millis(20));
     }
     signal("TERM", &child.id().to_string());
