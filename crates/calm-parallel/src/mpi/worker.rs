@@ -278,6 +278,7 @@ impl Worker {
                 continue;
             }
             let absent: Vec<_> = match silent.as_slice() {
+                [] if behind.is_empty() => others().map(|rank| (rank, Some(true))).collect(),
                 [] => behind.into_iter().map(|rank| (rank, Some(true))).collect(),
                 silent => silent.iter().map(|rank| (*rank, Some(false))).collect(),
             };
