@@ -1,4 +1,5 @@
-//! From a configuration to a scored model: data, stage 1, stage 2, scores.
+//! From a configuration to a scored model: data, stage 1, stage 2, scores; of several processes, what the first one does and what
+//! the others do. A little longer than other files: the order of all that happens stands in one place.
 
 use std::collections::BTreeMap;
 use std::path::Path;
