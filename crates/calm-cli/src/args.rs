@@ -124,6 +124,9 @@ pub struct TrainArgs {
     /// With --dry-run: plan for a GPU with so much memory instead of this machine, e.g. `80GB`.
     #[arg(long, value_name = "SIZE", requires = "dry_run", value_parser = bytes)]
     pub memory: Option<f64>,
+    /// Share the training out over so many processes on this machine (needs a build with the feature `mpi`, and mpirun).
+    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
+    pub processes: Option<usize>,
     /// Train only: no scores at the end (`calm eval` gives them later).
     #[arg(long)]
     pub skip_scores: bool,

@@ -11,6 +11,7 @@ mod error;
 pub mod fitting;
 mod hardware;
 mod memory;
+mod processes;
 mod report;
 mod screen;
 pub mod shipped;
@@ -44,7 +45,11 @@ pub fn main() -> ExitCode {
         }
     };
     memory::keep_freed();
-    let verbosity = if cli.quiet { Verbosity::Quiet } else { Verbosity::Normal };
+    let verbosity = match cli.quiet {
+        _ if !calm_parallel::speaks() => Verbosity::Silent,
+        true => Verbosity::Quiet,
+        false => Verbosity::Normal,
+    };
     let printer = Printer::new(UiOptions { verbosity, ..UiOptions::default() });
     let fitting = Fitting::new(cli.command.as_ref());
     let (threads, note) = match start::threads(cli.threads) {
@@ -55,7 +60,7 @@ pub fn main() -> ExitCode {
     cli.threads = threads;
     let stop = Stop::listen(&printer);
     // On a thread of the pool: one outside would sleep and be woken for every parallel loop.
-    match rayon::scope(|_| run(&cli, &stop, &printer)) {
+    match rayon::scope(|_| run(&cli, &fitting, &stop, &printer)) {
         Err(e) if error::is_stop(&e) => {
             printer.stopped(&e.to_string(), fitting.remedy(&e).as_deref());
             ExitCode::from(stop.code())
@@ -64,7 +69,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli, stop: &Stop, printer: &Printer) -> anyhow::Result<()> {
+fn run(cli: &Cli, fitting: &Fitting, stop: &Stop, printer: &Printer) -> anyhow::Result<()> {
     if cli.threads == Some(0) {
         return Err(error::Hinted::new("--threads 0", "give 1 or more").into());
     }
@@ -77,7 +82,7 @@ fn run(cli: &Cli, stop: &Stop, printer: &Printer) -> anyhow::Result<()> {
             let help = Cli::command().render_help().to_string();
             Ok(printer.result(&help)?)
         }
-        Some(Command::Train(a)) => commands::train::run(a, device, stop, printer),
+        Some(Command::Train(a)) => commands::train::run(a, device, fitting, stop, printer),
         Some(Command::Init(a)) => commands::init::run(a, printer),
         Some(Command::Data(a)) => commands::data::run(a, printer),
         Some(Command::Eval(EvalCommand::Brierlm(a))) => commands::eval::brierlm(a, device, printer),

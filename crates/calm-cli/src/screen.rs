@@ -98,7 +98,7 @@ impl Observer for Screen<'_> {
         if let Some(v) = &r.values {
             self.values = format!("loss {:.3}", v.loss);
             for (name, value) in &v.parts {
-                let short = if *name == "cross_entropy" { "ce" } else { name };
+                let short = if *name == "cross_entropy" { "ce" } else { &**name };
                 self.values.push_str(&format!("  {short} {value:.3}"));
             }
         }

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use crate::ui::Printer;
 
 /// Tells a child that its standard input is its parent's life.
-const LEASH: &str = "CALM_PARENT_IS_STDIN";
+pub const LEASH: &str = "CALM_PARENT_IS_STDIN";
 /// Number of SIGINT on every system.
 const INTERRUPT: i32 = 2;
 /// Number of SIGTERM on every system.
@@ -50,7 +50,8 @@ impl Stop {
     pub fn listen(printer: &Printer) -> Self {
         let stop = Self::default();
         catch(&stop, printer);
-        if std::env::var_os(LEASH).is_some() {
+        // Of several processes only the first has the standard input; it tells the others.
+        if std::env::var_os(LEASH).is_some() && calm_parallel::speaks() {
             let (stop, printer) = (stop.clone(), printer.clone());
             let watch = move || {
                 let mut nothing = [0; 64];

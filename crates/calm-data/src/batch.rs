@@ -120,13 +120,13 @@ impl Batch {
     }
 
     /// Hash of the ids (and of which count, where not all do) of batches that follow each other: of the rows of a step it is the same however they are cut.
-    pub fn hash(batches: &[Self]) -> String {
-        let mut hasher = blake3::Hasher::new();
-        for batch in batches {
+    pub fn hash<'a>(batches: impl IntoIterator<Item = &'a Self, IntoIter: Clone>) -> String {
+        let (mut hasher, batches) = (blake3::Hasher::new(), batches.into_iter());
+        for batch in batches.clone() {
             hasher.update(bytemuck::cast_slice(&batch.ids));
         }
         // Behind all ids, so that it does not matter where a batch ends.
-        for counting in batches.iter().flat_map(|batch| &batch.counting) {
+        for counting in batches.flat_map(|batch| &batch.counting) {
             hasher.update(bytemuck::cast_slice(counting));
         }
         hasher.finalize().to_hex()[..32].to_owned()

@@ -110,7 +110,7 @@ impl Buffer {
     }
 
     /// See [`crate::FlatGradients::host_values`].
-    pub(crate) fn host_values(&mut self) -> Result<&[f32]> {
+    pub(crate) fn host_values(&mut self) -> Result<&mut [f32]> {
         #[allow(clippy::infallible_destructuring_match, reason = "with the feature `cuda` it can fail")]
         let values = match &mut self.values {
             Values::Host(values) => values,

@@ -55,11 +55,12 @@ impl FlatGradients {
         self.buffer.get(i)
     }
 
-    /// All gradients, one after the other; 0 where none has come.
+    /// All gradients, one after the other; 0 where none has come. What is written there counts as if it had come from a
+    /// backward pass: sums over processes.
     ///
     /// # Errors
     /// Parameters that are not on the CPU.
-    pub fn host_values(&mut self) -> Result<&[f32]> {
+    pub fn host_values(&mut self) -> Result<&mut [f32]> {
         self.buffer.host_values()
     }
 

@@ -75,6 +75,14 @@ impl GradientBucket {
         if cut.is_empty() { Ok(()) } else { bail!("no gradient reaches {}", cut.join(", ")) }
     }
 
+    /// All gradients in name order, on the CPU, to be replaced by sums over processes; 0 where none has come.
+    ///
+    /// # Errors
+    /// Parameters that are on a GPU.
+    pub fn values(&mut self) -> Result<&mut [f32]> {
+        self.gradients.host_values()
+    }
+
     /// The factor that brings the Euclidean norm over all parameters down to `max_norm` where it is larger. On a
     /// GPU it stays there; [`Clip::read`] waits for it.
     ///

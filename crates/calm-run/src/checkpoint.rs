@@ -121,6 +121,7 @@ pub enum Which {
 #[derive(Clone, Debug)]
 pub struct Checkpoints {
     folder: PathBuf,
+    read_only: bool,
 }
 
 const MODEL: &str = "model.safetensors";
@@ -176,7 +177,13 @@ impl SavedWeights {
 impl Checkpoints {
     /// Checkpoints in `folder`, which need not exist yet.
     pub fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned() }
+        Self { folder: folder.to_owned(), read_only: false }
+    }
+
+    /// The same, for a process that leaves writing to another one: to save, to clear and to discard do nothing.
+    #[must_use]
+    pub fn read_only(self) -> Self {
+        Self { read_only: true, ..self }
     }
 
     /// Steps for which a whole checkpoint is there, ascending.
@@ -380,6 +387,9 @@ impl Checkpoints {
         state: &StageState,
         fill: impl FnOnce(&Path) -> Result<[(&'static str, Sum); N]>,
     ) -> Result<()> {
+        if self.read_only {
+            return Ok(());
+        }
         let whole = self.folder.join(format!("step-{}", state.step));
         calm_files::write_folder(
             &whole,
@@ -401,6 +411,9 @@ impl Checkpoints {
     /// # Errors
     /// One cannot be removed.
     pub fn clear(&self, state: &StageState) -> std::io::Result<()> {
+        if self.read_only {
+            return Ok(());
+        }
         let before: Vec<u64> = self.steps().into_iter().filter(|step| *step < state.step).collect();
         let best = state.best.map(|best| best.step).filter(|best| before.contains(best));
         let second = best.or_else(|| before.last().copied());
@@ -417,6 +430,9 @@ impl Checkpoints {
     /// # Errors
     /// It cannot be removed.
     pub fn discard(&self, step: u64) -> Result<()> {
+        if self.read_only {
+            return Ok(());
+        }
         let path = self.path(step);
         calm_files::remove(&path).map_err(|e| Error::io("remove", &path, e))
     }

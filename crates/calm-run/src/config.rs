@@ -83,6 +83,13 @@ pub struct StageConfig {
     /// Micro-batches a global batch is cut into (gradient accumulation); must divide the rows.
     #[serde(default = "one_piece")]
     pub accumulation: usize,
+    /// In which order the gradients of a batch are added.
+    #[serde(default)]
+    pub reduction: Reduction,
+    /// With `reduction: fixed`, pieces that a global batch is cut into: a power of two that divides the rows. As many processes can
+    /// share them.
+    #[serde(default = "eight")]
+    pub pieces: usize,
     /// Layers of the backbone keep only their input and compute the rest again in the backward pass: much less
     /// memory for a third more time in them. The autoencoder has no such layers.
     #[serde(default)]
@@ -125,6 +132,23 @@ fn unit() -> f64 {
 
 fn ten() -> u64 {
     10
+}
+
+fn eight() -> usize {
+    8
+}
+
+/// In which order the gradients of a batch are added.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Reduction {
+    /// As it is quickest: micro-batches one after the other, and over processes as their engine does. The same number of
+    /// processes gives the same bits; another number the same to rounding.
+    #[default]
+    Engine,
+    /// Pieces of the global batch, pairwise: the same bits for any number of processes, at the price of a backward pass for each
+    /// piece.
+    Fixed,
 }
 
 /// Learning rate after the warm-up.
@@ -227,6 +251,14 @@ impl StageConfig {
             problems.add(
                 "accumulation",
                 format!("{} micro-batches do not divide batch_rows {}", self.accumulation, self.batch_rows),
+            );
+        }
+        let fits = self.pieces.is_power_of_two() && self.batch_rows.is_multiple_of(self.pieces);
+        if self.reduction == Reduction::Fixed && !fits {
+            let rows = self.batch_rows;
+            problems.add(
+                "pieces",
+                format!("is {}: must be a power of two that divides batch_rows {rows}", self.pieces),
             );
         }
         for (key, value) in [("learning_rate", self.learning_rate), ("clip_norm", self.clip_norm)] {

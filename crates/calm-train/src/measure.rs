@@ -14,6 +14,7 @@ use crate::models;
 use crate::pipeline::prepare_data;
 use crate::reporter::Reporter;
 use crate::training::Training;
+use calm_parallel::Ranks;
 use calm_run::checkpoint::Which;
 use calm_run::{Error, Result, Run, Stage};
 
@@ -73,6 +74,7 @@ pub fn measure(
         metadata: &Default::default(),
         seed: run.config.seed,
         resume: false,
+        ranks: &Ranks::alone(),
     };
     // Training changes the weights: each measurement has a model of its own.
     let load = || match trained {

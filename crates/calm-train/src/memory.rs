@@ -13,7 +13,7 @@ use calm_nn::{Footing, Precision};
 use serde::Serialize;
 
 use calm_run::Stage;
-use calm_run::config::{RunConfig, StageConfig};
+use calm_run::config::{Reduction, RunConfig, StageConfig};
 
 /// Bytes by what they are for: state first, then what the model's parts keep, then what is passing; what is 0 is left
 /// out.
@@ -79,7 +79,20 @@ const SLACK: f64 = 0.2;
 
 /// Rows of micro-batches.
 pub fn micro_rows(c: &StageConfig) -> usize {
-    (c.batch_rows / c.accumulation.max(1)).max(1)
+    let rows = c.batch_rows / c.accumulation.max(1);
+    match c.reduction {
+        Reduction::Engine => rows,
+        Reduction::Fixed => rows.min(c.batch_rows / c.pieces.max(1)),
+    }
+    .max(1)
+}
+
+/// Buffers of gradients that one process holds: the bucket, and of each level of the tree a sum that waits.
+fn buckets(c: &StageConfig) -> f64 {
+    match c.reduction {
+        Reduction::Engine => 1.0,
+        Reduction::Fixed => 2.0 + f64::from(c.pieces.max(1).ilog2()),
+    }
 }
 
 /// What a step of a stage holds with a vocabulary of `vocab`; None of a stage that the model does not have.
@@ -102,7 +115,7 @@ pub fn step(config: &RunConfig, stage: Stage, vocab: usize, gpu: bool) -> Option
     };
     let mut memory = Memory::default();
     memory.add(WEIGHTS, 4.0 * parameters);
-    memory.add(GRADIENTS, 4.0 * parameters);
+    memory.add(GRADIENTS, 4.0 * buckets(c) * parameters);
     memory.add(MOMENTS, 8.0 * parameters);
     memory.add(COPIES, if bf16 { 2.0 * parameters } else { 0.0 });
     memory.add(FROZEN, if bf16 { 6.0 } else { 4.0 } * frozen);

@@ -33,6 +33,14 @@ pub trait Objective {
     fn loss(&self, batch: &Batch, seed: u64, purpose: &str, step: u32) -> Result<Loss>;
 }
 
+/// How targets of a stage are counted, without its model.
+pub(crate) fn counted(stage: Stage) -> fn(&Batch) -> usize {
+    match stage {
+        Stage::Autoencoder => Batch::target_count,
+        Stage::Lm => Batch::predict_count,
+    }
+}
+
 impl Objective for StageOne {
     fn stage(&self) -> Stage {
         Stage::Autoencoder
@@ -43,7 +51,7 @@ impl Objective for StageOne {
     }
 
     fn targets(&self, batch: &Batch) -> usize {
-        batch.target_count()
+        counted(Stage::Autoencoder)(batch)
     }
 
     fn tokens_per_target(&self) -> usize {
@@ -73,7 +81,7 @@ impl Objective for dyn LanguageModel + '_ {
     }
 
     fn targets(&self, batch: &Batch) -> usize {
-        batch.predict_count()
+        counted(Stage::Lm)(batch)
     }
 
     fn tokens_per_target(&self) -> usize {

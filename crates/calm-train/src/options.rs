@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use calm_parallel::Ranks;
 use calm_run::{Provenance, Stage};
 
 /// Options of a training run that are not part of its configuration.
@@ -19,6 +20,8 @@ pub struct TrainOptions {
     pub skip_scores: bool,
     /// Where tokenizers and token files are kept.
     pub cache: PathBuf,
+    /// The processes that train together.
+    pub ranks: Ranks,
     /// Who runs this.
     pub provenance: Provenance,
 }

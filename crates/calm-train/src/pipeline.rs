@@ -1,4 +1,5 @@
-//! From a configuration to a scored model: data, stage 1, stage 2, scores.
+//! From a configuration to a scored model: data, stage 1, stage 2, scores; of several processes, what the first one does and what
+//! the others do. A little longer than other files: the order of all that happens stands in one place.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,12 +10,13 @@ use calm_eval::protocol::Rule;
 use calm_eval::reconstruction::reconstruct;
 use calm_eval::score::{ScoreOptions, Scores, score};
 use calm_lm::LanguageModel;
+use calm_parallel::{Patience, Ranks};
 use calm_stats::bootstrap::{Bootstrap, report};
 use candle_core::Device;
 
 use crate::held_out::validation_rows;
 use crate::models;
-use crate::objective::validation_loss;
+use crate::objective::{Objective, validation_loss};
 use crate::options::TrainOptions;
 use crate::plan::{Plan, Target};
 use crate::recorder::Recorder;
@@ -23,8 +25,9 @@ use crate::reuse::{check_others, import_autoencoder, init_from};
 use crate::rows::{Rows, packs_as_a_whole};
 use crate::scoring::{bits_per_byte, bound_results, reconstruct_run, score_run};
 use crate::settle::{because, settle};
+use crate::share::{can_be_shared, told};
 use crate::training::{Training, Validation};
-use calm_run::checkpoint::{Which, write_json};
+use calm_run::checkpoint::{Checkpoints, Which, write_json};
 use calm_run::results::BoundResults;
 pub use calm_run::results::{BrierResults, ConditionCheck, Results};
 use calm_run::resumption::autoencoder_is_settled;
@@ -64,6 +67,9 @@ pub fn begin(
     let ahead = ahead(resumption, options)?;
     let mut rows = BTreeMap::new();
     for stage in &ahead {
+        if let Some(config) = run.config.train.stage(*stage) {
+            can_be_shared(config, &options.ranks, device)?;
+        }
         rows.insert(*stage, Rows::new(run, &corpus, *stage, !options.skip_scores)?);
     }
     let plan = Plan::new(&run.config, &corpus, &Target::of(device, run.config.precision)?);
@@ -76,8 +82,35 @@ pub fn begin(
         reporter.note(&format!("changed from here on: {change}"));
     }
     let record = record(run, &corpus, entry)?;
+    options.ranks.meet(PREPARED, Patience::WhileTheyAnswer).map_err(told)?;
     // From here on the record has an entry of this command, which says how it ended.
     work(run, &corpus, rows, record, options, device, reporter).inspect_err(|e| run.note_end(e))
+}
+
+/// What the others wait for while the first process prepares.
+const PREPARED: &str = "the beginning of the run, prepared by rank 0";
+
+/// Trains as one of several processes of which another one, rank 0, [begins](begin): it decides, prepares and writes. This one
+/// computes its part of every batch, and writes nothing. Returns when the other one has its scores.
+///
+/// # Errors
+/// As [`begin`]; another process that fails or does not come.
+pub fn follow(
+    folder: &Path,
+    options: &TrainOptions,
+    device: &Device,
+    reporter: &mut dyn Reporter,
+) -> Result<()> {
+    options.ranks.meet(PREPARED, Patience::WhileTheyAnswer).map_err(told)?;
+    let run = Run::open(folder)?;
+    let resumption = Resumption::settled(&run);
+    let corpus = prepare(&resumption, &options.cache, reporter)?;
+    let mut rows = BTreeMap::new();
+    for stage in ahead(&resumption, options)? {
+        rows.insert(stage, Rows::new(&run, &corpus, stage, false)?);
+    }
+    let record = run.record()?.unwrap_or_default();
+    work(&run, &corpus, rows, record, options, device, reporter).map(|_| ())
 }
 
 /// Trains and scores.
@@ -97,19 +130,43 @@ fn work(
     };
     if run.config.model.autoencoder().is_some() {
         if let Some(other) = &options.autoencoder_from {
-            record.imported_autoencoder = Some(import_autoencoder(run, corpus, other, reporter)?);
-            run.write_record(&record)?;
+            if options.ranks.leads() {
+                record.imported_autoencoder = Some(import_autoencoder(run, corpus, other, reporter)?);
+                run.write_record(&record)?;
+            }
+            options.ranks.meet("the autoencoder of another run", Patience::Limited).map_err(told)?;
         }
         if options.only != Some(Stage::Lm) {
             let rows = rows.remove(&Stage::Autoencoder);
             train_autoencoder(run, corpus, rows, &record, options, device, reporter)?;
-            goes_on(reporter)?;
+            goes_on(&options.ranks, reporter)?;
         }
     }
     if options.only != Some(Stage::Autoencoder) {
         train_lm(run, corpus, rows.remove(&Stage::Lm), &record, options, device, reporter)?;
-        goes_on(reporter)?;
+        goes_on(&options.ranks, reporter)?;
     }
+    if !options.ranks.leads() {
+        options.ranks.meet(SCORED, Patience::WhileTheyAnswer).map_err(told)?;
+        return Ok(results);
+    }
+    score_all(run, corpus, &mut results, options, device, reporter)?;
+    options.ranks.meet(SCORED, Patience::WhileTheyAnswer).map_err(told)?;
+    Ok(results)
+}
+
+/// What the others wait for at the end.
+const SCORED: &str = "the end of the run, scored by rank 0";
+
+/// Scores what is there, and writes the results.
+fn score_all(
+    run: &Run,
+    corpus: &Corpus,
+    results: &mut Results,
+    options: &TrainOptions,
+    device: &Device,
+    reporter: &mut dyn Reporter,
+) -> Result<()> {
     if run.config.model.autoencoder().is_some() && !options.skip_scores {
         let (tokenizer, held_out) = (&corpus.tokenizer, &corpus.validation);
         let eval = &run.config.eval;
@@ -117,7 +174,7 @@ fn work(
         results.autoencoder = Some(report);
     }
     if options.skip_scores {
-        return Ok(results);
+        return Ok(());
     }
     // Whatever was trained now, the results are those of the whole run.
     if options.only != Some(Stage::Autoencoder) || has_language_model(run)? {
@@ -129,13 +186,36 @@ fn work(
         let model = models::load_lm(run, Which::Best, &corpus.tokenizer, device)?;
         results.sample = Some(sample_text(run, &*model, corpus)?);
     }
-    write_json(&run.folder.join("results.json"), &results)?;
-    Ok(results)
+    write_json(&run.folder.join("results.json"), &results)
 }
 
-/// A stop that came with the last step of a stage.
-fn goes_on(reporter: &dyn Reporter) -> Result<()> {
-    if reporter.should_stop() { Err(Error::Stopped) } else { Ok(()) }
+/// A stop that came with the last step of a stage, to any of the processes.
+fn goes_on(ranks: &Ranks, reporter: &dyn Reporter) -> Result<()> {
+    let stop = ranks.any(reporter.should_stop(), "the end of a stage").map_err(told)?;
+    if stop { Err(Error::Stopped) } else { Ok(()) }
+}
+
+/// Checkpoints of a stage, as far as this process has to do with them.
+fn checkpoints(run: &Run, stage: Stage, ranks: &Ranks) -> Checkpoints {
+    let all = run.checkpoints(stage);
+    if ranks.leads() { all } else { all.read_only() }
+}
+
+/// Trains a stage; of several processes one writes the metrics.
+fn train_stage<O: Objective + ?Sized>(
+    run: &Run,
+    training: &Training<'_>,
+    objective: &O,
+    validate: &mut dyn FnMut(u64, bool) -> Result<Validation>,
+    reporter: &mut dyn Reporter,
+) -> Result<()> {
+    if training.ranks.leads() {
+        let mut recorder = Recorder::new(&run.folder, reporter);
+        training.run(objective, validate, &mut recorder)?;
+    } else {
+        training.run(objective, validate, reporter)?;
+    }
+    Ok(())
 }
 
 /// Whether the run holds a language model that belongs to its autoencoder.
@@ -368,7 +448,7 @@ fn train_autoencoder(
         init_from(run, corpus, options, Stage::Autoencoder, &objective.store, reporter)?;
         let Rows { plan, validation: rows } =
             rows.map_or_else(|| Rows::new(run, corpus, Stage::Autoencoder, false), Ok)?;
-        let checkpoints = run.checkpoints(Stage::Autoencoder);
+        let checkpoints = checkpoints(run, Stage::Autoencoder, &options.ranks);
         let metadata = run.metadata(Stage::Autoencoder, record);
         let training = Training {
             config,
@@ -377,9 +457,11 @@ fn train_autoencoder(
             metadata: &metadata,
             seed,
             resume: options.resume,
+            ranks: &options.ranks,
         };
-        let mut recorder = Recorder::new(&run.folder, reporter);
-        training.run(
+        train_stage(
+            run,
+            &training,
             &objective,
             &mut |_, _| {
                 let r = reconstruct(
@@ -402,7 +484,7 @@ fn train_autoencoder(
                     sample: None,
                 })
             },
-            &mut recorder,
+            reporter,
         )?;
     }
     Ok(())
@@ -429,7 +511,7 @@ fn train_lm(
     let Rows { plan, validation: rows } =
         rows.map_or_else(|| Rows::new(run, corpus, Stage::Lm, false), Ok)?;
     let mut metadata = run.metadata(Stage::Lm, record);
-    let checkpoints = run.checkpoints(Stage::Lm);
+    let checkpoints = checkpoints(run, Stage::Lm, &options.ranks);
     let mut autoencoder = None;
     if run.config.model.autoencoder().is_some() {
         let (frozen, hash) = models::load_autoencoder(run, Which::Best, &corpus.tokenizer, device)?;
@@ -443,11 +525,13 @@ fn train_lm(
         metadata: &metadata,
         seed,
         resume: options.resume,
+        ranks: &options.ranks,
     };
     let model = models::new_lm(run, autoencoder, &corpus.tokenizer, device)?;
     init_from(run, corpus, options, Stage::Lm, model.store(), reporter)?;
-    let mut recorder = Recorder::new(&run.folder, reporter);
-    training.run(
+    train_stage(
+        run,
+        &training,
         &*model,
         &mut |_, _| {
             let batches = || rows.batches(validation_rows(config));
@@ -461,9 +545,8 @@ fn train_lm(
             let bound = bound_results(run, &corpus.tokenizer, &*model, batches(), eval, |_| {})?;
             lm_validation(loss, &scores, bound, run, &*model, corpus)
         },
-        &mut recorder,
-    )?;
-    Ok(())
+        reporter,
+    )
 }
 
 fn lm_validation(

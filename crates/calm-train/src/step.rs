@@ -1,15 +1,19 @@
 //! One optimiser step on a global batch: what the training loop repeats, and what is timed.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 
 use calm_data::Batch;
+use calm_kernels::Clip;
 use calm_nn::{AdamW, GradientBucket, ParamStore};
+use calm_parallel::{Patience, Ranks, tree};
 use calm_run::checkpoint::Checkpoints;
-use calm_run::config::StageConfig;
+use calm_run::config::{Reduction, StageConfig};
 use calm_run::{Error, Result, Stage};
 use candle_core::Tensor;
 
 use crate::objective::{Objective, scalar};
+use crate::share::{can_be_shared, told};
 
 /// One step.
 #[derive(Clone, Debug)]
@@ -47,7 +51,7 @@ pub struct StepValues {
     /// Mean training loss of the step.
     pub loss: f64,
     /// Parts of it.
-    pub parts: Vec<(&'static str, f64)>,
+    pub parts: Vec<(Cow<'static, str>, f64)>,
     /// Before clipping.
     pub gradient_norm: f64,
 }
@@ -58,6 +62,7 @@ pub struct Stepper {
     seed: u64,
     optimizer: AdamW,
     bucket: GradientBucket,
+    ranks: Ranks,
     /// Steps that a GPU had left out when it was looked at last: it counts them from the first on.
     left_out: Cell<u64>,
 }
@@ -70,7 +75,17 @@ impl Stepper {
     pub fn new(store: &ParamStore, config: &StageConfig, seed: u64) -> Result<Self> {
         let optimizer = AdamW::new(store, config.adamw)?;
         let bucket = GradientBucket::new(store)?;
-        Ok(Self { config: config.clone(), seed, optimizer, bucket, left_out: Cell::new(0) })
+        let (config, ranks) = (config.clone(), Ranks::alone());
+        Ok(Self { config, seed, optimizer, bucket, ranks, left_out: Cell::new(0) })
+    }
+
+    /// The same among other processes, which all make the same steps, each on its own part of a batch.
+    ///
+    /// # Errors
+    /// Parameters on a GPU, whose gradients nothing here carries yet; rows or pieces that are not for so many processes.
+    pub fn among(self, ranks: &Ranks, store: &ParamStore) -> Result<Self> {
+        can_be_shared(&self.config, ranks, store.device())?;
+        Ok(Self { ranks: ranks.clone(), ..self })
     }
 
     /// The optimiser, for a checkpoint.
@@ -128,22 +143,24 @@ impl Stepper {
         read: bool,
         guard: Option<Guard<'_>>,
     ) -> Result<StepReport> {
-        let c = &self.config;
-        let targets: usize = batches.iter().map(|b| objective.targets(b)).sum();
-        let mean = 1.0 / targets.max(1) as f64;
-        self.bucket.clear();
-        let mut sums = Sums::default();
-        for batch in batches {
-            if objective.targets(batch) == 0 {
-                continue;
-            }
-            let loss = objective.loss(batch, self.seed, "train", step as u32)?;
-            self.bucket.backward(&(&loss.sum * mean)?)?;
-            sums.add("loss", &loss.sum.detach(), loss.targets)?;
-            for part in &loss.parts {
-                sums.add(part.name, &part.sum, part.count)?;
-            }
-        }
+        let targets = batches.iter().map(|b| objective.targets(b)).sum();
+        self.shared(objective, &[batches], targets, step, read, guard)
+    }
+
+    /// As [`Stepper::guarded`], on this process's pieces of a batch that has so many targets in all.
+    ///
+    /// # Errors
+    /// As [`Stepper::guarded`]; another process that fails or does not come.
+    pub(crate) fn shared<O: Objective + ?Sized>(
+        &mut self,
+        objective: &O,
+        pieces: &[impl AsRef<[Batch]>],
+        targets: usize,
+        step: u64,
+        read: bool,
+        guard: Option<Guard<'_>>,
+    ) -> Result<StepReport> {
+        let c = self.config.clone();
         let learning_rate = c.learning_rate * c.schedule.factor(step, c.steps, c.warmup_steps);
         let stage = objective.stage();
         let mut report = StepReport {
@@ -163,7 +180,9 @@ impl Stepper {
             self.optimizer.skip();
             return Ok(report);
         }
+        let sums = self.gradients(objective, pieces, targets, step)?;
         let clip = self.bucket.clip(c.clip_norm)?;
+        let sums = self.of_all(sums, &clip, step)?;
         // The parameters of a step that cannot be stay as they were: on the CPU because it is looked at first, on a
         // GPU because the optimiser lets out a step whose gradients have no finite norm.
         let look = || -> Result<StepValues> {
@@ -203,6 +222,115 @@ impl Stepper {
         }
         Ok(report)
     }
+
+    /// The backward passes of this process's pieces, and the sum of the gradients over all processes. The losses of each piece
+    /// come back.
+    fn gradients<O: Objective + ?Sized>(
+        &mut self,
+        objective: &O,
+        pieces: &[impl AsRef<[Batch]>],
+        targets: usize,
+        step: u64,
+    ) -> Result<Vec<Sums>> {
+        let mean = 1.0 / targets.max(1) as f64;
+        let fixed = self.config.reduction == Reduction::Fixed;
+        let (mut losses, mut tree) = (Vec::new(), tree::Stack::default());
+        self.bucket.clear();
+        for piece in pieces {
+            let mut sums = Sums::default();
+            for batch in piece.as_ref() {
+                if objective.targets(batch) == 0 {
+                    continue;
+                }
+                let loss = objective.loss(batch, self.seed, "train", step as u32)?;
+                self.bucket.backward(&(&loss.sum * mean)?)?;
+                sums.add("loss", &loss.sum.detach(), loss.targets)?;
+                for part in &loss.parts {
+                    sums.add(part.name, &part.sum, part.count)?;
+                }
+            }
+            losses.push(sums);
+            if fixed {
+                tree.push(self.bucket.values()?);
+                self.bucket.clear();
+            }
+        }
+        if fixed {
+            let values = self.bucket.values()?;
+            if let Some(sum) = tree.sum() {
+                values.copy_from_slice(&sum);
+            }
+            tree::across(&self.ranks, values).map_err(told)?;
+        } else if !self.ranks.is_alone() {
+            self.ranks.sum(self.bucket.values()?).map_err(told)?;
+        }
+        Ok(losses)
+    }
+
+    /// The losses of all pieces of all processes, in their order. The norm of the gradients must be the same everywhere: it
+    /// stands for all that was exchanged.
+    fn of_all(&self, mut own: Vec<Sums>, clip: &Clip, step: u64) -> Result<Totals> {
+        if self.ranks.is_alone() && own.len() == 1 {
+            return Ok(own.pop().map_or_else(|| Totals::Known(Vec::new()), Totals::Later));
+        }
+        let pieces = own.iter().map(Sums::read).collect::<candle_core::Result<Vec<_>>>()?;
+        let record = (clip.read()?.norm.to_bits(), pieces);
+        let text = serde_json::to_vec(&record).map_err(candle_core::Error::wrap)?;
+        let all = self.ranks.gather(&text, "the exchange of losses", Patience::Limited).map_err(told)?;
+        let mut totals: Vec<(Cow<'static, str>, f64, usize)> = Vec::new();
+        for (rank, text) in all.iter().enumerate() {
+            let (norm, pieces): (u64, Vec<PieceRecord>) =
+                serde_json::from_slice(text).map_err(candle_core::Error::wrap)?;
+            if norm != record.0 {
+                let [own, other] = [record.0, norm].map(f64::from_bits);
+                let rank_here = self.ranks.rank();
+                return Err(Error::user(
+                    format!(
+                        "step {}: the gradient norm is {own} on rank {rank_here} and {other} on rank {rank}: the processes have \
+                         drifted apart",
+                        step + 1
+                    ),
+                    "all must have the same program and kind of processor; go on from the last checkpoint with --resume",
+                ));
+            }
+            for (name, sum, count) in pieces.into_iter().flatten() {
+                let sum = f64::from_bits(sum);
+                match totals.iter_mut().find(|total| total.0 == name) {
+                    Some(total) => (total.1, total.2) = (total.1 + sum, total.2 + count),
+                    None => totals.push((name.into(), sum, count)),
+                }
+            }
+        }
+        Ok(Totals::Known(totals))
+    }
+}
+
+/// Losses of a piece as they come from another process: names, sums as the bits of an f64, and what they are sums over.
+type PieceRecord = Vec<(String, u64, usize)>;
+
+/// Losses of a whole batch.
+enum Totals {
+    /// To be read where they are asked for: a GPU may still compute them.
+    Later(Sums),
+    /// Sums with what they are sums over.
+    Known(Vec<(Cow<'static, str>, f64, usize)>),
+}
+
+impl Totals {
+    /// The means, in the order in which the sums came; waits for a GPU.
+    fn means(&self) -> candle_core::Result<Vec<(Cow<'static, str>, f64)>> {
+        let mean = |sum: f64, count: usize| sum * (1.0 / count.max(1) as f64);
+        match self {
+            Self::Later(sums) => sums
+                .0
+                .iter()
+                .map(|(name, sum, count)| Ok((Cow::Borrowed(*name), mean(scalar(sum)?, *count))))
+                .collect(),
+            Self::Known(sums) => {
+                Ok(sums.iter().map(|(name, sum, count)| (name.clone(), mean(*sum, *count))).collect())
+            }
+        }
+    }
 }
 
 pub(crate) fn not_finite(stage: Stage, what: &'static str, value: f64, step: u64) -> Error {
@@ -225,11 +353,8 @@ impl Sums {
         Ok(())
     }
 
-    /// The means, in the order in which the sums came; waits for a GPU.
-    fn means(&self) -> candle_core::Result<Vec<(&'static str, f64)>> {
-        let mean = |(name, sum, count): &(&'static str, Tensor, usize)| {
-            Ok((*name, scalar(sum)? * (1.0 / (*count).max(1) as f64)))
-        };
-        self.0.iter().map(mean).collect()
+    /// What is known of them, for other processes: the sum as the bits of an f64.
+    fn read(&self) -> candle_core::Result<Vec<(&'static str, u64, usize)>> {
+        self.0.iter().map(|(name, sum, count)| Ok((*name, scalar(sum)?.to_bits(), *count))).collect()
     }
 }

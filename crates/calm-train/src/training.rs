@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use calm_data::{Batch, Prefetch, RowPlan, RowSource};
+use calm_data::{Prefetch, RowPlan, RowSource};
 use calm_nn::finite::non_finite;
+use calm_parallel::{Patience, Ranks};
 
-use crate::objective::Objective;
+use crate::objective::{Objective, counted};
 pub use crate::observer::{Observer, Validation};
+use crate::share::{Cut, Share, fingerprint, told};
 pub use crate::step::{StepReport, StepValues};
 use crate::step::{Stepper, not_finite};
 use crate::watch::{Course, Watch};
@@ -29,6 +31,8 @@ pub struct Training<'a> {
     pub seed: u64,
     /// Continue from the latest checkpoint, if there is one.
     pub resume: bool,
+    /// The processes that train together, each with this loop and a part of every batch.
+    pub ranks: &'a Ranks,
 }
 
 /// Validates after so many steps; whether they are the last.
@@ -49,7 +53,9 @@ impl Training<'_> {
     ) -> Result<StageState> {
         let c = self.config;
         let stage = objective.stage();
-        let mut stepper = Stepper::new(objective.store(), c, self.seed)?;
+        let ranks = self.ranks;
+        let mut stepper = Stepper::new(objective.store(), c, self.seed)?.among(ranks, objective.store())?;
+        let cut = Cut::new(c, ranks)?;
         let mut state = StageState::default();
         let mut watch = Watch::new(stage, &c.divergence, self.checkpoints);
         if self.resume
@@ -57,17 +63,22 @@ impl Training<'_> {
         {
             stepper.load(self.checkpoints, saved.step, objective.store())?;
             state = saved;
-            self.same_rows(&state)?;
+            self.same_rows(stage, &cut, &state)?;
             // One that was set aside as damaged counts no more.
             state.best = state.best.filter(|best| self.checkpoints.steps().contains(&best.step));
             // It stays until a step from the last one has been seen.
             state.keep = self.checkpoints.steps().into_iter().rfind(|step| *step < state.step);
             watch.saved(state.step);
         }
-        let mut ahead = self.ahead();
+        let mut ahead = self.ahead(stage, &cut);
         if state.step < c.steps {
             ahead.start(state.batch(), last_batch(&state, c.steps));
         }
+        if !ranks.is_alone() {
+            let begins = format!("step {} with parameters {}", state.step, fingerprint(objective.store())?);
+            ranks.same(&begins, &format!("where stage {stage} begins")).map_err(told)?;
+        }
+        ranks.finished_step(state.step);
         observer.begin(stage, state.step, c.steps);
         if std::mem::take(&mut state.validation_due) {
             // The stage was stopped when it was due. It may be the best, and is not made a second time.
@@ -92,13 +103,13 @@ impl Training<'_> {
                 || observer.should_stop()
                 || watch.unproven();
             let started = Instant::now();
-            let (rows, waited) = ahead.get(state.batch(), last_batch(&state, c.steps));
-            let (batches, read_hash) = rows?;
+            let (share, waited) = ahead.get(state.batch(), last_batch(&state, c.steps));
+            let share = share?;
             let mut guard = |seen: &Result<StepValues>| watch.before_update(seen, &mut state.trend);
             let guard: Option<crate::step::Guard<'_>> =
                 if c.divergence.looks_first() { Some(&mut guard) } else { None };
             let mut report = stepper
-                .guarded(objective, &batches, state.step, read, guard)
+                .shared(objective, &share.pieces, share.targets, state.step, read, guard)
                 .map_err(|e| watch.explain(e, &state))?;
             report.seconds = started.elapsed().as_secs_f64();
             report.data_seconds = waited.as_secs_f64();
@@ -110,6 +121,8 @@ impl Training<'_> {
                     stepper.load(self.checkpoints, to, objective.store())?;
                     state = watch.back(to, state)?;
                     observer.went_back(stage, to);
+                    ranks.same(&to.to_string(), "the step that the stage goes back to").map_err(told)?;
+                    ranks.finished_step(to);
                     continue;
                 }
             }
@@ -117,10 +130,11 @@ impl Training<'_> {
             state.tokens += report.tokens;
             state.left_out += u64::from(report.skipped);
             report.left_out = state.left_out;
-            state.rows = Some(Rows::after(state.rows.take(), &read_hash, (c.batch_rows, c.context)));
+            state.rows = Some(Rows::after(state.rows.take(), &share.hash, (c.batch_rows, c.context)));
             observer.step(&report);
 
-            let stop = observer.should_stop() && !last;
+            ranks.finished_step(next);
+            let stop = ranks.any(observer.should_stop(), "the end of a step").map_err(told)? && !last;
             let mut save = last || stop || due(c.checkpoint_every) || postponed;
             state.validation_due = stop && due(c.eval_every);
             if last || (due(c.eval_every) && !stop) {
@@ -162,6 +176,8 @@ impl Training<'_> {
                 return Err(Error::Interrupted { stage, step });
             }
         }
+        // What comes next reads what the first of them has written.
+        ranks.meet("the end of a stage", Patience::Limited).map_err(told)?;
         observer.end(stage, &state);
         Ok(state)
     }
@@ -189,11 +205,13 @@ impl Training<'_> {
     /// A loss or gradient that is not finite; what a GPU answers.
     pub fn time<O: Objective + ?Sized>(&self, objective: &O, seconds: f64) -> Result<Vec<StepReport>> {
         let mut stepper = Stepper::new(objective.store(), self.config, self.seed)?;
+        let cut = Cut::new(self.config, &Ranks::alone())?;
         let mut reports = Vec::new();
         let mut spent = 0.0;
         for step in 0.. {
             let started = Instant::now();
-            let mut report = stepper.step(objective, &self.batches(step)?, step, true)?;
+            let share = cut.share(self.plan, step, counted(objective.stage()))?;
+            let mut report = stepper.shared(objective, &share.pieces, share.targets, step, true, None)?;
             report.seconds = started.elapsed().as_secs_f64();
             if step > 0 {
                 spent += report.seconds;
@@ -206,27 +224,21 @@ impl Training<'_> {
         Ok(reports)
     }
 
-    /// The micro-batches at a place of the sequence of batches.
-    fn batches(&self, place: u64) -> Result<Vec<Batch>> {
-        batches(self.plan, self.config, place)
-    }
-
     /// The batches of one place after the other, made while the step before is computed.
-    fn ahead(&self) -> Prefetch<Result<(Vec<Batch>, String)>> {
-        let (plan, config) = (self.plan.clone(), self.config.clone());
+    fn ahead(&self, stage: Stage, cut: &Cut) -> Prefetch<Result<Share>> {
+        let (plan, rows, cut) = (self.plan.clone(), self.config.batch_rows, cut.clone());
         Prefetch::new(move |place| {
-            let batches = batches(&plan, &config, place)?;
-            plan.look_ahead(place, config.batch_rows)?;
-            let hash = Batch::hash(&batches);
-            Ok((batches, hash))
+            let share = cut.share(&plan, place, counted(stage))?;
+            plan.look_ahead(place, rows)?;
+            Ok(share)
         })
     }
 
     /// Whether the rows of the last step are those that a checkpoint saw. Who changes the size of a batch has others.
-    fn same_rows(&self, state: &StageState) -> Result<()> {
+    fn same_rows(&self, stage: Stage, cut: &Cut, state: &StageState) -> Result<()> {
         let Some((rows, last)) = state.rows.as_ref().zip(state.last_batch()) else { return Ok(()) };
         let size = (self.config.batch_rows, self.config.context);
-        if size != rows.size || Batch::hash(&self.batches(last)?) == rows.last {
+        if size != rows.size || cut.share(self.plan, last, counted(stage))?.hash == rows.last {
             return Ok(());
         }
         Err(Error::user(
@@ -235,13 +247,6 @@ impl Training<'_> {
              --restart",
         ))
     }
-}
-
-/// The micro-batches at a place of the sequence of batches.
-fn batches(plan: &dyn RowSource, c: &StageConfig, place: u64) -> Result<Vec<Batch>> {
-    let piece = c.batch_rows / c.accumulation;
-    let one = |i| Ok(plan.batch(place, i * piece..(i + 1) * piece, c.batch_rows)?);
-    (0..c.accumulation).map(one).collect()
 }
 
 /// The place of the last batch that the loop will ask for, as it stands.

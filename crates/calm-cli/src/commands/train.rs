@@ -7,6 +7,7 @@ use calm_config::{ConfigText, load};
 use calm_data::{Source, TokenizerConfig};
 use calm_kernels::device::Choice;
 use calm_lm::ModelConfig;
+use calm_parallel::Ranks;
 use calm_run::config::RunConfig;
 use calm_run::results::Results;
 use calm_run::run::CONFIG;
@@ -18,18 +19,39 @@ use calm_train::plan::{Plan, Target, describe};
 use super::{RUNS, of_run};
 use crate::args::{Format, TrainArgs};
 use crate::error::Hinted;
+use crate::fitting::Fitting;
 use crate::hardware;
+use crate::processes;
 use crate::screen::Screen;
 use crate::stop::Stop;
 use crate::ui::Printer;
 use crate::{report, shipped, version};
 
-/// Runs the command.
-pub fn run(args: &TrainArgs, device: Choice, stop: &Stop, printer: &Printer) -> Result<()> {
+/// Runs the command: as the only process, as one of several, or as the one that starts them.
+pub fn run(
+    args: &TrainArgs,
+    device: Choice,
+    fitting: &Fitting,
+    stop: &Stop,
+    printer: &Printer,
+) -> Result<()> {
+    if let Some(number) = processes::to_start(args.processes)? {
+        return processes::start(number, stop, printer);
+    }
+    let ranks = processes::join(args.processes)?;
+    let done = train(args, device, &ranks, stop, printer);
+    processes::conclude(&ranks, done, fitting, stop, printer)
+}
+
+fn train(args: &TrainArgs, device: Choice, ranks: &Ranks, stop: &Stop, printer: &Printer) -> Result<()> {
     let folder =
         args.out.clone().unwrap_or_else(|| Path::new(RUNS).join(shipped::run_name(&args.source.config)));
     let resolved = load::<RunConfig>(configuration(args, &folder)?, &args.source.overrides)?;
+    processes::agree(ranks, args, device, &resolved)?;
     if args.dry_run {
+        if !ranks.leads() {
+            return Ok(());
+        }
         return dry_run(&resolved.value, args, device, printer);
     }
     let begin = match (args.resume, args.restart) {
@@ -50,23 +72,28 @@ pub fn run(args: &TrainArgs, device: Choice, stop: &Stop, printer: &Printer) -> 
         let (init_from, autoencoder) = (args.init_from.as_deref(), args.autoencoder.as_deref());
         calm_train::reuse::look(&resolved.value, args.stage, init_from, autoencoder)?;
     }
-    let choice = device;
+    // Between processes only MPI on CPUs carries anything so far.
+    let choice = if ranks.is_alone() { device } else { processes::on_cpu(device)? };
     let device = hardware::open(choice, printer)?;
     hardware::check_precision(resolved.value.precision, &device, choice)?;
-    let lock = Lock::take(&folder, &mut |note| printer.warn(note))?;
-    let resumption = Resumption::decide(&folder, &resolved, begin)?;
-    let run = resumption.run().clone();
-    printer.note(format!("run folder {}", folder.display()));
     let options = TrainOptions {
         only: args.stage,
         resume: args.resume,
         init_from: args.init_from.clone(),
         autoencoder_from: args.autoencoder.clone(),
         cache: args.cache.clone(),
+        ranks: ranks.clone(),
         provenance: version::provenance(Some(describe(&device))),
         skip_scores: args.skip_scores,
     };
     let mut screen = Screen::new(printer).stopped_by(stop);
+    if !ranks.leads() {
+        return Ok(pipeline::follow(&folder, &options, &device, &mut screen)?);
+    }
+    let lock = Lock::take(&folder, &mut |note| printer.warn(note))?;
+    let resumption = Resumption::decide(&folder, &resolved, begin)?;
+    let run = resumption.run().clone();
+    printer.note(format!("run folder {}", folder.display()));
     let results = pipeline::begin(&resumption, &options, &device, &mut screen)?;
     drop(screen);
     drop(lock);

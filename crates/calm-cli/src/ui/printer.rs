@@ -64,8 +64,11 @@ impl Printer {
         }
     }
 
-    /// Warns; also when quiet.
+    /// Warns; also when quiet, not when silent.
     pub fn warn(&self, text: impl Display) {
+        if self.0.verbosity() == Verbosity::Silent {
+            return;
+        }
         let text = text.to_string();
         self.0.write_err(&format!("{} {}", self.0.paint(YELLOW, "warning:"), visible(&text)));
     }

@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// How much is said on stderr.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verbosity {
+    /// Errors only: one of several processes, of which another one speaks.
+    Silent,
     /// Warnings and errors only.
     Quiet,
     /// What it is doing, and progress.

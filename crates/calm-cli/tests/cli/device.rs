@@ -48,8 +48,10 @@ fn a_gpu_that_is_not_there_is_one_error_with_a_remedy_from_every_command_that_co
 #[test]
 fn the_version_names_the_kinds_of_devices_compiled_in() {
     let house = House::new();
-    let features = if device::has_cuda() { "features: cpu, cuda" } else { "features: cpu" };
-    assert_eq!(house.ok(&["--version"]).lines().nth(1), Some(features));
+    let cuda = if device::has_cuda() { ", cuda" } else { "" };
+    let mpi = if cfg!(feature = "mpi") { ", mpi" } else { "" };
+    let features = format!("features: cpu{cuda}{mpi}");
+    assert_eq!(house.ok(&["--version"]).lines().nth(1), Some(features.as_str()));
 }
 
 #[test]

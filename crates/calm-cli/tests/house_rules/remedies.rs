@@ -14,8 +14,11 @@ use serde_json::Value;
 
 use crate::graphs;
 
-/// Options of other programs that our texts name: of cargo, of tensorboard, and of a page's style.
-const FOREIGN: [&str; 8] = [
+/// Options of other programs that our texts name: of cargo, of tensorboard, of mpirun and srun, and of a page's style.
+const FOREIGN: [&str; 11] = [
+    "--bind-to",
+    "--mpi",
+    "--oversubscribe",
     "--example",
     "--features",
     "--filter-platform",

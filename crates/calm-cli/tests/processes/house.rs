@@ -1,0 +1,114 @@
+//! A folder with a text, tiny models of every family, and commands run there.
+
+#![allow(dead_code, reason = "without MPI only a part is used")]
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+/// Variables of launchers, and ours: none of this test's own surroundings counts.
+const VARIABLES: [&str; 13] = [
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "OMPI_COMM_WORLD_RANK",
+    "OMPI_COMM_WORLD_SIZE",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "PMI_RANK",
+    "PMI_SIZE",
+    "SLURM_STEP_ID",
+    "SLURM_PROCID",
+    "SLURM_STEP_NUM_TASKS",
+    "CALM_WAIT_SECONDS",
+    "RAYON_NUM_THREADS",
+];
+
+const BACKBONE: &str = "backbone: { layers: 1, hidden_size: 8, intermediate_size: 12, heads: 2 }";
+const STAGE: &str = "{ steps: 4, batch_rows: 8, context: 8, learning_rate: 1e-2, reduction: fixed, eval_every: 2, \
+                     checkpoint_every: 2, log_every: 1 }";
+
+/// A working folder.
+pub struct House(tempfile::TempDir);
+
+/// What a command did.
+#[derive(Debug)]
+pub struct Done {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl From<Output> for Done {
+    fn from(o: Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let done = Self { code: o.status.code().unwrap_or(-1), out: text(&o.stdout), err: text(&o.stderr) };
+        assert!(!done.err.contains("panicked"), "{done:?}");
+        done
+    }
+}
+
+impl House {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let words = ["ana", "bolo", "cedi", "du", "elf", "fugo", "gi", "halm"];
+        let (mut state, mut text) = (7u64, String::new());
+        for sentence in 0..200 {
+            for _ in 0..6 {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                write!(text, "{} ", words[(state >> 40) as usize % words.len()]).unwrap();
+            }
+            text.push_str(if sentence % 5 == 4 { ".\n\n" } else { ".\n" });
+        }
+        fs::write(dir.path().join("text.txt"), text).unwrap();
+        for (name, model) in models() {
+            let yaml = format!(
+                "version: 1\ndata: {{ source: {{ path: text.txt }}, validation: 0.2 }}\ntokenizer: {{ chars: {{}} }}\n{model}\
+                 eval: {{ training_documents: 1, documents: 2, chunks_per_document: 6, bootstrap: 5 }}\n"
+            );
+            fs::write(dir.path().join(format!("{name}.yaml")), yaml).unwrap();
+        }
+        Self(dir)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// `train` of the baseline into `run`, with more arguments.
+    pub fn train<'a>(&self, more: &[&'a str]) -> Vec<&'a str> {
+        [&["train", "--config", "baseline.yaml", "--out", "run", "--cache", "cache", "--device", "cpu"], more]
+            .concat()
+    }
+
+    /// A command here, free of what launchers leave.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(self.0.path());
+        VARIABLES.iter().for_each(|name| {
+            command.env_remove(name);
+        });
+        command
+    }
+
+    /// Runs this program as one process.
+    pub fn calm(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Done {
+        let mut command = self.command(env!("CARGO_BIN_EXE_calm"));
+        command.args(arguments).args(["--threads", "1"]).envs(variables.iter().copied());
+        command.output().unwrap().into()
+    }
+}
+
+/// A model of every family, by name.
+pub fn models() -> [(&'static str, String); 4] {
+    let other = |name: &'static str, chunk: &str| {
+        (name, format!("model:\n  {name}:\n    {chunk}{BACKBONE}\ntrain:\n  lm: {STAGE}\n"))
+    };
+    let calm = format!(
+        "model:\n  calm:\n    chunk_size: 2\n    autoencoder: {{ hidden_size: 8, intermediate_size: 12, latent_size: 4 }}\n    \
+         {BACKBONE}\n    head: {{ energy: {{ blocks: 1, noise_size: 4, samples: 2, targets: 2 }} }}\ntrain:\n  \
+         autoencoder: {STAGE}\n  lm: {STAGE}\n"
+    );
+    let chunk = "chunk_size: 2\n    ";
+    [other("baseline", ""), other("patch", chunk), other("multi-token", chunk), ("calm", calm)]
+}

@@ -1,0 +1,240 @@
+//! With MPI: the same bits whatever the number of processes, and one message whoever fails.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::house::{Done, House, models};
+
+/// Whether there is an `mpirun`; else says that the test is skipped.
+fn can(test: &str) -> bool {
+    let there = Command::new("mpirun").arg("--version").output().is_ok_and(|o| o.status.success());
+    if !there {
+        println!("skipped: {test} (needs mpirun)");
+    }
+    there
+}
+
+impl House {
+    /// `mpirun` of a shell line with this program's arguments behind it, for each rank by itself: `$0` is the program, `$@` its
+    /// arguments, `$R` the rank.
+    fn mpirun(&self, number: usize, line: &str, arguments: &[&str]) -> Command {
+        let mut command = self.command("mpirun");
+        command.args(["--quiet", "--oversubscribe", "--bind-to", "none", "-n", &number.to_string()]);
+        command.args(["bash", "-c", &format!("R=$OMPI_COMM_WORLD_RANK; {line}"), env!("CARGO_BIN_EXE_calm")]);
+        command.args(arguments).args(["--threads", "1"]);
+        command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+        command.env("CALM_WAIT_SECONDS", "10");
+        command
+    }
+
+    fn trained(&self, number: usize, arguments: &[&str]) -> Done {
+        self.mpirun(number, "exec \"$0\" \"$@\"", arguments).output().unwrap().into()
+    }
+
+    /// A run that takes for ever, begun: the processes are in the middle of its steps.
+    fn begun(&self, number: usize) -> Child {
+        let more = ["--set", "train.lm.steps=1000000", "--set", "train.lm.checkpoint_every=20"];
+        let mut command = self.mpirun(number, "exec \"$0\" \"$@\"", &self.train(&more));
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let since = Instant::now();
+        while self.latest().is_none() {
+            assert!(since.elapsed() < Duration::from_secs(60), "no checkpoint in a minute");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        child
+    }
+
+    /// The latest checkpoint of the run.
+    fn latest(&self) -> Option<u64> {
+        let all = fs::read_dir(self.path("run/lm")).into_iter().flatten().flatten();
+        all.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok()).max()
+    }
+
+    /// That the run goes on, with so many processes.
+    fn goes_on(&self, number: usize) {
+        let steps = format!("train.lm.steps={}", self.latest().unwrap() + 3);
+        let more = ["--resume", "--set", &steps, "--set", "train.lm.checkpoint_every=20"];
+        let done = self.trained(number, &self.train(&more));
+        assert_eq!(done.code, 0, "{done:?}");
+        assert!(done.err.contains("goes on after step"), "{done:?}");
+    }
+}
+
+/// The process of a rank of this mpirun.
+fn process(mpirun: &Child, rank: usize) -> String {
+    let parent = format!("\nPPid:\t{}\n", mpirun.id());
+    let name = format!("OMPI_COMM_WORLD_RANK={rank}");
+    let mut found = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
+        let status = fs::read_to_string(entry.path().join("status")).ok()?;
+        let environ = fs::read(entry.path().join("environ")).ok()?;
+        let is = status.contains(&parent) && environ.split(|b| *b == 0).any(|one| one == name.as_bytes());
+        is.then(|| entry.file_name().into_string().unwrap())
+    });
+    found.next().unwrap_or_else(|| panic!("no process of rank {rank}"))
+}
+
+fn signal(name: &str, process: &str) {
+    assert!(Command::new("kill").args([&format!("-{name}"), process]).status().unwrap().success());
+}
+
+/// The weights and optimisers of a run, by file.
+fn weights(run: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for stage in ["autoencoder", "lm"] {
+        for step in fs::read_dir(run.join(stage)).into_iter().flatten().flatten() {
+            for file in ["model.safetensors", "optimizer.safetensors"] {
+                let path = step.path().join(file);
+                found.insert(path.strip_prefix(run).unwrap().display().to_string(), fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+/// Lines that say what went wrong.
+fn messages(done: &Done) -> usize {
+    done.err.lines().filter(|line| line.starts_with("error:")).count()
+}
+
+#[test]
+fn every_family_has_the_same_bits_at_1_2_and_4_processes() {
+    if !can("the same bits at 1, 2 and 4 processes") {
+        return;
+    }
+    let house = House::new();
+    for (name, _) in models() {
+        let config = format!("{name}.yaml");
+        let mut first = None;
+        for number in [1, 2, 4] {
+            let out = format!("{name}-{number}");
+            let arguments =
+                ["train", "--config", &config, "--out", &out, "--cache", "cache", "--device", "cpu"];
+            let done = house.trained(number, &arguments);
+            assert_eq!(done.code, 0, "{name}, {number} processes: {done:?}");
+            assert_eq!(done.err.matches("run folder").count(), 1, "one of them speaks: {done:?}");
+            let results = fs::read(house.path(&out).join("results.json")).unwrap();
+            let kept = (weights(&house.path(&out)), results);
+            assert!(kept.0.len() >= 4);
+            assert!(first.as_ref().is_none_or(|first| *first == kept), "{name} with {number} processes");
+            first.get_or_insert(kept);
+        }
+    }
+}
+
+#[test]
+fn this_program_starts_its_processes_itself() {
+    if !can("--processes") {
+        return;
+    }
+    let house = House::new();
+    let done = house.calm(&house.train(&["--processes", "2"]), &[]);
+    assert_eq!(done.code, 0, "{done:?}");
+    assert!(done.err.contains("2 processes with 1 threads each") && done.out.contains("BrierLM"), "{done:?}");
+    let one = house.calm(
+        &["train", "--config", "baseline.yaml", "--out", "one", "--cache", "cache", "--device", "cpu"],
+        &[],
+    );
+    assert_eq!(one.code, 0, "{one:?}");
+    assert_eq!(weights(&house.path("run")), weights(&house.path("one")));
+    let wrong =
+        house.calm(&house.train(&["--processes", "2", "--resume"]), &[("RANK", "0"), ("WORLD_SIZE", "4")]);
+    assert_eq!((wrong.code, messages(&wrong)), (1, 1), "{wrong:?}");
+}
+
+#[test]
+fn who_asks_for_a_stop_gets_a_checkpoint_and_the_exit_code_of_the_signal() {
+    if !can("a stop") {
+        return;
+    }
+    let house = House::new();
+    let mut command = house.command(env!("CARGO_BIN_EXE_calm"));
+    let more = ["--processes", "2", "--threads", "1", "--set", "train.lm.steps=1000000"];
+    command.args(house.train(&more)).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    while house.latest().is_none() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    signal("TERM", &child.id().to_string());
+    let done: Done = child.wait_with_output().unwrap().into();
+    assert_eq!(done.code, 143, "{done:?}");
+    assert!(done.err.contains("a checkpoint was written"), "{done:?}");
+    assert_eq!(messages(&done), 0, "{done:?}");
+}
+
+#[test]
+fn a_rank_that_is_stopped_ends_the_job_with_one_message_and_the_run_goes_on_with_fewer() {
+    if !can("a rank that is stopped") {
+        return;
+    }
+    for rank in [1, 0] {
+        let house = House::new();
+        let child = house.begun(4);
+        signal("STOP", &process(&child, rank));
+        let since = Instant::now();
+        let done: Done = child.wait_with_output().unwrap().into();
+        assert!(since.elapsed() < Duration::from_secs(40), "{:?}", since.elapsed());
+        assert_eq!((done.code, messages(&done)), (1, 1), "{done:?}");
+        let words = format!("rank {rank} (");
+        assert!(
+            done.err.contains(&words) && done.err.contains("does not answer) of 4 did not come to"),
+            "{done:?}"
+        );
+        assert!(
+            done.err.contains("the last step that all finished is ") && done.err.contains("--resume"),
+            "{done:?}"
+        );
+        house.goes_on(2);
+    }
+}
+
+#[test]
+fn a_rank_that_is_killed_ends_the_job_and_the_run_goes_on_with_fewer() {
+    if !can("a rank that is killed") {
+        return;
+    }
+    let house = House::new();
+    let child = house.begun(2);
+    signal("KILL", &process(&child, 1));
+    let since = Instant::now();
+    let done: Done = child.wait_with_output().unwrap().into();
+    assert!(since.elapsed() < Duration::from_secs(40), "{:?}", since.elapsed());
+    assert!(done.code != 0 && messages(&done) <= 1, "{done:?}");
+    house.goes_on(1);
+}
+
+#[test]
+fn a_full_disk_is_one_message_and_the_run_goes_on() {
+    if !can("a full disk") {
+        return;
+    }
+    let house = House::new();
+    // Files of rank 0 may grow to this many blocks of a KiB: enough for all but a checkpoint of a wider model.
+    let wide = ["--set", "model.baseline.backbone.hidden_size=64"];
+    let full = "[ $R = 0 ] && { trap '' XFSZ; ulimit -f 64; }; exec \"$0\" \"$@\"";
+    let done: Done = house.mpirun(2, full, &house.train(&wide)).output().unwrap().into();
+    assert_eq!((done.code, messages(&done)), (1, 1), "{done:?}");
+    assert!(done.err.contains("cannot write") && done.err.contains("step-"), "{done:?}");
+    let done = house.trained(2, &house.train(&[&wide[..], &["--resume"]].concat()));
+    assert_eq!(done.code, 0, "{done:?}");
+}
+
+#[test]
+fn other_settings_and_other_programs_are_refused_and_named() {
+    if !can("other settings and programs") {
+        return;
+    }
+    let house = House::new();
+    let other = "[ $R = 1 ] && exec \"$0\" \"$@\" --set train.lm.learning_rate=0.5; exec \"$0\" \"$@\"";
+    let done: Done = house.mpirun(2, other, &house.train(&[])).output().unwrap().into();
+    assert_eq!((done.code, messages(&done)), (1, 1), "{done:?}");
+    assert!(done.err.contains("config.train.lm.learning_rate is 0.5, not 0.01"), "{done:?}");
+    // The same program with a byte more.
+    let copy = "cp \"$0\" ./other-$R; [ $R = 1 ] && echo >> ./other-$R; exec ./other-$R \"$@\"";
+    let done: Done = house.mpirun(2, copy, &house.train(&[])).output().unwrap().into();
+    assert_eq!((done.code, messages(&done)), (1, 1), "{done:?}");
+    assert!(done.err.contains("rank 1 (") && done.err.contains("program is "), "{done:?}");
+    assert!(!house.path("run").exists(), "nothing was begun");
+}

@@ -1,0 +1,94 @@
+//! What an engine between processes gives, and how it says what went wrong.
+
+use std::fmt;
+
+use crate::error::{Error, Result};
+use crate::world::World;
+
+/// What a wait does when its time limit is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// Ends the run: in a step nobody takes that long.
+    Limited,
+    /// Goes on waiting as long as those who have not come answer: rank 0 prepares text, or scores.
+    WhileTheyAnswer,
+}
+
+/// What an engine gives. All processes call the same methods in the same order; every wait ends.
+///
+/// # Errors
+/// Of every method: somebody did not come within the time limit, or failed; the message names who. After an error nothing
+/// but [`Collective::failed`] and [`Collective::abort`] may follow.
+#[expect(clippy::missing_errors_doc, reason = "those of every method are the same, and stand above")]
+pub trait Collective: Send + Sync + fmt::Debug {
+    /// Who this is.
+    fn world(&self) -> &World;
+
+    /// Names of the machines, by rank.
+    fn hosts(&self) -> &[String];
+
+    /// Replaces `values` by their sums over all processes, in the engine's order: the same bits everywhere, and again
+    /// with the same number of processes.
+    fn sum(&self, values: &mut [f32]) -> Result<()>;
+
+    /// Sends the r-th of W equal parts of `values` to rank r. Returns what came, by rank: as many values.
+    fn all_to_all(&self, values: &[f32]) -> Result<Vec<f32>>;
+
+    /// Everybody's values, by rank; all give as many.
+    fn all_gather(&self, own: &[f32]) -> Result<Vec<f32>>;
+
+    /// Everybody's bytes, by rank. `what` names the place for the message of one who waits in vain.
+    fn gather(&self, own: &[u8], what: &str, patience: Patience) -> Result<Vec<Vec<u8>>>;
+
+    /// Notes the step that was finished last, for messages.
+    fn finished_step(&self, step: u64);
+
+    /// This process failed by itself. True: it has to say so itself. Else whoever speaks for all has heard it, and ends this
+    /// process.
+    fn failed(&self, error: &Error) -> bool;
+
+    /// Ends all processes at once, with this exit code.
+    fn abort(&self, code: i32) -> !;
+
+    /// Leaves in peace, together with the others.
+    fn leave(&self) -> Result<()>;
+}
+
+/// Who did not come, in words. `answering` says whether they still answer, where that is known.
+pub(crate) fn missing(
+    hosts: &[String],
+    ranks: &[(usize, Option<bool>)],
+    what: &str,
+    step: u64,
+    limit: std::time::Duration,
+) -> Error {
+    let who: Vec<String> = ranks
+        .iter()
+        .map(|(rank, answering)| {
+            let answers = match answering {
+                None => "",
+                Some(true) => ", still answers",
+                Some(false) => ", does not answer",
+            };
+            format!("rank {rank} ({}{answers})", hosts.get(*rank).map_or("?", String::as_str))
+        })
+        .collect();
+    let seconds = limit.as_secs_f64();
+    Error::new(
+        format!(
+            "{} of {} did not come to {what} within {seconds} s; the last step that all finished is {step}",
+            who.join(", "),
+            hosts.len()
+        ),
+        format!(
+            "what was saved is whole: go on with --resume, on fewer processes too; {}=SECONDS waits longer",
+            crate::limit::LIMIT
+        ),
+    )
+}
+
+/// What another process failed of, in words.
+pub(crate) fn failure(hosts: &[String], rank: usize, error: Error) -> Error {
+    let host = hosts.get(rank).map_or("?", String::as_str);
+    Error { what: format!("rank {rank} ({host}): {}", error.what), remedy: error.remedy }
+}
