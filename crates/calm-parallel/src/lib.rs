@@ -7,6 +7,7 @@ pub mod agree;
 mod alone;
 mod collective;
 mod error;
+pub mod forecast;
 mod limit;
 #[cfg(feature = "mpi")]
 mod mpi;
