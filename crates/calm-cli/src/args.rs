@@ -124,6 +124,9 @@ pub struct TrainArgs {
     /// With --dry-run: plan for a GPU with so much memory instead of this machine, e.g. `80GB`.
     #[arg(long, value_name = "SIZE", requires = "dry_run", value_parser = bytes)]
     pub memory: Option<f64>,
+    /// GPUs that a plan is made for.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
     /// Share the training out over so many processes on this machine (needs a build with the feature `mpi`, and mpirun).
     #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     pub processes: Option<usize>,
@@ -136,6 +139,26 @@ pub struct TrainArgs {
     /// Where tokenizers and token files are kept.
     #[arg(long, value_name = "FOLDER", default_value = "runs/.cache", env = "CALM_CACHE")]
     pub cache: PathBuf,
+}
+
+/// Many GPUs that `calm train --dry-run` plans for.
+#[derive(Debug, Args)]
+pub struct ClusterArgs {
+    /// With --dry-run and --memory: plan for so many GPUs.
+    #[arg(long, value_name = "GPUS", requires_all = ["dry_run", "memory", "rate"], value_parser = whole::<usize>)]
+    pub world: Option<usize>,
+    /// With --world: what one GPU reaches in a training step, FLOP/s, e.g. `380T` (CALM-M in bf16 on an H200).
+    #[arg(long, value_name = "FLOP/S", requires = "world", value_parser = rate)]
+    pub rate: Option<f64>,
+    /// With --world: GPUs in a node.
+    #[arg(long, value_name = "N", default_value = "8", value_parser = whole::<usize>)]
+    pub gpus_per_node: usize,
+    /// With --world: what a GPU sends to other nodes in a second, in bits (`400Gb`) or bytes (`50GB`).
+    #[arg(long, value_name = "SPEED", default_value = "400Gb", value_parser = speed)]
+    pub link: f64,
+    /// With --world: the same within a node.
+    #[arg(long, value_name = "SPEED", default_value = "450GB", value_parser = speed)]
+    pub node_link: f64,
 }
 
 /// `calm ablate`
@@ -190,6 +213,26 @@ fn bytes(text: &str) -> Result<f64, String> {
     let size = unit.and_then(|(number, scale)| Some(number.trim().parse::<f64>().ok()? * scale));
     size.filter(|s| *s > 0.0 && s.is_finite())
         .ok_or_else(|| "a number and a unit, such as 80GB or 24GiB".into())
+}
+
+/// Bytes a second, of bits or bytes.
+fn speed(text: &str) -> Result<f64, String> {
+    let units =
+        [("Gb", 1e9 / 8.0), ("Tb", 1e12 / 8.0), ("Mb", 1e6 / 8.0), ("GB", 1e9), ("TB", 1e12), ("MB", 1e6)];
+    quantity(text, &units)
+        .ok_or_else(|| "a number and a unit, such as 400Gb (bits) or 50GB (bytes) a second".into())
+}
+
+/// FLOP/s.
+fn rate(text: &str) -> Result<f64, String> {
+    let units = [("T", 1e12), ("P", 1e15), ("G", 1e9)];
+    quantity(text, &units).ok_or_else(|| "a number and a unit, such as 380T".into())
+}
+
+/// A positive number with one of these units.
+fn quantity(text: &str, units: &[(&str, f64)]) -> Option<f64> {
+    let (number, scale) = units.iter().find_map(|(unit, scale)| Some((text.strip_suffix(unit)?, *scale)))?;
+    Some(number.trim().parse::<f64>().ok()? * scale).filter(|q| *q > 0.0 && q.is_finite())
 }
 
 /// `calm init`
@@ -469,6 +512,19 @@ mod tests {
             assert!(whole::<usize>(wrong).is_err(), "{wrong}");
         }
         assert_eq!("1e2".parse(), Ok(Count(Some(100))));
+    }
+
+    #[test]
+    fn speeds_are_of_bits_or_bytes() {
+        assert_eq!(["400Gb", "50GB", "0.4 Tb"].map(speed), [Ok(50e9), Ok(50e9), Ok(50e9)]);
+        assert_eq!(rate("380T"), Ok(380e12));
+        for wrong in ["400", "400gb", "-1GB", "GB", "0GB"] {
+            assert!(speed(wrong).is_err(), "{wrong}");
+        }
+        let all =
+            ["calm", "train", "-c", "k4", "--dry-run", "--memory", "80GB", "--world", "64", "--rate", "380T"];
+        assert!(Cli::try_parse_from(all).is_ok());
+        assert!(Cli::try_parse_from(&all[..9]).is_err(), "a plan of many GPUs needs the rate of one");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Tables of plans and results.
 
+use std::time::Duration;
+
 use calm_eval::protocol::Protocol;
 use calm_eval::reconstruction::ReconstructionReport;
 use calm_lm::{Decode, DrawKind, ModelConfig};
@@ -8,6 +10,7 @@ use calm_run::Stage;
 use calm_run::results::{BoundResults, BrierResults, ConditionCheck};
 use calm_stats::bootstrap::BrierReport;
 use calm_train::memory::names;
+use calm_train::plan::cluster::ClusterPlan;
 use calm_train::plan::{Plan, StagePlan};
 use calm_train::training::Validation;
 
@@ -47,7 +50,45 @@ pub fn plan(p: &Plan) -> String {
         ));
     }
     out.push_str(&format!("\n{}", memory(p)));
+    if let Some(c) = &p.cluster {
+        out.push_str(&format!("\n{}", cluster(c)));
+    }
     out
+}
+
+/// What a step is expected to take on many GPUs.
+fn cluster(p: &ClusterPlan) -> String {
+    let c = &p.cluster;
+    let between = match c.world > c.gpus_per_node {
+        true => format!("{}/s from GPU to GPU of other nodes, ", format::bytes(c.link)),
+        false => String::new(),
+    };
+    let how = format!(
+        "{} to a node: {between}{}/s within one, {}FLOP/s reached by each",
+        c.gpus_per_node.min(c.world),
+        format::bytes(c.node_link),
+        format::count(c.rate),
+    );
+    let mut table =
+        Table::new(&["stage", "rows", "step", "computes", "tok/s", "time", "memory", "tok/step for 90 %"])
+            .title(format!("forecast for {} GPUs", c.world));
+    for s in &p.stages {
+        let rows = match s.rows.div_ceil(s.micro_rows) {
+            1 => s.rows.to_string(),
+            times => format!("{times} x {}", s.micro_rows),
+        };
+        table.row([
+            s.stage.to_string(),
+            rows,
+            format::duration(Duration::from_secs_f64(s.forecast.step)),
+            format::percent(s.forecast.efficiency, 0),
+            format::count(s.forecast.tokens_per_second),
+            format!("~{}", short(s.seconds)),
+            format!("~{}", format::bytes(s.memory)),
+            s.least_tokens.map_or("never".into(), format::count),
+        ]);
+    }
+    format!("{table}\n{}", format::wrap(&how, 78, "  "))
 }
 
 /// What computes, and what that is taken to reach.

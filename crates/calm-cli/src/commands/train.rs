@@ -8,16 +8,18 @@ use calm_data::{Source, TokenizerConfig};
 use calm_kernels::device::Choice;
 use calm_lm::ModelConfig;
 use calm_parallel::Ranks;
+use calm_parallel::forecast::Cluster;
 use calm_run::config::RunConfig;
 use calm_run::results::Results;
 use calm_run::run::CONFIG;
 use calm_run::{Begin, Lock, Resumption, Run, Stage};
 use calm_train::options::TrainOptions;
 use calm_train::pipeline;
+use calm_train::plan::cluster::ClusterPlan;
 use calm_train::plan::{Plan, Target, describe};
 
 use super::{RUNS, of_run};
-use crate::args::{Format, TrainArgs};
+use crate::args::{ClusterArgs, Format, TrainArgs};
 use crate::error::Hinted;
 use crate::fitting::Fitting;
 use crate::hardware;
@@ -120,6 +122,10 @@ fn same(a: &Path, b: &Path) -> bool {
     a.canonicalize().ok().is_some_and(|a| b.canonicalize().is_ok_and(|b| a == b))
 }
 
+/// Seconds from one GPU to another beside the bytes' time, in another node and in the same: assumed.
+const BETWEEN_NODES: f64 = 10e-6;
+const IN_A_NODE: f64 = 3e-6;
+
 fn dry_run(config: &RunConfig, args: &TrainArgs, choice: Choice, printer: &Printer) -> Result<()> {
     let target = match args.memory {
         Some(memory) => Target::gpu_with(memory),
@@ -136,7 +142,7 @@ fn dry_run(config: &RunConfig, args: &TrainArgs, choice: Choice, printer: &Print
         calm_train::reporter::Reporter::data(&mut screen, &p);
     });
     drop(screen);
-    let plan = match (found, args.memory.and(vocabulary(config))) {
+    let mut plan = match (found, args.memory.and(vocabulary(config))) {
         (Ok(mut corpus), _) => {
             corpus.tokenizer = config.fit(corpus.tokenizer).map_err(calm_run::Error::from)?;
             Plan::new(config, &corpus, &target)
@@ -148,6 +154,12 @@ fn dry_run(config: &RunConfig, args: &TrainArgs, choice: Choice, printer: &Print
         }
         (Err(e), None) => return Err(e.into()),
     };
+    if let (Some(world), Some(rate)) = (args.cluster.world, args.cluster.rate) {
+        let ClusterArgs { gpus_per_node, link, node_link, .. } = args.cluster;
+        let (latency, node_latency) = (BETWEEN_NODES, IN_A_NODE);
+        let cluster = Cluster { world, gpus_per_node, rate, link, node_link, latency, node_latency };
+        plan.cluster = Some(ClusterPlan::new(config, plan.vocab_size, cluster)?);
+    }
     match args.format {
         Format::Json => printer.result(&serde_json::to_string_pretty(&plan)?)?,
         Format::Table => printer.result(&report::plan(&plan))?,
