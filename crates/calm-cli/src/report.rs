@@ -69,9 +69,8 @@ fn cluster(p: &ClusterPlan) -> String {
         format::bytes(c.node_link),
         format::count(c.rate),
     );
-    let mut table =
-        Table::new(&["stage", "rows", "step", "computes", "tok/s", "time", "memory", "tok/step for 90 %"])
-            .title(format!("forecast for {} GPUs", c.world));
+    let mut table = Table::new(&["stage", "rows", "step", "computes", "tok/s", "time", "tok/step for 90 %"])
+        .title(format!("forecast for {} GPUs", c.world));
     for s in &p.stages {
         let rows = match s.rows.div_ceil(s.micro_rows) {
             1 => s.rows.to_string(),
@@ -84,7 +83,6 @@ fn cluster(p: &ClusterPlan) -> String {
             format::percent(s.forecast.efficiency, 0),
             format::count(s.forecast.tokens_per_second),
             format!("~{}", short(s.seconds)),
-            format!("~{}", format::bytes(s.memory)),
             s.least_tokens.map_or("never".into(), format::count),
         ]);
     }

@@ -94,7 +94,7 @@ fn promised(description: &str) -> Option<f64> {
 #[test]
 fn every_configuration_is_planned_and_has_the_parameters_it_promises() {
     // What the large ones ask for.
-    let target = Target::gpu_with(80e9);
+    let target = Target::gpus_with(80e9, 1);
     for (name, path) in all() {
         let config = read(&path, &[]).value;
         let vocab = match &config.tokenizer {

@@ -181,7 +181,7 @@ mod tests {
 
     impl Site for Nowhere {
         fn target(&mut self, _: &RunConfig) -> Result<Target> {
-            Ok(Target::gpu_with(1e9))
+            Ok(Target::gpus_with(1e9, 1))
         }
         fn gpu(&self) -> Option<String> {
             self.0.clone()

@@ -28,6 +28,8 @@ pub struct Target {
     pub free: Option<f64>,
     /// Measured rate of a large matrix product in the run's number format, FLOP/s; null if it is not there.
     pub matrix_rate: Option<f64>,
+    /// How many of it share the rows of a step.
+    pub devices: usize,
 }
 
 impl Target {
@@ -42,13 +44,19 @@ impl Target {
             None => available_memory().map(|bytes| bytes as f64),
         };
         let rate = matrix_rate(device, precision)?;
-        Ok(Self { device: describe(device), gpu: device.is_cuda(), free, matrix_rate: Some(rate) })
+        Ok(Self {
+            device: describe(device),
+            gpu: device.is_cuda(),
+            free,
+            matrix_rate: Some(rate),
+            devices: 1,
+        })
     }
 
-    /// Some GPU with so much memory, of which the driver and the program take [`CONTEXT`].
-    pub fn gpu_with(memory: f64) -> Self {
+    /// Some GPUs with so much memory each, of which the driver and the program take [`CONTEXT`].
+    pub fn gpus_with(memory: f64, devices: usize) -> Self {
         let device = format!("a GPU of {:.0} GB", memory / 1e9);
-        Self { device, gpu: true, free: Some((memory - CONTEXT).max(0.0)), matrix_rate: None }
+        Self { device, gpu: true, free: Some((memory - CONTEXT).max(0.0)), matrix_rate: None, devices }
     }
 
     /// Share of the matrix rate that a training step is taken to reach.
@@ -111,7 +119,7 @@ pub struct StagePlan {
     pub flops: f64,
     /// Expected time, seconds; null where no rate was measured.
     pub seconds: Option<f64>,
-    /// Expected peak of memory by what it is for, bytes.
+    /// Expected peak of memory of one device by what it is for, bytes.
     pub memory: Memory,
     /// If that does not fit: settings that do.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -161,7 +169,12 @@ impl Plan {
             };
             let tokens_per_step = (c.batch_rows * c.context * k) as u64;
             let seen = (tokens_per_step * c.steps) as f64;
-            let memory = memory::step(config, stage, vocab, target.gpu)?;
+            let micro_rows = memory::micro_rows(c).min((c.batch_rows / target.devices.max(1)).max(1));
+            let mut own = config.clone();
+            if let Some(own) = own.train.stage_mut(stage) {
+                (own.batch_rows, own.accumulation) = (micro_rows, 1);
+            }
+            let memory = memory::step(&own, stage, vocab, target.gpu)?;
             let lacks = |free: &f64| memory.total() > *free;
             let remedies = target
                 .free
@@ -172,7 +185,7 @@ impl Plan {
                 parameters: parameters.parts.iter().map(|(name, c)| (*name, c.0)).collect(),
                 steps: c.steps,
                 tokens_per_step,
-                micro_rows: memory::micro_rows(c),
+                micro_rows,
                 recompute: c.recompute,
                 epochs: tokens.map(|t| seen / t.max(1) as f64),
                 flops: flops * seen,

@@ -317,7 +317,7 @@ fn a_family_from_elsewhere_is_planned_and_its_mistakes_have_their_place() {
     register();
     let dir = tempfile::tempdir().unwrap();
     let config = configuration(dir.path(), 10).value;
-    let plan = Plan::of_sizes(&config, 100, None, String::new(), &Target::gpu_with(80e9));
+    let plan = Plan::of_sizes(&config, 100, None, String::new(), &Target::gpus_with(80e9, 1));
     assert_eq!(plan.stages.len(), 1);
     assert_eq!(plan.stages[0].parameter_count(), 2 * 16 * 100);
     assert_eq!(plan.check(&[Stage::Lm]).unwrap(), None);

@@ -128,7 +128,7 @@ const IN_A_NODE: f64 = 3e-6;
 
 fn dry_run(config: &RunConfig, args: &TrainArgs, choice: Choice, printer: &Printer) -> Result<()> {
     let target = match args.memory {
-        Some(memory) => Target::gpu_with(memory),
+        Some(memory) => Target::gpus_with(memory, args.cluster.world.unwrap_or(1)),
         None => {
             let device = hardware::open(choice, printer)?;
             if config.precision.check(&device).is_err() {

@@ -57,7 +57,7 @@ fn a_layer_keeps_what_its_operators_keep_and_recomputed_ones_their_input() {
 
 #[test]
 fn the_papers_models_fit_a_gpu_of_80_gb() {
-    let target = Target::gpu_with(80e9);
+    let target = Target::gpus_with(80e9, 1);
     let free = target.free.unwrap();
     for name in ["calm-m", "calm-l", "calm-xl", "baseline-s", "baseline-m", "baseline-l"] {
         let config = shipped(&format!("paper/{name}"), &[]);
@@ -74,7 +74,7 @@ fn the_papers_models_fit_a_gpu_of_80_gb() {
 #[test]
 fn what_does_not_fit_is_an_error_that_says_what_does() {
     let config = shipped("paper/calm-l", &["train.lm.accumulation=1", "precision=f32"]);
-    let target = Target::gpu_with(48e9);
+    let target = Target::gpus_with(48e9, 1);
     let plan = planned(&config, &target);
     let e = plan.check(&[Stage::Lm]).unwrap_err();
     let (message, remedy) = (e.to_string(), e.remedy().unwrap());
@@ -95,7 +95,7 @@ fn what_does_not_fit_is_an_error_that_says_what_does() {
     }
     // A stage that is not going to be trained need not fit.
     assert!(plan.check(&[]).unwrap().is_none());
-    let hopeless = planned(&config, &Target::gpu_with(4e9)).check(&[Stage::Lm]).unwrap_err();
+    let hopeless = planned(&config, &Target::gpus_with(4e9, 1)).check(&[Stage::Lm]).unwrap_err();
     assert!(hopeless.remedy().unwrap().contains("smaller model"));
 }
 
@@ -103,7 +103,7 @@ fn what_does_not_fit_is_an_error_that_says_what_does() {
 fn heads_that_no_kernel_has_are_refused_before_anything_is_trained() {
     let config =
         shipped("paper/calm-m", &["model.calm.backbone.heads=32", "model.calm.backbone.hidden_size=768"]);
-    let plan = planned(&config, &Target::gpu_with(80e9));
+    let plan = planned(&config, &Target::gpus_with(80e9, 1));
     let e = plan.check(&[Stage::Lm]).unwrap_err();
     assert!(e.to_string().contains("heads of 24") && e.remedy().unwrap().contains("--device cpu"), "{e}");
     assert!(plan.check(&[Stage::Autoencoder]).is_ok());
@@ -128,4 +128,17 @@ fn the_least_accumulation_that_fits_is_found() {
     assert!(bytes <= 79.2e9 && accumulation > 1 && 256 % accumulation == 0, "{accumulation}");
     let half = shipped("paper/calm-m", &[&format!("train.lm.accumulation={}", accumulation / 2)]);
     assert!(step(&half, Stage::Lm, V, true).unwrap().total() > 79.2e9);
+}
+
+#[test]
+fn many_devices_hold_their_share_of_the_rows() {
+    let config = RunConfig::default();
+    let plan =
+        |devices| Plan::of_sizes(&config, 1000, None, String::new(), &Target::gpus_with(80e9, devices));
+    let (one, many) = (plan(1), plan(4));
+    for (a, b) in one.stages.iter().zip(&many.stages) {
+        let rows = config.train.stage(a.stage).unwrap().batch_rows;
+        assert_eq!(b.micro_rows, a.micro_rows.min(rows / 4));
+        assert!(b.memory.total() <= a.memory.total());
+    }
 }
