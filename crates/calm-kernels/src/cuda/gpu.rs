@@ -199,7 +199,7 @@ impl Gpu {
             } else if what.contains("INVALID_IMAGE") {
                 failed(
                     "the kernels in this build are not for this driver (kernels/host-device made them?); \
-                     build calm again in another target folder, with CUDA_HOME at NVIDIA's toolkit",
+                     build it again in another target folder, with CUDA_HOME at NVIDIA's toolkit",
                 )
             } else {
                 e

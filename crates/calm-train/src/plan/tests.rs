@@ -1,6 +1,7 @@
 use super::*;
 use crate::memory::{fit, step};
 use calm_config::{ConfigText, load};
+use calm_parallel::forecast::Cluster;
 use std::path::Path;
 
 /// The Llama-3 tokenizer with a PAD of its own.
@@ -107,14 +108,15 @@ fn heads_that_no_kernel_has_are_refused_before_anything_is_trained() {
     let e = plan.check(&[Stage::Lm]).unwrap_err();
     assert!(e.to_string().contains("heads of 24") && e.remedy().unwrap().contains("--device cpu"), "{e}");
     assert!(plan.check(&[Stage::Autoencoder]).is_ok());
-    let cpu = Target { device: "cpu".into(), gpu: false, free: None, matrix_rate: None };
+    let cpu = Target { device: "cpu".into(), gpu: false, free: None, matrix_rate: None, devices: 1 };
     assert!(planned(&config, &cpu).check(&[Stage::Lm]).is_ok());
 }
 
 #[test]
 fn too_little_memory_of_a_cpu_is_a_warning() {
     let config = shipped("quickstart", &[]);
-    let mut target = Target { device: "cpu".into(), gpu: false, free: Some(1e6), matrix_rate: Some(1e11) };
+    let mut target =
+        Target { device: "cpu".into(), gpu: false, free: Some(1e6), matrix_rate: Some(1e11), devices: 1 };
     let warning = planned(&config, &target).check(&[Stage::Lm]).unwrap().unwrap();
     assert!(warning.contains("stage lm") && warning.contains("cpu has 0.0 GB free"), "{warning}");
     target.free = None;
@@ -130,15 +132,55 @@ fn the_least_accumulation_that_fits_is_found() {
     assert!(step(&half, Stage::Lm, V, true).unwrap().total() > 79.2e9);
 }
 
+/// CALM with as many rows a step.
+fn of_rows(rows: usize) -> RunConfig {
+    let set =
+        |stage: &str| [format!("train.{stage}.batch_rows={rows}"), format!("train.{stage}.accumulation=1")];
+    let all: Vec<String> = ["autoencoder", "lm"].into_iter().flat_map(set).collect();
+    shipped("k4", &all.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
 #[test]
 fn many_devices_hold_their_share_of_the_rows() {
-    let config = RunConfig::default();
-    let plan =
-        |devices| Plan::of_sizes(&config, 1000, None, String::new(), &Target::gpus_with(80e9, devices));
-    let (one, many) = (plan(1), plan(4));
+    let plan = |devices| planned(&of_rows(64), &Target::gpus_with(80e9, devices));
+    let (one, many) = (plan(1), plan(16));
+    assert_eq!(one.stages.len(), 2);
     for (a, b) in one.stages.iter().zip(&many.stages) {
-        let rows = config.train.stage(a.stage).unwrap().batch_rows;
-        assert_eq!(b.micro_rows, a.micro_rows.min(rows / 4));
-        assert!(b.memory.total() <= a.memory.total());
+        assert_eq!((a.micro_rows, b.micro_rows), (64, 4));
+        assert!(b.memory.total() < a.memory.total());
     }
+}
+
+fn cluster(world: usize) -> Cluster {
+    Cluster {
+        world,
+        gpus_per_node: 8,
+        rate: 380e12,
+        link: 50e9,
+        node_link: 450e9,
+        latency: 10e-6,
+        node_latency: 3e-6,
+    }
+}
+
+#[test]
+fn a_forecast_shares_out_the_rows() {
+    let of = |world| ClusterPlan::new(&of_rows(64), V, cluster(world)).unwrap();
+    let (one, many) = (of(1), of(64));
+    assert_eq!(one.stages.len(), 2);
+    for (a, b) in one.stages.iter().zip(&many.stages) {
+        assert_eq!((a.rows, b.rows, a.tokens), (64, 1, b.tokens));
+        assert_eq!(a.forecast.exposed, 0.0);
+        assert!(b.forecast.exposed > 0.0, "{b:?}");
+        // A small model on many GPUs: only a step of more tokens is worth them.
+        assert!(b.least_tokens.unwrap() > b.tokens, "{b:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_shared_out_is_an_error_with_a_number_that_can() {
+    let error = ClusterPlan::new(&of_rows(60), V, cluster(64)).unwrap_err().to_string();
+    assert!(error.contains("cannot be shared out evenly over 64 GPUs"), "{error}");
+    let error = ClusterPlan::new(&of_rows(60), V, cluster(12)).unwrap_err().to_string();
+    assert!(error.contains("do not fill nodes of 8"), "{error}");
 }
