@@ -15,14 +15,17 @@ use serde_json::{Value, json};
 use crate::args::TrainArgs;
 use crate::error::{Hinted, is_stop};
 use crate::fitting::Fitting;
-use crate::stop::Stop;
+use crate::stop::{Stop, leave};
 use crate::ui::Printer;
 use crate::version;
 
+/// The exit code of a process that ends because another one was asked to: that of SIGTERM, which a scheduler sends to one.
+const ASKED_ELSEWHERE: i32 = 143;
 /// How long another process than the first waits before it ends where the first one has the same to say.
 const AFTER_THE_FIRST: Duration = Duration::from_secs(2);
 
-fn hinted(e: calm_parallel::Error) -> Hinted {
+/// As an error of the program.
+pub fn hinted(e: calm_parallel::Error) -> Hinted {
     Hinted::new(e.what, e.remedy)
 }
 
@@ -57,8 +60,10 @@ pub fn start(number: usize, stop: &Stop, printer: &Printer) -> Result<()> {
     command.arg(program).args(std::env::args_os().skip(1));
     // Whoever may start this program may start it twice; mpirun asks for this where that is root.
     command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-    let threads = rayon::current_num_threads().div_ceil(number).max(1);
-    if std::env::args().all(|argument| !argument.starts_with("--threads")) {
+    let asked = std::env::args_os().any(|argument| argument.to_string_lossy().starts_with("--threads"));
+    let here = rayon::current_num_threads();
+    let threads = if asked { here } else { here.div_ceil(number).max(1) };
+    if !asked {
         command.env("RAYON_NUM_THREADS", threads.to_string());
     }
     // A terminal's Ctrl-C reaches a whole group of processes: these hear of it from us alone, once.
@@ -76,6 +81,7 @@ pub fn start(number: usize, stop: &Stop, printer: &Printer) -> Result<()> {
     })?;
     let mut leash = child.stdin.take();
     stop.patient(true);
+    stop.ends_at_once(child.id());
     let status = loop {
         if stop.asked() {
             // Its end is what the first process hears as the wish to stop.
@@ -88,12 +94,19 @@ pub fn start(number: usize, stop: &Stop, printer: &Printer) -> Result<()> {
         }
     };
     stop.patient(false);
-    if status.success() {
-        return Ok(());
+    stop.ends_at_once(0);
+    match status.code() {
+        Some(0) => Ok(()),
+        code if stop.was_stopped(code) => leave(stop.code()),
+        // It has been said.
+        Some(1) => leave(1),
+        _ => Err(Hinted::new(
+            format!("one of the {number} processes ended without a word ({status})"),
+            "what was saved stays: go on with --resume (where memory is short the system kills; take fewer processes, or more \
+             accumulation)",
+        )
+        .into()),
     }
-    // What there was to say has been said.
-    let code = if stop.asked() { i32::from(stop.code()) } else { status.code().unwrap_or(1) };
-    std::process::exit(code)
 }
 
 /// Meets the other processes, if there are any.
@@ -177,11 +190,15 @@ pub fn conclude(
         return done;
     }
     let stopped = done.as_ref().is_err_and(is_stop);
+    if stopped && !stop.asked() {
+        // Another one was asked.
+        stop.was_stopped(Some(ASKED_ELSEWHERE));
+    }
     let failed = match done {
         Err(e) if !stopped => e,
         done => match ranks.leave() {
             Ok(()) if ranks.leads() || !stopped => return done,
-            Ok(()) => std::process::exit(i32::from(stop.code())),
+            Ok(()) => leave(stop.code()),
             Err(e) => hinted(e).into(),
         },
     };

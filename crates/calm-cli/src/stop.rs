@@ -35,6 +35,8 @@ struct State {
     left: AtomicBool,
     /// Process id of the child at work; 0: none.
     child: AtomicU32,
+    /// Process id of a child that hears of the first signal otherwise, and is ended at the second; 0: none.
+    last: AtomicU32,
 }
 
 /// Ends the process at once. Not by way of exit handlers: a GPU's driver frees there what its other threads use.
@@ -79,6 +81,10 @@ impl Stop {
             ratatui::restore();
         }
         if !first || (child == 0 && !patient) {
+            let last = self.0.last.load(Ordering::SeqCst);
+            if !first && last > 0 {
+                terminate(last);
+            }
             if first {
                 printer.note("stopped");
             }
@@ -137,6 +143,11 @@ impl Stop {
         }
         let leash = child.stdin.take();
         Ok((child, leash))
+    }
+
+    /// A second signal ends the process of this id too; 0: no more.
+    pub fn ends_at_once(&self, id: u32) {
+        self.0.last.store(id, Ordering::SeqCst);
     }
 
     /// The child has ended.

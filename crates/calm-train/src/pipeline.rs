@@ -22,7 +22,7 @@ use crate::plan::{Plan, Target};
 use crate::recorder::Recorder;
 use crate::reporter::Reporter;
 use crate::reuse::{check_others, import_autoencoder, init_from};
-use crate::rows::{Rows, packs_as_a_whole};
+use crate::rows::{Rows, packed_as_a_whole, packs_as_a_whole};
 use crate::scoring::{bits_per_byte, bound_results, reconstruct_run, score_run};
 use crate::settle::{because, settle};
 use crate::share::{can_be_shared, told};
@@ -65,12 +65,14 @@ pub fn begin(
     let corpus = prepare(resumption, &options.cache, reporter)?;
     check_others(resumption, &corpus, options)?;
     let ahead = ahead(resumption, options)?;
+    // Before what is begun anew is gone.
+    let whole = packs_as_a_whole(resumption)?;
     let mut rows = BTreeMap::new();
     for stage in &ahead {
         if let Some(config) = run.config.train.stage(*stage) {
             can_be_shared(config, &options.ranks, device)?;
         }
-        rows.insert(*stage, Rows::new(run, &corpus, *stage, !options.skip_scores)?);
+        rows.insert(*stage, Rows::new(run, &corpus, *stage, !options.skip_scores, whole)?);
     }
     let plan = Plan::new(&run.config, &corpus, &Target::of(device, run.config.precision)?);
     reporter.plan(&plan);
@@ -81,7 +83,7 @@ pub fn begin(
     for change in &entry.changes {
         reporter.note(&format!("changed from here on: {change}"));
     }
-    let record = record(run, &corpus, entry)?;
+    let record = record(run, &corpus, entry, whole)?;
     options.ranks.meet(PREPARED, Patience::WhileTheyAnswer).map_err(told)?;
     // From here on the record has an entry of this command, which says how it ended.
     work(run, &corpus, rows, record, options, device, reporter).inspect_err(|e| run.note_end(e))
@@ -107,7 +109,7 @@ pub fn follow(
     let corpus = prepare(&resumption, &options.cache, reporter)?;
     let mut rows = BTreeMap::new();
     for stage in ahead(&resumption, options)? {
-        rows.insert(stage, Rows::new(&run, &corpus, stage, false)?);
+        rows.insert(stage, Rows::new(&run, &corpus, stage, false, packed_as_a_whole(&run)?)?);
     }
     let record = run.record()?.unwrap_or_default();
     work(&run, &corpus, rows, record, options, device, reporter).map(|_| ())
@@ -354,9 +356,9 @@ fn unchanged(resumption: &Resumption, corpus: &Corpus) -> Result<()> {
 }
 
 /// Writes what this run is and who works on it.
-fn record(run: &Run, corpus: &Corpus, entry: Provenance) -> Result<RunRecord> {
+fn record(run: &Run, corpus: &Corpus, entry: Provenance, whole: bool) -> Result<RunRecord> {
     let mut record = run.record()?.unwrap_or_default();
-    record.row_order = (!packs_as_a_whole(run)?).then_some(1);
+    record.row_order = (!whole).then_some(1);
     corpus.tokenizer.save(&run.folder.join("tokenizer.json"))?;
     record.corpus_hash = corpus.hash.clone();
     record.tokenizer_hash = corpus.tokenizer_hash.clone();
@@ -446,8 +448,8 @@ fn train_autoencoder(
     } else if needed(run, Stage::Autoencoder, config.steps, options.resume, reporter)? {
         let objective = models::new_autoencoder(run, &corpus.tokenizer, device)?;
         init_from(run, corpus, options, Stage::Autoencoder, &objective.store, reporter)?;
-        let Rows { plan, validation: rows } =
-            rows.map_or_else(|| Rows::new(run, corpus, Stage::Autoencoder, false), Ok)?;
+        let Rows { plan, validation: rows } = rows
+            .map_or_else(|| Rows::new(run, corpus, Stage::Autoencoder, false, packed_as_a_whole(run)?), Ok)?;
         let checkpoints = checkpoints(run, Stage::Autoencoder, &options.ranks);
         let metadata = run.metadata(Stage::Autoencoder, record);
         let training = Training {
@@ -509,7 +511,7 @@ fn train_lm(
     let seed = run.config.seed;
     let eval = &run.config.eval;
     let Rows { plan, validation: rows } =
-        rows.map_or_else(|| Rows::new(run, corpus, Stage::Lm, false), Ok)?;
+        rows.map_or_else(|| Rows::new(run, corpus, Stage::Lm, false, packed_as_a_whole(run)?), Ok)?;
     let mut metadata = run.metadata(Stage::Lm, record);
     let checkpoints = checkpoints(run, Stage::Lm, &options.ranks);
     let mut autoencoder = None;

@@ -3,7 +3,7 @@
 use calm_data::{Corpus, EvaluationRows, RowPlan, spread};
 use calm_eval::protocol::Protocol;
 use calm_eval::score::positions;
-use calm_run::{Error, Result, Run, Stage};
+use calm_run::{Error, Result, Resumption, Run, Stage};
 use calm_stats::brier::EndOfText;
 
 use crate::held_out::{SCORE_ROWS, evaluation_rows, predicts};
@@ -20,14 +20,15 @@ impl Rows {
     ///
     /// # Errors
     /// Text of which these settings leave nothing to predict: a loss of it would be 0, whatever the model does. Where the
-    /// model is `scored` when it is trained, held-out text without a place for a score.
-    pub fn new(run: &Run, corpus: &Corpus, stage: Stage, scored: bool) -> Result<Self> {
+    /// model is `scored` when it is trained, held-out text without a place for a score. `whole`: packed as by earlier
+    /// versions, which knew no sections.
+    pub fn new(run: &Run, corpus: &Corpus, stage: Stage, scored: bool, whole: bool) -> Result<Self> {
         let layout = match stage {
             Stage::Autoencoder => run.autoencoder_layout(),
             Stage::Lm => run.lm_layout(),
         };
         let (special, eval) = (corpus.tokenizer.special(), &run.config.eval);
-        let plan = match packs_as_a_whole(run)? {
+        let plan = match whole {
             true => RowPlan::whole(&corpus.train, layout, special, run.config.seed)?,
             false => corpus.plan(layout, run.config.seed)?,
         };
@@ -72,20 +73,28 @@ fn has_scores(run: &Run, corpus: &Corpus) -> Result<bool> {
     Ok(false)
 }
 
-/// Whether an earlier version trained this run, which knew no sections.
+/// Whether an earlier version, which knew no sections, trained what of this run stays.
 ///
 /// # Errors
 /// A record or a checkpoint that cannot be read.
-pub(crate) fn packs_as_a_whole(run: &Run) -> Result<bool> {
-    if run.record()?.is_none_or(|record| record.row_order.is_some()) {
+pub(crate) fn packs_as_a_whole(resumption: &Resumption) -> Result<bool> {
+    if resumption.record()?.row_order.is_some() {
         return Ok(false);
     }
     for stage in Stage::ALL {
-        if run.checkpoints(stage).latest()?.is_some_and(|state| state.step > 0) {
+        if resumption.latest(stage)?.is_some_and(|state| state.step > 0) {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// What the record of a run that goes on says of it.
+///
+/// # Errors
+/// As [`Run::record`].
+pub(crate) fn packed_as_a_whole(run: &Run) -> Result<bool> {
+    Ok(run.record()?.is_some_and(|record| record.row_order.is_none()))
 }
 
 fn nothing(run: &Run, text: &str) -> Error {
@@ -117,7 +126,7 @@ mod tests {
     use super::*;
 
     fn rows(run: &Run, corpus: &Corpus) -> Vec<String> {
-        let plan = Rows::new(run, corpus, Stage::Lm, false).unwrap().plan;
+        let plan = Rows::new(run, corpus, Stage::Lm, false, false).unwrap().plan;
         (0..30).map(|step| Batch::hash(&[plan.batch(step, 0..4, 4).unwrap()])).collect()
     }
 

@@ -182,7 +182,7 @@ impl Stepper {
         }
         let sums = self.gradients(objective, pieces, targets, step)?;
         let clip = self.bucket.clip(c.clip_norm)?;
-        let sums = self.of_all(sums, &clip, step)?;
+        let sums = self.of_all(sums, &clip, targets, step)?;
         // The parameters of a step that cannot be stay as they were: on the CPU because it is looked at first, on a
         // GPU because the optimiser lets out a step whose gradients have no finite norm.
         let look = || -> Result<StepValues> {
@@ -267,20 +267,30 @@ impl Stepper {
         Ok(losses)
     }
 
-    /// The losses of all pieces of all processes, in their order. The norm of the gradients must be the same everywhere: it
-    /// stands for all that was exchanged.
-    fn of_all(&self, mut own: Vec<Sums>, clip: &Clip, step: u64) -> Result<Totals> {
+    /// The losses of all pieces of all processes, in their order. The norm of the summed gradients and the number of targets
+    /// must be the same everywhere.
+    fn of_all(&self, mut own: Vec<Sums>, clip: &Clip, targets: usize, step: u64) -> Result<Totals> {
         if self.ranks.is_alone() && own.len() == 1 {
             return Ok(own.pop().map_or_else(|| Totals::Known(Vec::new()), Totals::Later));
         }
         let pieces = own.iter().map(Sums::read).collect::<candle_core::Result<Vec<_>>>()?;
-        let record = (clip.read()?.norm.to_bits(), pieces);
+        let record = (clip.read()?.norm.to_bits(), targets, pieces);
         let text = serde_json::to_vec(&record).map_err(candle_core::Error::wrap)?;
         let all = self.ranks.gather(&text, "the exchange of losses", Patience::Limited).map_err(told)?;
         let mut totals: Vec<(Cow<'static, str>, f64, usize)> = Vec::new();
         for (rank, text) in all.iter().enumerate() {
-            let (norm, pieces): (u64, Vec<PieceRecord>) =
+            let (norm, counted, pieces): (u64, usize, Vec<PieceRecord>) =
                 serde_json::from_slice(text).map_err(candle_core::Error::wrap)?;
+            if counted != targets {
+                return Err(Error::user(
+                    format!(
+                        "step {}: {targets} targets on rank {} and {counted} on rank {rank}: the processes read other rows",
+                        step + 1,
+                        self.ranks.rank()
+                    ),
+                    "all must read the same files with the same program; go on from the last checkpoint with --resume",
+                ));
+            }
             if norm != record.0 {
                 let [own, other] = [record.0, norm].map(f64::from_bits);
                 let rank_here = self.ranks.rank();

@@ -121,7 +121,8 @@ impl Training<'_> {
                     stepper.load(self.checkpoints, to, objective.store())?;
                     state = watch.back(to, state)?;
                     observer.went_back(stage, to);
-                    ranks.same(&to.to_string(), "the step that the stage goes back to").map_err(told)?;
+                    let back = format!("step {to} with parameters {}", fingerprint(objective.store())?);
+                    ranks.same(&back, "what the stage goes back to").map_err(told)?;
                     ranks.finished_step(to);
                     continue;
                 }
@@ -167,6 +168,12 @@ impl Training<'_> {
                     (_, true) => watch.latest(),
                     _ => watch.to_keep(),
                 };
+                if !ranks.is_alone() {
+                    // The sum of the gradients is the same everywhere whatever went into it.
+                    let read = state.rows.as_ref().map_or("", |rows| &rows.all);
+                    let here = format!("parameters {} after rows {read}", fingerprint(store)?);
+                    ranks.same(&here, &format!("the checkpoint of step {}", state.step)).map_err(told)?;
+                }
                 observer.saving();
                 self.checkpoints.save(&state, store, stepper.optimizer(), self.metadata)?;
                 watch.saved(state.step);

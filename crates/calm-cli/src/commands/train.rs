@@ -7,8 +7,8 @@ use calm_config::{ConfigText, load};
 use calm_data::{Source, TokenizerConfig};
 use calm_kernels::device::Choice;
 use calm_lm::ModelConfig;
-use calm_parallel::Ranks;
 use calm_parallel::forecast::Cluster;
+use calm_parallel::{Patience, Ranks};
 use calm_run::config::RunConfig;
 use calm_run::results::Results;
 use calm_run::run::CONFIG;
@@ -51,10 +51,11 @@ fn train(args: &TrainArgs, device: Choice, ranks: &Ranks, stop: &Stop, printer: 
     let resolved = load::<RunConfig>(configuration(args, &folder)?, &args.source.overrides)?;
     processes::agree(ranks, args, device, &resolved)?;
     if args.dry_run {
-        if !ranks.leads() {
-            return Ok(());
+        if ranks.leads() {
+            dry_run(&resolved.value, args, device, printer)?;
         }
-        return dry_run(&resolved.value, args, device, printer);
+        ranks.meet("the plan, made by rank 0", Patience::WhileTheyAnswer).map_err(processes::hinted)?;
+        return Ok(());
     }
     let begin = match (args.resume, args.restart) {
         (true, _) => Begin::Resume,

@@ -38,10 +38,17 @@ impl House {
     fn begun(&self, number: usize) -> Child {
         let more = ["--set", "train.lm.steps=1000000", "--set", "train.lm.checkpoint_every=20"];
         let mut command = self.mpirun(number, "exec \"$0\" \"$@\"", &self.train(&more));
-        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        self.saved(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// When the run has its first checkpoint.
+    fn saved(&self, mut child: Child) -> Child {
         let since = Instant::now();
         while self.latest().is_none() {
-            assert!(since.elapsed() < Duration::from_secs(60), "no checkpoint in a minute");
+            if since.elapsed() > Duration::from_secs(60) || child.try_wait().unwrap().is_some() {
+                signal("KILL", &child.id().to_string());
+                panic!("no checkpoint: {:?}", Done::from(child.wait_with_output().unwrap()));
+            }
             std::thread::sleep(Duration::from_millis(20));
         }
         child
@@ -65,15 +72,19 @@ impl House {
 
 /// The process of a rank of this mpirun.
 fn process(mpirun: &Child, rank: usize) -> String {
-    let parent = format!("\nPPid:\t{}\n", mpirun.id());
-    let name = format!("OMPI_COMM_WORLD_RANK={rank}");
+    child_with(mpirun.id(), &format!("OMPI_COMM_WORLD_RANK={rank}"))
+}
+
+/// A child of a process with this in its environment.
+fn child_with(parent: u32, name: &str) -> String {
+    let parent = format!("\nPPid:\t{parent}\n");
     let mut found = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
         let status = fs::read_to_string(entry.path().join("status")).ok()?;
         let environ = fs::read(entry.path().join("environ")).ok()?;
         let is = status.contains(&parent) && environ.split(|b| *b == 0).any(|one| one == name.as_bytes());
         is.then(|| entry.file_name().into_string().unwrap())
     });
-    found.next().unwrap_or_else(|| panic!("no process of rank {rank}"))
+    found.next().unwrap_or_else(|| panic!("no process with {name}"))
 }
 
 fn signal(name: &str, process: &str) {
@@ -153,10 +164,7 @@ fn who_asks_for_a_stop_gets_a_checkpoint_and_the_exit_code_of_the_signal() {
     let mut command = house.command(env!("CARGO_BIN_EXE_calm"));
     let more = ["--processes", "2", "--threads", "1", "--set", "train.lm.steps=1000000"];
     command.args(house.train(&more)).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = command.spawn().unwrap();
-    while house.latest().is_none() {
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let child = house.saved(command.spawn().unwrap());
     signal("TERM", &child.id().to_string());
     let done: Done = child.wait_with_output().unwrap().into();
     assert_eq!(done.code, 143, "{done:?}");
@@ -203,6 +211,24 @@ fn a_rank_that_is_killed_ends_the_job_and_the_run_goes_on_with_fewer() {
     assert!(since.elapsed() < Duration::from_secs(40), "{:?}", since.elapsed());
     assert!(done.code != 0 && messages(&done) <= 1, "{done:?}");
     house.goes_on(1);
+}
+
+#[test]
+fn a_process_that_was_started_here_and_is_killed_is_one_message() {
+    if !can("a process that is killed") {
+        return;
+    }
+    let house = House::new();
+    let mut command = house.command(env!("CARGO_BIN_EXE_calm"));
+    let more = ["--processes", "2", "--threads", "1", "--set", "train.lm.steps=1000000"];
+    let more = [&more[..], &["--set", "train.lm.checkpoint_every=20"]].concat();
+    command.args(house.train(&more)).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = house.saved(command.spawn().unwrap());
+    let mpirun = child_with(child.id(), "OMPI_ALLOW_RUN_AS_ROOT=1");
+    signal("KILL", &child_with(mpirun.parse().unwrap(), "OMPI_COMM_WORLD_RANK=1"));
+    let done: Done = child.wait_with_output().unwrap().into();
+    assert_eq!((done.code, messages(&done)), (1, 1), "{done:?}");
+    assert!(done.err.contains("--resume"), "{done:?}");
 }
 
 #[test]
