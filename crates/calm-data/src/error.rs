@@ -359,12 +359,12 @@ impl Error {
             }
             Self::Changed { .. } => "start again when nothing writes to it any more; nothing of it was kept",
             Self::NoText { .. } => {
-                "every record needs one: name it with `data.column`, or leave such records out with \
-                 `data.on_bad_document: skip`"
+                "every record needs one: name it with `data.column`, or `--column` beside `--data`, or leave such records \
+                 out with `data.on_bad_document: skip`"
             }
             Self::Conversation { .. } => {
-                "mend it, name the messages with `data.column`, or leave such records out with \
-                 `data.on_bad_document: skip`"
+                "mend it, name the messages with `data.column`, or `--column` beside `--data`, or leave such records out \
+                 with `data.on_bad_document: skip`"
             }
             Self::TooLong { .. } => "divide it, or write its documents as .jsonl or .parquet",
             Self::Table { remedy, .. } | Self::Selection { remedy, .. } => remedy,

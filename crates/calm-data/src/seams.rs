@@ -29,7 +29,10 @@ impl Seams {
             && bpe.dropout.is_none_or(|share| share == 0.0);
         // Unknown characters are fused with their neighbours: a space is none of them.
         let known = bpe.token_to_id(SPACE.encode_utf8(&mut [0; 4])).is_some();
-        Self(by_parts && known && bpe.get_vocab().keys().all(|token| seams(token).next().is_none()))
+        // Where it stands for an unknown character, it would merge with the spaces behind that.
+        let spaces = |token: &String| token.chars().all(|c| c == SPACE);
+        let apart = !bpe.unk_token.as_ref().is_some_and(spaces);
+        Self(by_parts && known && apart && bpe.get_vocab().keys().all(|token| seams(token).next().is_none()))
     }
 
     /// The parts of a piece, which are merged each by itself.
@@ -88,6 +91,8 @@ mod tests {
         for cannot in [
             model(&[("b", "▁")]),
             changed(|model| model.ignore_merges = true),
+            changed(|model| model.unk_token = Some("▁".into())),
+            changed(|model| model.unk_token = Some("▁▁".into())),
             changed(|model| model.end_of_word_suffix = Some("_".into())),
             changed(|model| model.continuing_subword_prefix = Some("_".into())),
         ] {

@@ -14,7 +14,12 @@ use crate::error::Result;
 pub(crate) fn settings(text: &ConfigText) -> Vec<String> {
     // What is no YAML is told by who loads it.
     let tree = serde_yaml::from_str::<Value>(&text.text).unwrap_or_default();
-    all_files(&tree, |hub| !hub.contains_key("config"))
+    settings_of(&tree)
+}
+
+/// The same of its tree, as it stands in the file or as a record changed it.
+pub(crate) fn settings_of(tree: &Value) -> Vec<String> {
+    all_files(tree, |hub| !hub.contains_key("config"))
 }
 
 /// Another configuration for the same run: where it has these sources too and says no more of them, they mean the same.
@@ -53,6 +58,8 @@ fn all_files(tree: &Value, silent: impl Fn(&Map<String, Value>) -> bool) -> Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Change;
+    use crate::run::after;
 
     const MODEL: &str = "model: {baseline: {backbone: {hidden_size: 8, layers: 1, heads: 1}}}\n\
         train: {lm: {steps: 1, batch_rows: 1, context: 8, learning_rate: 0.1}}\n";
@@ -78,6 +85,28 @@ mod tests {
             assert!(of(now).is_empty(), "{now}");
         }
         assert!(settings(&ConfigText::new("x", ": [")).is_empty());
+    }
+
+    #[test]
+    fn a_data_set_that_an_earlier_version_moved_to_is_read_whole() {
+        let began = || load::<RunConfig>(text("{path: x}"), &[]).unwrap();
+        let moved = |hub: Value| {
+            let change =
+                |key: &str, old: Option<Value>, new: Option<Value>| Change { key: key.into(), old, new };
+            let changes = [
+                change("data.source.hub", None, Some(hub)),
+                change("data.source.path", Some(serde_json::json!("x")), None),
+            ];
+            after(began(), changes.iter()).unwrap()
+        };
+        let files = |read: &Resolved<RunConfig>| read.tree.pointer("/data/source/hub/files").cloned();
+        let earlier = moved(serde_json::json!({"dataset": "a/b", "files": []}));
+        assert_eq!(files(&earlier), Some(serde_json::json!(["**"])));
+        // A resume with the same source changes nothing.
+        let asked = load::<RunConfig>(text("{hub: {dataset: a/b}}"), &[]).unwrap();
+        assert_eq!(applied(&earlier.overrides, &asked).unwrap().tree, earlier.tree);
+        let now = moved(serde_json::json!({"dataset": "a/b", "files": [], "config": null}));
+        assert_eq!(files(&now), Some(serde_json::json!([])));
     }
 
     #[test]

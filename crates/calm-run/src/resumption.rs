@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use calm_config::Resolved;
 
-use crate::checked::{read_config, write_config};
+use crate::checked::write_config;
 use crate::checkpoint::{Checkpoints, StageState};
 use crate::config::RunConfig;
 use crate::earlier;
@@ -69,8 +69,7 @@ impl Resumption {
         let mut changes = Vec::new();
         if !fresh {
             let before = Run::resolved(folder)?;
-            let earlier = earlier::settings(&read_config(&folder.join(CONFIG))?);
-            let asked = earlier::applied(&earlier, resolved)?;
+            let asked = earlier::applied(&before.overrides, resolved)?;
             changes = differences(&before.tree, &asked.tree);
             run.config = asked.value;
             let judge = Judge::new(&run, &before.value, begin)?;

@@ -202,7 +202,7 @@ fn read_record(folder: &Path) -> Result<Option<RunRecord>> {
     )
 }
 
-/// A configuration after changes.
+/// A configuration after changes, those that an earlier version wrote down included.
 pub(crate) fn after<'a>(
     began: Resolved<RunConfig>,
     changes: impl Iterator<Item = &'a Change>,
@@ -212,8 +212,11 @@ pub(crate) fn after<'a>(
     if changed == began.tree {
         return Ok(began);
     }
+    let earlier = earlier::settings_of(&changed);
     let now = Resolved { tree: changed, ..began };
     let name = format!("{} as {RECORD} changed it", now.name);
     let text = ConfigText { name, path: now.path.clone(), text: now.to_yaml() };
-    Ok(load(text, &[])?)
+    let mut now: Resolved<RunConfig> = Resolved { overrides: now.overrides, ..load(text, &earlier)? };
+    now.overrides.extend(earlier);
+    Ok(now)
 }

@@ -4,7 +4,7 @@ use calm_data::{Corpus, EvaluationRows, RowPlan, spread};
 use calm_eval::protocol::Protocol;
 use calm_eval::score::positions;
 use calm_run::{Error, Result, Resumption, Run, Stage};
-use calm_stats::brier::EndOfText;
+use calm_stats::brier::{EndOfText, NGRAM};
 
 use crate::held_out::{SCORE_ROWS, evaluation_rows, predicts};
 use crate::scoring::reader;
@@ -48,11 +48,7 @@ impl Rows {
                 return Err(nothing(run, "held-out documents that are scored"));
             }
             if scored && !has_scores(run, corpus)? {
-                return Err(Error::user(
-                    "nothing to score in the held-out documents: nowhere stand four tokens together that count",
-                    "longer answers or documents help, or more of eval.documents and eval.chunks_per_document; \
-                     --skip-scores trains without scores",
-                ));
+                return Err(no_scores(layout.context, layout.chunk_size));
             }
         }
         Ok(Self { plan, validation })
@@ -114,6 +110,26 @@ fn nothing(run: &Run, text: &str) -> Error {
     )
 }
 
+/// Of held-out documents without a place for a score, read in windows of so many chunks.
+fn no_scores(context: usize, chunk_size: usize) -> Error {
+    // Nothing comes before the first chunk of a window.
+    if context.saturating_sub(1) * chunk_size < NGRAM {
+        let least = 1 + NGRAM.div_ceil(chunk_size);
+        return Error::user(
+            format!(
+                "nothing to score in the held-out documents: a score is taken of four tokens together, and a window of \
+                 {context} chunks of K = {chunk_size} predicts fewer"
+            ),
+            format!("raise train.lm.context to {least} or more; --skip-scores trains without scores"),
+        );
+    }
+    Error::user(
+        "nothing to score in the held-out documents: nowhere stand four tokens together that count",
+        "longer answers or documents help, or more of eval.documents and eval.chunks_per_document; \
+         --skip-scores trains without scores",
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use std::fmt::Write as _;
@@ -128,6 +144,20 @@ mod tests {
     fn rows(run: &Run, corpus: &Corpus) -> Vec<String> {
         let plan = Rows::new(run, corpus, Stage::Lm, false, false).unwrap().plan;
         (0..30).map(|step| Batch::hash(&[plan.batch(step, 0..4, 4).unwrap()])).collect()
+    }
+
+    #[test]
+    fn a_window_that_is_too_short_for_a_score_is_told_apart_from_short_documents() {
+        for (context, chunk_size, least) in [(4, 1, "to 5"), (2, 3, "to 3"), (1, 4, "to 2")] {
+            let error = no_scores(context, chunk_size);
+            let remedy = error.remedy().unwrap_or_default();
+            assert!(remedy.contains(&format!("train.lm.context {least} ")), "{remedy}");
+            assert!(!remedy.contains("longer"), "{remedy}");
+        }
+        for (context, chunk_size) in [(5, 1), (3, 3), (2, 4)] {
+            let remedy = no_scores(context, chunk_size).remedy().unwrap_or_default();
+            assert!(remedy.contains("longer answers") && !remedy.contains("context"), "{remedy}");
+        }
     }
 
     #[test]

@@ -50,10 +50,27 @@ pub(super) fn converse(
              data.template, it does not know what a turn is",
         );
     }
+    let mut bent = Bent::default();
+    let ended = turns(talk, sampler, tokenizer, decoding, args, &mut bent, printer);
+    // Also of the turns before a failure.
+    bent.tell("turns", printer);
+    ended
+}
+
+/// The turns; what was bent in them and not told yet is left in `bent`.
+fn turns(
+    talk: &Talk,
+    sampler: &dyn Sampler,
+    tokenizer: &Tokenizer,
+    decoding: Decoding,
+    args: &GenerateArgs,
+    bent: &mut Bent,
+    printer: &Printer,
+) -> Result<()> {
     let asks = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let system = args.system.as_ref().map(|text| Message::new("system", text.as_str()));
     let mut said: Vec<Message> = system.into_iter().collect();
-    let (mut told, mut bent) = (Told::default(), Bent::default());
+    let mut told = Told::default();
     let mut turn = 0;
     let mut lines = std::io::stdin().lock().lines();
     loop {
@@ -61,7 +78,6 @@ pub(super) fn converse(
             printer.text("> ")?;
         }
         let Some(line) = lines.next() else {
-            bent.tell("turns", printer);
             return if asks { Ok(printer.text("\n")?) } else { Ok(()) };
         };
         let line = line.map_err(|e| {
@@ -85,7 +101,7 @@ pub(super) fn converse(
         bent.add(&answer.report);
         if asks {
             // Who reads the answers one by one is told at once.
-            std::mem::take(&mut bent).tell("turns", printer);
+            std::mem::take(bent).tell("turns", printer);
         }
         if answer.cut && !std::mem::replace(&mut told.cut, true) {
             printer.note(format!("cut after {} tokens: --max-tokens allows more", args.max_tokens));
@@ -175,7 +191,7 @@ fn answer(
         return Err(e.into());
     }
     show(&until.push(&stream.finish()))?;
-    show(&until.rest())?;
+    show(&until.rest(report.ended))?;
     printer.text("\n")?;
     let cut = !until.ended && !report.ended;
     Ok(Answer { text, cut, report })
@@ -217,9 +233,14 @@ impl Until {
         self.held.drain(..sure).collect()
     }
 
-    /// What was held back, if no mark came.
-    fn rest(&mut self) -> String {
-        std::mem::take(&mut self.held)
+    /// What was held back, if no mark came. Where the text `ended` by itself, the white space before the mark is none of it
+    /// either.
+    fn rest(&mut self, ended: bool) -> String {
+        let mut rest = std::mem::take(&mut self.held);
+        if ended && let Some(said) = rest.strip_suffix(self.end.lead.as_str()).map(str::len) {
+            rest.truncate(said);
+        }
+        rest
     }
 }
 
@@ -244,10 +265,32 @@ mod tests {
                 let mut until = until(lead, "<|im_end|>");
                 let pieces = text.as_bytes().chunks(size).map(|piece| std::str::from_utf8(piece).unwrap());
                 let shown: String = pieces.map(|piece| until.push(piece)).collect();
-                assert_eq!((shown.as_str(), until.ended, until.rest().as_str()), (said, true, ""), "{size}");
+                assert_eq!(
+                    (shown.as_str(), until.ended, until.rest(false).as_str()),
+                    (said, true, ""),
+                    "{size}"
+                );
             }
         }
         let mut until = until("", "<|im_end|>");
-        assert_eq!((until.push("é <|im"), until.rest(), until.ended), ("é ".into(), "<|im".into(), false));
+        assert_eq!(
+            (until.push("é <|im"), until.rest(false), until.ended),
+            ("é ".into(), "<|im".into(), false)
+        );
+    }
+
+    #[test]
+    fn text_that_ends_by_itself_ends_before_the_white_space_of_the_mark() {
+        for (text, ended, said) in [
+            ("Yes.\n", true, "Yes."),
+            ("Yes.\n\n", true, "Yes.\n"),
+            ("Yes.\n<|e", true, "Yes.\n<|e"),
+            ("Yes.", true, "Yes."),
+            ("Yes.\n", false, "Yes.\n"),
+        ] {
+            let mut until = until("\n", "<|end|>");
+            let shown = until.push(text) + &until.rest(ended);
+            assert_eq!(shown, said, "{text:?}, {ended}");
+        }
     }
 }

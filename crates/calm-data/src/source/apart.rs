@@ -8,6 +8,10 @@ use super::documents::{HeldOut, Input, Opened};
 use crate::config::{DataConfig, Source, Validation};
 use crate::error::{Error, Result};
 
+/// What to do where held-out text is all there is.
+pub(super) const REMEDY: &str =
+    "hold out another file or split, or a share of the documents such as `data.validation: 0.05`";
+
 /// Files that are known again by whatever names and links they are reached.
 #[derive(Default)]
 pub(super) struct Known {
@@ -60,7 +64,7 @@ pub(super) fn check(config: &DataConfig, opened: &Opened) -> Result<()> {
         (Source::Dataset(_), Validation::Share(_)) => {
             "let the patterns of `train` and `validation` in the manifest fit different files"
         }
-        _ => "hold out another file or split, or a share of the documents such as `data.validation: 0.05`",
+        _ => REMEDY,
     };
     Err(Error::Selection {
         source_name: config.source.name().display().to_string(),

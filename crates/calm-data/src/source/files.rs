@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::apart;
 use super::bytes::{self, Count};
 use super::documents::{Documents, Found};
 use super::loaded::Skipped;
@@ -90,6 +91,8 @@ pub(super) struct Files<'a> {
     open: Option<Open>,
     documents: usize,
     skipped: Skipped,
+    /// Files that are held out, and were left out for that.
+    held_out: usize,
     foreign: BTreeMap<&'static str, usize>,
     bad: Vec<String>,
     ended: bool,
@@ -142,6 +145,7 @@ impl<'a> Files<'a> {
             open: None,
             documents: 0,
             skipped: Skipped::default(),
+            held_out: 0,
             foreign: BTreeMap::new(),
             bad: Vec::new(),
             ended: false,
@@ -149,8 +153,9 @@ impl<'a> Files<'a> {
     }
 
     /// Of a folder whose listing left out something too.
-    pub(super) fn with_skipped(mut self, skipped: Skipped) -> Self {
+    pub(super) fn with_left_out(mut self, skipped: Skipped, held_out: usize) -> Self {
         self.skipped = skipped;
+        self.held_out = held_out;
         self
     }
 
@@ -293,6 +298,13 @@ impl<'a> Files<'a> {
                 more => format!(" (skipped: {more})"),
             },
         };
+        if self.held_out > 0 {
+            return Err(Error::Selection {
+                source_name: self.source.display().to_string(),
+                what: format!("there is no text in it once the held-out files were left out{detail}"),
+                remedy: apart::REMEDY.to_owned(),
+            });
+        }
         Err(Error::Empty { path: self.source.clone(), detail })
     }
 

@@ -72,10 +72,11 @@ pub(super) fn open_for(path: &Path, reading: Reading, held_out: &[Input]) -> Res
         found.push((Input::of_file(&file)?, file));
     }
     // Where nothing else is there, source and held-out text are one: that is told when both are known.
-    let held_out = Known::new(held_out);
+    let (held_out, all) = (Known::new(held_out), found.len());
     if given == Given::InFolder && found.iter().any(|(input, _)| !held_out.has(input)) {
         found.retain(|(input, _)| !held_out.has(input));
     }
+    let held_out = all - found.len();
     let (inputs, files): (Vec<Input>, Vec<PathBuf>) = found.into_iter().unzip();
     let mut entries = Vec::with_capacity(files.len());
     for (file, input) in files.iter().zip(&inputs) {
@@ -86,7 +87,7 @@ pub(super) fn open_for(path: &Path, reading: Reading, held_out: &[Input]) -> Res
         let id = id.to_string_lossy().replace('\\', "/");
         entries.push(Entry { id, length: input.length });
     }
-    Ok(Box::new(OfPath { path: path.to_owned(), given, files, entries, inputs, skipped, reading }))
+    Ok(Box::new(OfPath { path: path.to_owned(), given, files, entries, inputs, skipped, held_out, reading }))
 }
 
 /// A file or folder.
@@ -97,6 +98,8 @@ struct OfPath {
     entries: Vec<Entry>,
     inputs: Vec<Input>,
     skipped: Skipped,
+    /// Files that were left out because they are held out.
+    held_out: usize,
     reading: Reading,
 }
 
@@ -123,7 +126,7 @@ impl Text for OfPath {
             Box::new(get),
             Box::new(describe),
         );
-        Ok(Box::new(files.with_skipped(self.skipped)))
+        Ok(Box::new(files.with_left_out(self.skipped, self.held_out)))
     }
 }
 

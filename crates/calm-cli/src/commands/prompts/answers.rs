@@ -85,7 +85,8 @@ impl<'a> Answers<'a> {
             return Ok(Self::Printed(printer));
         }
         let plain = path.metadata().map_or(true, |there| there.is_file());
-        let lock = plain.then(|| Lock::take_file(path, &mut |note| printer.warn(note))).transpose()?;
+        let locked = behind_links(path);
+        let lock = plain.then(|| Lock::take_file(&locked, &mut |note| printer.warn(note))).transpose()?;
         let there = path.metadata();
         if there.as_ref().is_ok_and(|there| there.is_file() && there.len() > 0) {
             settings.must_be_those_of(path)?;
@@ -181,9 +182,38 @@ impl<'a> Answers<'a> {
     }
 }
 
+/// The file that a link leads to: it has one writer, whatever name it is reached by.
+fn behind_links(path: &Path) -> PathBuf {
+    match path.is_symlink() {
+        true => path.canonicalize().unwrap_or_else(|_| path.to_owned()),
+        false => path.to_owned(),
+    }
+}
+
 fn failed(path: &Path, error: &std::io::Error) -> Hinted {
     Hinted::new(
         format!("{}: {error}", path.display()),
         "name a place that may be read and written and has room; the same call goes on where it stopped",
     )
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use crate::ui::UiOptions;
+
+    #[test]
+    fn a_file_has_one_writer_by_whatever_link_it_is_reached() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("answers.jsonl"), folder.path().join("b.jsonl"));
+        std::fs::write(&file, "").unwrap();
+        std::os::unix::fs::symlink("answers.jsonl", &link).unwrap();
+        let (printer, _) = Printer::captured(UiOptions::default());
+        let open = |path: &Path| Answers::open(path, Settings::new([("seed", json!(1))]), &printer);
+        let held = open(&file).unwrap();
+        let error = open(&link).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(error.contains("another calm works on") && error.contains("answers.jsonl"), "{error}");
+        drop(held);
+        assert!(open(&link).is_ok());
+    }
 }

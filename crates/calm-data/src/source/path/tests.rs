@@ -328,3 +328,19 @@ fn outputs_of_this_program_are_left_out_and_said() {
     let runs = error(&f.path("runs"));
     assert!(runs.contains("2 outputs of calm"), "{runs}");
 }
+
+#[test]
+fn a_folder_whose_text_is_all_held_out_says_so() {
+    let f = Folder::new();
+    f.write("logo.png", b"\x89PNG\r\n\x1a\n\0\0\0\0");
+    let held_out = [Input::of_file(&f.write("a.txt", "some text")).unwrap()];
+    let told = |held_out: &[Input]| {
+        let text = open_for(f.0.path(), Reading::default(), held_out).unwrap();
+        let first = text.read().unwrap().next().unwrap();
+        first.map_or_else(|error| error.told(), |document| document.text)
+    };
+    assert_eq!(told(&[]), "some text");
+    let error = told(&held_out);
+    assert!(error.contains("held-out files were left out (skipped: 1 binary"), "{error}");
+    assert!(error.contains("data.validation: 0.05"), "{error}");
+}
