@@ -20,6 +20,7 @@ pub const PAGES: &[(&str, &str)] = pages![
     "numerics",
     "tokenizers",
     "resuming",
+    "parallel",
     "gpu",
     "likelihood",
     "patch",

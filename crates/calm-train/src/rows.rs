@@ -138,11 +138,13 @@ mod tests {
     use calm_data::{
         Batch, CharsConfig, Cut, DataConfig, Preparation, Source, TokenizerConfig, prepare_with,
     };
+    use calm_run::Begin;
 
     use super::*;
 
     fn rows(run: &Run, corpus: &Corpus) -> Vec<String> {
-        let plan = Rows::new(run, corpus, Stage::Lm, false, false).unwrap().plan;
+        let whole = packs_as_a_whole(&Resumption::settled(run)).unwrap();
+        let plan = Rows::new(run, corpus, Stage::Lm, false, whole).unwrap().plan;
         (0..30).map(|step| Batch::hash(&[plan.batch(step, 0..4, 4).unwrap()])).collect()
     }
 
@@ -193,6 +195,11 @@ mod tests {
             assert_eq!(rows(&old, &many), before, "{name}: sections are none of its business");
             assert_eq!(rows(&new, &one), before, "{name}: one section is packed as it always was");
             assert_ne!(rows(&new, &many), before, "{name}: else this test would show nothing");
+            // What is thrown away does not decide how the run that replaces it is packed.
+            let resolved = Run::resolved(&old.folder).unwrap();
+            let again = Resumption::decide(&old.folder, &resolved, Begin::Restart(None)).unwrap();
+            assert!(!packs_as_a_whole(&again).unwrap(), "{name}");
+            assert!(packed_as_a_whole(&old).unwrap() && !packed_as_a_whole(&new).unwrap(), "{name}");
         }
     }
 }
