@@ -4,6 +4,7 @@
 //! ParamStore ── owns ──► Context ◄── carries ── Parameter ── dereferences to ──► Tensor
 //!                          │
 //!                          ├ gradients: what buffers collect, and the backward pass that runs through one
+//!                          ├ outputs: which tensors its operators made, and who takes their gradients
 //!                          ├ copies of the parameters in bf16                         (GPU)
 //!                          ├ tables: rotary angles; on a GPU spans of segments too
 //!                          └ staging memory, and the last uploads of row addresses    (GPU)

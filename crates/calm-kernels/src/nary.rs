@@ -218,7 +218,7 @@ impl<P: Place, O: Operator<P>> Source for Node<P, O> {
     }
 }
 
-/// One pass at a time runs through a graph.
+/// One pass at a time runs through a graph, and none after one that failed: parts that had come then are still there.
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }

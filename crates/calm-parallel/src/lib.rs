@@ -1,7 +1,8 @@
 //! Many processes, one training: who is who, what they exchange, and waits that end.
 //!
 //! An engine is a [`Collective`]: [`Alone`], threads of one process for tests ([`threads`]), or MPI (feature `mpi`). Others
-//! hold [`Ranks`]. Nothing here knows a model, a run or a file.
+//! hold [`Ranks`]. [`forecast`] says what a step would take on GPUs that are not there. Nothing here knows a model, a run or a
+//! file.
 
 pub mod agree;
 mod alone;
