@@ -196,11 +196,17 @@ pub fn conclude(
     }
     let failed = match done {
         Err(e) if !stopped => e,
-        done => match ranks.leave() {
-            Ok(()) if ranks.leads() || !stopped => return done,
-            Ok(()) => leave(stop.code()),
-            Err(e) => hinted(e).into(),
-        },
+        done => {
+            if let Err(e) = &done {
+                // Before any may end: a launcher ends all others at the first that ends with a code.
+                printer.stopped(&e.to_string(), fitting.remedy(e).as_deref());
+            }
+            match ranks.leave() {
+                Ok(()) if stopped => leave(stop.code()),
+                Ok(()) => return done,
+                Err(e) => hinted(e).into(),
+            }
+        }
     };
     let hint = fitting.remedy(&failed);
     let error = calm_parallel::Error::new(format!("{failed:#}"), hint.clone().unwrap_or_default());
