@@ -36,7 +36,12 @@ for source in "$here"/{driver,driver_memory,driver_launch,memory,stream,parallel
 done
 compile cublas.o "$here/cublas.cpp" -ffp-contract=fast -O3
 compile curand.o "$here/curand.cpp" -ffp-contract=off
-for name in cuda cublas cublasLt curand nvrtc cudart; do
+nccl=()
+for name in nccl nccl_room nccl_calls; do
+    compile "$name.o" "$here/$name.cpp" -ffp-contract=off -O3
+    nccl+=("$out/objects/$name.o")
+done
+for name in cuda cublas cublasLt curand nvrtc cudart nccl; do
     compile "unsupported_$name.o" "$here/unsupported.cpp" "-DLIBRARY_$name"
 done
 printf '%s' "$stamp" > "$out/objects/stamp"
@@ -56,6 +61,7 @@ library cublas 13 "$out/objects/cublas.o" "${cuda[@]}"
 library cublasLt 13 "${cuda[@]}"
 library curand 10 "$out/objects/curand.o" "${cuda[@]}"
 library nvrtc 13 "${cuda[@]}"
+library nccl 2 "${nccl[@]}" "${cuda[@]}"
 library cudart 13 "${cuda[@]}"
 ln -sfn lib "$out/lib64"
 install -m 755 "$here/nvcc" "$out/bin/nvcc"

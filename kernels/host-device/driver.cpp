@@ -1,34 +1,47 @@
 // Driver API: start, the device and its attributes, contexts, error names; counters and the report at exit.
 #include "driver.h"
 
+#include <algorithm>
+#include <array>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <dlfcn.h>
 #include <set>
+#include <vector>
 
 namespace host_device {
 
-std::recursive_mutex device_lock;
+// Never destroyed: threads of the libraries go on until the process ends.
+DeviceLock& device_lock = *new DeviceLock;
 
 namespace {
 
-// A context has nothing but its address; the primary one also a count.
+// A context has nothing but its device; a primary one also a count.
 struct Context {
+    int device;
     int uses;
 };
 
 bool initialised = false;
 Status failure = SUCCESS;
-Context primary{0};
+std::array<Context, MAX_DEVICES> primaries;
 std::set<Context*> contexts;
 thread_local Context* current = nullptr;
+
+size_t all_used_memory() {
+    size_t bytes = 0;
+    for (int device = 0; device < MAX_DEVICES; device++) {
+        bytes += used_memory(device);
+    }
+    return bytes;
+}
 
 void report() {
     if (switched_on("CALM_HOST_DEVICE_LEAKS") && live_allocations() > 0) {
         fprintf(stderr, "calm host device: %zu allocations never freed (%zu bytes in use)\n",
-                live_allocations(), used_memory());
+                live_allocations(), all_used_memory());
     }
     if (switched_on("CALM_HOST_DEVICE_COUNTS")) {
         fprintf(stderr, "calm host device: %llu launches, %llu synchronisations\n",
@@ -37,7 +50,38 @@ void report() {
 }
 
 bool is_context(const Context* context) {
-    return context == &primary ? primary.uses > 0 : contexts.count(const_cast<Context*>(context)) > 0;
+    for (const Context& primary : primaries) {
+        if (context == &primary) {
+            return primary.uses > 0;
+        }
+    }
+    return contexts.count(const_cast<Context*>(context)) > 0;
+}
+
+// The devices that the program sees, by their place in the machine: CALM_HOST_DEVICES, and of those what
+// CUDA_VISIBLE_DEVICES lists; as with a driver, what follows an unknown one in the list is not seen.
+const std::vector<int>& visible_devices() {
+    static const std::vector<int> devices = [] {
+        const char* const given = getenv("CALM_HOST_DEVICES");
+        const int count = given == nullptr ? 1 : std::max(0, std::min(atoi(given), MAX_DEVICES));
+        std::vector<int> seen;
+        const char* list = getenv("CUDA_VISIBLE_DEVICES");
+        for (int i = 0; list == nullptr && i < count; i++) {
+            seen.push_back(i);
+        }
+        while (list != nullptr && *list != '\0') {
+            char* end = nullptr;
+            const long place = strtol(list, &end, 10);
+            if (end == list || place < 0 || place >= count ||
+                std::count(seen.begin(), seen.end(), int(place)) > 0) {
+                break;
+            }
+            seen.push_back(int(place));
+            list = *end == ',' ? end + 1 : end;
+        }
+        return seen;
+    }();
+    return devices;
 }
 
 struct ErrorName {
@@ -104,6 +148,11 @@ int attribute(int which) {
 
 constexpr unsigned char UUID[17] = "calm host device";
 
+#define DEVICE(device)                             \
+    if ((device) < 0 || (device) >= device_count()) { \
+        return INVALID_DEVICE;                     \
+    }
+
 }  // namespace
 
 Status complain(Status status, const char* format, ...) {
@@ -130,6 +179,37 @@ void fail_device(Status status) {
 Status device_failure() { return failure; }
 bool is_initialised() { return initialised; }
 bool has_context() { return current != nullptr && is_context(current); }
+int device_count() { return int(visible_devices().size()); }
+int current_device() { return has_context() ? current->device : 0; }
+
+void DeviceLock::lock() {
+    mutex.lock();
+    depth++;
+}
+
+void DeviceLock::unlock() {
+    depth--;
+    mutex.unlock();
+}
+
+void DeviceLock::wait(const std::function<bool()>& passed) {
+    // All that the calling thread holds, as one lock.
+    struct Whole {
+        DeviceLock& held;
+        unsigned depth;
+        void lock() {
+            for (unsigned i = 0; i < depth; i++) {
+                held.lock();
+            }
+        }
+        void unlock() {
+            for (unsigned i = 0; i < depth; i++) {
+                held.unlock();
+            }
+        }
+    } whole{*this, depth};
+    woken.wait(whole, passed);
+}
 
 }  // namespace host_device
 
@@ -154,63 +234,68 @@ EXPORT int cuDriverGetVersion(int* version) {
 
 EXPORT int cuDeviceGetCount(int* count) {
     ENTER_WITHOUT_CONTEXT
-    *count = 1;
+    *count = device_count();
     return SUCCESS;
 }
 
 EXPORT int cuDeviceGet(int* device, int ordinal) {
     ENTER_WITHOUT_CONTEXT
-    *device = 0;
-    return ordinal == 0 ? SUCCESS : INVALID_DEVICE;
+    DEVICE(ordinal)
+    *device = ordinal;
+    return SUCCESS;
 }
 
 EXPORT int cuDeviceGetName(char* name, int size, int device) {
     ENTER_WITHOUT_CONTEXT
-    if (device != 0) {
-        return INVALID_DEVICE;
-    }
+    DEVICE(device)
     snprintf(name, size_t(size), "CALM host device");
     return SUCCESS;
 }
 
 EXPORT int cuDeviceGetUuid_v2(void* uuid, int device) {
     ENTER_WITHOUT_CONTEXT
+    DEVICE(device)
     memcpy(uuid, UUID, 16);
-    return device == 0 ? SUCCESS : INVALID_DEVICE;
+    static_cast<unsigned char*>(uuid)[15] = uint8_t(UUID[15] + visible_devices()[size_t(device)]);
+    return SUCCESS;
 }
 
 EXPORT int cuDeviceGetUuid(void* uuid, int device) { return cuDeviceGetUuid_v2(uuid, device); }
 
 EXPORT int cuDeviceGetPCIBusId(char* id, int size, int device) {
     ENTER_WITHOUT_CONTEXT
-    snprintf(id, size_t(size), "0000:00:00.0");
-    return device == 0 ? SUCCESS : INVALID_DEVICE;
+    DEVICE(device)
+    calm_host_device_bus(device, id, uint64_t(size));
+    return SUCCESS;
 }
 
 EXPORT int cuDeviceTotalMem_v2(size_t* bytes, int device) {
     ENTER_WITHOUT_CONTEXT
+    DEVICE(device)
     *bytes = total_memory();
-    return device == 0 ? SUCCESS : INVALID_DEVICE;
+    return SUCCESS;
 }
 
 EXPORT int cuDeviceGetAttribute(int* value, int which, int device) {
     ENTER_WITHOUT_CONTEXT
-    *value = attribute(which);
-    return device == 0 ? SUCCESS : INVALID_DEVICE;
+    DEVICE(device)
+    *value = which == 33 ? visible_devices()[size_t(device)] : attribute(which);  // 33: place on the bus
+    return SUCCESS;
 }
 
 EXPORT int cuDeviceComputeCapability(int* major, int* minor, int device) {
     ENTER_WITHOUT_CONTEXT
+    DEVICE(device)
     *major = 9;
     *minor = 0;
-    return device == 0 ? SUCCESS : INVALID_DEVICE;
+    return SUCCESS;
 }
 
 EXPORT int cuDevicePrimaryCtxRetain(void** context, int device) {
     ENTER_WITHOUT_CONTEXT
-    if (device != 0) {
-        return INVALID_DEVICE;
-    }
+    DEVICE(device)
+    Context& primary = primaries[size_t(device)];
+    primary.device = device;
     primary.uses++;
     *context = &primary;
     return SUCCESS;
@@ -218,7 +303,9 @@ EXPORT int cuDevicePrimaryCtxRetain(void** context, int device) {
 
 EXPORT int cuDevicePrimaryCtxRelease_v2(int device) {
     ENTER_WITHOUT_CONTEXT
-    if (device != 0 || primary.uses == 0) {
+    DEVICE(device)
+    Context& primary = primaries[size_t(device)];
+    if (primary.uses == 0) {
         return INVALID_CONTEXT;
     }
     primary.uses--;
@@ -227,10 +314,8 @@ EXPORT int cuDevicePrimaryCtxRelease_v2(int device) {
 
 EXPORT int cuCtxCreate_v4(void** context, void*, unsigned, int device) {
     ENTER_WITHOUT_CONTEXT
-    if (device != 0) {
-        return INVALID_DEVICE;
-    }
-    current = *contexts.insert(new Context{1}).first;
+    DEVICE(device)
+    current = *contexts.insert(new Context{device, 1}).first;
     *context = current;
     return SUCCESS;
 }
@@ -264,7 +349,7 @@ EXPORT int cuCtxSetCurrent(Context* context) {
 
 EXPORT int cuCtxGetDevice(int* device) {
     ENTER
-    *device = 0;
+    *device = current_device();
     return SUCCESS;
 }
 
@@ -276,7 +361,7 @@ EXPORT int cuCtxSetFlags(unsigned) {
 EXPORT int cuCtxSynchronize() {
     ENTER
     count_synchronisation();
-    finish_all();
+    finish_all(current_device());
     return device_failure();
 }
 
@@ -336,7 +421,16 @@ EXPORT uint64_t calm_host_device_live_allocations() {
 
 EXPORT uint64_t calm_host_device_live_bytes() {
     Guard guard;
-    return used_memory();
+    return all_used_memory();
+}
+
+EXPORT int calm_host_device_current() {
+    Guard guard;
+    return has_context() ? current_device() : -1;
+}
+
+EXPORT void calm_host_device_bus(int device, char* address, uint64_t size) {
+    snprintf(address, size, "0000:%02x:00.0", unsigned(visible_devices()[size_t(device)]));
 }
 
 EXPORT int calm_host_device_unsupported(const char* name, int status) {

@@ -156,6 +156,10 @@ Status check_arguments(const Kernel& kernel, void* const* given, Arguments& kept
             return complain(INVALID_VALUE, "%s: argument %zu, %#llx, is no live device memory",
                             kernel.name.c_str(), i, (unsigned long long)value);
         }
+        if (p.pointer && value != 0 && device_of(value) != current_device()) {
+            return complain(INVALID_VALUE, "%s: argument %zu is memory of device %d, launched on device %d",
+                            kernel.name.c_str(), i, device_of(value), current_device());
+        }
     }
     return SUCCESS;
 }
@@ -375,6 +379,10 @@ EXPORT int cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, 
     const StreamRef order = find_stream(stream);
     if (order == nullptr) {
         return complain(INVALID_HANDLE, "%s: no stream at %p", __func__, stream);
+    }
+    if (device_of(order) != current_device()) {
+        return complain(INVALID_HANDLE, "%s: a stream of device %d, launched on device %d",
+                        function->kernel->name.c_str(), device_of(order), current_device());
     }
     if (extra != nullptr || (arguments == nullptr && !function->kernel->parameters.empty())) {
         return complain(INVALID_VALUE, "%s: arguments come as an array of pointers",

@@ -1,4 +1,4 @@
-// Driver API: memory, copies, streams, events; and how libcublas and libcurand queue their work.
+// Driver API: memory, copies, streams, events; and how the other libraries queue their work.
 #include "driver.h"
 
 #include <cstring>
@@ -49,10 +49,11 @@ int copy_to_device(uint64_t to, const void* from, size_t bytes, const StreamRef&
 
 // What was freed in stream order is in use until its stream has come there.
 Status allocate_for(uint64_t* at, size_t bytes) {
-    if (bytes > total_memory() - used_memory()) {
-        finish_all();
+    const int device = current_device();
+    if (bytes > total_memory() - used_memory(device)) {
+        finish_all(device);
     }
-    return allocate(at, bytes);
+    return allocate(at, bytes, device);
 }
 
 struct Event {
@@ -102,9 +103,10 @@ EXPORT int cuMemFree_v2(uint64_t at) {
     if (at == 0) {
         return SUCCESS;
     }
+    const int device = device_of(at);
     CHECK(retire(at))
     count_synchronisation();
-    finish_all();
+    finish_all(device);
     release(at);
     return device_failure();
 }
@@ -130,7 +132,7 @@ EXPORT int cuMemAllocHost_v2(void** at, size_t bytes) { return cuMemHostAlloc(at
 EXPORT int cuMemFreeHost(void* at) {
     ENTER
     count_synchronisation();
-    finish_all();
+    finish_all(current_device());
     return free_pinned(at);
 }
 
@@ -141,14 +143,14 @@ EXPORT int cuMemHostRegister_v2(void* at, size_t bytes, unsigned) {
 
 EXPORT int cuMemHostUnregister(void* at) {
     ENTER
-    finish_all();
+    finish_all(current_device());
     return unregister_pinned(at);
 }
 
 EXPORT int cuMemGetInfo_v2(size_t* free, size_t* total) {
     ENTER
     *total = total_memory();
-    *free = total_memory() - used_memory();
+    *free = total_memory() - used_memory(current_device());
     return SUCCESS;
 }
 
@@ -274,6 +276,10 @@ EXPORT int cuMemcpyDtoD_v2(uint64_t to, uint64_t from, size_t bytes) {
     return cuMemcpyDtoDAsync_v2(to, from, bytes, nullptr);
 }
 
+EXPORT int cuMemcpyPeerAsync(uint64_t to, void*, uint64_t from, void*, size_t bytes, void* stream) {
+    return cuMemcpyDtoDAsync_v2(to, from, bytes, stream);
+}
+
 EXPORT int cuStreamCreate(void** stream, unsigned flags) {
     ENTER
     return create_stream(stream, (flags & NON_BLOCKING) == 0);
@@ -303,7 +309,7 @@ EXPORT int cuStreamQuery(void* stream) {
         return SUCCESS;
     }
     // A device goes on while the host asks.
-    finish(order);
+    advance(order);
     return NOT_READY;
 }
 
@@ -369,7 +375,7 @@ EXPORT int cuEventQuery(Event* event) {
     if (event->moment == nullptr || is_finished(event->moment)) {
         return SUCCESS;
     }
-    finish(event->moment);
+    advance(event->moment);
     return NOT_READY;
 }
 
@@ -414,4 +420,51 @@ EXPORT int calm_host_device_enqueue(void* stream, void (*run)(const void*), cons
     launches++;
     enqueue(order, [run, kept = std::vector<char>(start, start + size)] { run(kept.data()); });
     return SUCCESS;
+}
+
+EXPORT void* calm_host_device_outside(void (*start)(void*), void* data) {
+    return new OutsideRef(make_outside([=] { start(data); }));
+}
+
+EXPORT int calm_host_device_enqueue_outside(void* work, int device, void* stream, void* after) {
+    ENTER_WITHOUT_CONTEXT
+    const StreamRef order = find_stream(stream, device);
+    if (order == nullptr || device_of(order) != device) {
+        return complain(INVALID_HANDLE, "no stream of device %d at %p", device, stream);
+    }
+    if (after != nullptr) {
+        wait_for(order, place_of(*static_cast<OutsideRef*>(after)));
+    }
+    launches++;
+    enqueue(order, *static_cast<OutsideRef*>(work));
+    return SUCCESS;
+}
+
+EXPORT void calm_host_device_done(void* work) {
+    Guard guard;
+    done(*static_cast<OutsideRef*>(work));
+}
+
+EXPORT void calm_host_device_forget(void* work) {
+    Guard guard;
+    delete static_cast<OutsideRef*>(work);
+}
+
+EXPORT void calm_host_device_advance(void* work) {
+    Guard guard;
+    if (const MomentRef& place = place_of(*static_cast<OutsideRef*>(work))) {
+        advance(place);
+    }
+}
+
+EXPORT void calm_host_device_finish(void* work) {
+    Guard guard;
+    if (const MomentRef& place = place_of(*static_cast<OutsideRef*>(work))) {
+        finish(place);
+    }
+}
+
+EXPORT int calm_host_device_of(const void* at) {
+    Guard guard;
+    return device_of(address(at));
 }

@@ -38,12 +38,14 @@ struct Allocation {
     uint64_t first_page;
     // Of its pages, without the one behind that cannot be touched.
     size_t pages_bytes;
+    int device;
     bool retired;
 };
 
 struct Memory {
     uint64_t start = 0, end = 0, next = 0;
-    size_t used = 0, total = DEFAULT_MEMORY;
+    std::array<size_t, MAX_DEVICES> used{};
+    size_t total = DEFAULT_MEMORY;
     size_t live = 0;
     std::map<uint64_t, Allocation> allocations;
     std::map<uint64_t, size_t> pinned;
@@ -209,7 +211,7 @@ bool surroundings_intact(uint64_t base, const Allocation& a) {
 
 }  // namespace
 
-Status allocate(uint64_t* pointer, size_t bytes) {
+Status allocate(uint64_t* pointer, size_t bytes, int device) {
     if (bytes == 0) {
         return complain(INVALID_VALUE, "an allocation of 0 bytes");
     }
@@ -217,8 +219,9 @@ Status allocate(uint64_t* pointer, size_t bytes) {
         return complain(OUT_OF_MEMORY, "no address space");
     }
     Memory& m = memory();
-    if (bytes > m.total - m.used) {
-        return complain(OUT_OF_MEMORY, "%zu bytes asked for, %zu of %zu in use", bytes, m.used, m.total);
+    size_t& used = m.used[size_t(device)];
+    if (bytes > m.total - used) {
+        return complain(OUT_OF_MEMORY, "%zu bytes asked for, %zu of %zu in use", bytes, used, m.total);
     }
     const size_t aligned = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     const size_t pages_bytes = (aligned + PAGE - 1) / PAGE * PAGE;
@@ -233,8 +236,8 @@ Status allocate(uint64_t* pointer, size_t bytes) {
     m.next = first_page + pages_bytes + PAGE;
     memset(pages, FRESH, pages_bytes);
     const uint64_t base = first_page + pages_bytes - aligned;
-    m.allocations[base] = Allocation{bytes, first_page, pages_bytes, false};
-    m.used += bytes;
+    m.allocations[base] = Allocation{bytes, first_page, pages_bytes, device, false};
+    used += bytes;
     m.live++;
     *pointer = base;
     return SUCCESS;
@@ -259,7 +262,7 @@ void release(uint64_t pointer) {
         fail_device(complain(ILLEGAL_ADDRESS, "an allocation of %zu bytes was left: found when it was freed",
                              a.bytes));
     }
-    m.used -= a.bytes;
+    m.used[size_t(a.device)] -= a.bytes;
     m.allocations.erase(at);
     give_back(a.first_page, a.pages_bytes);
 }
@@ -279,6 +282,11 @@ bool allocation_of(uint64_t pointer, uint64_t* base, size_t* bytes) {
     return true;
 }
 
+int device_of(uint64_t pointer) {
+    const auto at = holder(pointer);
+    return at == memory().allocations.end() ? -1 : at->second.device;
+}
+
 void check_surroundings(uint64_t pointer, const char* who) {
     auto at = memory().allocations.upper_bound(pointer);
     if (at == memory().allocations.begin()) {
@@ -295,7 +303,7 @@ size_t total_memory() {
     reserve();
     return memory().total;
 }
-size_t used_memory() { return memory().used; }
+size_t used_memory(int device) { return memory().used[size_t(device)]; }
 size_t live_allocations() { return memory().live; }
 
 float* shared_memory(size_t bytes) {
