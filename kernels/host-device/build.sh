@@ -37,7 +37,7 @@ done
 compile cublas.o "$here/cublas.cpp" -ffp-contract=fast -O3
 compile curand.o "$here/curand.cpp" -ffp-contract=off
 nccl=()
-for name in nccl nccl_room nccl_calls; do
+for name in nccl nccl_comm nccl_room nccl_calls; do
     compile "$name.o" "$here/$name.cpp" -ffp-contract=off -O3
     nccl+=("$out/objects/$name.o")
 done

@@ -1,22 +1,10 @@
-// libnccl: communicators, groups and the calls that are queued on streams.
-//
-// A communicator has a thread of its own. It joins the others, and carries calls out when their stream has
-// come to them (`calm_host_device_outside`): a call returns at once, and its stream stands still until all
-// ranks have come. What goes wrong after that is the communicator's state, which ncclCommGetAsyncError tells
-// and every later call returns; the stream goes on, with NaN where data should have come.
-#include "nccl.h"
+// libnccl: the functions of the library, what they check, and groups.
+#include "nccl_comm.h"
 
 #include <algorithm>
-#include <chrono>
-#include <condition_variable>
 #include <cstdarg>
 #include <cstdio>
-#include <deque>
-#include <map>
-#include <mutex>
-#include <set>
 #include <string>
-#include <thread>
 
 EXPORT int cuInit(unsigned flags);
 EXPORT int cuDeviceGetCount(int* count);
@@ -25,55 +13,6 @@ namespace nccl {
 namespace {
 
 constexpr int VERSION = 22703;  // 2.27.3
-// How long the thread of a communicator leaves work alone that lies before a call and that nothing waits for.
-constexpr std::chrono::milliseconds PATIENCE{20};
-
-struct Comm;
-
-// The calls of one group on one communicator.
-struct Job {
-    Comm* comm;
-    std::vector<Call> calls;
-    // Of the stream that waits for it.
-    std::shared_ptr<void> work;
-};
-
-struct Comm {
-    Comm(const UniqueId& id, int ranks, int rank, int device, bool blocking)
-        : room(id, ranks, rank, device), blocking(blocking) {}
-
-    Room room;
-    const bool blocking;
-
-    // Only one thread queues at a time; taken before the device's lock, `lock` after it.
-    std::mutex queueing;
-    std::mutex lock;
-    std::condition_variable changed;
-    Result state = IN_PROGRESS;
-    // Calls that their streams have come to; all that are queued and not done; the last of these.
-    std::deque<Job*> ready;
-    size_t queued = 0;
-    std::shared_ptr<void> last;
-    // Destroyed or aborted; and then its rank has left the room.
-    bool ended = false, aborted = false, left = false;
-
-    void work();
-    Result wait_for_joining();
-    void end(bool at_once);
-
-  private:
-    void run(Job* job);
-};
-
-// Communicators are kept when they have ended, so that a handle which is used too long says so.
-struct Comms {
-    std::mutex lock;
-    std::set<Comm*> all;
-};
-Comms& comms() {
-    static Comms& c = *new Comms;
-    return c;
-}
 
 struct LastError {
     std::mutex lock;
@@ -98,149 +37,15 @@ struct Group {
 };
 thread_local Group group;
 
-void Comm::run(Job* job) {
-    Result result = INVALID_USAGE;
-    {
-        std::lock_guard<std::mutex> held(lock);
-        result = aborted ? INVALID_USAGE : state;
-    }
-    if (result == SUCCESS) {
-        result = carry_out(room, job->calls);
-        if (result != SUCCESS) {
-            room.report_failure();
-            std::lock_guard<std::mutex> held(lock);
-            state = result;
-        }
-    }
-    if (result != SUCCESS) {
-        spoil(room, job->calls);
-    }
-    calm_host_device_done(job->work.get());
-    delete job;
-    std::lock_guard<std::mutex> held(lock);
-    queued--;
-    changed.notify_all();
-}
-
-// What the communicator's thread does.
-void Comm::work() {
-    const Result joined = room.join();
-    if (joined != SUCCESS) {
-        room.report_failure();
-    }
-    std::unique_lock<std::mutex> held(lock);
-    state = joined;
-    changed.notify_all();
-    for (;;) {
-        const auto called = [&] { return !ready.empty() || (ended && (!left || queued == 0)); };
-        if (queued == 0) {
-            changed.wait(held, [&] { return called() || queued > 0; });
-        } else {
-            changed.wait_for(held, PATIENCE, called);
-        }
-        if (!ready.empty()) {
-            Job* const job = ready.front();
-            ready.pop_front();
-            held.unlock();
-            run(job);
-            held.lock();
-        } else if (ended && !left) {
-            room.leave();
-            left = true;
-            changed.notify_all();
-        } else if (ended && queued == 0) {
-            return;
-        } else if (queued > 0) {
-            const std::shared_ptr<void> waiting = last;
-            held.unlock();
-            calm_host_device_advance(waiting.get());
-            held.lock();
-        }
-    }
-}
-
-Result Comm::wait_for_joining() {
-    std::unique_lock<std::mutex> held(lock);
-    changed.wait(held, [&] { return state != IN_PROGRESS; });
-    return state;
-}
-
-void Comm::end(bool at_once) {
-    std::unique_lock<std::mutex> held(lock);
-    ended = true;
-    if (at_once) {
-        aborted = true;
-        room.abort();
-    }
-    changed.notify_all();
-    changed.wait(held, [&] { return left; });
-}
-
-// The communicator of a handle, or null after a message.
-Comm* find(Comm* comm, const char* who) {
-    std::lock_guard<std::mutex> held(comms().lock);
-    if (comms().all.count(comm) == 0) {
-        fail(INVALID_ARGUMENT, "%s: %p is no communicator", who, static_cast<void*>(comm));
-        return nullptr;
-    }
-    std::lock_guard<std::mutex> state(comm->lock);
-    if (comm->ended) {
-        fail(INVALID_ARGUMENT, "%s: the communicator has been destroyed or aborted", who);
-        return nullptr;
-    }
-    return comm;
-}
-
 #define COMM(comm)                                       \
     if (find(comm, __func__) == nullptr) {               \
         return INVALID_ARGUMENT;                         \
     }
 
-Comm* begin(const UniqueId& id, int ranks, int rank, int device, bool blocking) {
-    Comm* const comm = new Comm(id, ranks, rank, device, blocking);
-    {
-        std::lock_guard<std::mutex> held(comms().lock);
-        comms().all.insert(comm);
-    }
-    std::thread([comm] { comm->work(); }).detach();
-    return comm;
-}
-
-// Called with the device's lock held.
-void start(void* data) {
-    Job* const job = static_cast<Job*>(data);
-    std::lock_guard<std::mutex> held(job->comm->lock);
-    job->comm->ready.push_back(job);
-    job->comm->changed.notify_all();
-}
-
-Result queue(Comm* comm, void* stream, std::vector<Call> calls) {
-    std::lock_guard<std::mutex> one(comm->queueing);
-    Job* const job = new Job{comm, std::move(calls), nullptr};
-    const std::shared_ptr<void> work(calm_host_device_outside(start, job), calm_host_device_forget);
-    job->work = work;
-    std::shared_ptr<void> before = work;
-    {
-        std::lock_guard<std::mutex> held(comm->lock);
-        comm->queued++;
-        std::swap(before, comm->last);
-    }
-    // The calls of a communicator keep their order on whatever stream.
-    const int status = calm_host_device_enqueue_outside(work.get(), comm->room.device, stream, before.get());
-    std::lock_guard<std::mutex> held(comm->lock);
-    comm->changed.notify_all();
-    if (status == 0) {
-        return SUCCESS;
-    }
-    delete job;
-    comm->queued--;
-    comm->last = before;
-    return CUDA_ERROR;
-}
-
 // Whether the buffers are the one that the other's place for this rank is, or lie apart.
 bool overlap_badly(const Call& call, const Room& room, size_t sent, size_t received) {
-    const uintptr_t from = reinterpret_cast<uintptr_t>(call.send), to = reinterpret_cast<uintptr_t>(call.recv);
+    const uintptr_t from = reinterpret_cast<uintptr_t>(call.send);
+    const uintptr_t to = reinterpret_cast<uintptr_t>(call.recv);
     if (sent == 0 || received == 0 || from + sent <= to || to + received <= from) {
         return false;
     }
@@ -260,9 +65,11 @@ Result check_buffer(const Comm* comm, Kind kind, const void* at, size_t bytes) {
         return INVALID_ARGUMENT;
     }
     const int device = calm_host_device_of(at);
-    return device == comm->room.device ? SUCCESS
-                                       : fail(INVALID_ARGUMENT, "%s: memory of device %d, a communicator of device %d",
-                                              name_of(kind), device, comm->room.device);
+    if (device != comm->room.device) {
+        return fail(INVALID_ARGUMENT, "%s: memory of device %d, a communicator of device %d", name_of(kind),
+                    device, comm->room.device);
+    }
+    return SUCCESS;
 }
 
 Result check(Comm* comm, const Call& call) {
@@ -271,7 +78,7 @@ Result check(Comm* comm, const Call& call) {
     {
         std::lock_guard<std::mutex> held(comm->lock);
         if (comm->state == IN_PROGRESS) {
-            return fail(INVALID_ARGUMENT, "%s: not all ranks have joined yet (ncclCommGetAsyncError tells)", name);
+            return fail(INVALID_ARGUMENT, "%s: not all ranks have joined (ncclCommGetAsyncError tells)", name);
         }
         if (comm->state != SUCCESS) {
             return comm->state;
@@ -289,9 +96,10 @@ Result check(Comm* comm, const Call& call) {
     }
     const size_t bytes = call.count * size_of(call.type), all = bytes * size_t(room.ranks);
     const bool is_root = room.rank == call.root;
-    const bool rooted = call.kind == BROADCAST, gathered = call.kind == REDUCE;
-    const size_t sent = call.kind == REDUCE_SCATTER ? all : call.kind == RECV || (rooted && !is_root) ? 0 : bytes;
-    const size_t received = call.kind == ALL_GATHER ? all : call.kind == SEND || (gathered && !is_root) ? 0 : bytes;
+    const bool only_receives = call.kind == RECV || (call.kind == BROADCAST && !is_root);
+    const bool only_sends = call.kind == SEND || (call.kind == REDUCE && !is_root);
+    const size_t sent = only_receives ? 0 : call.kind == REDUCE_SCATTER ? all : bytes;
+    const size_t received = only_sends ? 0 : call.kind == ALL_GATHER ? all : bytes;
     if (const Result result = check_buffer(comm, call.kind, call.send, sent)) {
         return result;
     }
@@ -321,7 +129,8 @@ Result submit(Comm* comm, void* stream, const Call& call) {
     for (Group::Queued& queued : group.queued) {
         if (queued.comm == comm) {
             if (queued.stream != stream) {
-                group.error = fail(INVALID_USAGE, "%s: one group on two streams is not supported", name_of(call.kind));
+                group.error = fail(INVALID_USAGE, "%s: a group with two streams of one communicator",
+                                   name_of(call.kind));
                 return group.error;
             }
             // Collectives before messages, on every rank.
@@ -522,8 +331,8 @@ EXPORT int ncclGroupEnd() {
     return result == SUCCESS ? joined : result;
 }
 
-EXPORT int ncclAllReduce(const void* send, void* recv, size_t count, Type type, Operation operation, Comm* comm,
-                         void* stream) {
+EXPORT int ncclAllReduce(const void* send, void* recv, size_t count, Type type, Operation operation,
+                         Comm* comm, void* stream) {
     return submit(comm, stream, Call{ALL_REDUCE, type, operation, 0, count, send, recv});
 }
 

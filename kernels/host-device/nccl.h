@@ -82,7 +82,8 @@ class Room {
 
     static Result create(UniqueId* id);
 
-    Room(const UniqueId& id, int ranks, int rank, int device) : id(id), ranks(ranks), rank(rank), device(device) {}
+    Room(const UniqueId& id, int ranks, int rank, int device)
+        : id(id), ranks(ranks), rank(rank), device(device) {}
     Room(const Room&) = delete;
     Room& operator=(const Room&) = delete;
 

@@ -82,7 +82,8 @@ void reduce(const Room& room, size_t offset, const Call& call, void* out, size_t
 
 // A collective, in turns of as many bytes as fit into a slot.
 Result collective(Room& room, const Call& call) {
-    const Agreement agreement = {call.kind, uint32_t(call.type), uint32_t(call.operation), call.root, call.count};
+    const Agreement agreement = {call.kind, uint32_t(call.type), uint32_t(call.operation), call.root,
+                                 call.count};
     const char* const send = static_cast<const char*>(call.send);
     char* const recv = static_cast<char*>(call.recv);
     const size_t element = size_of(call.type), bytes = call.count * element;
@@ -173,9 +174,10 @@ Result move(Room& room, Message& message) {
 Result exchange(Room& room, std::vector<Message>& messages) {
     Result result = SUCCESS;
     const Result waited = room.wait([&](int peer) {
+        const auto waits = [&](const Message& m) { return m.call.root == peer && !m.ended; };
         for (const Kind kind : {SEND, RECV}) {
             for (Message& message : messages) {
-                if (message.call.kind == kind && message.call.root == peer && !message.ended && result == SUCCESS) {
+                if (message.call.kind == kind && waits(message) && result == SUCCESS) {
                     result = move(room, message);
                     if (!message.ended) {
                         break;
@@ -183,7 +185,6 @@ Result exchange(Room& room, std::vector<Message>& messages) {
                 }
             }
         }
-        const auto waits = [&](const Message& m) { return m.call.root == peer && !m.ended; };
         return result == SUCCESS && std::any_of(messages.begin(), messages.end(), waits);
     });
     return result == SUCCESS ? waited : result;

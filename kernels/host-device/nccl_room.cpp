@@ -99,6 +99,11 @@ constexpr size_t CHANNEL = whole_pages(sizeof(Channel)) + PIECES * PIECE;
 
 size_t channels_at(int ranks) { return SLOTS + size_t(ranks) * 2 * Room::SLOT; }
 
+std::string described(const Agreement& a) {
+    return std::string(name_of(Kind(a.kind))) + " of " + std::to_string(a.count) + " " + name_of(Type(a.type)) +
+           " (operation " + std::to_string(a.operation) + ", root " + std::to_string(a.root) + ")";
+}
+
 void ring_bell(Seat& seat) {
     seat.bell++;
     syscall(SYS_futex, &seat.bell, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
@@ -131,12 +136,13 @@ Result Room::enter() {
     if (memcmp(address.magic, MAGIC, sizeof MAGIC) != 0) {
         return fail(INVALID_ARGUMENT, "the unique id is not one of ncclGetUniqueId");
     }
-    const std::string path = "/proc/" + std::to_string(address.process) + "/fd/" + std::to_string(address.file);
-    file = open(path.c_str(), O_RDWR | O_CLOEXEC);
+    const std::string files = "/proc/" + std::to_string(address.process) + "/fd/";
+    file = open((files + std::to_string(address.file)).c_str(), O_RDWR | O_CLOEXEC);
     char token[TOKEN];
-    if (file < 0 || pread(file, token, TOKEN, 0) != ssize_t(TOKEN) || memcmp(token, address.token, TOKEN) != 0) {
-        return fail(REMOTE_ERROR, "rank %d comes too late: process %d, which made the unique id, has gone or has "
-                    "used it", rank, address.process);
+    const bool read = file >= 0 && pread(file, token, TOKEN, 0) == ssize_t(TOKEN);
+    if (!read || memcmp(token, address.token, TOKEN) != 0) {
+        return fail(REMOTE_ERROR, "rank %d: process %d, which made the unique id, has gone or has used it", rank,
+                    address.process);
     }
     size = channels_at(ranks) + size_t(ranks) * size_t(ranks) * CHANNEL;
     struct stat now;
@@ -179,13 +185,15 @@ Result Room::join() {
         const auto stands = [](const Seat& seat) { return seat.state != SEATED; };
         // Nobody else comes in for one that has gone, unless all were there.
         result = wait([&](int r) {
-            return std::any_of(seats, seats + ranks, stands) && (stands(seats[r]) || (r != rank && has_gone(r)));
+            return std::any_of(seats, seats + ranks, stands) &&
+                   (stands(seats[r]) || (r != rank && has_gone(r)));
         });
         for (int r = 0; result == SUCCESS && r < ranks; r++) {
             for (int other = 0; other < r; other++) {
                 if (strcmp(seats[r].bus, seats[other].bus) == 0) {
-                    result = fail(INVALID_USAGE, "Duplicate GPU detected: rank %d and rank %d both on CUDA device %s",
-                                  other, r, seats[r].bus);
+                    result = fail(INVALID_USAGE,
+                                  "Duplicate GPU detected: rank %d and rank %d both on CUDA device %s", other,
+                                  r, seats[r].bus);
                 }
             }
         }
@@ -246,7 +254,8 @@ Result Room::wait(const std::function<bool(int)>& pending) {
             return fail(INVALID_USAGE, "rank %d was aborted while it waited for others", rank);
         }
         const timespec tick = {0, TICK};
-        if (syscall(SYS_futex, &seats[rank].bell, FUTEX_WAIT, heard, &tick, nullptr, 0) == 0 || errno != ETIMEDOUT) {
+        const long woken = syscall(SYS_futex, &seats[rank].bell, FUTEX_WAIT, heard, &tick, nullptr, 0);
+        if (woken == 0 || errno != ETIMEDOUT) {
             continue;
         }
         for (int r = 0; r < ranks; r++) {
@@ -283,11 +292,8 @@ Result Room::turn(const Agreement& agreement) {
     for (int r = 0; r < ranks; r++) {
         const Agreement& theirs = seats[r].said[turns % 2];
         if (memcmp(&theirs, &agreement, sizeof agreement) != 0) {
-            return fail(INVALID_USAGE, "rank %d calls %s of %llu %s (operation %u, root %d), rank %d %s of %llu %s "
-                        "(operation %u, root %d)", rank, name_of(Kind(agreement.kind)),
-                        (unsigned long long)agreement.count, name_of(Type(agreement.type)), agreement.operation,
-                        agreement.root, r, name_of(Kind(theirs.kind)), (unsigned long long)theirs.count,
-                        name_of(Type(theirs.type)), theirs.operation, theirs.root);
+            return fail(INVALID_USAGE, "rank %d calls %s, rank %d %s", rank, described(agreement).c_str(), r,
+                        described(theirs).c_str());
         }
     }
     return SUCCESS;
