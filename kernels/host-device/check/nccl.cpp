@@ -287,6 +287,7 @@ bool order() {
     return all_well(2, [&](int rank) {
         Rank r(rank, 2, id);
         const Pointer send = r.put(std::vector<unsigned>(4, 10)), recv = r.space<unsigned>(4);
+        const Pointer other = r.put(std::vector<unsigned>(4, 1));
         if (rank == 1) {
             gate.pass();
         }
@@ -296,10 +297,12 @@ bool order() {
             EQUAL(cuStreamQuery(r.stream), NOT_READY);
             gate.open();
         }
-        DONE(ncclAllReduce(at(send), at(send), 4, U32, SUM, r.comm, nullptr));
+        // On another stream, behind the first one.
+        DONE(ncclAllReduce(at(other), at(other), 4, U32, SUM, r.comm, nullptr));
         EQUAL(r.get<unsigned>(recv, 4)[3], 20u);
         DONE(cuStreamSynchronize(nullptr));
-        EQUAL(r.get<unsigned>(send, 4)[3], 2u);
+        EQUAL(r.get<unsigned>(other, 4)[3], 2u);
+        EQUAL(r.get<unsigned>(send, 4)[3], 1u);
         DONE(ncclCommDestroy(r.comm));
     });
 }
