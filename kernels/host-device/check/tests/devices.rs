@@ -63,8 +63,11 @@ fn threads_meet_by_an_id() {
 fn one_thread_has_all_devices() {
     show_devices();
     let streams: Vec<_> = (0..DEVICES).map(|i| CudaContext::new(i).unwrap().new_stream().unwrap()).collect();
-    let mut parts: Vec<_> =
-        streams.iter().enumerate().map(|(i, s)| s.clone_htod(&[half::bf16::from_f32(i as f32); 3]).unwrap()).collect();
+    let mut parts: Vec<_> = streams
+        .iter()
+        .enumerate()
+        .map(|(i, s)| s.clone_htod(&[half::bf16::from_f32(i as f32); 3]).unwrap())
+        .collect();
     let comms = Comm::from_devices(streams.clone()).unwrap();
     group_start().unwrap();
     for (comm, part) in comms.iter().zip(&mut parts) {
