@@ -88,6 +88,8 @@ struct Seat {
 struct Header {
     char token[TOKEN];
     std::atomic<uint32_t> ranks;
+    // Whether a rank could not come in.
+    std::atomic<uint32_t> refused;
     Seat seats[Room::MAX_RANKS];
 };
 
@@ -180,14 +182,26 @@ Result Room::enter() {
 
 Result Room::join() {
     Result result = enter();
-    if (result == SUCCESS) {
-        const Seat* const seats = header.load()->seats;
+    if (result != SUCCESS) {
+        if (Header* const h = header) {
+            h->refused = 1;
+            for (Seat& seat : h->seats) {
+                ring_bell(seat);
+            }
+        }
+        leave();
+    } else {
+        const Header& h = *header;
+        const Seat* const seats = h.seats;
         const auto stands = [](const Seat& seat) { return seat.state != SEATED; };
+        const auto all_sit = [&] { return std::none_of(seats, seats + ranks, stands); };
         // Nobody else comes in for one that has gone, unless all were there.
         result = wait([&](int r) {
-            return std::any_of(seats, seats + ranks, stands) &&
-                   (stands(seats[r]) || (r != rank && has_gone(r)));
+            return !all_sit() && h.refused == 0 && (stands(seats[r]) || (r != rank && has_gone(r)));
         });
+        if (result == SUCCESS && !all_sit()) {
+            result = fail(REMOTE_ERROR, "rank %d waits for all to join, and another rank could not", rank);
+        }
         for (int r = 0; result == SUCCESS && r < ranks; r++) {
             for (int other = 0; other < r; other++) {
                 if (strcmp(seats[r].bus, seats[other].bus) == 0) {

@@ -330,6 +330,16 @@ bool joining() {
     });
 }
 
+bool refused() {
+    const Id id = new_id();
+    return all_well(2, [&](int rank) {
+        use(rank);
+        Comm comm = nullptr;
+        const int result = ncclCommInitRank(&comm, 2 + rank, id, rank);
+        HOLDS(result == INVALID_ARGUMENT || result == REMOTE_ERROR);
+    });
+}
+
 bool memory() {
     return all_well(1, [](int) {
         size_t free[2], total;
@@ -369,6 +379,7 @@ int main(int count, char** arguments) {
         {"two jobs", jobs},
         {"mismatch", mismatch},
         {"joining", joining},
+        {"refused", refused},
         {"memory", memory},
     };
     int failures = 0;
