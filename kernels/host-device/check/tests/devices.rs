@@ -22,7 +22,10 @@ fn each_device_computes_with_its_own_tensors() -> Result<()> {
     let x = Tensor::new(&[1f32, 2.0], &first)?;
     let y = Tensor::new(&[3f32, 4.0], &second)?;
     assert!((&x + &y).is_err());
-    let sum = ((x.to_device(&second)? * 2.0)? + y)?;
+    let moved = x.to_device(&second)?;
+    // cudarc queues this copy on the stream of the first device, and nothing makes the second one wait for it.
+    first.synchronize()?;
+    let sum = ((moved * 2.0)? + y)?;
     assert_eq!(sum.to_vec1::<f32>()?, [5.0, 8.0]);
     Ok(())
 }
