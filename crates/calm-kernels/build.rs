@@ -10,11 +10,12 @@ mod cuda {
 
     /// The libraries that candle asks the linker for, and how the names of their functions begin; where two fit,
     /// the first.
-    const LIBRARIES: [(&str, &str); 5] = [
+    const LIBRARIES: [(&str, &str); 6] = [
         ("cublasLt", "cublasLt"),
         ("cublas", "cublas"),
         ("curand", "curand"),
         ("nvrtc", "nvrtc"),
+        ("nccl", "nccl"),
         ("cuda", "cu"),
     ];
 

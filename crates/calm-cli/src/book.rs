@@ -21,6 +21,7 @@ pub const PAGES: &[(&str, &str)] = pages![
     "tokenizers",
     "resuming",
     "parallel",
+    "cluster",
     "gpu",
     "likelihood",
     "patch",

@@ -1,7 +1,5 @@
 //! `calm train` as one of several processes: how they are started, what they compare, and how they end with one message.
 
-use std::io::ErrorKind;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -15,7 +13,9 @@ use serde_json::{Value, json};
 use crate::args::TrainArgs;
 use crate::error::{Hinted, is_stop};
 use crate::fitting::Fitting;
-use crate::stop::{Stop, leave};
+use crate::placement;
+use crate::started::Started;
+use crate::stop::{Last, Stop, leave};
 use crate::ui::Printer;
 use crate::version;
 
@@ -41,60 +41,21 @@ pub fn to_start(asked: Option<usize>) -> Result<Option<usize>> {
     }
 }
 
-/// Starts `mpirun` with this program as often as asked, and ends as its first process does.
+/// Starts this program as often as asked, and ends as its first process does: with a GPU for each by itself, on CPUs by `mpirun`.
 ///
 /// # Errors
-/// A build without MPI; no mpirun here; processes that failed, which say why themselves.
-pub fn start(number: usize, stop: &Stop, printer: &Printer) -> Result<()> {
-    if !calm_parallel::has_mpi() {
-        return Err(Hinted::new(
-            format!("--processes {number}: this build has nothing that joins processes: the feature `mpi` is missing"),
-            "build with `cargo build --release -p calm-cli --features mpi` (needs libopenmpi-dev and libclang-dev)",
-        )
-        .into());
-    }
-    let program = std::env::current_exe()
-        .map_err(|e| Hinted::new(format!("cannot find this program: {e}"), "start it by its whole path"))?;
-    let mut command = Command::new("mpirun");
-    command.args(["--quiet", "--oversubscribe", "--bind-to", "none", "-n", &number.to_string()]);
-    command.arg(program).args(std::env::args_os().skip(1));
-    // Whoever may start this program may start it twice; mpirun asks for this where that is root.
-    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-    let asked = std::env::args_os().any(|argument| argument.to_string_lossy().starts_with("--threads"));
-    let here = rayon::current_num_threads();
-    let threads = if asked { here } else { here.div_ceil(number).max(1) };
-    if !asked {
-        command.env("RAYON_NUM_THREADS", threads.to_string());
-    }
-    // A terminal's Ctrl-C reaches a whole group of processes: these hear of it from us alone, once.
-    #[cfg(unix)]
-    std::os::unix::process::CommandExt::process_group(&mut command, 0);
-    printer.note(format!("{number} processes with {threads} threads each"));
-    let mut child = command.env(crate::stop::LEASH, "1").stdin(Stdio::piped()).spawn().map_err(|e| {
-        let hint = match e.kind() {
-            ErrorKind::NotFound => {
-                "install Open MPI (Debian: `apt-get install openmpi-bin`), or leave --processes away"
-            }
-            _ => "check mpirun by itself: `mpirun -n 2 hostname`",
-        };
-        Hinted::new(format!("cannot start mpirun: {e}"), hint)
-    })?;
-    let mut leash = child.stdin.take();
-    stop.patient(true);
-    stop.ends_at_once(child.id());
-    let status = loop {
-        if stop.asked() {
-            // Its end is what the first process hears as the wish to stop.
-            drop(leash.take());
-        }
-        match child.try_wait() {
-            Ok(None) => std::thread::sleep(Duration::from_millis(20)),
-            Ok(Some(status)) => break status,
-            Err(e) => return Err(Hinted::new(format!("cannot wait for mpirun: {e}"), "").into()),
-        }
+/// A build that joins none of them; no mpirun here; processes that failed, which say why themselves.
+pub fn start(number: usize, device: Choice, stop: &Stop, printer: &Printer) -> Result<()> {
+    let mut started = match placement::of_all(number, device)? {
+        true => Started::by_itself(number, printer)?,
+        false => Started::by_mpi(number, printer)?,
     };
+    stop.patient(true);
+    stop.ends_at_once(started.last());
+    let status = started.wait(stop);
     stop.patient(false);
-    stop.ends_at_once(0);
+    stop.ends_at_once(Last::Nobody);
+    let status = status.map_err(|e| Hinted::new(format!("cannot wait for the processes: {e}"), ""))?;
     match status.code() {
         Some(0) => Ok(()),
         code if stop.was_stopped(code) => leave(stop.code()),
@@ -109,17 +70,18 @@ pub fn start(number: usize, stop: &Stop, printer: &Printer) -> Result<()> {
     }
 }
 
-/// Meets the other processes, if there are any.
+/// Meets the other processes, if there are any; and the device of this one among them.
 ///
 /// # Errors
-/// As [`calm_parallel::connect`]; of several processes the first one says it.
-pub fn join(asked: Option<usize>) -> Result<Ranks> {
-    let found = calm_parallel::connect().map_err(hinted).and_then(|ranks| match asked {
-        Some(asked) if asked != ranks.size() => Err(Hinted::new(
-            format!("--processes {asked}, but this is one of {} processes", ranks.size()),
+/// As [`calm_parallel::connect`]; GPUs that are not there for all; of several processes the first one says it.
+pub fn join(asked: Option<usize>, device: Choice) -> Result<(Ranks, Choice)> {
+    let found = World::here().map_err(hinted).and_then(|world| match asked {
+        _ if world.size == 1 => Ok((Ranks::alone(), device)),
+        Some(asked) if asked != world.size => Err(Hinted::new(
+            format!("--processes {asked}, but this is one of {} processes", world.size),
             "leave --processes away under mpirun, srun and torchrun",
         )),
-        _ => Ok(ranks),
+        _ => meet(&world, device),
     });
     if found.is_err() && !calm_parallel::speaks() {
         // Not before the first one has said it: a launcher ends all as soon as one has failed.
@@ -127,6 +89,30 @@ pub fn join(asked: Option<usize>) -> Result<Ranks> {
         std::process::exit(1);
     }
     Ok(found?)
+}
+
+/// Meets the others: by MPI if this build and the launcher have it, else over the GPUs themselves.
+fn meet(world: &World, device: Choice) -> Result<(Ranks, Choice), Hinted> {
+    let own = placement::own(world, device)?;
+    #[cfg(feature = "nccl")]
+    if let (Choice::Cuda(_), false) = (own, calm_parallel::by_mpi(world)) {
+        let gpu =
+            calm_kernels::device::open(own).map_err(|e| Hinted::new(e.to_string(), "see `calm doctor`"))?;
+        return Ok((calm_parallel::connect_gpus(&gpu).map_err(hinted)?, own));
+    }
+    let ranks = calm_parallel::connect().map_err(hinted)?;
+    // Where one has no GPU of its own, none takes one.
+    let cpu = ranks.any(own == Choice::Cpu, "the choice of their devices").map_err(hinted)?;
+    if cpu {
+        return Ok((ranks, Choice::Cpu));
+    }
+    #[cfg(feature = "nccl")]
+    let ranks = {
+        let gpu =
+            calm_kernels::device::open(own).map_err(|e| Hinted::new(e.to_string(), "see `calm doctor`"))?;
+        ranks.with_gpu(&gpu).map_err(hinted)?
+    };
+    Ok((ranks, own))
 }
 
 /// Compares program, options and configuration with those of all others.
@@ -152,27 +138,12 @@ pub fn agree(ranks: &Ranks, args: &TrainArgs, device: Choice, resolved: &Resolve
             "--autoencoder": path(&args.autoencoder),
             "--skip-scores": args.skip_scores,
             "--dry-run": args.dry_run,
-            "--device": device.to_string(),
+            "--device": if device == Choice::Cpu { "cpu" } else { "cuda" },
             "CALM_WAIT_SECONDS": calm_parallel::limit().map_err(hinted)?.as_secs_f64(),
         },
         "config": serde_json::to_value(&resolved.tree).unwrap_or(Value::Null),
     });
     Ok(calm_parallel::agree::agree(ranks, &own).map_err(hinted)?)
-}
-
-/// The device of one of several processes.
-///
-/// # Errors
-/// A GPU was asked for.
-pub fn on_cpu(device: Choice) -> Result<Choice> {
-    match device {
-        Choice::Auto | Choice::Cpu => Ok(Choice::Cpu),
-        gpu => Err(Hinted::new(
-            format!("--device {gpu}: several processes train on CPUs alone so far, joined by MPI"),
-            "--device cpu, or one process for the GPU",
-        )
-        .into()),
-    }
 }
 
 /// Ends as one of several processes: together if all is well or all were asked to stop, else at once and with one message.

@@ -9,8 +9,8 @@
 
 use std::io::Read;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::ui::Printer;
 
@@ -35,8 +35,30 @@ struct State {
     left: AtomicBool,
     /// Process id of the child at work; 0: none.
     child: AtomicU32,
-    /// Process id of a child that hears of the first signal otherwise, and is ended at the second; 0: none.
-    last: AtomicU32,
+    /// Process ids of children that hear of the first signal otherwise, and are ended at the second.
+    last: Mutex<Last>,
+}
+
+/// Children that are ended at the second signal.
+#[derive(Default)]
+pub enum Last {
+    /// None.
+    #[default]
+    Nobody,
+    /// One that ends its own children when it is asked to stop.
+    Asked(u32),
+    /// Those that would wait for each other: what they have saved is whole.
+    Killed(Vec<u32>),
+}
+
+impl Last {
+    fn end(&self) {
+        match self {
+            Self::Nobody => {}
+            Self::Asked(id) => terminate(*id),
+            Self::Killed(ids) => ids.iter().for_each(|id| kill(*id)),
+        }
+    }
 }
 
 /// Ends the process at once. Not by way of exit handlers: a GPU's driver frees there what its other threads use.
@@ -81,9 +103,8 @@ impl Stop {
             ratatui::restore();
         }
         if !first || (child == 0 && !patient) {
-            let last = self.0.last.load(Ordering::SeqCst);
-            if !first && last > 0 {
-                terminate(last);
+            if !first {
+                self.0.last.lock().unwrap_or_else(PoisonError::into_inner).end();
             }
             if first {
                 printer.note("stopped");
@@ -145,9 +166,9 @@ impl Stop {
         Ok((child, leash))
     }
 
-    /// A second signal ends the process of this id too; 0: no more.
-    pub fn ends_at_once(&self, id: u32) {
-        self.0.last.store(id, Ordering::SeqCst);
+    /// A second signal ends these processes too.
+    pub fn ends_at_once(&self, last: Last) {
+        *self.0.last.lock().unwrap_or_else(PoisonError::into_inner) = last;
     }
 
     /// The child has ended.
@@ -188,10 +209,24 @@ fn catch(stop: &Stop, printer: &Printer) {
 /// Asks a process to stop.
 fn terminate(id: u32) {
     #[cfg(unix)]
-    if let Ok(id) = i32::try_from(id) {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGTERM);
-    }
+    send(id, nix::sys::signal::Signal::SIGTERM);
     // Elsewhere the console tells all its processes itself.
     #[cfg(not(unix))]
     let _ = id;
+}
+
+/// Ends a process.
+fn kill(id: u32) {
+    #[cfg(unix)]
+    send(id, nix::sys::signal::Signal::SIGKILL);
+    #[cfg(not(unix))]
+    let _ = id;
+}
+
+#[cfg(unix)]
+fn send(id: u32, signal: nix::sys::signal::Signal) {
+    if let Ok(id) = i32::try_from(id) {
+        // One that has ended is not there to be told.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), signal);
+    }
 }

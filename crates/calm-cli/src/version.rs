@@ -13,8 +13,9 @@ pub fn commit() -> Option<String> {
 /// Kinds of devices compiled in.
 pub fn features() -> Vec<String> {
     let cuda = calm_kernels::device::has_cuda().then_some("cuda");
+    let nccl = calm_parallel::has_nccl().then_some("nccl");
     let mpi = calm_parallel::has_mpi().then_some("mpi");
-    std::iter::once("cpu").chain(cuda).chain(mpi).map(str::to_owned).collect()
+    std::iter::once("cpu").chain(cuda).chain(nccl).chain(mpi).map(str::to_owned).collect()
 }
 
 /// Who runs this, with what, where and since when.

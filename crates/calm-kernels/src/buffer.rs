@@ -1,6 +1,7 @@
 //! The flat buffer of [`crate::FlatGradients`]: which parameter's gradient lies where, and which have come.
 
 use crate::Context;
+use crate::pieces::{self, Course, Handing, Part};
 use crate::simd::{Real, rows_per_block};
 use crate::storage::{error, to_vec};
 #[cfg(feature = "cuda")]
@@ -19,6 +20,10 @@ pub(crate) struct Buffer {
     written: Vec<bool>,
     /// Whether one has come since the last backward pass began.
     reached: Vec<bool>,
+    /// Parameters in the order in which gradients have come since then.
+    course: Vec<usize>,
+    /// While pieces are handed out.
+    handing: Option<Handing>,
     values: Values,
 }
 
@@ -74,6 +79,61 @@ impl Buffer {
     /// A backward pass begins.
     pub(crate) fn begin_pass(&mut self) {
         self.reached.fill(false);
+        self.course.clear();
+    }
+
+    /// Parameters of each of so many pieces.
+    pub(crate) fn cut(&self, pieces: usize) -> Vec<Range<usize>> {
+        pieces::cut(&self.ranges, pieces)
+    }
+
+    /// The course of the last pass, in so many pieces.
+    pub(crate) fn course(&self, pieces: usize) -> Course {
+        pieces::course(&self.course, self.ranges.len(), &self.cut(pieces))
+    }
+
+    /// From here on pieces are handed out; None: no more.
+    pub(crate) fn hand(&mut self, handing: Option<Handing>) {
+        self.handing = handing;
+    }
+
+    /// The gradient of parameter `i` has been written: hands out what is complete.
+    pub(crate) fn wrote(&mut self, i: usize) -> Result<()> {
+        match &mut self.handing {
+            Some(handing) => handing.wrote(i).and_then(|()| self.hand_out(false)),
+            None => Ok(()),
+        }
+    }
+
+    /// Hands out the pieces that are complete; when the pass is over all.
+    pub(crate) fn hand_out(&mut self, over: bool) -> Result<()> {
+        let Some(mut handing) = self.handing.take() else { return Ok(()) };
+        while let Some(parameters) = handing.next(over) {
+            let elements = self.ranges[parameters.start].start..self.ranges[parameters.end - 1].end;
+            self.fill(parameters)?;
+            let part = match &mut self.values {
+                Values::Host(values) => Part::Host(&mut values[elements.clone()]),
+                #[cfg(feature = "cuda")]
+                Values::Device(buffer) => Part::Device(buffer.values_mut(), elements.clone()),
+            };
+            handing.hand_out(elements, part)?;
+        }
+        self.handing = Some(handing);
+        Ok(())
+    }
+
+    /// Sets the gradients of these parameters to 0 where none has come.
+    fn fill(&mut self, parameters: Range<usize>) -> Result<()> {
+        for i in parameters {
+            if !std::mem::replace(&mut self.written[i], true) {
+                match &mut self.values {
+                    Values::Host(values) => values[self.ranges[i].clone()].fill(0.0),
+                    #[cfg(feature = "cuda")]
+                    Values::Device(buffer) => buffer.clear(self.ranges[i].clone())?,
+                }
+            }
+        }
+        Ok(())
     }
 
     /// See [`crate::FlatGradients::reached`].
@@ -111,33 +171,21 @@ impl Buffer {
 
     /// See [`crate::FlatGradients::host_values`].
     pub(crate) fn host_values(&mut self) -> Result<&mut [f32]> {
-        #[allow(clippy::infallible_destructuring_match, reason = "with the feature `cuda` it can fail")]
-        let values = match &mut self.values {
-            Values::Host(values) => values,
+        self.fill(0..self.ranges.len())?;
+        match &mut self.values {
+            Values::Host(values) => Ok(values),
             #[cfg(feature = "cuda")]
-            Values::Device(_) => {
-                return Err(error("gradients", "are on a GPU, not in the memory of the CPU"));
-            }
-        };
-        for (written, range) in self.written.iter_mut().zip(&self.ranges) {
-            if !std::mem::replace(written, true) {
-                values[range.clone()].fill(0.0);
-            }
+            Values::Device(_) => Err(error("gradients", "are on a GPU, not in the memory of the CPU")),
         }
-        Ok(values)
     }
 
     #[cfg(feature = "cuda")]
-    pub(crate) fn device_values(&mut self) -> Result<&CudaSlice<f32>> {
-        let Values::Device(buffer) = &mut self.values else {
-            return Err(error("gradients", "are in the memory of the CPU, not on a GPU"));
-        };
-        for (written, range) in self.written.iter_mut().zip(&self.ranges) {
-            if !std::mem::replace(written, true) {
-                buffer.clear(range.clone())?;
-            }
+    pub(crate) fn device_values(&mut self) -> Result<&mut CudaSlice<f32>> {
+        self.fill(0..self.ranges.len())?;
+        match &mut self.values {
+            Values::Device(buffer) => Ok(buffer.values_mut()),
+            Values::Host(_) => Err(error("gradients", "are in the memory of the CPU, not on a GPU")),
         }
-        Ok(buffer.values())
     }
 
     /// Which parameter has this id.
@@ -147,6 +195,12 @@ impl Buffer {
 
     /// See [`crate::FlatGradients::add`].
     pub(crate) fn add(&mut self, i: usize, gradient: &Tensor) -> Result<()> {
+        self.put(i, gradient)?;
+        self.wrote(i)
+    }
+
+    /// As [`Self::add`], for who says himself that it is written.
+    pub(crate) fn put(&mut self, i: usize, gradient: &Tensor) -> Result<()> {
         let range = self.ranges[i].clone();
         if gradient.elem_count() != range.len() {
             return Err(error(
@@ -169,6 +223,7 @@ impl Buffer {
     /// Notes that a gradient of parameter `i` comes: whether it is to be added to what is there.
     fn mark(&mut self, i: usize) -> bool {
         self.reached[i] = true;
+        self.course.push(i);
         std::mem::replace(&mut self.written[i], true)
     }
 

@@ -107,10 +107,10 @@ impl Collector {
     }
 
     /// `write(buffer, parameter)` with the buffer of the running pass, for a parameter that some buffer collects:
-    /// whether it is one.
+    /// whether it is one. What is complete then is handed out.
     ///
     /// # Errors
-    /// Those of `write`; a parameter of a buffer whose pass does not run here.
+    /// Those of `write` and of whoever takes what is handed out; a parameter of a buffer whose pass does not run here.
     pub(crate) fn write(
         &self,
         parameter: &Tensor,
@@ -122,7 +122,8 @@ impl Collector {
         if let Some(mut lent) = self.borrow()
             && let Some(i) = lent.buffer.place(parameter.id())
         {
-            return write(&mut lent.buffer, i).map(|()| true);
+            write(&mut lent.buffer, i)?;
+            return lent.buffer.wrote(i).map(|()| true);
         }
         Err(error(
             "backward",

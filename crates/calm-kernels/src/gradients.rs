@@ -9,6 +9,7 @@
 use crate::buffer::Buffer;
 use crate::collector::{Collector, Home};
 use crate::context::Context;
+use crate::pieces::{Course, HandOut, Handing};
 use crate::simd::Real;
 use crate::storage::{error, tensor};
 #[cfg(feature = "cuda")]
@@ -77,8 +78,11 @@ impl FlatGradients {
     }
 
     /// As [`Self::host_values`], on the GPU.
+    ///
+    /// # Errors
+    /// Parameters that are on the CPU; what the GPU answers.
     #[cfg(feature = "cuda")]
-    pub(crate) fn device_values(&mut self) -> Result<&CudaSlice<f32>> {
+    pub fn device_values(&mut self) -> Result<&mut CudaSlice<f32>> {
         self.buffer.device_values()
     }
 
@@ -88,6 +92,37 @@ impl FlatGradients {
     /// Another number of elements.
     pub fn add(&mut self, i: usize, gradient: &Tensor) -> Result<()> {
         self.buffer.add(i, gradient)
+    }
+
+    /// The course of the last pass, and what was added after it, in so many pieces.
+    pub fn course(&self, pieces: usize) -> Course {
+        self.buffer.course(pieces)
+    }
+
+    /// From here to [`hand_out_rest`](Self::hand_out_rest) pieces of the gradients are handed out as soon as they are complete, if
+    /// the pass has this course.
+    ///
+    /// # Errors
+    /// A course of another buffer.
+    pub fn hand_out(&mut self, course: &Arc<Course>, hand_out: HandOut) -> Result<()> {
+        let pieces = self.buffer.cut(course.order.len());
+        self.buffer.hand(Some(Handing::new(Arc::clone(course), pieces, hand_out)?));
+        Ok(())
+    }
+
+    /// Hands out what is left, complete or not: nothing more comes.
+    ///
+    /// # Errors
+    /// Of whoever takes it.
+    pub fn hand_out_rest(&mut self) -> Result<()> {
+        let done = self.buffer.hand_out(true);
+        self.keep();
+        done
+    }
+
+    /// Hands out no more.
+    pub fn keep(&mut self) {
+        self.buffer.hand(None);
     }
 
     /// Runs a backward pass on this thread whose operators leave the gradients of these parameters here.
@@ -201,6 +236,53 @@ mod tests {
         // What no pass has reached since is 0, not what was there before.
         flat.clear();
         assert_eq!(flat.host_values().unwrap(), [0.0; 5]);
+    }
+
+    #[test]
+    fn pieces_are_handed_out_as_soon_as_nothing_more_comes() {
+        let context = Context::new(&Device::Cpu);
+        let [a, b, unused] = [2.0, 3.0, 4.0].map(|x| parameter(&context, &[x], (1, 1)));
+        let x = var(&[1.0], (1, 1));
+        // b is used twice, a once and before it: its gradient comes last.
+        let loss = || {
+            let y = linear(&linear(&x, &a, None).unwrap(), &b, None).unwrap();
+            linear(&y, &b, None).unwrap().sum_all().unwrap()
+        };
+        let mut flat = FlatGradients::new(&context, [&*a, &*b, &*unused]).unwrap();
+        flat.collect(|| loss().backward()).unwrap();
+        let course = Arc::new(flat.course(3));
+        assert_eq!(course.writes, [1, 2, 0]);
+        assert_eq!(course.order, [2, 1, 0], "what is never written waits for nobody");
+        let want: Vec<_> = (0..2).map(|i| flat.get(i).unwrap().unwrap()[0]).collect();
+        let handed = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let take = |handed: &Arc<std::sync::Mutex<Vec<_>>>| -> HandOut {
+            let handed = Arc::clone(handed);
+            Box::new(move |range, part| {
+                let crate::pieces::Part::Host(values) = part else { panic!("on the CPU") };
+                handed.lock().unwrap().push((range, values.to_vec()));
+                values.fill(0.5);
+                Ok(())
+            })
+        };
+        // In the order of the course, though the pass completes them in another.
+        let course = Arc::new(Course { order: vec![1, 0, 2], ..(*course).clone() });
+        flat.clear();
+        flat.hand_out(&course, take(&handed)).unwrap();
+        flat.collect(|| loss().backward()).unwrap();
+        let all = [(1..2, vec![want[1]]), (0..1, vec![want[0]]), (2..3, vec![0.0])];
+        assert_eq!(handed.lock().unwrap().as_slice(), all);
+        flat.hand_out_rest().unwrap();
+        assert_eq!(handed.lock().unwrap().len(), 3);
+        assert_eq!(flat.host_values().unwrap(), [0.5; 3], "what was put there stays");
+        // A parameter that is used more often than in the course.
+        let course = Arc::new(Course { writes: vec![1, 1, 0], order: vec![1, 0, 2] });
+        flat.hand_out(&course, take(&handed)).unwrap();
+        let e = flat.collect(|| loss().backward()).unwrap_err();
+        assert!(e.to_string().contains("overlap: false"), "{e}");
+        flat.keep();
+        flat.collect(|| loss().backward()).unwrap();
+        let other = Arc::new(Course { writes: vec![1], order: vec![0] });
+        assert!(flat.hand_out(&other, take(&handed)).is_err());
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! AdamW on one flat, name-sorted gradient bucket.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
-use calm_kernels::{AdamWStep, Clip, FlatGradients, Moments};
+use calm_kernels::{AdamWStep, Clip, Course, FlatGradients, HandOut, Moments};
 use candle_core::{Device, Result, Tensor, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -75,12 +76,41 @@ impl GradientBucket {
         if cut.is_empty() { Ok(()) } else { bail!("no gradient reaches {}", cut.join(", ")) }
     }
 
+    /// The course of the last backward pass, in so many pieces of the bucket.
+    pub fn course(&self, pieces: usize) -> Course {
+        self.gradients.course(pieces)
+    }
+
+    /// As [`GradientBucket::backward`] for the last micro-batch of a step: pieces of the bucket are handed out as soon as they are
+    /// complete, in the order of the course, and all of them before this returns. Without a loss all are complete at once.
+    ///
+    /// # Errors
+    /// As [`GradientBucket::backward`]; of whoever takes them; a parameter that is used more often than in the course.
+    pub fn backward_handing_out(
+        &mut self,
+        loss: Option<&Tensor>,
+        course: &Arc<Course>,
+        hand_out: HandOut,
+    ) -> Result<()> {
+        self.gradients.hand_out(course, hand_out)?;
+        if let Some(Err(e)) = loss.map(|loss| self.backward(loss)) {
+            self.gradients.keep();
+            return Err(e);
+        }
+        self.gradients.hand_out_rest()
+    }
+
     /// All gradients in name order, on the CPU, to be replaced by sums over processes; 0 where none has come.
     ///
     /// # Errors
     /// Parameters that are on a GPU.
     pub fn values(&mut self) -> Result<&mut [f32]> {
         self.gradients.host_values()
+    }
+
+    /// The buffer itself, wherever it is, for who adds gradients of other processes to it.
+    pub fn flat(&mut self) -> &mut FlatGradients {
+        &mut self.gradients
     }
 
     /// The factor that brings the Euclidean norm over all parameters down to `max_norm` where it is larger. On a

@@ -40,6 +40,11 @@ pub trait Collective: Send + Sync + fmt::Debug {
     /// Everybody's bytes, by rank. `what` names the place for the message of one who waits in vain.
     fn gather(&self, own: &[u8], what: &str, patience: Patience) -> Result<Vec<Vec<u8>>>;
 
+    /// An error of an exchange between GPUs, with those who do not answer any more, where that can be known.
+    fn explained(&self, error: Error, what: &str) -> Error {
+        self.gather(&[], what, Patience::Limited).err().unwrap_or(error)
+    }
+
     /// Notes the step that was finished last, for messages.
     fn finished_step(&self, step: u64);
 

@@ -1,7 +1,7 @@
 //! Many processes, one training: who is who, what they exchange, and waits that end.
 //!
-//! An engine is a [`Collective`]: [`Alone`], threads of one process for tests ([`threads`]), or MPI (feature `mpi`). Others
-//! hold [`Ranks`]. [`forecast`] says what a step would take on GPUs that are not there. Nothing here knows a model, a run or a
+//! An engine is a [`Collective`]: [`Alone`], threads of one process for tests ([`threads`]), MPI (feature `mpi`), or the GPUs
+//! themselves (feature `nccl`). Others hold [`Ranks`]. [`forecast`] says what a step would take on GPUs that are not there. Nothing here knows a model, a run or a
 //! file.
 
 pub mod agree;
@@ -10,8 +10,11 @@ mod collective;
 mod error;
 pub mod forecast;
 mod limit;
+pub mod meeting;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod ranks;
 pub mod threads;
 pub mod tree;
@@ -24,9 +27,14 @@ pub use limit::{LIMIT, limit};
 pub use ranks::Ranks;
 pub use world::{Launcher, World};
 
-/// Whether this build has an engine between processes.
+/// Whether this build joins processes by MPI.
 pub fn has_mpi() -> bool {
     cfg!(feature = "mpi")
+}
+
+/// Whether this build joins GPUs by NCCL.
+pub fn has_nccl() -> bool {
+    cfg!(feature = "nccl")
 }
 
 /// Whether this process is the first of its world, which speaks for all; also where the surroundings contradict themselves.
@@ -34,32 +42,31 @@ pub fn speaks() -> bool {
     World::here().map_or(true, |world| world.rank == 0)
 }
 
-/// Meets the other processes of the world that this one finds itself in.
+/// Whether MPI joins the processes of this world, in this build. torchrun starts processes that have none.
+pub fn by_mpi(world: &World) -> bool {
+    has_mpi() && world.launcher != Launcher::Torchrun
+}
+
+/// Meets the other processes of the world that this one finds itself in, by MPI.
 ///
 /// # Errors
-/// Surroundings that contradict themselves; several processes, and no engine between them in this build; an engine that
-/// counts otherwise than the surroundings.
+/// Surroundings that contradict themselves; no MPI in this build, or none for this launcher; an engine that counts otherwise
+/// than the surroundings.
 pub fn connect() -> Result<Ranks> {
     let world = World::here()?;
     if world.size == 1 {
         return Ok(Ranks::alone());
     }
-    join(world)
-}
-
-#[cfg(feature = "mpi")]
-fn join(world: World) -> Result<Ranks> {
     if world.launcher == Launcher::Torchrun {
-        return Err(no_nccl(&world));
+        return Err(Error::new(
+            format!("{world}: processes of torchrun are joined by their GPUs"),
+            "--device cuda, one GPU a process; CPU processes are started with `mpirun -n N calm train ...` or \
+             `calm train --processes N`",
+        ));
     }
-    Ok(Ranks::new(mpi::Mpi::start(world, limit()?)?))
-}
-
-#[cfg(not(feature = "mpi"))]
-fn join(world: World) -> Result<Ranks> {
-    if world.launcher == Launcher::Torchrun {
-        return Err(no_nccl(&world));
-    }
+    #[cfg(feature = "mpi")]
+    return Ok(Ranks::new(mpi::Mpi::start(world, limit()?)?));
+    #[cfg(not(feature = "mpi"))]
     Err(Error::new(
         format!("{world}, and this build has nothing that joins processes: the feature `mpi` is missing"),
         "build with `cargo build --release -p calm-cli --features mpi` (needs libopenmpi-dev and libclang-dev), or start one \
@@ -67,10 +74,16 @@ fn join(world: World) -> Result<Ranks> {
     ))
 }
 
-/// torchrun starts processes that have no MPI.
-fn no_nccl(world: &World) -> Error {
-    Error::new(
-        format!("{world}: processes of torchrun are joined by NCCL, which this version does not have yet"),
-        "start CPU processes with `mpirun -n N calm train ...` or `calm train --processes N`",
-    )
+/// Meets the other processes of the world that this one finds itself in over their GPUs alone: by NCCL, whose id is handed out
+/// at the [meeting point](meeting).
+///
+/// # Errors
+/// Surroundings that contradict themselves; no meeting point is named; somebody who does not come; no NCCL on this machine.
+#[cfg(feature = "nccl")]
+pub fn connect_gpus(device: &candle_core::Device) -> Result<Ranks> {
+    let world = World::here()?;
+    if world.size == 1 {
+        return Ok(Ranks::alone());
+    }
+    Ok(Ranks::over_gpus(nccl::OverGpus::start(world, device, limit()?)?))
 }

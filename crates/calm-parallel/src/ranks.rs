@@ -1,4 +1,6 @@
 //! The handle of the processes that train together.
+//!
+//! What they say to each other goes through their engine; where each has a GPU, gradients go from one to the other by NCCL.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -9,7 +11,11 @@ use crate::error::{Error, Result};
 
 /// The processes of a training, this one among them. Cloning shares them.
 #[derive(Clone, Debug)]
-pub struct Ranks(Arc<dyn Collective>);
+pub struct Ranks {
+    engine: Arc<dyn Collective>,
+    #[cfg(feature = "nccl")]
+    gpus: Option<Arc<crate::nccl::Gpus>>,
+}
 
 impl Default for Ranks {
     fn default() -> Self {
@@ -21,14 +27,68 @@ impl Deref for Ranks {
     type Target = dyn Collective;
 
     fn deref(&self) -> &Self::Target {
-        &*self.0
+        &*self.engine
     }
 }
 
 impl Ranks {
     /// Processes joined by an engine.
     pub fn new(engine: impl Collective + 'static) -> Self {
-        Self(Arc::new(engine))
+        Self {
+            engine: Arc::new(engine),
+            #[cfg(feature = "nccl")]
+            gpus: None,
+        }
+    }
+
+    /// Processes that nothing but their GPUs joins.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn over_gpus(engine: crate::nccl::OverGpus) -> Self {
+        let gpus = Some(engine.gpus());
+        Self { engine: Arc::new(engine), gpus }
+    }
+
+    /// The same processes, each with its GPU joined to those of the others; all call this. What they say to each other takes
+    /// the way that it took before.
+    ///
+    /// # Errors
+    /// As [`crate::connect_gpus`]; as [`Collective`].
+    #[cfg(feature = "nccl")]
+    pub fn with_gpu(self, device: &candle_core::Device) -> Result<Self> {
+        if self.is_alone() || self.gpus.is_some() {
+            return Ok(self);
+        }
+        let own = if self.leads() { crate::nccl::id()?.to_vec() } else { Vec::new() };
+        let mut all = self.gather(&own, "the joining of their GPUs", Patience::Limited)?;
+        let id = all.swap_remove(0).try_into();
+        let id =
+            id.map_err(|_| Error::new("rank 0 hands out no id of NCCL", "start all with the same program"))?;
+        let gpus = crate::nccl::Gpus::join(device, self.world(), id, crate::limit()?)?;
+        Ok(Self { gpus: Some(Arc::new(gpus)), ..self })
+    }
+
+    /// Replaces `values` on this process's GPU by their sums over all processes: the same bits everywhere. It is put on the
+    /// stream of the GPU; nothing waits here.
+    ///
+    /// # Errors
+    /// An exchange that failed before this one, with who did not come; no GPUs that are joined.
+    #[cfg(feature = "nccl")]
+    pub fn sum_on_gpu(
+        &self,
+        values: &mut candle_core::cuda_backend::cudarc::driver::CudaSlice<f32>,
+    ) -> Result<()> {
+        let Some(gpus) = &self.gpus else {
+            return Err(Error::new("the GPUs of these processes are not joined", "use --device cpu"));
+        };
+        gpus.sum(values).map_err(|e| self.explained(e, "the sum of gradients"))
+    }
+
+    /// Whether gradients go from GPU to GPU.
+    pub fn joins_gpus(&self) -> bool {
+        #[cfg(feature = "nccl")]
+        return self.gpus.is_some();
+        #[cfg(not(feature = "nccl"))]
+        false
     }
 
     /// One process.

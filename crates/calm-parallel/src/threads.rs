@@ -29,7 +29,7 @@ pub fn within<T: Send>(size: usize, limit: Duration, work: impl Fn(Ranks) -> T +
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..size)
             .map(|rank| {
-                let world = World { rank, size, local_rank: rank, launcher: Launcher::None, meeting: None };
+                let world = World { rank, size, local_rank: rank, launcher: Launcher::None };
                 let hosts = (0..size).map(|rank| format!("thread-{rank}")).collect();
                 let (meeting, step) = (Arc::clone(&meeting), AtomicU64::new(0));
                 let ranks = Ranks::new(Thread { world, hosts, meeting, step, limit });

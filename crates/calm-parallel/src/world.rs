@@ -47,13 +47,11 @@ pub struct World {
     pub local_rank: usize,
     /// What started them.
     pub launcher: Launcher,
-    /// `MASTER_ADDR:MASTER_PORT`, if the launcher names a meeting point.
-    pub meeting: Option<String>,
 }
 
 impl World {
     /// One process.
-    pub const ALONE: Self = Self { rank: 0, size: 1, local_rank: 0, launcher: Launcher::None, meeting: None };
+    pub const ALONE: Self = Self { rank: 0, size: 1, local_rank: 0, launcher: Launcher::None };
 
     /// The world as the environment of this process has it.
     ///
@@ -124,13 +122,7 @@ impl World {
         if size == 0 || rank >= size || local.is_some_and(|local| local >= size) {
             return Err(wrong("a rank is not below the number of processes"));
         }
-        let meeting = match launcher {
-            Launcher::Torchrun => variable("MASTER_ADDR")
-                .zip(variable("MASTER_PORT"))
-                .map(|(address, port)| format!("{address}:{port}")),
-            _ => None,
-        };
-        Ok(Some(Self { rank, size, local_rank: local.unwrap_or(rank), launcher, meeting }))
+        Ok(Some(Self { rank, size, local_rank: local.unwrap_or(rank), launcher }))
     }
 
     fn said(&self, variable: &impl Fn(&str) -> Option<String>) -> String {
@@ -197,9 +189,6 @@ mod tests {
             let world = find(variables).unwrap();
             assert_eq!((world.rank, world.size, world.local_rank, world.launcher), (3, 8, local, launcher));
         }
-        let world =
-            find(&[("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "node-1"), ("MASTER_PORT", "29500")]);
-        assert_eq!(world.unwrap().meeting.as_deref(), Some("node-1:29500"));
     }
 
     #[test]

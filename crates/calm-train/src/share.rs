@@ -11,7 +11,7 @@
 use std::ops::Range;
 
 use calm_data::{Batch, RowSource};
-use calm_nn::ParamStore;
+use calm_nn::{GradientBucket, ParamStore};
 use calm_parallel::{Ranks, tree};
 use calm_run::config::{Reduction, StageConfig};
 use calm_run::{Error, Result};
@@ -84,18 +84,31 @@ impl Cut {
 /// Whether these processes can train a stage together, on this device.
 ///
 /// # Errors
-/// As [`Cut::new`]; a GPU, between whose gradients nothing here goes yet.
+/// As [`Cut::new`]; GPUs that nothing joins; `reduction: fixed` on a GPU.
 pub(crate) fn can_be_shared(c: &StageConfig, ranks: &Ranks, device: &Device) -> Result<()> {
     Cut::new(c, ranks)?;
-    let what = match (ranks.is_alone(), c.reduction) {
-        (true, Reduction::Engine) => return Ok(()),
-        (true, Reduction::Fixed) => "reduction: fixed works",
-        (false, _) => "several processes train",
-    };
     if device.is_cpu() {
         return Ok(());
     }
-    Err(Error::user(format!("{what} on CPUs alone so far"), "--device cpu, or one process without it"))
+    let what = match c.reduction {
+        Reduction::Fixed => "reduction: fixed works on CPUs alone so far",
+        Reduction::Engine if ranks.is_alone() || ranks.joins_gpus() => return Ok(()),
+        Reduction::Engine => "nothing joins the GPUs of these processes",
+    };
+    Err(Error::user(what, "--device cpu, or --set train.STAGE.reduction=engine where GPUs are joined"))
+}
+
+/// Replaces the gradients by their sums over all processes, wherever they are. On a GPU that is put on its stream, and nothing
+/// waits.
+///
+/// # Errors
+/// What an engine answers.
+pub(crate) fn sum(ranks: &Ranks, bucket: &mut GradientBucket) -> Result<()> {
+    #[cfg(feature = "nccl")]
+    if ranks.joins_gpus() {
+        return ranks.sum_on_gpu(bucket.flat().device_values()?).map_err(told);
+    }
+    ranks.sum(bucket.values()?).map_err(told)
 }
 
 /// Hash of all parameters, as short as a person compares it.

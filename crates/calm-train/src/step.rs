@@ -13,7 +13,7 @@ use calm_run::{Error, Result, Stage};
 use candle_core::Tensor;
 
 use crate::objective::{Objective, scalar};
-use crate::share::{can_be_shared, told};
+use crate::share::{can_be_shared, sum, told};
 
 /// One step.
 #[derive(Clone, Debug)]
@@ -182,7 +182,13 @@ impl Stepper {
         }
         let sums = self.gradients(objective, pieces, targets, step)?;
         let clip = self.bucket.clip(c.clip_norm)?;
-        let sums = self.of_all(sums, &clip, targets, step)?;
+        let on_cpu = objective.store().device().is_cpu();
+        // On a GPU the losses of all are exchanged where they are read: that is to wait for it.
+        let sums = if on_cpu || read || guard.is_some() {
+            self.of_all(sums, &clip, targets, step)?
+        } else {
+            Totals::Known(Vec::new())
+        };
         // The parameters of a step that cannot be stay as they were: on the CPU because it is looked at first, on a
         // GPU because the optimiser lets out a step whose gradients have no finite norm.
         let look = || -> Result<StepValues> {
@@ -200,7 +206,6 @@ impl Stepper {
             }
             Ok(StepValues { loss, parts: means, gradient_norm: found.norm })
         };
-        let on_cpu = objective.store().device().is_cpu();
         if let Some(guard) = guard {
             let seen = look();
             let goes_on = guard(&seen);
@@ -262,7 +267,7 @@ impl Stepper {
             }
             tree::across(&self.ranks, values).map_err(told)?;
         } else if !self.ranks.is_alone() {
-            self.ranks.sum(self.bucket.values()?).map_err(told)?;
+            sum(&self.ranks, &mut self.bucket)?;
         }
         Ok(losses)
     }

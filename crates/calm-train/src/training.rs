@@ -35,6 +35,9 @@ pub struct Training<'a> {
     pub ranks: &'a Ranks,
 }
 
+/// Steps after which several processes with GPUs, which work behind, look at what there is, and whether anybody asked to stop.
+const TOGETHER: u64 = 8;
+
 /// Validates after so many steps; whether they are the last.
 type Validate<'a> = &'a mut dyn FnMut(u64, bool) -> Result<Validation>;
 
@@ -96,12 +99,10 @@ impl Training<'_> {
             let last = next == c.steps;
             let log = last || next == 1 || next % c.log_every == 0;
             let due = |every: u64| every > 0 && next % every == 0;
-            let read = on_cpu
-                || log
-                || due(c.eval_every)
-                || due(c.checkpoint_every)
-                || observer.should_stop()
-                || watch.unproven();
+            // Several processes look at the same steps.
+            let asked = if ranks.is_alone() { observer.should_stop() } else { due(TOGETHER) };
+            let read =
+                on_cpu || log || due(c.eval_every) || due(c.checkpoint_every) || asked || watch.unproven();
             let started = Instant::now();
             let (share, waited) = ahead.get(state.batch(), last_batch(&state, c.steps));
             let share = share?;
@@ -135,7 +136,9 @@ impl Training<'_> {
             observer.step(&report);
 
             ranks.finished_step(next);
-            let stop = ranks.any(observer.should_stop(), "the end of a step").map_err(told)? && !last;
+            let together = read || ranks.is_alone();
+            let stop =
+                together && ranks.any(observer.should_stop(), "the end of a step").map_err(told)? && !last;
             let mut save = last || stop || due(c.checkpoint_every) || postponed;
             state.validation_due = stop && due(c.eval_every);
             if last || (due(c.eval_every) && !stop) {

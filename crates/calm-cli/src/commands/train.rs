@@ -38,9 +38,9 @@ pub fn run(
     printer: &Printer,
 ) -> Result<()> {
     if let Some(number) = processes::to_start(args.processes)? {
-        return processes::start(number, stop, printer);
+        return processes::start(number, device, stop, printer);
     }
-    let ranks = processes::join(args.processes)?;
+    let (ranks, device) = processes::join(args.processes, device)?;
     let done = train(args, device, &ranks, stop, printer);
     processes::conclude(&ranks, done, fitting, stop, printer)
 }
@@ -75,8 +75,7 @@ fn train(args: &TrainArgs, device: Choice, ranks: &Ranks, stop: &Stop, printer: 
         let (init_from, autoencoder) = (args.init_from.as_deref(), args.autoencoder.as_deref());
         calm_train::reuse::look(&resolved.value, args.stage, init_from, autoencoder)?;
     }
-    // Between processes only MPI on CPUs carries anything so far.
-    let choice = if ranks.is_alone() { device } else { processes::on_cpu(device)? };
+    let choice = device;
     let device = hardware::open(choice, printer)?;
     hardware::check_precision(resolved.value.precision, &device, choice)?;
     let options = TrainOptions {

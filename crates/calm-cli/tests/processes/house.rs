@@ -1,14 +1,16 @@
 //! A folder with a text, tiny models of every family, and commands run there.
 
-#![allow(dead_code, reason = "without MPI only a part is used")]
+#![allow(dead_code, reason = "without MPI and NCCL only a part is used")]
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output};
+use std::time::{Duration, Instant};
 
 /// Variables of launchers, and ours: none of this test's own surroundings counts.
-const VARIABLES: [&str; 13] = [
+const VARIABLES: [&str; 17] = [
     "RANK",
     "WORLD_SIZE",
     "LOCAL_RANK",
@@ -22,6 +24,10 @@ const VARIABLES: [&str; 13] = [
     "SLURM_STEP_NUM_TASKS",
     "CALM_WAIT_SECONDS",
     "RAYON_NUM_THREADS",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "CALM_MEETING",
+    "CALM_MEETING_TOKEN",
 ];
 
 const BACKBONE: &str = "backbone: { layers: 1, hidden_size: 8, intermediate_size: 12, heads: 2 }";
@@ -97,6 +103,21 @@ impl House {
         command.args(arguments).args(["--threads", "1"]).envs(variables.iter().copied());
         command.output().unwrap().into()
     }
+
+    /// When a run has its first checkpoint; its processes are in the middle of its steps.
+    pub fn saved(&self, run: &str, children: &mut Vec<Child>) {
+        let since = Instant::now();
+        while latest(&self.path(run)).is_none() {
+            let ended = children.iter_mut().any(|child| child.try_wait().unwrap().is_some());
+            if ended || since.elapsed() > Duration::from_mins(1) {
+                children.iter().for_each(|child| signal("KILL", &child.id().to_string()));
+                let done: Vec<Done> =
+                    children.drain(..).map(|child| child.wait_with_output().unwrap().into()).collect();
+                panic!("no checkpoint: {done:?}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
 }
 
 /// A model of every family, by name.
@@ -111,4 +132,46 @@ pub fn models() -> [(&'static str, String); 4] {
     );
     let chunk = "chunk_size: 2\n    ";
     [other("baseline", ""), other("patch", chunk), other("multi-token", chunk), ("calm", calm)]
+}
+
+/// The latest checkpoint of a run's language model.
+pub fn latest(run: &Path) -> Option<u64> {
+    let all = fs::read_dir(run.join("lm")).into_iter().flatten().flatten();
+    all.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok()).max()
+}
+
+/// Sends a process a signal.
+pub fn signal(name: &str, process: &str) {
+    assert!(Command::new("kill").args([&format!("-{name}"), process]).status().unwrap().success());
+}
+
+/// The weights and optimisers of a run, by file.
+pub fn weights(run: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for stage in ["autoencoder", "lm"] {
+        for step in fs::read_dir(run.join(stage)).into_iter().flatten().flatten() {
+            for file in ["model.safetensors", "optimizer.safetensors"] {
+                let path = step.path().join(file);
+                found.insert(path.strip_prefix(run).unwrap().display().to_string(), fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+/// Lines that say what went wrong.
+pub fn messages(done: &Done) -> usize {
+    done.err.lines().filter(|line| line.starts_with("error:")).count()
+}
+
+/// A child of a process with this in its environment.
+pub fn child_with(parent: u32, name: &str) -> String {
+    let parent = format!("\nPPid:\t{parent}\n");
+    let mut found = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
+        let status = fs::read_to_string(entry.path().join("status")).ok()?;
+        let environ = fs::read(entry.path().join("environ")).ok()?;
+        let is = status.contains(&parent) && environ.split(|b| *b == 0).any(|one| one == name.as_bytes());
+        is.then(|| entry.file_name().into_string().unwrap())
+    });
+    found.next().unwrap_or_else(|| panic!("no process with {name}"))
 }

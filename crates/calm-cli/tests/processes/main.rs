@@ -1,8 +1,10 @@
 //! `calm train` on several processes: refused where a build cannot, and with MPI what one process does, whoever fails.
 //!
-//! With MPI: `cargo test --release -p calm-cli --features mpi --test processes`.
+//! With MPI: `cargo test --release -p calm-cli --features mpi --test processes`; `gpus.rs` says how with NCCL.
 #![allow(clippy::unwrap_used)]
 
+#[cfg(all(feature = "nccl", unix))]
+mod gpus;
 mod house;
 #[cfg(all(feature = "mpi", unix))]
 mod mpi;
@@ -31,7 +33,11 @@ fn processes_of_torchrun_are_told_what_joins_them_and_only_the_first_says_it() {
         let world = [("RANK", rank), ("WORLD_SIZE", "2"), ("LOCAL_RANK", rank), ("MASTER_ADDR", "localhost")];
         let done = house.calm(&house.train(&[]), &world);
         assert_eq!(done.code, 1, "{done:?}");
-        assert_eq!(done.err.contains("NCCL") && done.err.contains("mpirun"), rank == "0", "{done:?}");
+        assert_eq!(
+            done.err.contains("--device cuda") && done.err.contains("mpirun"),
+            rank == "0",
+            "{done:?}"
+        );
         assert!(!house.path("run").exists());
     }
 }

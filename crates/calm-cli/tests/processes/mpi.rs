@@ -1,12 +1,10 @@
 //! With MPI: the same bits whatever the number of processes, and one message whoever fails.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::house::{Done, House, models};
+use crate::house::{Done, House, child_with, latest, messages, models, signal, weights};
 
 /// Whether there is an `mpirun`; else says that the test is skipped.
 fn can(test: &str) -> bool {
@@ -38,31 +36,19 @@ impl House {
     fn begun(&self, number: usize) -> Child {
         let more = ["--set", "train.lm.steps=1000000", "--set", "train.lm.checkpoint_every=20"];
         let mut command = self.mpirun(number, "exec \"$0\" \"$@\"", &self.train(&more));
-        self.saved(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+        self.begun_well(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
     }
 
     /// When the run has its first checkpoint.
-    fn saved(&self, mut child: Child) -> Child {
-        let since = Instant::now();
-        while self.latest().is_none() {
-            if since.elapsed() > Duration::from_secs(60) || child.try_wait().unwrap().is_some() {
-                signal("KILL", &child.id().to_string());
-                panic!("no checkpoint: {:?}", Done::from(child.wait_with_output().unwrap()));
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        child
-    }
-
-    /// The latest checkpoint of the run.
-    fn latest(&self) -> Option<u64> {
-        let all = fs::read_dir(self.path("run/lm")).into_iter().flatten().flatten();
-        all.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok()).max()
+    fn begun_well(&self, child: Child) -> Child {
+        let mut children = vec![child];
+        self.saved("run", &mut children);
+        children.remove(0)
     }
 
     /// That the run goes on, with so many processes.
     fn goes_on(&self, number: usize) {
-        let steps = format!("train.lm.steps={}", self.latest().unwrap() + 3);
+        let steps = format!("train.lm.steps={}", latest(&self.path("run")).unwrap() + 3);
         let more = ["--resume", "--set", &steps, "--set", "train.lm.checkpoint_every=20"];
         let done = self.trained(number, &self.train(&more));
         assert_eq!(done.code, 0, "{done:?}");
@@ -73,41 +59,6 @@ impl House {
 /// The process of a rank of this mpirun.
 fn process(mpirun: &Child, rank: usize) -> String {
     child_with(mpirun.id(), &format!("OMPI_COMM_WORLD_RANK={rank}"))
-}
-
-/// A child of a process with this in its environment.
-fn child_with(parent: u32, name: &str) -> String {
-    let parent = format!("\nPPid:\t{parent}\n");
-    let mut found = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
-        let status = fs::read_to_string(entry.path().join("status")).ok()?;
-        let environ = fs::read(entry.path().join("environ")).ok()?;
-        let is = status.contains(&parent) && environ.split(|b| *b == 0).any(|one| one == name.as_bytes());
-        is.then(|| entry.file_name().into_string().unwrap())
-    });
-    found.next().unwrap_or_else(|| panic!("no process with {name}"))
-}
-
-fn signal(name: &str, process: &str) {
-    assert!(Command::new("kill").args([&format!("-{name}"), process]).status().unwrap().success());
-}
-
-/// The weights and optimisers of a run, by file.
-fn weights(run: &Path) -> BTreeMap<String, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    for stage in ["autoencoder", "lm"] {
-        for step in fs::read_dir(run.join(stage)).into_iter().flatten().flatten() {
-            for file in ["model.safetensors", "optimizer.safetensors"] {
-                let path = step.path().join(file);
-                found.insert(path.strip_prefix(run).unwrap().display().to_string(), fs::read(&path).unwrap());
-            }
-        }
-    }
-    found
-}
-
-/// Lines that say what went wrong.
-fn messages(done: &Done) -> usize {
-    done.err.lines().filter(|line| line.starts_with("error:")).count()
 }
 
 #[test]
@@ -164,7 +115,7 @@ fn who_asks_for_a_stop_gets_a_checkpoint_and_the_exit_code_of_the_signal() {
     let mut command = house.command(env!("CARGO_BIN_EXE_calm"));
     let more = ["--processes", "2", "--threads", "1", "--set", "train.lm.steps=1000000"];
     command.args(house.train(&more)).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = house.saved(command.spawn().unwrap());
+    let child = house.begun_well(command.spawn().unwrap());
     signal("TERM", &child.id().to_string());
     let done: Done = child.wait_with_output().unwrap().into();
     assert_eq!(done.code, 143, "{done:?}");
@@ -223,7 +174,7 @@ fn a_process_that_was_started_here_and_is_killed_is_one_message() {
     let more = ["--processes", "2", "--threads", "1", "--set", "train.lm.steps=1000000"];
     let more = [&more[..], &["--set", "train.lm.checkpoint_every=20"]].concat();
     command.args(house.train(&more)).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = house.saved(command.spawn().unwrap());
+    let child = house.begun_well(command.spawn().unwrap());
     let mpirun = child_with(child.id(), "OMPI_ALLOW_RUN_AS_ROOT=1");
     signal("KILL", &child_with(mpirun.parse().unwrap(), "OMPI_COMM_WORLD_RANK=1"));
     let done: Done = child.wait_with_output().unwrap().into();

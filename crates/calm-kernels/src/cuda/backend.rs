@@ -64,7 +64,7 @@ impl Place for Gpu {
 
     fn collect(&self, parameter: &Tensor, gradient: &Tensor) -> Result<bool> {
         let Some(context) = self.context() else { return Ok(false) };
-        Collector::of(context).write(parameter, |buffer, i| buffer.add(i, gradient))
+        Collector::of(context).write(parameter, |buffer, i| buffer.put(i, gradient))
     }
 }
 

@@ -25,10 +25,6 @@ impl DeviceBuffer {
         Ok(Self { gpu, values, factor })
     }
 
-    pub(crate) fn values(&self) -> &CudaSlice<f32> {
-        &self.values
-    }
-
     /// Its GPU, and where the norm of these gradients is left.
     pub(crate) fn factor(&self) -> (Gpu, DeviceFactor) {
         (self.gpu.clone(), self.factor.clone())

@@ -1,0 +1,306 @@
+//! With NCCL: processes that have a GPU each, as torchrun starts them, train what one does, and end with one message.
+//!
+//! Here the GPUs are those of `kernels/host-device`, as many as CALM_HOST_DEVICES says:
+//! `CALM_HOST_DEVICES=2 cargo test --release -p calm-cli --features nccl --test processes`.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::house::{Done, House, child_with, latest, messages, signal, weights};
+
+/// Whether there are two GPUs; else says that the test is skipped.
+fn can(test: &str) -> bool {
+    match calm_kernels::device::gpus() {
+        Ok((gpus, _)) if gpus.len() > 1 => true,
+        found => {
+            let found = found.map_or_else(|e| e.to_string(), |(gpus, _)| format!("{} GPU", gpus.len()));
+            assert!(std::env::var_os("CALM_TEST_GPU").is_none(), "CALM_TEST_GPU: {found}, two are needed");
+            println!("skipped: {test} (needs a GPU)");
+            false
+        }
+    }
+}
+
+/// Processes of a world, and where it meets.
+struct World<'a> {
+    house: &'a House,
+    size: usize,
+    port: String,
+    seconds: &'static str,
+}
+
+impl<'a> World<'a> {
+    fn new(house: &'a House, size: usize) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+        Self { house, size, port, seconds: "60" }
+    }
+
+    /// The command of a rank, as torchrun starts it.
+    fn command(&self, rank: usize, arguments: &[&str]) -> Command {
+        let mut command = self.house.command(env!("CARGO_BIN_EXE_calm"));
+        command.args(arguments).args(["--device", "cuda", "--threads", "1"]);
+        command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
+        command.env("WORLD_SIZE", self.size.to_string());
+        command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", &self.port);
+        command.env("CALM_WAIT_SECONDS", self.seconds);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn begin(&self, arguments: &[&str]) -> Vec<Child> {
+        (0..self.size).map(|rank| self.command(rank, arguments).spawn().unwrap()).collect()
+    }
+
+    fn trained(&self, arguments: &[&str]) -> Vec<Done> {
+        ends(self.begin(arguments))
+    }
+}
+
+/// What each did, within a minute.
+fn ends(children: Vec<Child>) -> Vec<Done> {
+    let since = Instant::now();
+    let wait = |mut child: Child| {
+        while child.try_wait().unwrap().is_none() && since.elapsed() < Duration::from_mins(1) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = child.kill();
+        child.wait_with_output().unwrap().into()
+    };
+    children.into_iter().map(wait).collect()
+}
+
+/// Training losses of a run, step by step.
+fn losses(run: &Path) -> Vec<f64> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let loss = |line: serde_json::Value| {
+        let values = line.get("values").unwrap_or(&line).as_object().unwrap().clone();
+        values
+            .into_iter()
+            .find(|(name, _)| name.ends_with("train/loss"))
+            .and_then(|(_, value)| value.as_f64())
+    };
+    lines.filter_map(loss).collect()
+}
+
+/// `train` of a family into a folder.
+fn train<'a>(config: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["train", "--config", config, "--out", out, "--cache", "cache"], more].concat()
+}
+
+/// Without `reduction: fixed`, which is for CPUs, and with a head of a size that the kernels know.
+const ENGINE: [&str; 6] = [
+    "--set",
+    "train.lm.reduction=engine",
+    "--set",
+    "model.baseline.backbone.hidden_size=32",
+    "--set",
+    "model.baseline.backbone.heads=1",
+];
+const BOTH: [&str; 8] = [
+    "--set",
+    "train.lm.reduction=engine",
+    "--set",
+    "train.autoencoder.reduction=engine",
+    "--set",
+    "model.calm.backbone.hidden_size=32",
+    "--set",
+    "model.calm.backbone.heads=1",
+];
+
+#[test]
+fn two_gpus_train_what_one_does_and_repeat_their_bits() {
+    if !can("two GPUs beside one") {
+        return;
+    }
+    let house = House::new();
+    for (name, more) in [("baseline.yaml", ENGINE.as_slice()), ("calm.yaml", &BOTH)] {
+        let mut found = Vec::new();
+        for (size, out) in [(1, "one"), (2, "two"), (2, "again")] {
+            let out = format!("{name}-{out}");
+            for (rank, done) in World::new(&house, size).trained(&train(name, &out, more)).iter().enumerate()
+            {
+                assert_eq!((done.code, messages(done)), (0, 0), "{name}, {size} processes: {done:?}");
+                assert_eq!(done.err.contains("run folder"), rank == 0, "one of them speaks: {done:?}");
+            }
+            found.push((losses(&house.path(&out)), weights(&house.path(&out))));
+        }
+        let (one, two, again) = (&found[0], &found[1], &found[2]);
+        assert_eq!(two, again, "{name}: the same number of GPUs, the same bits");
+        assert_eq!(one.0.len(), two.0.len());
+        assert!(!one.0.is_empty());
+        for (a, b) in one.0.iter().zip(&two.0) {
+            assert!((a - b).abs() <= 1e-4 * a.abs(), "{name}: {a} on one GPU, {b} on two");
+        }
+        assert_ne!(one.1, two.1, "else nothing was shared out");
+    }
+}
+
+#[test]
+fn a_stop_asked_of_any_process_is_one_checkpoint() {
+    if !can("a stop of processes with GPUs") {
+        return;
+    }
+    let house = House::new();
+    let world = World::new(&house, 2);
+    let endless = [&ENGINE[..], &["--set", "train.lm.steps=1000000"]].concat();
+    let mut children = world.begin(&train("baseline.yaml", "run", &endless));
+    house.saved("run", &mut children);
+    signal("TERM", &children[1].id().to_string());
+    let done = ends(children);
+    assert!(done.iter().all(|one| (one.code, messages(one)) == (143, 0)), "{done:?}");
+    assert!(done[0].err.contains("a checkpoint was written"), "{done:?}");
+    let steps = format!("train.lm.steps={}", latest(&house.path("run")).unwrap() + 2);
+    let more = [&ENGINE[..], &["--resume", "--set", &steps]].concat();
+    let done = World::new(&house, 1).trained(&train("baseline.yaml", "run", &more));
+    assert_eq!(done[0].code, 0, "{done:?}");
+}
+
+#[test]
+fn a_process_that_is_gone_or_stopped_ends_the_others_with_one_message() {
+    if !can("a process with a GPU that is gone") {
+        return;
+    }
+    for (kind, rank) in [("KILL", 1), ("STOP", 1), ("KILL", 0)] {
+        let house = House::new();
+        let world = World { seconds: "6", ..World::new(&house, 2) };
+        let endless = [&ENGINE[..], &["--set", "train.lm.steps=1000000"]].concat();
+        let mut children = world.begin(&train("baseline.yaml", "run", &endless));
+        house.saved("run", &mut children);
+        let gone = children.remove(rank);
+        signal(kind, &gone.id().to_string());
+        let done = ends(children).remove(0);
+        signal("KILL", &gone.id().to_string());
+        gone.wait_with_output().unwrap();
+        assert_eq!((done.code, messages(&done)), (1, 1), "{kind} of {rank}: {done:?}");
+        let named = done.err.contains(&format!("rank {rank} (")) && done.err.contains("does not answer");
+        assert!(named && done.err.contains("--resume"), "{kind} of {rank}: {done:?}");
+        let steps = format!("train.lm.steps={}", latest(&house.path("run")).unwrap() + 2);
+        let more = [&ENGINE[..], &["--resume", "--set", &steps]].concat();
+        let done = World::new(&house, 2).trained(&train("baseline.yaml", "run", &more));
+        assert!(done.iter().all(|one| one.code == 0), "{done:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_joined_is_refused_with_one_message() {
+    if !can("processes that cannot be joined") {
+        return;
+    }
+    let house = House::new();
+    let world = World { seconds: "10", ..World::new(&house, 2) };
+    let arguments = train("baseline.yaml", "run", &ENGINE);
+    let both = |change: &dyn Fn(usize, &mut Command)| {
+        let mut children = Vec::new();
+        for rank in 0..2 {
+            let mut command = world.command(rank, &arguments);
+            change(rank, &mut command);
+            children.push(command.spawn().unwrap());
+        }
+        let done = ends(children);
+        assert!(done.iter().all(|one| one.code == 1), "{done:?}");
+        assert_eq!(done.iter().map(messages).sum::<usize>(), 1, "{done:?}");
+        assert!(!house.path("run").exists(), "nothing was begun");
+        done[0].err.clone()
+    };
+    let e = both(&|rank, command| {
+        if rank == 1 {
+            command.args(["--set", "train.lm.learning_rate=0.5"]);
+        }
+    });
+    assert!(e.contains("config.train.lm.learning_rate is 0.5, not 0.01"), "{e}");
+    let e = both(&|_, command| {
+        command.env("LOCAL_RANK", "0");
+    });
+    assert!(e.contains("NCCL does not join the GPUs") && e.contains("a GPU of its own"), "{e}");
+    let e = both(&|_, command| {
+        command.args(["--set", "train.lm.reduction=fixed"]);
+    });
+    assert!(e.contains("reduction: fixed works on CPUs alone"), "{e}");
+    let e = both(&|_, command| {
+        command.env_remove("MASTER_PORT");
+    });
+    assert!(e.contains("nothing says where they meet") && e.contains("CALM_MEETING"), "{e}");
+    // All libraries but one.
+    let libraries = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
+    let Some(folder) = libraries.split(':').map(Path::new).find(|f| f.join("libnccl.so.2").exists()) else {
+        return println!("NCCL is not in LD_LIBRARY_PATH: its absence is not tried");
+    };
+    let without = house.path("libraries");
+    fs::create_dir(&without).unwrap();
+    for entry in fs::read_dir(folder).unwrap().flatten() {
+        if !entry.file_name().to_string_lossy().starts_with("libnccl") {
+            std::os::unix::fs::symlink(entry.path(), without.join(entry.file_name())).unwrap();
+        }
+    }
+    let e = both(&|_, command| {
+        command.env("LD_LIBRARY_PATH", &without);
+    });
+    assert!(e.contains("libnccl.so.2 cannot be opened") && e.contains("LD_LIBRARY_PATH"), "{e}");
+}
+
+#[test]
+fn this_program_starts_a_process_for_each_gpu_itself() {
+    if !can("--processes with GPUs") {
+        return;
+    }
+    let house = House::new();
+    let done = World::new(&house, 2).trained(&train("baseline.yaml", "torchrun", &ENGINE));
+    assert!(done.iter().all(|one| one.code == 0), "{done:?}");
+    let own = |out: &'static str, more: &[&'static str]| {
+        let mut command = house.command(env!("CARGO_BIN_EXE_calm"));
+        command.args(train("baseline.yaml", out, &[&ENGINE, more].concat()));
+        command.args(["--device", "cuda", "--processes", "2"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let done = ends(vec![own("own", &[])]).remove(0);
+    assert_eq!((done.code, messages(&done)), (0, 0), "{done:?}");
+    assert!(done.err.contains("2 processes with a GPU and"), "{done:?}");
+    assert_eq!(weights(&house.path("own")), weights(&house.path("torchrun")));
+    // Asked to stop it writes a checkpoint; killed ones are told of.
+    let endless = ["--set", "train.lm.steps=1000000"];
+    let mut children = vec![own("stopped", &endless)];
+    house.saved("stopped", &mut children);
+    signal("TERM", &children[0].id().to_string());
+    let done = ends(children).remove(0);
+    assert_eq!((done.code, messages(&done)), (143, 0), "{done:?}");
+    assert!(done.err.contains("a checkpoint was written"), "{done:?}");
+    let mut children = vec![own("killed", &endless)];
+    house.saved("killed", &mut children);
+    signal("KILL", &child_with(children[0].id(), "RANK=1"));
+    let done = ends(children).remove(0);
+    assert_eq!((done.code, messages(&done)), (1, 1), "{done:?}");
+    assert!(done.err.contains("--resume"), "{done:?}");
+    let e = ends(vec![{
+        let mut command = house.command(env!("CARGO_BIN_EXE_calm"));
+        command.args(train("baseline.yaml", "three", &ENGINE)).args(["--device", "cuda", "--processes", "3"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }])
+    .remove(0);
+    assert!(e.code == 1 && e.err.contains("process 3 of this machine, which has 2 GPUs"), "{e:?}");
+}
+
+#[cfg(feature = "mpi")]
+#[test]
+fn mpi_joins_the_processes_and_nccl_their_gpus() {
+    if !can("MPI and NCCL") {
+        return;
+    }
+    let house = House::new();
+    let mut runs = Vec::new();
+    let done = World::new(&house, 2).trained(&train("baseline.yaml", "torchrun", &ENGINE));
+    assert!(done.iter().all(|one| one.code == 0), "{done:?}");
+    runs.push(weights(&house.path("torchrun")));
+    let mut command = house.command("mpirun");
+    command.args(["--quiet", "--oversubscribe", "--bind-to", "none", "-n", "2", env!("CARGO_BIN_EXE_calm")]);
+    command.args(train("baseline.yaml", "mpi", &ENGINE)).args(["--device", "cuda", "--threads", "1"]);
+    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    let done: Done = command.output().unwrap().into();
+    assert_eq!((done.code, messages(&done)), (0, 0), "{done:?}");
+    runs.push(weights(&house.path("mpi")));
+    assert_eq!(runs[0], runs[1], "whoever brings the processes together");
+}

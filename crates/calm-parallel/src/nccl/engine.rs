@@ -1,0 +1,204 @@
+//! Processes that nothing but their GPUs joins: those of torchrun, or of a build without MPI.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use candle_core::Device;
+
+use super::{Gpus, ID, id};
+use crate::collective::{Collective, Patience, failure, missing};
+use crate::error::{Error, Result};
+use crate::meeting::Point;
+use crate::world::World;
+
+/// Bytes of everybody that are exchanged at once: nearly all there is.
+const FRAME: usize = 256;
+/// Bytes before them: how many there are, and their kind.
+const HEAD: usize = 9;
+/// How long a process that fails tries to tell the others, who may be at an exchange of another kind.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+/// How long a process that has nothing to say waits for the one that has: a launcher ends all at the first that ends.
+const SILENCE: Duration = Duration::from_secs(2);
+/// How long others may take to say that they are still there: they notice a wait in vain a step later than this process at most.
+const ROLL_CALL: Duration = Duration::from_secs(5);
+
+/// What bytes mean.
+#[derive(Clone, Copy)]
+enum Kind {
+    Values,
+    /// What the sender failed of.
+    Failure,
+}
+
+/// What one process says.
+struct Said {
+    failed: bool,
+    bytes: Vec<u8>,
+}
+
+/// This process among others whose GPUs NCCL joins.
+#[derive(Debug)]
+pub(crate) struct OverGpus {
+    world: World,
+    hosts: Vec<String>,
+    gpus: Arc<Gpus>,
+    point: Point,
+    step: AtomicU64,
+    limit: Duration,
+    /// Whether another process has told what it failed of.
+    told: AtomicBool,
+}
+
+impl OverGpus {
+    /// Meets the others at the point that the surroundings name, and joins the GPUs.
+    ///
+    /// # Errors
+    /// No meeting point; somebody who does not come; no NCCL.
+    pub(crate) fn start(world: World, device: &Device, limit: Duration) -> Result<Self> {
+        let point = Point::here(&world)?;
+        let own = if world.rank == 0 { id()?.to_vec() } else { Vec::new() };
+        let (handed, hosts) = point.meet(&world, &host(), &own, limit)?;
+        let id: [u8; ID] = handed.try_into().map_err(|_| {
+            Error::new(
+                format!("rank 0 at {point} hands out no id of NCCL"),
+                "start all with the same program",
+            )
+        })?;
+        let gpus = Arc::new(Gpus::join(device, &world, id, limit)?);
+        Ok(Self { world, hosts, gpus, point, step: AtomicU64::new(0), limit, told: AtomicBool::new(false) })
+    }
+
+    pub(crate) fn gpus(&self) -> Arc<Gpus> {
+        Arc::clone(&self.gpus)
+    }
+
+    /// What everybody says, by rank. Nearly all of it goes at once; what is longer goes again, as long as the longest.
+    fn exchange(&self, own: &[u8], kind: Kind, what: &str, limit: Option<Duration>) -> Result<Vec<Said>> {
+        let round = |length: usize| -> Result<Vec<(usize, Said)>> {
+            let mut frame = (own.len() as u64).to_le_bytes().to_vec();
+            frame.push(kind as u8);
+            frame.extend_from_slice(&own[..own.len().min(length)]);
+            frame.resize(HEAD + length, 0);
+            let all = self.gpus.all_gather(&frame, self.world.size, what, limit)?;
+            let read = |frame: &[u8]| {
+                let (head, bytes) = frame.split_at(HEAD);
+                let count = head[..HEAD - 1].iter().rev().fold(0usize, |n, byte| n << 8 | usize::from(*byte));
+                let failed = head[HEAD - 1] == Kind::Failure as u8;
+                (count, Said { failed, bytes: bytes[..count.min(length)].to_vec() })
+            };
+            Ok(all.chunks(HEAD + length).map(read).collect())
+        };
+        let mut all = round(FRAME)?;
+        let longest = all.iter().map(|(count, _)| *count).max().unwrap_or(0);
+        if longest > FRAME {
+            all = round(longest)?;
+        }
+        Ok(all.into_iter().map(|(_, said)| said).collect())
+    }
+
+    fn values(&self, own: &[f32], what: &str) -> Result<Vec<Vec<f32>>> {
+        let bytes: Vec<u8> = own.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let read =
+            |bytes: &Vec<u8>| bytes.as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x)).collect();
+        Ok(self.gather(&bytes, what, Patience::Limited)?.iter().map(read).collect())
+    }
+}
+
+/// The name of this machine.
+fn host() -> String {
+    let named = std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned());
+    named.ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "?".into())
+}
+
+impl Collective for OverGpus {
+    fn world(&self) -> &World {
+        &self.world
+    }
+
+    fn hosts(&self) -> &[String] {
+        &self.hosts
+    }
+
+    fn sum(&self, values: &mut [f32]) -> Result<()> {
+        let all = self.values(values, "the sum of gradients")?;
+        for (i, value) in values.iter_mut().enumerate() {
+            *value = all.iter().map(|one| one[i]).sum();
+        }
+        Ok(())
+    }
+
+    fn all_to_all(&self, values: &[f32]) -> Result<Vec<f32>> {
+        let own = values.len() / self.world.size;
+        let (from, to) = (self.world.rank * own, (self.world.rank + 1) * own);
+        let all = self.values(values, "the exchange of gradients")?;
+        Ok(all.iter().flat_map(|one| &one[from..to]).copied().collect())
+    }
+
+    fn all_gather(&self, own: &[f32]) -> Result<Vec<f32>> {
+        Ok(self.values(own, "the exchange of sums")?.concat())
+    }
+
+    fn gather(&self, own: &[u8], what: &str, patience: Patience) -> Result<Vec<Vec<u8>>> {
+        let limit = (patience == Patience::Limited).then_some(self.limit);
+        let all = self.exchange(own, Kind::Values, what, limit).map_err(|e| self.explained(e, what))?;
+        if let Some((rank, said)) = all.iter().enumerate().find(|(_, said)| said.failed) {
+            let unread = || Error::new("it failed", "see what it says itself");
+            let (what, remedy) = serde_json::from_slice::<(String, String)>(&said.bytes).ok().unzip();
+            let error = what.zip(remedy).map_or_else(unread, |(what, remedy)| Error::new(what, remedy));
+            self.told.store(true, Ordering::Relaxed);
+            return Err(failure(&self.hosts, rank, error));
+        }
+        Ok(all.into_iter().map(|said| said.bytes).collect())
+    }
+
+    fn explained(&self, error: Error, what: &str) -> Error {
+        if self.gpus.failure().is_none() {
+            return error;
+        }
+        let came = self.point.roll_call(&self.world, &host(), ROLL_CALL);
+        let absent: Vec<_> = match self.world.rank {
+            0 => came
+                .iter()
+                .enumerate()
+                .filter(|(_, came)| !**came)
+                .map(|(rank, _)| (rank, Some(false)))
+                .collect(),
+            _ if !came[0] => vec![(0, Some(false))],
+            _ => Vec::new(),
+        };
+        if absent.is_empty() {
+            return error;
+        }
+        missing(&self.hosts, &absent, what, self.step.load(Ordering::Relaxed), self.limit)
+    }
+
+    fn finished_step(&self, step: u64) {
+        self.step.store(step, Ordering::Relaxed);
+    }
+
+    /// Rank 0 speaks where it hears of it, or waits in vain as all do; else whoever failed.
+    fn failed(&self, error: &Error) -> bool {
+        let heard = match self.gpus.failure() {
+            _ if self.told.load(Ordering::Relaxed) => true,
+            Some(_) => !error.what.starts_with("rank 0 ("),
+            None => {
+                let words = serde_json::to_vec(&(&error.what, &error.remedy)).unwrap_or_default();
+                self.exchange(&words, Kind::Failure, "last words", Some(LAST_WORDS)).is_ok()
+            }
+        };
+        let speaks = self.world.rank == 0 || !heard;
+        if !speaks {
+            std::thread::sleep(SILENCE);
+        }
+        speaks
+    }
+
+    fn abort(&self, code: i32) -> ! {
+        std::process::exit(code)
+    }
+
+    fn leave(&self) -> Result<()> {
+        self.gather(&[], "the end", Patience::Limited).map(|_| ())
+    }
+}
