@@ -8,6 +8,7 @@ use calm_data::Batch;
 use calm_eval::generate::{Decoding, GenerateOptions, generate};
 use calm_eval::protocol::Rule;
 use calm_eval::score::{ScoreOptions, score};
+use calm_eval::workers::Alone;
 use calm_kernels as ops;
 use calm_lm::{Baseline, BaselineConfig, Calm, HeadSettings, LanguageModel, SpecialIds, TextFormat};
 use calm_nn::{AdamWConfig, NoiseKey, ParamStore, RowId, philox};
@@ -318,7 +319,7 @@ pub fn build(what: What, size: &Size, place: &Place) -> Result<Step> {
             let batch = batch(s.brier_rows, positions + 1, k, s.vocab);
             let run = move |_| {
                 let options = ScoreOptions { rule: Rule::All, samples: 2, seed: SEED };
-                let scores = score(&model, [batch.clone()].into_iter(), options, |_| ())?;
+                let scores = score(&model, [batch.clone()].into_iter(), options, Alone(|_| ()))?;
                 Ok(scores.sums.brier().map_or(f64::NAN, |b| b[0] / 100.0))
             };
             Ok(Step { run: Box::new(run), tokens: s.brier_rows * s.brier_tokens })

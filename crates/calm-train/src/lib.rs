@@ -27,6 +27,7 @@ mod settle;
 mod share;
 pub mod step;
 pub mod task;
+mod together;
 pub mod training;
 mod watch;
 

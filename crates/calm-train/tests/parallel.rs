@@ -160,6 +160,40 @@ fn the_engines_sum_agrees_to_rounding_and_repeats_its_bits() {
 }
 
 #[test]
+fn scores_are_shared_out_and_are_those_of_one_process() {
+    let text = Text::new();
+    let long = ["eval.documents=8", "eval.chunks_per_document=60", "eval.bound_samples=4"];
+    for (name, model) in models() {
+        let short = ["train.lm.context=5", "train.autoencoder.context=4"];
+        let short = &short[..1 + usize::from(model.contains("autoencoder:"))];
+        let config = config(&text, &model, &[&long[..], short].concat());
+        let place = in_memory();
+        let results = place.path().join("run/results.json");
+        let want = world(1, place.path(), &config).results;
+        // Nothing is left to train, whatever the number of processes.
+        for size in [1, 2, 3, 4] {
+            std::fs::remove_file(&results).unwrap();
+            let measured = threads::run(size, |ranks| {
+                let mut listener = Listener::default();
+                one(&ranks, place.path(), &config, &mut listener).unwrap();
+                listener.measured
+            });
+            assert_eq!(std::fs::read_to_string(&results).unwrap(), want, "{name}, {size} processes");
+            for what in measured[0].keys() {
+                let each: Vec<usize> = measured.iter().map(|of| of.get(what).copied().unwrap_or(0)).collect();
+                let all: usize = each.iter().sum();
+                assert!(all >= 4, "{name}: {all} batches for {what} show nothing");
+                assert!(
+                    each.iter().all(|n| (all / size..=all.div_ceil(size)).contains(n)),
+                    "{name}, {what}: {each:?}"
+                );
+            }
+            assert!(!measured[0].is_empty());
+        }
+    }
+}
+
+#[test]
 fn a_run_goes_on_with_another_number_of_processes_as_if_nothing_had_happened() {
     let text = Text::new();
     let (_, model) = models().remove(0);
