@@ -12,7 +12,7 @@ use calm_eval::workers::Alone;
 use calm_kernels as ops;
 use calm_lm::{Baseline, BaselineConfig, Calm, HeadSettings, LanguageModel, SpecialIds, TextFormat};
 use calm_nn::{AdamWConfig, NoiseKey, ParamStore, RowId, philox};
-use calm_run::config::{Reduction, Schedule, StageConfig};
+use calm_run::config::{Reduction, Schedule, Shard, StageConfig};
 use calm_run::divergence::DivergenceConfig;
 use calm_stats::brier::chunks_per_gram;
 use calm_stats::temperature::Temperature;
@@ -215,6 +215,7 @@ fn training<O: Objective + ?Sized + 'static>(objective: Box<O>, batch: Batch, to
         accumulation: 1,
         reduction: Reduction::default(),
         pieces: 1,
+        shard: Shard::default(),
         recompute: false,
         learning_rate: 3e-4,
         warmup_steps: 0,

@@ -12,6 +12,7 @@ pub mod forecast;
 mod limit;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod parts;
 mod ranks;
 pub mod threads;
 pub mod tree;
@@ -21,6 +22,7 @@ pub use alone::Alone;
 pub use collective::{Collective, Patience};
 pub use error::{Error, Result};
 pub use limit::{LIMIT, limit};
+pub use parts::Parts;
 pub use ranks::Ranks;
 pub use world::{Launcher, World};
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use calm_files::Sum;
 use calm_nn::finite::non_finite;
 use calm_nn::{AdamW, ParamStore, parse_weights, write_weights};
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 pub use crate::checked::{file_hash, read_json, write_json, write_plain_json, write_text};
@@ -350,10 +350,25 @@ impl Checkpoints {
         optimizer: &AdamW,
         metadata: &BTreeMap<String, String>,
     ) -> Result<()> {
+        self.save_with(state, store, || Ok(optimizer.state(store)?), metadata)
+    }
+
+    /// As [`Checkpoints::save`], with what `moments` gives as the optimiser's state; a process that writes nothing does not
+    /// ask for it.
+    ///
+    /// # Errors
+    /// As [`Checkpoints::save`]; those of `moments`.
+    pub fn save_with(
+        &self,
+        state: &StageState,
+        store: &ParamStore,
+        moments: impl FnOnce() -> Result<BTreeMap<String, Tensor>>,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<()> {
         self.write(state, |folder| {
             Ok([
                 (MODEL, write_weights(&folder.join(MODEL), &store.snapshot()?, metadata)?),
-                (OPTIMIZER, write_weights(&folder.join(OPTIMIZER), &optimizer.state(store)?, metadata)?),
+                (OPTIMIZER, write_weights(&folder.join(OPTIMIZER), &moments()?, metadata)?),
             ])
         })
     }

@@ -24,6 +24,7 @@ pub mod reuse;
 mod rows;
 pub mod scoring;
 mod settle;
+mod shard;
 mod share;
 pub mod step;
 pub mod task;

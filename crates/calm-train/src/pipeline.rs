@@ -75,7 +75,8 @@ pub fn begin(
         }
         rows.insert(*stage, Rows::new(run, &corpus, *stage, !options.skip_scores, whole)?);
     }
-    let plan = Plan::new(&run.config, &corpus, &Target::of(device, run.config.precision)?);
+    let target = Target::of(device, run.config.precision)?.among(options.ranks.size());
+    let plan = Plan::new(&run.config, &corpus, &target);
     reporter.plan(&plan);
     if let Some(warning) = plan.check(&ahead)? {
         reporter.warn(&warning);

@@ -13,7 +13,7 @@ use std::ops::Range;
 use calm_data::{Batch, RowSource};
 use calm_nn::ParamStore;
 use calm_parallel::{Ranks, tree};
-use calm_run::config::{Reduction, StageConfig};
+use calm_run::config::{Reduction, Shard, StageConfig};
 use calm_run::{Error, Result};
 use candle_core::Device;
 
@@ -87,6 +87,12 @@ impl Cut {
 /// As [`Cut::new`]; a GPU, between whose gradients nothing here goes yet.
 pub(crate) fn can_be_shared(c: &StageConfig, ranks: &Ranks, device: &Device) -> Result<()> {
     Cut::new(c, ranks)?;
+    if c.shard == Shard::Optimizer && !device.is_cpu() {
+        return Err(Error::user(
+            "shard: optimizer works on CPUs alone so far",
+            "--device cpu, or leave `shard` of the stage away",
+        ));
+    }
     let what = match (ranks.is_alone(), c.reduction) {
         (true, Reduction::Engine) => return Ok(()),
         (true, Reduction::Fixed) => "reduction: fixed works",
