@@ -137,6 +137,11 @@ impl Moments {
         self.part.clone()
     }
 
+    /// Whether any of it is of parameter `i`.
+    pub fn holds(&self, i: usize) -> bool {
+        common(&self.ranges[i], &self.part).is_some()
+    }
+
     /// First and second moments of the part, on the CPU.
     ///
     /// # Errors

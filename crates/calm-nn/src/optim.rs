@@ -1,6 +1,6 @@
 //! AdamW on one flat, name-sorted gradient bucket.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 use calm_kernels::{AdamWStep, Clip, FlatGradients, Moments};
@@ -244,12 +244,21 @@ impl AdamW {
         Ok(out)
     }
 
+    /// Names of what [`AdamW::restore`] reads: the moments of parameters that the own part has to do with.
+    pub fn state_names(&self, store: &ParamStore) -> BTreeSet<String> {
+        let own = store.params().into_iter().enumerate().filter(|(i, _)| self.moments.holds(*i));
+        own.flat_map(|(_, (name, _))| MOMENTS.map(|which| format!("{which}.{name}"))).collect()
+    }
+
     /// Restores what [`AdamW::state`] wrote, as far as it is this part's.
     ///
     /// # Errors
     /// Moments that are missing or of another shape.
     pub fn restore(&mut self, store: &ParamStore, state: &HashMap<String, Tensor>, step: u32) -> Result<()> {
         for (i, (name, param)) in store.params().into_iter().enumerate() {
+            if !self.moments.holds(i) {
+                continue;
+            }
             let moments = |which: &str| -> Result<Vec<f32>> {
                 let Some(t) = state.get(&format!("{which}.{name}")) else {
                     bail!("optimiser state of {name} is missing")
@@ -389,6 +398,8 @@ mod tests {
         assert!(parts[0].3.state(&store).is_err(), "a part alone is no checkpoint");
         let saved: HashMap<String, Tensor> = state.into_iter().collect();
         let mut own = AdamW::of_part(&store, AdamWConfig::default(), 5..13).unwrap();
+        assert_eq!(own.state_names(&store).len(), 4, "it has to do with both parameters");
+        assert!(parts[1].3.state_names(&store).is_empty());
         own.restore(&store, &saved, 5).unwrap();
         assert_eq!(own.moments().unwrap(), parts[2].3.moments().unwrap());
     }

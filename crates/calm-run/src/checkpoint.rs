@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use calm_files::Sum;
 use calm_nn::finite::non_finite;
-use calm_nn::{AdamW, ParamStore, parse_weights, write_weights};
+use calm_nn::{AdamW, ParamStore, parse_some, parse_weights, write_weights};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -326,7 +326,7 @@ impl Checkpoints {
         fill(store, &self.model_path(step), &self.read(step, MODEL)?)
     }
 
-    /// Loads the optimiser's state of one step. Imported weights (step 0) have none: the optimiser stays new.
+    /// Loads the optimiser's state of one step, of its own part. Imported weights (step 0) have none: the optimiser stays new.
     ///
     /// # Errors
     /// It is not there, damaged, or does not fit the model.
@@ -335,7 +335,9 @@ impl Checkpoints {
         if step == 0 && !path.exists() {
             return Ok(());
         }
-        let (tensors, _) = parse_weights(&path, &self.read(step, OPTIMIZER)?, &Device::Cpu)?;
+        let wanted = optimizer.state_names(store);
+        let bytes = self.read(step, OPTIMIZER)?;
+        let (tensors, _) = parse_some(&path, &bytes, &Device::Cpu, |name| wanted.contains(name))?;
         Ok(optimizer.restore(store, &tensors, step as u32)?)
     }
 
