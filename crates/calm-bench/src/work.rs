@@ -8,10 +8,11 @@ use calm_data::Batch;
 use calm_eval::generate::{Decoding, GenerateOptions, generate};
 use calm_eval::protocol::Rule;
 use calm_eval::score::{ScoreOptions, score};
+use calm_eval::workers::Alone;
 use calm_kernels as ops;
 use calm_lm::{Baseline, BaselineConfig, Calm, HeadSettings, LanguageModel, SpecialIds, TextFormat};
 use calm_nn::{AdamWConfig, NoiseKey, ParamStore, RowId, philox};
-use calm_run::config::{Reduction, Schedule, StageConfig};
+use calm_run::config::{Reduction, Schedule, Shard, StageConfig};
 use calm_run::divergence::DivergenceConfig;
 use calm_stats::brier::chunks_per_gram;
 use calm_stats::temperature::Temperature;
@@ -214,6 +215,7 @@ fn training<O: Objective + ?Sized + 'static>(objective: Box<O>, batch: Batch, to
         accumulation: 1,
         reduction: Reduction::default(),
         pieces: 1,
+        shard: Shard::default(),
         recompute: false,
         learning_rate: 3e-4,
         warmup_steps: 0,
@@ -318,7 +320,7 @@ pub fn build(what: What, size: &Size, place: &Place) -> Result<Step> {
             let batch = batch(s.brier_rows, positions + 1, k, s.vocab);
             let run = move |_| {
                 let options = ScoreOptions { rule: Rule::All, samples: 2, seed: SEED };
-                let scores = score(&model, [batch.clone()].into_iter(), options, |_| ())?;
+                let scores = score(&model, [batch.clone()].into_iter(), options, Alone(|_| ()))?;
                 Ok(scores.sums.brier().map_or(f64::NAN, |b| b[0] / 100.0))
             };
             Ok(Step { run: Box::new(run), tokens: s.brier_rows * s.brier_tokens })

@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use calm_data::Batch;
 use calm_lm::{DecodedDraws, DrawRequest, LanguageModel};
 use calm_stats::bound::{Bound, Floor};
-use candle_core::Result;
+use serde::{Deserialize, Serialize};
 
 use crate::score::to_tensors;
+use crate::workers::{Exact, Workers};
 
 /// The share of uniform tokens in the distribution that is bounded.
 pub const FLOOR: f64 = 1e-3;
@@ -33,41 +34,68 @@ pub struct BoundOptions {
     pub seed: u64,
 }
 
+/// What one batch adds.
+#[derive(Serialize, Deserialize)]
+struct BatchBound {
+    /// Of each predicted chunk: document, tokens, nats at each size.
+    chunks: Vec<(u32, usize, Vec<Exact>)>,
+    predicted: BTreeMap<u32, u64>,
+}
+
 /// The bound at every predicted chunk of these batches; None of a model without such draws, or without any. Noise is keyed by row and
-/// position: it does not depend on the batches. `progress` hears the batches that are done.
+/// position: it does not depend on the batches.
 ///
 /// # Errors
-/// What a GPU answers.
-pub fn bound(
+/// What a GPU answers; those of the workers.
+pub fn bound<W: Workers>(
     model: &dyn LanguageModel,
     batches: impl Iterator<Item = Batch>,
     options: BoundOptions,
-    mut progress: impl FnMut(usize),
-) -> Result<Option<BoundScores>> {
+    workers: W,
+) -> Result<Option<BoundScores>, W::Error> {
     let BoundOptions { samples, floor, seed } = options;
     if samples == 0 {
         return Ok(None);
     }
     let request = DrawRequest { samples, steps: 1, seed, purpose: "bound" };
-    let mut out = BoundScores { bound: Bound::new(samples, floor), predicted: BTreeMap::new() };
-    for (i, batch) in batches.enumerate() {
-        if batch.predict_count() > 0 {
-            let tensors = to_tensors(&batch, model.store().context())?;
-            let Some(draws) = model.decoded_log_probabilities(&tensors, &request)? else { return Ok(None) };
-            add(&mut out, &batch, &draws);
+    let empty = Bound::new(samples, floor);
+    let mut out = BoundScores { bound: empty.clone(), predicted: BTreeMap::new() };
+    let measure = |batch: Batch| {
+        if batch.predict_count() == 0 {
+            return Ok(Some(BatchBound { chunks: Vec::new(), predicted: BTreeMap::new() }));
         }
-        progress(i + 1);
-    }
-    Ok(Some(out))
+        let tensors = to_tensors(&batch, model.store().context())?;
+        let draws = model.decoded_log_probabilities(&tensors, &request)?;
+        Ok(draws.map(|draws| of_batch(&empty, &batch, &draws)))
+    };
+    let mut without = false;
+    workers.each(batches, measure, |batch| match batch {
+        Some(batch) => add(&mut out, batch),
+        None => without = true,
+    })?;
+    Ok((!without).then_some(out))
 }
 
-fn add(out: &mut BoundScores, batch: &Batch, draws: &DecodedDraws) {
+fn of_batch(bound: &Bound, batch: &Batch, draws: &DecodedDraws) -> BatchBound {
+    let mut out = BatchBound { chunks: Vec::new(), predicted: BTreeMap::new() };
     let rows = (0..batch.predicts.len()).filter(|at| batch.predicts[*at]);
     for ((at, log_p), &tokens) in rows.zip(draws.log_p.chunks(draws.samples)).zip(&draws.tokens) {
-        out.bound.add(u64::from(batch.documents[at]), log_p, tokens);
+        let nats = bound.of_chunk(log_p, tokens).into_iter().map(Exact).collect();
+        out.chunks.push((batch.documents[at], tokens, nats));
         let (b, s) = (at / batch.context, at % batch.context);
         for token in &batch.chunk(b, s + 1)[..tokens] {
             *out.predicted.entry(*token).or_default() += 1;
         }
+    }
+    out
+}
+
+fn add(out: &mut BoundScores, batch: BatchBound) {
+    for (document, tokens, nats) in batch.chunks {
+        let nats: Vec<f64> = nats.iter().map(|nats| nats.0).collect();
+        out.bound.add_chunk(u64::from(document), &nats, tokens);
+    }
+    for (token, count) in batch.predicted {
+        *out.predicted.entry(token).or_default() += count;
     }
 }

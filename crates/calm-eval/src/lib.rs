@@ -11,5 +11,6 @@ pub mod prompts;
 pub mod protocol;
 pub mod reconstruction;
 pub mod score;
+pub mod workers;
 
 pub use config::EvalConfig;

@@ -6,6 +6,8 @@ use calm_nn::{Noise, RowId};
 use candle_core::{DType, Device, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::workers::{Exact, Workers};
+
 /// Noise levels at which accuracy is reported.
 pub const SIGMAS: [f64; 6] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5];
 
@@ -68,7 +70,7 @@ pub fn text_chunks(batch: &Batch) -> (Vec<u32>, Vec<RowId>) {
     (ids, rows)
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
 struct Hits {
     tokens: u64,
     chunks: u64,
@@ -84,84 +86,117 @@ impl Hits {
     }
 }
 
+/// What is counted and added up, of a batch and of all of them.
+#[derive(Default, Serialize, Deserialize)]
+struct Sums {
+    sampled: Hits,
+    noisy: [Hits; SIGMAS.len()],
+    tokens: u64,
+    chunks: u64,
+    positions: u64,
+    nats: Exact,
+    kl: Exact,
+    std: Exact,
+    /// Of the posterior's mean, and of its square, by dimension; empty of a batch without text.
+    first: Vec<Exact>,
+    second: Vec<Exact>,
+}
+
+impl Sums {
+    /// Of the text chunks of a batch.
+    fn of(model: &Autoencoder, batch: &Batch, pad: u32, seed: u64, device: &Device) -> Result<Self> {
+        let mut sums = Self::default();
+        let (flat, rows) = text_chunks(batch);
+        if rows.is_empty() {
+            return Ok(sums);
+        }
+        let exact = |numbers: Vec<f64>| numbers.into_iter().map(Exact).collect();
+        let ids = Tensor::from_vec(flat, (rows.len(), model.chunk_size()), device)?;
+        let want = ids.to_vec2::<u32>()?;
+        let noise = Noise::Keyed { seed, purpose: "reconstruct", step: 0, rows: &rows };
+        let posterior = model.encode(&ids)?.detach();
+        let eps = noise.normal("latent", 1, model.latent_size(), device)?.squeeze(1)?;
+        let (ce, best) = model.score(&posterior.sample(&eps)?.detach(), &ids)?;
+        sums.sampled.add(&want, &best.to_vec2()?, pad);
+        sums.nats = Exact(ce.to_dtype(DType::F64)?.sum_all()?.to_scalar()?);
+        for (hits, sigma) in sums.noisy.iter_mut().zip(SIGMAS) {
+            let z = (&posterior.mean + (&eps * sigma)?)?;
+            hits.add(&want, &model.decode(&z)?.to_vec2()?, pad);
+        }
+        sums.kl = Exact(posterior.kl()?.to_dtype(DType::F64)?.sum_all()?.to_scalar()?);
+        let std: f64 = posterior.log_std.exp()?.to_dtype(DType::F64)?.mean_all()?.to_scalar()?;
+        sums.std = Exact(std * rows.len() as f64);
+        let means = posterior.mean.to_dtype(DType::F64)?;
+        sums.first = exact(means.sum(0)?.to_vec1()?);
+        sums.second = exact(means.sqr()?.sum(0)?.to_vec1()?);
+        sums.tokens = want.iter().flatten().filter(|t| **t != pad).count() as u64;
+        sums.chunks = rows.len() as u64;
+        sums.positions = (rows.len() * model.chunk_size()) as u64;
+        Ok(sums)
+    }
+
+    fn add(&mut self, batch: &Self) {
+        let hits = |sum: &mut Hits, batch: &Hits| {
+            sum.tokens += batch.tokens;
+            sum.chunks += batch.chunks;
+        };
+        let numbers = |sums: &mut Vec<Exact>, batch: &Vec<Exact>| {
+            sums.resize(sums.len().max(batch.len()), Exact(0.0));
+            sums.iter_mut().zip(batch).for_each(|(sum, number)| sum.0 += number.0);
+        };
+        hits(&mut self.sampled, &batch.sampled);
+        self.noisy.iter_mut().zip(&batch.noisy).for_each(|(sum, batch)| hits(sum, batch));
+        self.tokens += batch.tokens;
+        self.chunks += batch.chunks;
+        self.positions += batch.positions;
+        self.nats.0 += batch.nats.0;
+        self.kl.0 += batch.kl.0;
+        self.std.0 += batch.std.0;
+        numbers(&mut self.first, &batch.first);
+        numbers(&mut self.second, &batch.second);
+    }
+
+    fn report(&self, latent_size: usize) -> ReconstructionReport {
+        let n = self.chunks.max(1) as f64;
+        let share = |hits: Hits| (hits.tokens as f64 / self.tokens.max(1) as f64, hits.chunks as f64 / n);
+        // The posterior's mean is its sample without noise.
+        let (sampled, mean) = (share(self.sampled), share(self.noisy[0]));
+        let collapsed = |(a, b): (&Exact, &Exact)| b.0 / n - (a.0 / n).powi(2) < ACTIVE_VARIANCE;
+        let active = self.first.iter().zip(&self.second).filter(|sums| !collapsed(*sums)).count();
+        let level = |(sigma, hits): (f64, Hits)| {
+            let (token_accuracy, chunk_accuracy) = share(hits);
+            NoiseLevel { sigma, token_accuracy, chunk_accuracy }
+        };
+        ReconstructionReport {
+            token_accuracy: sampled.0,
+            chunk_accuracy: sampled.1,
+            token_accuracy_mean: mean.0,
+            chunk_accuracy_mean: mean.1,
+            cross_entropy: self.nats.0 / self.positions.max(1) as f64,
+            kl: self.kl.0 / n,
+            collapsed_dimensions: latent_size - active,
+            latent_size,
+            posterior_std: self.std.0 / n,
+            noise: SIGMAS.into_iter().zip(self.noisy).map(level).collect(),
+            tokens: self.tokens,
+            chunks: self.chunks,
+        }
+    }
+}
+
 /// Measures reconstruction on the text chunks of `batches`.
 ///
 /// # Errors
-/// Chunks of another size than the model's; on the CPU an id outside its vocabulary; what a GPU answers.
-pub fn reconstruct(
+/// Chunks of another size than the model's; on the CPU an id outside its vocabulary; what a GPU answers; those of the workers.
+pub fn reconstruct<W: Workers>(
     model: &Autoencoder,
     batches: impl Iterator<Item = Batch>,
     pad: u32,
     seed: u64,
     device: &Device,
-    mut progress: impl FnMut(usize),
-) -> Result<ReconstructionReport> {
-    let l = model.latent_size();
-    let (mut sampled, mut mean, mut noisy) =
-        (Hits::default(), Hits::default(), [Hits::default(); SIGMAS.len()]);
-    let (mut tokens, mut chunks, mut positions) = (0u64, 0u64, 0u64);
-    let (mut nats, mut kl, mut std) = (0.0, 0.0, 0.0);
-    let (mut first, mut second) = (vec![0.0f64; l], vec![0.0f64; l]);
-    for (i, batch) in batches.enumerate() {
-        let (flat, rows) = text_chunks(&batch);
-        if rows.is_empty() {
-            continue;
-        }
-        let ids = Tensor::from_vec(flat, (rows.len(), model.chunk_size()), device)?;
-        let want = ids.to_vec2::<u32>()?;
-        let noise = Noise::Keyed { seed, purpose: "reconstruct", step: 0, rows: &rows };
-        let posterior = model.encode(&ids)?.detach();
-        let eps = noise.normal("latent", 1, l, device)?.squeeze(1)?;
-        let (ce, best) = model.score(&posterior.sample(&eps)?.detach(), &ids)?;
-        sampled.add(&want, &best.to_vec2()?, pad);
-        nats += ce.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>()?;
-        for (hits, sigma) in noisy.iter_mut().zip(SIGMAS) {
-            let z = (&posterior.mean + (&eps * sigma)?)?;
-            hits.add(&want, &model.decode(&z)?.to_vec2()?, pad);
-        }
-        mean.tokens = noisy[0].tokens;
-        mean.chunks = noisy[0].chunks;
-        kl += posterior.kl()?.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>()?;
-        std += posterior.log_std.exp()?.to_dtype(DType::F64)?.mean_all()?.to_scalar::<f64>()?
-            * rows.len() as f64;
-        let means = posterior.mean.to_dtype(DType::F64)?;
-        add(&mut first, &means.sum(0)?.to_vec1()?);
-        add(&mut second, &means.sqr()?.sum(0)?.to_vec1()?);
-        tokens += want.iter().flatten().filter(|t| **t != pad).count() as u64;
-        chunks += rows.len() as u64;
-        positions += (rows.len() * model.chunk_size()) as u64;
-        progress(i + 1);
-    }
-    let n = chunks.max(1) as f64;
-    let share = |hits: Hits| (hits.tokens as f64 / tokens.max(1) as f64, hits.chunks as f64 / n);
-    let collapsed =
-        first.iter().zip(&second).filter(|(a, b)| **b / n - (**a / n).powi(2) < ACTIVE_VARIANCE).count();
-    Ok(ReconstructionReport {
-        token_accuracy: share(sampled).0,
-        chunk_accuracy: share(sampled).1,
-        token_accuracy_mean: share(mean).0,
-        chunk_accuracy_mean: share(mean).1,
-        cross_entropy: nats / positions.max(1) as f64,
-        kl: kl / n,
-        collapsed_dimensions: collapsed,
-        latent_size: l,
-        posterior_std: std / n,
-        noise: SIGMAS
-            .iter()
-            .zip(noisy)
-            .map(|(sigma, hits)| NoiseLevel {
-                sigma: *sigma,
-                token_accuracy: share(hits).0,
-                chunk_accuracy: share(hits).1,
-            })
-            .collect(),
-        tokens,
-        chunks,
-    })
-}
-
-fn add(into: &mut [f64], values: &[f64]) {
-    for (a, b) in into.iter_mut().zip(values) {
-        *a += b;
-    }
+    workers: W,
+) -> std::result::Result<ReconstructionReport, W::Error> {
+    let mut sums = Sums::default();
+    workers.each(batches, |batch| Sums::of(model, &batch, pad, seed, device), |batch| sums.add(&batch))?;
+    Ok(sums.report(model.latent_size()))
 }

@@ -18,8 +18,10 @@ use calm_data::Batch;
 use calm_lm::{ChunkBatch, DrawKind, DrawRequest, Draws, ExactDraws, LanguageModel, SampledDraws};
 use calm_nn::Destination;
 use candle_core::Result;
+use serde::{Deserialize, Serialize};
 
 use crate::protocol::Rule;
+use crate::workers::{Exact, Workers};
 use calm_stats::brier::{self, BrierSums, EndOfText, NGRAM, SampledPath, Terms, chunks_per_gram};
 
 /// Version of everything that decides a score besides its protocol: raised when the same weights give other numbers,
@@ -57,8 +59,9 @@ pub struct Scores {
     pub positions: Vec<Position>,
 }
 
-/// One scored position.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// One scored position. Between processes a list of numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "[u32; 4 + NGRAM]", into = "[u32; 4 + NGRAM]")]
 pub struct Position {
     /// Document index.
     pub document: u32,
@@ -70,6 +73,46 @@ pub struct Position {
     pub previous: u32,
     /// The n-gram, complete.
     pub target: [u32; NGRAM],
+}
+
+impl From<Position> for [u32; 4 + NGRAM] {
+    fn from(p: Position) -> Self {
+        let [a, b, c, d] = p.target;
+        [p.document, p.group, p.token, p.previous, a, b, c, d]
+    }
+}
+
+impl From<[u32; 4 + NGRAM]> for Position {
+    fn from([document, group, token, previous, a, b, c, d]: [u32; 4 + NGRAM]) -> Self {
+        Self { document, group, token, previous, target: [a, b, c, d] }
+    }
+}
+
+/// What one batch adds to the scores, in the order in which it is added.
+#[derive(Default, Serialize, Deserialize)]
+struct BatchScores {
+    /// The positions that were scored, with their contributions.
+    positions: Vec<(Position, [Exact; NGRAM])>,
+    /// Of a family with probabilities: ln p of all predicted tokens together, and the tokens.
+    predicted: Option<(Exact, BTreeMap<u32, u64>)>,
+}
+
+impl Scores {
+    fn add(&mut self, batch: BatchScores) {
+        if let Some((log_p, predicted)) = batch.predicted {
+            let (mut nats, mut tokens) = self.cross_entropy.unwrap_or_default();
+            nats -= log_p.0;
+            for (id, count) in predicted {
+                *self.predicted.entry(id).or_default() += count;
+                tokens += count;
+            }
+            self.cross_entropy = Some((nats, tokens));
+        }
+        for (position, contribution) in batch.positions {
+            self.sums.add(u64::from(position.group), &contribution.map(|c| c.0));
+            self.positions.push(position);
+        }
+    }
 }
 
 /// The four tokens after chunk position `(b, s)`, if they lie in the window and all count.
@@ -156,45 +199,41 @@ pub struct ScoreOptions {
     pub seed: u64,
 }
 
-/// Scores a model; `progress` hears the batches that are done.
+/// Scores a model.
 ///
 /// # Errors
-/// What a GPU answers; draws that fit no n-gram.
-pub fn score(
+/// What a GPU answers; draws that fit no n-gram; those of the workers.
+pub fn score<W: Workers>(
     model: &dyn LanguageModel,
     batches: impl Iterator<Item = Batch>,
     options: ScoreOptions,
-    mut progress: impl FnMut(usize),
-) -> Result<Scores> {
+    workers: W,
+) -> std::result::Result<Scores, W::Error> {
     let special = model.special();
     let end = EndOfText { eos: special.eos, pad: special.pad };
     let ScoreOptions { rule, samples, seed } = options;
     let request = DrawRequest { samples, steps: chunks_per_gram(model.chunk_size()), seed, purpose: "score" };
     let mut scores = Scores::default();
-    for (i, mut batch) in batches.enumerate() {
+    let measure = |mut batch: Batch| {
         // The cross-entropy of a family with probabilities is that of all predicted tokens.
         if rule != Rule::All && model.draws() == DrawKind::Sampled {
             restrict(&mut batch, end, rule);
         }
-        if batch.predict_count() > 0 {
-            match model.draw(&to_tensors(&batch, model.store().context())?, &request)? {
-                Draws::Sampled(draws) => score_sampled(&mut scores, &batch, &draws, end, rule)?,
-                Draws::Exact(draws) => score_exact(&mut scores, &batch, &draws, end, rule)?,
-            }
+        if batch.predict_count() == 0 {
+            return Ok(BatchScores::default());
         }
-        progress(i + 1);
-    }
+        match model.draw(&to_tensors(&batch, model.store().context())?, &request)? {
+            Draws::Sampled(draws) => score_sampled(&batch, &draws, end, rule),
+            Draws::Exact(draws) => score_exact(&batch, &draws, end, rule),
+        }
+    };
+    workers.each(batches, measure, |batch| scores.add(batch))?;
     Ok(scores)
 }
 
 /// The contributions of a batch of black-box draws.
-fn score_sampled(
-    scores: &mut Scores,
-    batch: &Batch,
-    draws: &SampledDraws,
-    end: EndOfText,
-    rule: Rule,
-) -> Result<()> {
+fn score_sampled(batch: &Batch, draws: &SampledDraws, end: EndOfText, rule: Rule) -> Result<BatchScores> {
+    let mut scores = BatchScores::default();
     let SampledDraws { steps, samples, chunk_size, .. } = *draws;
     for (row, position) in scored_rows(batch, end, rule) {
         let forced = |sample: usize| -> Vec<u32> {
@@ -214,10 +253,9 @@ fn score_sampled(
             rolled_terms(&position.target, &accuracy, samples, chain, end)
         }
         .map_err(shape_error)?;
-        scores.sums.add(u64::from(position.group), &terms.brier());
-        scores.positions.push(position);
+        scores.positions.push((position, terms.brier().map(Exact)));
     }
-    Ok(())
+    Ok(scores)
 }
 
 /// Terms from rolled-forward chains. Every later chunk of every chain was drawn after the *first* chain's own
@@ -240,24 +278,17 @@ fn rolled_terms(
 }
 
 /// The contributions of a batch of exact probabilities with two sampled paths.
-fn score_exact(
-    scores: &mut Scores,
-    batch: &Batch,
-    draws: &ExactDraws,
-    end: EndOfText,
-    rule: Rule,
-) -> Result<()> {
-    let (mut nats, mut tokens) = scores.cross_entropy.unwrap_or_default();
-    nats -= draws.log_p.iter().sum::<f64>();
+fn score_exact(batch: &Batch, draws: &ExactDraws, end: EndOfText, rule: Rule) -> Result<BatchScores> {
+    let mut counts = BTreeMap::new();
     for at in (0..batch.predicts.len()).filter(|at| batch.predicts[*at]) {
         // PAD follows by definition and is no prediction.
         let predicted = batch.chunk(at / batch.context, at % batch.context + 1);
         for id in predicted.iter().filter(|id| **id != end.pad) {
-            *scores.predicted.entry(*id).or_default() += 1;
-            tokens += 1;
+            *counts.entry(*id).or_default() += 1;
         }
     }
-    scores.cross_entropy = Some((nats, tokens));
+    let log_p = Exact(draws.log_p.iter().sum());
+    let mut scores = BatchScores { predicted: Some((log_p, counts)), ..BatchScores::default() };
     for (row, position) in scored_rows(batch, end, rule) {
         let gold: [f64; NGRAM] = draws.gram_log_p[row].map(f64::exp);
         let [a, b] = &draws.paths[row];
@@ -269,10 +300,9 @@ fn score_exact(
             SampledPath { tokens: parted, squares: &squares[..parted.len().min(same) + 1] },
         ];
         let terms = brier::exact_terms(&position.target, &gold, &paths, Some(end)).map_err(shape_error)?;
-        scores.sums.add(u64::from(position.group), &terms.brier());
-        scores.positions.push(position);
+        scores.positions.push((position, terms.brier().map(Exact)));
     }
-    Ok(())
+    Ok(scores)
 }
 
 #[cfg(test)]

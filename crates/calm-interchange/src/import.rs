@@ -17,7 +17,7 @@ use super::parts::{AutoencoderPlan, Folders, Part, find_autoencoder, place};
 use super::{AE_PREFIX, Origin, OriginPart, require_empty, sizes};
 use calm_config::{ConfigText, Resolved, load};
 use calm_eval::EvalConfig;
-use calm_run::config::{Reduction, RunConfig, Schedule, StageConfig, TrainConfig};
+use calm_run::config::{Reduction, RunConfig, Schedule, Shard, StageConfig, TrainConfig};
 use calm_run::divergence::DivergenceConfig;
 use calm_run::{Begin, Error, Lock, Provenance, Result, Run, RunRecord, Stage};
 use calm_train::models::special_ids;
@@ -276,6 +276,7 @@ impl ImportPlan {
             accumulation: 1,
             reduction: Reduction::default(),
             pieces: 8,
+            shard: Shard::default(),
             recompute: false,
             learning_rate: 3e-4,
             warmup_steps: 100,

@@ -28,7 +28,7 @@ use calm_train::options::TrainOptions;
 use calm_train::pipeline::{prepare_data, train};
 use calm_train::plan::Plan;
 use calm_train::reporter::Reporter;
-use calm_train::scoring::score_run;
+use calm_train::scoring::{Means, score_run};
 use calm_train::training::{Observer, StepReport, Validation};
 use candle_core::{DType, Device, Tensor};
 use schemars::JsonSchema;
@@ -696,9 +696,9 @@ fn an_imported_run_generates_evaluates_and_trains_further() {
 
         let cache = s.path("cache");
         let corpus = prepare_data(&run, &cache, &mut Silent).unwrap();
+        let means = Means::alone(&run.config.eval, &cpu);
         let (brier, _) =
-            score_run(&run, &corpus, &corpus.validation, Which::Best, &run.config.eval, &cpu, &mut Silent)
-                .unwrap();
+            score_run(&run, &corpus, &corpus.validation, Which::Best, &means, &mut Silent).unwrap();
         assert_eq!(brier.step, 0);
 
         let mut tree = serde_json::to_value(&run.config).unwrap();

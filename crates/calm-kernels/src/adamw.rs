@@ -12,7 +12,7 @@ use crate::simd::{LANES, dispatch};
 use rayon::prelude::*;
 
 /// Elements that one parallel task takes: fixed, so that sums have one order.
-const CHUNK: usize = 16_384;
+pub const CHUNK: usize = 16_384;
 
 /// One optimiser step: what is the same for all elements.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -92,16 +92,19 @@ fn update(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], f: &Factors) {
 /// Σ x², squares and sums in double precision over fixed lanes and chunks: the same bits for any number
 /// of threads.
 pub fn squared_norm(x: &[f32]) -> f64 {
-    let parts: Vec<f64> = x
-        .par_chunks(CHUNK)
+    squares_by_chunk(x).iter().sum()
+}
+
+/// Σ x² of every [`CHUNK`] elements, in order: what [`squared_norm`] adds.
+pub fn squares_by_chunk(x: &[f32]) -> Vec<f64> {
+    x.par_chunks(CHUNK)
         .map(|chunk| {
             dispatch(
                 #[inline(always)]
                 || squares(chunk),
             )
         })
-        .collect();
-    parts.iter().sum()
+        .collect()
 }
 
 #[inline(always)]

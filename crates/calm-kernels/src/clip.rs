@@ -31,6 +31,13 @@ impl Clip {
         Self(Factor::Host { norm: 0.0, factor })
     }
 
+    /// The factor that brings the Euclidean norm of gradients down to `max_norm` where it is larger, from the squares of
+    /// every [`NORM_CHUNK`](crate::NORM_CHUNK) of them, in order.
+    pub fn of_squares(squares: &[f64], max_norm: f64) -> Self {
+        let norm = squares.iter().sum::<f64>().sqrt();
+        Self(Factor::Host { norm, factor: if norm > max_norm { max_norm / norm } else { 1.0 } })
+    }
+
     /// The norm; on a GPU this waits for it.
     ///
     /// # Errors

@@ -4,11 +4,11 @@
 //! factor, and the update of all parameters with their copies in bf16; the factor stays on the GPU, so that
 //! nothing waits.
 
-use crate::adamw::{AdamWStep, adamw, squared_norm};
+use crate::adamw::{AdamWStep, adamw, squares_by_chunk};
 use crate::clip::{Clip, Factor};
 use crate::context::Context;
 use crate::gradients::FlatGradients;
-use crate::storage::error;
+use crate::storage::{error, view};
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -24,16 +24,27 @@ impl FlatGradients {
         if self.on_gpu() {
             return Ok(Clip(Factor::Device(crate::cuda::adamw::clip(self, max_norm)?)));
         }
-        let norm = squared_norm(self.host_values()?).sqrt();
-        Ok(Clip(Factor::Host { norm, factor: if norm > max_norm { max_norm / norm } else { 1.0 } }))
+        Ok(Clip::of_squares(&squares_by_chunk(self.host_values()?), max_norm))
+    }
+
+    /// The squares of every [`NORM_CHUNK`](crate::NORM_CHUNK) of a part that begins where one does, for [`Clip::of_squares`].
+    ///
+    /// # Errors
+    /// Parameters that are not on the CPU; a part that there is not.
+    pub fn squares(&mut self, part: Range<usize>) -> Result<Vec<f64>> {
+        let values = self.host_values()?.get(part);
+        Ok(squares_by_chunk(values.ok_or_else(|| error("clip", "there are no such gradients"))?))
     }
 }
 
-/// First and second moments of a list of f32 parameters.
+/// First and second moments of a list of f32 parameters, or of a part of it.
 #[derive(Debug)]
 pub struct Moments {
     parameters: Vec<(Tensor, bool)>,
+    /// Of each parameter in the list of all, one after the other.
     ranges: Vec<Range<usize>>,
+    /// What there are moments of.
+    part: Range<usize>,
     values: Values,
 }
 
@@ -50,6 +61,15 @@ impl Moments {
     /// # Errors
     /// Parameters on a GPU that has no memory left for it.
     pub fn new(context: &Context, parameters: Vec<(Tensor, bool)>) -> Result<Self> {
+        let end = parameters.iter().map(|(parameter, _)| parameter.elem_count()).sum();
+        Self::of_part(context, parameters, 0..end)
+    }
+
+    /// The same of a part of the list of all elements: others are never updated here.
+    ///
+    /// # Errors
+    /// As [`Moments::new`]; a part of parameters on a GPU; a part that the list does not have.
+    pub fn of_part(context: &Context, parameters: Vec<(Tensor, bool)>, part: Range<usize>) -> Result<Self> {
         let mut ranges = Vec::with_capacity(parameters.len());
         let mut end = 0;
         for (parameter, _) in &parameters {
@@ -57,14 +77,17 @@ impl Moments {
             end += parameter.elem_count();
             ranges.push(start..end);
         }
+        if part.end > end || part.start > part.end || (context.device().is_cuda() && part != (0..end)) {
+            return Err(error("adamw", format_args!("no moments of {part:?} of {end} elements here")));
+        }
         let values = match context.device() {
             #[cfg(feature = "cuda")]
             candle_core::Device::Cuda(_) => {
                 Values::Device(crate::cuda::adamw::DeviceMoments::new(context, end)?)
             }
-            _ => Values::Host([vec![0.0; end], vec![0.0; end]]),
+            _ => Values::Host([vec![0.0; part.len()], vec![0.0; part.len()]]),
         };
-        Ok(Self { parameters, ranges, values })
+        Ok(Self { parameters, ranges, part, values })
     }
 
     /// Updates all parameters and their moments; `settings.grad_scale` is not looked at: `clip` has the factor, and
@@ -87,15 +110,18 @@ impl Moments {
                     }
                 };
                 let gradients = gradients.host_values()?;
-                if gradients.len() != first.len() {
+                if gradients.len() != self.ranges.last().map_or(0, |range| range.end) {
                     return Err(error("adamw", "the gradients are not those of these parameters"));
                 }
                 for ((parameter, decays), range) in self.parameters.iter().zip(&self.ranges) {
                     let weight_decay = if *decays { settings.weight_decay } else { 0.0 };
+                    let Some(own) = common(range, &self.part) else { continue };
+                    let held = within(&own, &self.part);
                     parameter.inplace_op1(&Update {
-                        grad: &gradients[range.clone()],
-                        first: RefCell::new(&mut first[range.clone()]),
-                        second: RefCell::new(&mut second[range.clone()]),
+                        from: own.start - range.start,
+                        grad: &gradients[own],
+                        first: RefCell::new(&mut first[held.clone()]),
+                        second: RefCell::new(&mut second[held]),
                         settings: AdamWStep { weight_decay, grad_scale: factor, ..*settings },
                     })?;
                 }
@@ -106,12 +132,62 @@ impl Moments {
         }
     }
 
+    /// What there are moments of, in the list of all elements.
+    pub fn part(&self) -> Range<usize> {
+        self.part.clone()
+    }
+
+    /// Whether any of it is of parameter `i`.
+    pub fn holds(&self, i: usize) -> bool {
+        common(&self.ranges[i], &self.part).is_some()
+    }
+
+    /// First and second moments of the part, on the CPU.
+    ///
+    /// # Errors
+    /// Parameters on a GPU.
+    pub fn host(&self) -> Result<[&[f32]; 2]> {
+        match &self.values {
+            Values::Host([first, second]) => Ok([first, second]),
+            #[cfg(feature = "cuda")]
+            Values::Device(_) => Err(error("adamw", "the moments are on a GPU")),
+        }
+    }
+
+    /// Copies the part of the parameters to its place in a list of all elements.
+    ///
+    /// # Errors
+    /// Parameters on a GPU; a list of another length.
+    pub fn lay_parameters(&self, list: &mut [f32]) -> Result<()> {
+        for ((parameter, _), range) in self.parameters.iter().zip(&self.ranges) {
+            let Some(own) = common(range, &self.part) else { continue };
+            let values = view::<f32>("adamw", parameter)?;
+            list[own.clone()].copy_from_slice(&values[within(&own, range)]);
+        }
+        Ok(())
+    }
+
+    /// Sets all parameters to what a list of all elements holds.
+    ///
+    /// # Errors
+    /// Parameters on a GPU; a list of another length.
+    pub fn take_parameters(&self, list: &[f32]) -> Result<()> {
+        for ((parameter, _), range) in self.parameters.iter().zip(&self.ranges) {
+            parameter.inplace_op1(&Replace(&list[range.clone()]))?;
+        }
+        Ok(())
+    }
+
     /// Copies of the first and second moments of parameter `i`.
     ///
     /// # Errors
-    /// What a GPU answers.
+    /// What a GPU answers; a parameter of which only a part is here.
     pub fn read(&self, i: usize) -> Result<[Vec<f32>; 2]> {
-        let range = self.ranges[i].clone();
+        let range = &self.ranges[i];
+        let Some(own) = common(range, &self.part).filter(|own| own == range) else {
+            return Err(error("adamw", "the moments of a parameter are with other processes"));
+        };
+        let range = within(&own, &self.part);
         match &self.values {
             Values::Host(both) => Ok(both.each_ref().map(|m| m[range.clone()].to_vec())),
             #[cfg(feature = "cuda")]
@@ -119,7 +195,7 @@ impl Moments {
         }
     }
 
-    /// Sets the first and second moments of parameter `i`.
+    /// Sets the first and second moments of parameter `i`, as far as they are here.
     ///
     /// # Errors
     /// Another number of elements.
@@ -133,8 +209,9 @@ impl Moments {
         }
         match &mut self.values {
             Values::Host(both) => {
+                let Some(own) = common(&range, &self.part) else { return Ok(()) };
                 for (to, from) in both.iter_mut().zip(moments) {
-                    to[range.clone()].copy_from_slice(from);
+                    to[within(&own, &self.part)].copy_from_slice(&from[within(&own, &range)]);
                 }
                 Ok(())
             }
@@ -144,7 +221,20 @@ impl Moments {
     }
 }
 
+/// What two ranges have in common; None if nothing.
+fn common(a: &Range<usize>, b: &Range<usize>) -> Option<Range<usize>> {
+    let both = a.start.max(b.start)..a.end.min(b.end);
+    (both.start < both.end).then_some(both)
+}
+
+/// A range by its place in a larger one.
+fn within(range: &Range<usize>, whole: &Range<usize>) -> Range<usize> {
+    range.start - whole.start..range.end - whole.start
+}
+
+/// The update of the elements of a parameter from `from` on, as many as there are gradients.
 struct Update<'a> {
+    from: usize,
     grad: &'a [f32],
     first: RefCell<&'a mut [f32]>,
     second: RefCell<&'a mut [f32]>,
@@ -161,7 +251,25 @@ impl InplaceOp1 for Update<'_> {
             return Err(error("adamw", "needs contiguous f32 parameters"));
         };
         let (mut first, mut second) = (self.first.borrow_mut(), self.second.borrow_mut());
-        adamw(&mut data[from..to], self.grad, &mut first, &mut second, &self.settings);
+        let part = self.from..self.from + self.grad.len();
+        adamw(&mut data[from..to][part], self.grad, &mut first, &mut second, &self.settings);
+        Ok(())
+    }
+}
+
+/// Other values in the place of a parameter's.
+struct Replace<'a>(&'a [f32]);
+
+impl InplaceOp1 for Replace<'_> {
+    fn name(&self) -> &'static str {
+        "replace"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let (CpuStorage::F32(data), Some((from, to))) = (storage, layout.contiguous_offsets()) else {
+            return Err(error("replace", "needs contiguous f32 parameters"));
+        };
+        data[from..to].copy_from_slice(self.0);
         Ok(())
     }
 }

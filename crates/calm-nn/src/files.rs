@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use calm_files::Sum;
+use candle_core::safetensors::Load;
 use candle_core::{Device, Tensor};
 
 /// A weight file could not be read or written.
@@ -113,6 +114,19 @@ pub fn read_weights(path: &Path, device: &Device) -> Result<Weights, WeightsErro
 /// # Errors
 /// The bytes are no whole safetensors file.
 pub fn parse_weights(path: &Path, bytes: &[u8], device: &Device) -> Result<Weights, WeightsError> {
+    parse_some(path, bytes, device, |_| true)
+}
+
+/// The same of the tensors whose names are wanted; the others take no memory.
+///
+/// # Errors
+/// As [`parse_weights`].
+pub fn parse_some(
+    path: &Path,
+    bytes: &[u8],
+    device: &Device,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<Weights, WeightsError> {
     if is_pointer(bytes) {
         return Err(WeightsError::Pointer { path: path.to_owned() });
     }
@@ -122,8 +136,12 @@ pub fn parse_weights(path: &Path, bytes: &[u8], device: &Device) -> Result<Weigh
         Some(text) => serde_json::from_str(text).map_err(|e| malformed(format!("its metadata: {e}")))?,
         None => BTreeMap::new(),
     };
-    let tensors =
-        candle_core::safetensors::load_buffer(bytes, device).map_err(|e| malformed(e.to_string()))?;
+    let all = safetensors::SafeTensors::deserialize(bytes).map_err(|e| malformed(e.to_string()))?;
+    let mut tensors = HashMap::new();
+    for (name, view) in all.iter().filter(|(name, _)| wanted(name)) {
+        let tensor = view.load(device).map_err(|e| malformed(e.to_string()))?;
+        tensors.insert(name.to_owned(), tensor);
+    }
     Ok((tensors, metadata))
 }
 

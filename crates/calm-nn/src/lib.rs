@@ -17,7 +17,9 @@ mod weight_init;
 
 pub use calm_kernels::{Clip, Context, Destination, NoiseKey, Parameter, RowId, device, gradcheck, philox};
 pub use dtype::Precision;
-pub use files::{WeightsError, is_pointer, parse_weights, read_weights, write_tensors, write_weights};
+pub use files::{
+    WeightsError, is_pointer, parse_some, parse_weights, read_weights, write_tensors, write_weights,
+};
 pub use held::{Footing, Held};
 pub use layers::{Embedding, LayerNorm, Linear, RmsNorm, SwiGlu};
 pub use noise::Noise;

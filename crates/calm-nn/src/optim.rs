@@ -1,6 +1,7 @@
 //! AdamW on one flat, name-sorted gradient bucket.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 
 use calm_kernels::{AdamWStep, Clip, Course, FlatGradients, HandOut, Moments};
@@ -130,6 +131,20 @@ impl GradientBucket {
         Ok(self.clip(f64::INFINITY)?.read()?.norm)
     }
 
+    /// Elements of all gradients together.
+    pub fn elements(&self) -> usize {
+        self.params.iter().map(|(_, param)| param.var.elem_count()).sum()
+    }
+
+    /// The squares of a part of all gradients, as [`Clip::of_squares`] takes them; the part begins where a
+    /// [`NORM_CHUNK`](calm_kernels::NORM_CHUNK) does.
+    ///
+    /// # Errors
+    /// Parameters that are on a GPU; a part that there is not.
+    pub fn squares(&mut self, part: Range<usize>) -> Result<Vec<f64>> {
+        self.gradients.squares(part)
+    }
+
     /// A copy of one parameter's gradient; None of an unknown name, or if none has come since the last clear.
     ///
     /// # Errors
@@ -142,7 +157,8 @@ impl GradientBucket {
     }
 }
 
-/// The optimiser: first and second moments beside the bucket's layout, always f32.
+/// The optimiser: first and second moments beside the bucket's layout, always f32; of all parameters, or of a part of the
+/// bucket where other processes have the rest.
 #[derive(Debug)]
 pub struct AdamW {
     config: AdamWConfig,
@@ -156,9 +172,42 @@ impl AdamW {
     /// # Errors
     /// No memory left on a GPU.
     pub fn new(store: &ParamStore, config: AdamWConfig) -> Result<Self> {
-        let parameters =
-            store.params().into_iter().map(|(_, p)| (p.var.as_tensor().clone(), p.decay)).collect();
-        Ok(Self { config, moments: Moments::new(store.context(), parameters)?, step: 0 })
+        Ok(Self { config, moments: Moments::new(store.context(), parameters(store))?, step: 0 })
+    }
+
+    /// The same with the moments of a part of the bucket alone: it updates nothing else.
+    ///
+    /// # Errors
+    /// Parameters on a GPU, which has no parts; a part that the bucket does not have.
+    pub fn of_part(store: &ParamStore, config: AdamWConfig, part: Range<usize>) -> Result<Self> {
+        let moments = Moments::of_part(store.context(), parameters(store), part)?;
+        Ok(Self { config, moments, step: 0 })
+    }
+
+    /// First and second moments, of the own part, on the CPU.
+    ///
+    /// # Errors
+    /// Parameters on a GPU.
+    pub fn moments(&self) -> Result<[&[f32]; 2]> {
+        self.moments.host()
+    }
+
+    /// All parameters from what `gather` makes of a list with those of the own part, which all processes hand to each other.
+    /// The list is the bucket's: its gradients are gone afterwards.
+    ///
+    /// # Errors
+    /// Those of `gather`; parameters on a GPU.
+    pub fn exchange_parameters<E: From<candle_core::Error>>(
+        &self,
+        bucket: &mut GradientBucket,
+        gather: impl FnOnce(&mut [f32]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let list = bucket.values()?;
+        self.moments.lay_parameters(list)?;
+        gather(list)?;
+        self.moments.take_parameters(list)?;
+        bucket.clear();
+        Ok(())
     }
 
     /// Updates done.
@@ -185,11 +234,11 @@ impl AdamW {
     /// Moments by name (`first.<name>`, `second.<name>`) for a checkpoint, on the CPU.
     ///
     /// # Errors
-    /// What a GPU answers.
+    /// What a GPU answers; moments that are with other processes.
     pub fn state(&self, store: &ParamStore) -> Result<BTreeMap<String, Tensor>> {
         let mut out = BTreeMap::new();
         for (i, (name, param)) in store.params().into_iter().enumerate() {
-            for (which, moments) in ["first", "second"].into_iter().zip(self.moments.read(i)?) {
+            for (which, moments) in MOMENTS.into_iter().zip(self.moments.read(i)?) {
                 out.insert(
                     format!("{which}.{name}"),
                     Tensor::from_vec(moments, param.var.dims(), &Device::Cpu)?,
@@ -199,12 +248,47 @@ impl AdamW {
         Ok(out)
     }
 
-    /// Restores what [`AdamW::state`] wrote.
+    /// The same from whole lists of first and second moments, which `whole` gives one after the other.
+    ///
+    /// # Errors
+    /// Those of `whole`; a list of another length.
+    pub fn state_of<E: From<candle_core::Error>>(
+        store: &ParamStore,
+        mut whole: impl FnMut(usize) -> std::result::Result<Vec<f32>, E>,
+    ) -> std::result::Result<BTreeMap<String, Tensor>, E> {
+        let mut out = BTreeMap::new();
+        for (i, which) in MOMENTS.into_iter().enumerate() {
+            let list = whole(i)?;
+            let mut rest = list.as_slice();
+            for (name, param) in store.params() {
+                let Some((own, others)) = rest.split_at_checked(param.var.elem_count()) else {
+                    return Err(candle_core::Error::Msg("fewer moments than parameters".into()).into());
+                };
+                out.insert(
+                    format!("{which}.{name}"),
+                    Tensor::from_slice(own, param.var.dims(), &Device::Cpu)?,
+                );
+                rest = others;
+            }
+        }
+        Ok(out)
+    }
+
+    /// Names of what [`AdamW::restore`] reads: the moments of parameters that the own part has to do with.
+    pub fn state_names(&self, store: &ParamStore) -> BTreeSet<String> {
+        let own = store.params().into_iter().enumerate().filter(|(i, _)| self.moments.holds(*i));
+        own.flat_map(|(_, (name, _))| MOMENTS.map(|which| format!("{which}.{name}"))).collect()
+    }
+
+    /// Restores what [`AdamW::state`] wrote, as far as it is this part's.
     ///
     /// # Errors
     /// Moments that are missing or of another shape.
     pub fn restore(&mut self, store: &ParamStore, state: &HashMap<String, Tensor>, step: u32) -> Result<()> {
         for (i, (name, param)) in store.params().into_iter().enumerate() {
+            if !self.moments.holds(i) {
+                continue;
+            }
             let moments = |which: &str| -> Result<Vec<f32>> {
                 let Some(t) = state.get(&format!("{which}.{name}")) else {
                     bail!("optimiser state of {name} is missing")
@@ -214,11 +298,20 @@ impl AdamW {
                 }
                 t.flatten_all()?.to_vec1()
             };
-            self.moments.write(i, [&moments("first")?, &moments("second")?])?;
+            let [first, second] = MOMENTS.map(moments);
+            self.moments.write(i, [&first?, &second?])?;
         }
         self.step = step;
         Ok(())
     }
+}
+
+/// Names of the moments in a checkpoint.
+const MOMENTS: [&str; 2] = ["first", "second"];
+
+/// The parameters of a store in the order of its bucket, and whether weight decay applies to them.
+fn parameters(store: &ParamStore) -> Vec<(Tensor, bool)> {
+    store.params().into_iter().map(|(_, p)| (p.var.as_tensor().clone(), p.decay)).collect()
 }
 
 #[cfg(test)]
@@ -268,6 +361,77 @@ mod tests {
             x.flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
         assert_eq!(run(false), run(true));
+    }
+
+    #[test]
+    fn parts_of_a_bucket_update_what_the_whole_does_with_their_share_of_the_moments() {
+        // Borders in the middle of parameters, and a part without anything.
+        let borders = [0, 5, 5, 13, 14];
+        let model = || {
+            let store = ParamStore::new(&Device::Cpu, DType::F32, 3);
+            let x = store.builder().weight("x", &[4, 3], Init::Normal(1.0)).unwrap();
+            let y = store.builder().weight("y", &[2], Init::Ones).unwrap();
+            (store, x, y)
+        };
+        let numbers = |store: &ParamStore| -> Vec<f32> {
+            let all = store.params();
+            all.iter().flat_map(|(_, p)| p.var.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect()
+        };
+        let loss = |x: &Parameter, y: &Parameter| {
+            (x.sqr().unwrap().sum_all().unwrap() + y.sqr().unwrap().sum_all().unwrap()).unwrap()
+        };
+        let (store, x, y) = model();
+        let mut bucket = GradientBucket::new(&store).unwrap();
+        let mut whole = AdamW::new(&store, AdamWConfig::default()).unwrap();
+        let mut parts: Vec<_> = borders
+            .windows(2)
+            .map(|b| {
+                let (store, x, y) = model();
+                let optimizer = AdamW::of_part(&store, AdamWConfig::default(), b[0]..b[1]).unwrap();
+                let bucket = GradientBucket::new(&store).unwrap();
+                (store, x, y, optimizer, bucket, b[0]..b[1])
+            })
+            .collect();
+        for _ in 0..5 {
+            bucket.clear();
+            bucket.backward(&loss(&x, &y)).unwrap();
+            whole.update(&mut bucket, 0.01, &Clip::by(0.5)).unwrap();
+            let want = numbers(&store);
+            for (store, x, y, optimizer, bucket, part) in &mut parts {
+                bucket.clear();
+                bucket.backward(&loss(x, y)).unwrap();
+                let before = numbers(store);
+                optimizer.update(bucket, 0.01, &Clip::by(0.5)).unwrap();
+                let others = |numbers: &[f32]| [&numbers[..part.start], &numbers[part.end..]].concat();
+                assert_eq!(others(&numbers(store)), others(&before));
+                let gather = |list: &mut [f32]| -> Result<()> {
+                    assert_eq!(list[part.clone()], want[part.clone()]);
+                    list.copy_from_slice(&want);
+                    Ok(())
+                };
+                optimizer.exchange_parameters(bucket, gather).unwrap();
+                assert_eq!(numbers(store), want);
+            }
+        }
+        let sizes: Vec<usize> = parts.iter().map(|p| p.3.moments().unwrap()[1].len()).collect();
+        assert_eq!(sizes, [5, 0, 8, 1]);
+        // A checkpoint does not show the parts, and each takes its own of it.
+        let state = whole.state(&store).unwrap();
+        let joined = AdamW::state_of(&store, |which| -> Result<Vec<f32>> {
+            Ok(parts.iter().flat_map(|p| p.3.moments().unwrap()[which].to_vec()).collect())
+        });
+        let bits = |state: &BTreeMap<String, Tensor>| -> Vec<(String, Vec<f32>)> {
+            let of = |t: &Tensor| t.flatten_all().unwrap().to_vec1().unwrap();
+            state.iter().map(|(name, t)| (name.clone(), of(t))).collect()
+        };
+        assert_eq!(bits(&joined.unwrap()), bits(&state));
+        assert!(parts[0].3.state(&store).is_err(), "a part alone is no checkpoint");
+        let saved: HashMap<String, Tensor> = state.into_iter().collect();
+        let mut own = AdamW::of_part(&store, AdamWConfig::default(), 5..13).unwrap();
+        assert_eq!(own.state_names(&store).len(), 4, "it has to do with both parameters");
+        assert!(parts[1].3.state_names(&store).is_empty());
+        own.restore(&store, &saved, 5).unwrap();
+        assert_eq!(own.moments().unwrap(), parts[2].3.moments().unwrap());
     }
 
     #[test]

@@ -34,6 +34,13 @@ pub trait Collective: Send + Sync + fmt::Debug {
     /// Sends the r-th of W equal parts of `values` to rank r. Returns what came, by rank: as many values.
     fn all_to_all(&self, values: &[f32]) -> Result<Vec<f32>>;
 
+    /// The sums over all processes of the r-th of W equal parts of `values`, on rank r, in the engine's order.
+    fn reduce_scatter(&self, values: &[f32]) -> Result<Vec<f32>> {
+        let own = values.len() / self.world().size;
+        let came = self.all_to_all(values)?;
+        Ok((0..own).map(|i| came.iter().skip(i).step_by(own).sum()).collect())
+    }
+
     /// Everybody's values, by rank; all give as many.
     fn all_gather(&self, own: &[f32]) -> Result<Vec<f32>>;
 

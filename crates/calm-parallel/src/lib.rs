@@ -15,6 +15,7 @@ pub mod meeting;
 mod mpi;
 #[cfg(feature = "nccl")]
 mod nccl;
+mod parts;
 mod ranks;
 pub mod threads;
 pub mod tree;
@@ -24,6 +25,7 @@ pub use alone::Alone;
 pub use collective::{Collective, Patience};
 pub use error::{Error, Result};
 pub use limit::{LIMIT, limit};
+pub use parts::Parts;
 pub use ranks::Ranks;
 pub use world::{Launcher, World};
 

@@ -5,10 +5,8 @@
 //! the bit is all that is needed of the numbers.
 
 use crate::error::{Error, Result};
+use crate::parts::Parts;
 use crate::ranks::Ranks;
-
-/// Values of a slice that go through an exchange at a time, for every process.
-const PART: usize = 1 << 18;
 
 /// Checks that so many pieces can be shared out over so many processes.
 ///
@@ -64,22 +62,25 @@ fn add(mut to: Vec<f32>, values: &[f32]) -> Vec<f32> {
 /// # Errors
 /// As [`crate::Collective`].
 pub fn across(ranks: &Ranks, values: &mut [f32]) -> Result<()> {
-    let size = ranks.size();
-    if size == 1 {
+    let parts = Parts::new(values.len(), 1, ranks.size());
+    scatter(ranks, values, &parts)?;
+    parts.all_gather(ranks, values)
+}
+
+/// The first half of it: replaces the own part of `values` by its sum over all processes; what is left in other parts is no sum.
+///
+/// # Errors
+/// As [`crate::Collective`].
+pub fn scatter(ranks: &Ranks, values: &mut [f32], parts: &Parts) -> Result<()> {
+    if ranks.is_alone() {
         return Ok(());
     }
-    for part in values.chunks_mut(PART * size) {
-        let own = part.len().div_ceil(size);
-        let mut padded = part.to_vec();
-        padded.resize(own * size, 0.0);
-        let came = ranks.all_to_all(&padded)?;
+    parts.scatter(ranks, values, |slices| {
+        let each = slices.len() / ranks.size();
         let mut stack = Stack::default();
-        came.chunks(own).for_each(|from| stack.push(from));
-        let sum = stack.sum().unwrap_or_default();
-        let all = ranks.all_gather(&sum)?;
-        part.copy_from_slice(&all[..part.len()]);
-    }
-    Ok(())
+        ranks.all_to_all(&slices)?.chunks(each).for_each(|from| stack.push(from));
+        Ok(stack.sum().unwrap_or_default())
+    })
 }
 
 #[cfg(test)]

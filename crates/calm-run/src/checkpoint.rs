@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use calm_files::Sum;
 use calm_nn::finite::non_finite;
-use calm_nn::{AdamW, ParamStore, parse_weights, write_weights};
-use candle_core::Device;
+use calm_nn::{AdamW, ParamStore, parse_some, parse_weights, write_weights};
+use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 pub use crate::checked::{file_hash, read_json, write_json, write_plain_json, write_text};
@@ -326,7 +326,7 @@ impl Checkpoints {
         fill(store, &self.model_path(step), &self.read(step, MODEL)?)
     }
 
-    /// Loads the optimiser's state of one step. Imported weights (step 0) have none: the optimiser stays new.
+    /// Loads the optimiser's state of one step, of its own part. Imported weights (step 0) have none: the optimiser stays new.
     ///
     /// # Errors
     /// It is not there, damaged, or does not fit the model.
@@ -335,7 +335,9 @@ impl Checkpoints {
         if step == 0 && !path.exists() {
             return Ok(());
         }
-        let (tensors, _) = parse_weights(&path, &self.read(step, OPTIMIZER)?, &Device::Cpu)?;
+        let wanted = optimizer.state_names(store);
+        let bytes = self.read(step, OPTIMIZER)?;
+        let (tensors, _) = parse_some(&path, &bytes, &Device::Cpu, |name| wanted.contains(name))?;
         Ok(optimizer.restore(store, &tensors, step as u32)?)
     }
 
@@ -350,10 +352,25 @@ impl Checkpoints {
         optimizer: &AdamW,
         metadata: &BTreeMap<String, String>,
     ) -> Result<()> {
+        self.save_with(state, store, || Ok(optimizer.state(store)?), metadata)
+    }
+
+    /// As [`Checkpoints::save`], with what `moments` gives as the optimiser's state; a process that writes nothing does not
+    /// ask for it.
+    ///
+    /// # Errors
+    /// As [`Checkpoints::save`]; those of `moments`.
+    pub fn save_with(
+        &self,
+        state: &StageState,
+        store: &ParamStore,
+        moments: impl FnOnce() -> Result<BTreeMap<String, Tensor>>,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<()> {
         self.write(state, |folder| {
             Ok([
                 (MODEL, write_weights(&folder.join(MODEL), &store.snapshot()?, metadata)?),
-                (OPTIMIZER, write_weights(&folder.join(OPTIMIZER), &optimizer.state(store)?, metadata)?),
+                (OPTIMIZER, write_weights(&folder.join(OPTIMIZER), &moments()?, metadata)?),
             ])
         })
     }

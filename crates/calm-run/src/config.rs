@@ -90,6 +90,9 @@ pub struct StageConfig {
     /// share them.
     #[serde(default = "eight")]
     pub pieces: usize,
+    /// What several processes share out instead of holding it each.
+    #[serde(default)]
+    pub shard: Shard,
     /// Layers of the backbone keep only their input and compute the rest again in the backward pass: much less
     /// memory for a third more time in them. The autoencoder has no such layers.
     #[serde(default)]
@@ -149,6 +152,18 @@ pub enum Reduction {
     /// Pieces of the global batch, pairwise: the same bits for any number of processes, at the price of a backward pass for each
     /// piece.
     Fixed,
+}
+
+/// What several processes share out instead of holding it each. It changes no bit of the results under `reduction: fixed`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Shard {
+    /// Nothing: each has all moments.
+    #[default]
+    None,
+    /// The optimiser (ZeRO-1): each has the moments of its part of the parameters, updates these, and hands them to the others. On
+    /// CPUs so far.
+    Optimizer,
 }
 
 /// Learning rate after the warm-up.

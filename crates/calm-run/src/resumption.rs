@@ -259,7 +259,7 @@ impl<'a> Judge<'a> {
         let (asked, done) = (steps(self.asked), state.step);
         let finished = done >= steps(self.before);
         // What decides neither the weights nor the record.
-        let watching = ["eval_every", "checkpoint_every", "log_every", "accumulation", "recompute"];
+        let watching = ["eval_every", "checkpoint_every", "log_every", "accumulation", "recompute", "shard"];
         if watching.contains(&setting) || setting == "divergence" || setting.starts_with("divergence.") {
             return None;
         }

@@ -106,14 +106,25 @@ impl Bound {
     /// With n of N draws the mean over all groups of n that follow one another is taken: each is the bound with n
     /// draws.
     pub fn add(&mut self, document: u64, log_p: &[f64], tokens: usize) {
+        self.add_chunk(document, &self.of_chunk(log_p, tokens), tokens);
+    }
+
+    /// Nats of a chunk at each size: what [`Self::add`] adds, for [`Self::add_chunk`].
+    pub fn of_chunk(&self, log_p: &[f64], tokens: usize) -> Vec<f64> {
+        let at = |size: &usize| {
+            let groups = log_p.chunks_exact(*size);
+            let count = groups.len().max(1) as f64;
+            -(groups.map(|group| self.floor.ln(log_mean(group), tokens)).sum::<f64>() / count)
+        };
+        self.sizes.iter().map(at).collect()
+    }
+
+    /// A chunk of a document by its nats at each size.
+    pub fn add_chunk(&mut self, document: u64, nats: &[f64], tokens: usize) {
         let own = self.documents.entry(document).or_default();
         own.tokens += tokens as u64;
         own.nats.resize(self.sizes.len(), 0.0);
-        for (sum, size) in own.nats.iter_mut().zip(&self.sizes) {
-            let groups = log_p.chunks_exact(*size);
-            let count = groups.len().max(1) as f64;
-            *sum -= groups.map(|group| self.floor.ln(log_mean(group), tokens)).sum::<f64>() / count;
-        }
+        own.nats.iter_mut().zip(nats).for_each(|(sum, nats)| *sum += nats);
     }
 
     /// Tokens so far.

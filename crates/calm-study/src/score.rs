@@ -21,7 +21,7 @@ use calm_stats::ngram::NgramModels;
 use calm_stats::temperature::Temperature;
 use calm_train::pipeline::prepare_data;
 use calm_train::reporter::Reporter;
-use calm_train::scoring::{Scorer, ngram_models, reader, reconstruct_run};
+use calm_train::scoring::{Means, Scorer, ngram_models, reader, reconstruct_run};
 use candle_core::Device;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::json;
@@ -149,7 +149,8 @@ pub fn score(
         let Some(corpus) = &corpus else { continue };
         let (tokenizer, held_out) = (&corpus.tokenizer, &corpus.validation);
         reporter.note(&format!("scoring autoencoder {}", autoencoder.name));
-        match reconstruct_run(&run, tokenizer, held_out, Which::Best, &eval, device, reporter) {
+        let means = Means::alone(&eval, device);
+        match reconstruct_run(&run, tokenizer, held_out, Which::Best, &means, reporter) {
             Ok(scores) => keep(&run, RECONSTRUCTION, key, scores)?,
             Err(e) => {
                 reporter.warn(&format!("autoencoder {} cannot be scored: {e}", autoencoder.name));

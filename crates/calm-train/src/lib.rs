@@ -24,9 +24,11 @@ pub mod reuse;
 mod rows;
 pub mod scoring;
 mod settle;
+mod shard;
 mod share;
 pub mod step;
 pub mod task;
+mod together;
 pub mod training;
 mod watch;
 

@@ -13,7 +13,7 @@ use calm_nn::{Footing, Precision};
 use serde::Serialize;
 
 use calm_run::Stage;
-use calm_run::config::{Reduction, RunConfig, StageConfig};
+use calm_run::config::{Reduction, RunConfig, Shard, StageConfig};
 
 /// Bytes by what they are for: state first, then what the model's parts keep, then what is passing; what is 0 is left
 /// out.
@@ -95,8 +95,26 @@ fn buckets(c: &StageConfig) -> f64 {
     }
 }
 
-/// What a step of a stage holds with a vocabulary of `vocab`; None of a stage that the model does not have.
-pub fn step(config: &RunConfig, stage: Stage, vocab: usize, gpu: bool) -> Option<Memory> {
+/// Where a step is computed.
+#[derive(Clone, Copy, Debug)]
+pub struct On {
+    /// On GPUs.
+    pub gpu: bool,
+    /// How many devices or processes share a batch.
+    pub devices: usize,
+}
+
+/// The share of the moments that a device holds.
+fn moments(c: &StageConfig, devices: usize) -> f64 {
+    match c.shard {
+        Shard::None => 1.0,
+        Shard::Optimizer => 1.0 / devices.max(1) as f64,
+    }
+}
+
+/// What a step of a stage holds on each device with a vocabulary of `vocab`; None of a stage that the model does not have.
+pub fn step(config: &RunConfig, stage: Stage, vocab: usize, place: On) -> Option<Memory> {
+    let On { gpu, devices } = place;
     let c = config.train.stage(stage)?;
     let (model, k) = (&config.model, config.chunk_size());
     let bf16 = gpu && config.precision == Precision::Bf16;
@@ -116,7 +134,7 @@ pub fn step(config: &RunConfig, stage: Stage, vocab: usize, gpu: bool) -> Option
     let mut memory = Memory::default();
     memory.add(WEIGHTS, 4.0 * parameters);
     memory.add(GRADIENTS, 4.0 * buckets(c) * parameters);
-    memory.add(MOMENTS, 8.0 * parameters);
+    memory.add(MOMENTS, 8.0 * moments(c, devices) * parameters);
     memory.add(COPIES, if bf16 { 2.0 * parameters } else { 0.0 });
     memory.add(FROZEN, if bf16 { 6.0 } else { 4.0 } * frozen);
     let mut activations = 0.0;
@@ -145,12 +163,12 @@ pub struct Remedy {
 
 /// Each change of settings that alone brings a stage below `free` bytes; where it takes one, with the least
 /// accumulation that it needs. What changes nothing but the speed comes first.
-pub fn remedies(config: &RunConfig, stage: Stage, vocab: usize, gpu: bool, free: f64) -> Vec<Remedy> {
+pub fn remedies(config: &RunConfig, stage: Stage, vocab: usize, place: On, free: f64) -> Vec<Remedy> {
     let Some(settings) = config.train.stage(stage) else { return Vec::new() };
     let key = |name: &str| format!("train.{}.{name}", stage.name());
     let mut found = Vec::new();
     let mut offer = |changed: &RunConfig, set: Vec<String>, means: &'static str| {
-        let fit = fit(changed, stage, vocab, gpu, free);
+        let fit = fit(changed, stage, vocab, place, free);
         let offered = fit.is_some();
         if let Some((accumulation, bytes)) = fit {
             let mut set = set;
@@ -173,7 +191,7 @@ pub fn remedies(config: &RunConfig, stage: Stage, vocab: usize, gpu: bool, free:
             "the same model, a third more time in its layers",
         );
     }
-    if gpu && config.precision == Precision::F32 {
+    if place.gpu && config.precision == Precision::F32 {
         let narrow = RunConfig { precision: Precision::Bf16, ..config.clone() };
         offer(&narrow, vec!["precision=bf16".into()], "narrower products");
     }
@@ -198,7 +216,7 @@ pub fn remedies(config: &RunConfig, stage: Stage, vocab: usize, gpu: bool, free:
         if !c.batch_rows.is_multiple_of(c.accumulation) {
             break;
         }
-        let bytes = step(&changed, stage, vocab, gpu).map_or(f64::INFINITY, |m| m.total());
+        let bytes = step(&changed, stage, vocab, place).map_or(f64::INFINITY, |m| m.total());
         if bytes <= free {
             let set = vec![format!("{}={}", key("batch_rows"), c.batch_rows)];
             found.push(Remedy { set, rows: micro_rows(c), bytes, means: "noisier steps" });
@@ -209,14 +227,14 @@ pub fn remedies(config: &RunConfig, stage: Stage, vocab: usize, gpu: bool, free:
 }
 
 /// The least accumulation, at the least the configured one, with which a stage fits, and its bytes.
-pub fn fit(config: &RunConfig, stage: Stage, vocab: usize, gpu: bool, free: f64) -> Option<(usize, f64)> {
+pub fn fit(config: &RunConfig, stage: Stage, vocab: usize, place: On, free: f64) -> Option<(usize, f64)> {
     let settings = config.train.stage(stage)?;
     let divisors =
         (settings.accumulation..=settings.batch_rows).filter(|n| settings.batch_rows.is_multiple_of(*n));
     divisors.into_iter().find_map(|accumulation| {
         let mut changed = config.clone();
         changed.train.stage_mut(stage)?.accumulation = accumulation;
-        let bytes = step(&changed, stage, vocab, gpu)?.total();
+        let bytes = step(&changed, stage, vocab, place)?.total();
         (bytes <= free).then_some((accumulation, bytes))
     })
 }

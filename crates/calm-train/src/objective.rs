@@ -3,6 +3,7 @@
 use calm_data::Batch;
 use calm_eval::reconstruction::text_chunks;
 use calm_eval::score::to_tensors;
+use calm_eval::workers::{Exact, Workers};
 use calm_lm::{LanguageModel, Loss, LossPart};
 use calm_nn::device::upload;
 use calm_nn::{Noise, ParamStore};
@@ -98,22 +99,27 @@ impl Objective for dyn LanguageModel + '_ {
 /// not depend on the batch it comes in.
 ///
 /// # Errors
-/// What a GPU answers.
-pub fn validation_loss<O: Objective + ?Sized>(
+/// What a GPU answers; those of the workers.
+pub fn validation_loss<O: Objective + ?Sized, W: Workers>(
     objective: &O,
     batches: impl Iterator<Item = Batch>,
     seed: u64,
-) -> Result<f64> {
+    workers: W,
+) -> std::result::Result<f64, W::Error> {
     let (mut sum, mut count) = (0.0, 0);
-    for batch in batches {
-        let targets = objective.targets(&batch);
-        if targets == 0 {
-            continue;
+    let measure = |batch: Batch| {
+        if objective.targets(&batch) == 0 {
+            return Ok(None);
         }
         let loss = objective.loss(&batch, seed, "validation", 0)?;
-        sum += scalar(&loss.sum)?;
-        count += loss.targets;
-    }
+        Ok(Some((Exact(scalar(&loss.sum)?), loss.targets)))
+    };
+    workers.each(batches, measure, |loss| {
+        if let Some((Exact(loss), targets)) = loss {
+            sum += loss;
+            count += targets;
+        }
+    })?;
     Ok(sum / count.max(1) as f64)
 }
 

@@ -23,9 +23,10 @@ use crate::recorder::Recorder;
 use crate::reporter::Reporter;
 use crate::reuse::{check_others, import_autoencoder, init_from};
 use crate::rows::{Rows, packed_as_a_whole, packs_as_a_whole};
-use crate::scoring::{bits_per_byte, bound_results, reconstruct_run, score_run};
+use crate::scoring::{Means, bits_per_byte, bound_results, reconstruct_run, score_run};
 use crate::settle::{because, settle};
 use crate::share::{can_be_shared, told};
+use crate::together::Together;
 use crate::training::{Training, Validation};
 use calm_run::checkpoint::{Checkpoints, Which, write_json};
 use calm_run::results::BoundResults;
@@ -74,7 +75,8 @@ pub fn begin(
         }
         rows.insert(*stage, Rows::new(run, &corpus, *stage, !options.skip_scores, whole)?);
     }
-    let plan = Plan::new(&run.config, &corpus, &Target::of(device, run.config.precision)?);
+    let target = Target::of(device, run.config.precision)?.among(options.ranks.size());
+    let plan = Plan::new(&run.config, &corpus, &target);
     reporter.plan(&plan);
     if let Some(warning) = plan.check(&ahead)? {
         reporter.warn(&warning);
@@ -148,19 +150,15 @@ fn work(
         train_lm(run, corpus, rows.remove(&Stage::Lm), &record, options, device, reporter)?;
         goes_on(&options.ranks, reporter)?;
     }
-    if !options.ranks.leads() {
-        options.ranks.meet(SCORED, Patience::WhileTheyAnswer).map_err(told)?;
-        return Ok(results);
-    }
     score_all(run, corpus, &mut results, options, device, reporter)?;
     options.ranks.meet(SCORED, Patience::WhileTheyAnswer).map_err(told)?;
     Ok(results)
 }
 
 /// What the others wait for at the end.
-const SCORED: &str = "the end of the run, scored by rank 0";
+const SCORED: &str = "the end of the run, written by rank 0";
 
-/// Scores what is there, and writes the results.
+/// Scores what is there, each process a part of it. The first one writes the results.
 fn score_all(
     run: &Run,
     corpus: &Corpus,
@@ -169,23 +167,26 @@ fn score_all(
     device: &Device,
     reporter: &mut dyn Reporter,
 ) -> Result<()> {
-    if run.config.model.autoencoder().is_some() && !options.skip_scores {
-        let (tokenizer, held_out) = (&corpus.tokenizer, &corpus.validation);
-        let eval = &run.config.eval;
-        let report = reconstruct_run(run, tokenizer, held_out, Which::Best, eval, device, reporter)?;
-        results.autoencoder = Some(report);
-    }
     if options.skip_scores {
         return Ok(());
     }
+    let (tokenizer, held_out, ranks) = (&corpus.tokenizer, &corpus.validation, &options.ranks);
+    let means = Means { eval: &run.config.eval, device, ranks: ranks.clone() };
+    if run.config.model.autoencoder().is_some() {
+        let report = reconstruct_run(run, tokenizer, held_out, Which::Best, &means, reporter)?;
+        results.autoencoder = Some(report);
+    }
     // Whatever was trained now, the results are those of the whole run.
     if options.only != Some(Stage::Autoencoder) || has_language_model(run)? {
-        let held_out = &corpus.validation;
-        let (brier, condition) =
-            score_run(run, corpus, held_out, Which::Best, &run.config.eval, device, reporter)?;
+        let (brier, condition) = score_run(run, corpus, held_out, Which::Best, &means, reporter)?;
         results.brier = Some(brier);
         results.condition = condition;
-        let model = models::load_lm(run, Which::Best, &corpus.tokenizer, device)?;
+    }
+    if !ranks.leads() {
+        return Ok(());
+    }
+    if results.brier.is_some() {
+        let model = models::load_lm(run, Which::Best, tokenizer, device)?;
         results.sample = Some(sample_text(run, &*model, corpus)?);
     }
     write_json(&run.folder.join("results.json"), &results)
@@ -472,7 +473,7 @@ fn train_autoencoder(
                     pad,
                     seed,
                     device,
-                    |_| {},
+                    Together::quiet(&options.ranks),
                 )?;
                 Ok(Validation {
                     loss: r.cross_entropy,
@@ -538,27 +539,30 @@ fn train_lm(
         &mut |_, _| {
             let batches = || rows.batches(validation_rows(config));
             let scoring = ScoreOptions { rule: Rule::All, samples: eval.samples, seed };
-            let scores = score(&*model, batches(), scoring, |_| {})?;
+            let workers = || Together::quiet(&options.ranks);
+            let scores = score(&*model, batches(), scoring, workers())?;
             // With probabilities the loss is known from the scores.
             let loss = match scores.cross_entropy {
                 Some((nats, tokens)) => nats / tokens.max(1) as f64,
-                None => validation_loss(&*model, batches(), seed)?,
+                None => validation_loss(&*model, batches(), seed, workers())?,
             };
-            let bound = bound_results(run, &corpus.tokenizer, &*model, batches(), eval, |_| {})?;
-            lm_validation(loss, &scores, bound, run, &*model, corpus)
+            let bound = bound_results(run, &corpus.tokenizer, &*model, batches(), eval, workers())?;
+            let numbers = lm_numbers(&scores, bound, run, corpus);
+            // Whoever writes nothing draws no text.
+            let sample = options.ranks.leads().then(|| sample_text(run, &*model, corpus)).transpose()?;
+            Ok(Validation { loss, numbers, sample })
         },
         reporter,
     )
 }
 
-fn lm_validation(
-    loss: f64,
+/// The numbers of a validation besides its loss.
+fn lm_numbers(
     scores: &Scores,
     bound: Option<BoundResults>,
     run: &Run,
-    model: &dyn LanguageModel,
     corpus: &Corpus,
-) -> Result<Validation> {
+) -> Vec<(String, Option<f64>)> {
     let (eval, seed) = (&run.config.eval, run.config.seed);
     let r = report(&scores.sums, &Bootstrap { replicates: eval.bootstrap, seed });
     let mut numbers = vec![("brierlm".to_owned(), r.brierlm), ("brierlm_se".to_owned(), r.brierlm_se)];
@@ -576,7 +580,7 @@ fn lm_validation(
         numbers.push((format!("bound_{n}"), Some(last.point.nats)));
         numbers.push((format!("bits_per_byte_bound_{n}"), last.bits_per_byte));
     }
-    Ok(Validation { loss, numbers, sample: Some(sample_text(run, model, corpus)?) })
+    numbers
 }
 
 /// A short text from the start of a document. A model that knows no start continues the first chunk of a

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
 use crate::machine::available_memory;
-use crate::memory::{self, Memory, Remedy};
+use crate::memory::{self, Memory, On, Remedy};
 use calm_run::Stage;
 use calm_run::config::RunConfig;
 use calm_run::{Error, Result};
@@ -51,6 +51,12 @@ impl Target {
             matrix_rate: Some(rate),
             devices: 1,
         })
+    }
+
+    /// The same, as one of several that share the rows of a step.
+    #[must_use]
+    pub fn among(self, devices: usize) -> Self {
+        Self { devices, ..self }
     }
 
     /// Some GPUs with so much memory each, of which the driver and the program take [`CONTEXT`].
@@ -174,12 +180,13 @@ impl Plan {
             if let Some(own) = own.train.stage_mut(stage) {
                 (own.batch_rows, own.accumulation) = (micro_rows, 1);
             }
-            let memory = memory::step(&own, stage, vocab, target.gpu)?;
+            let place = On { gpu: target.gpu, devices: target.devices };
+            let memory = memory::step(&own, stage, vocab, place)?;
             let lacks = |free: &f64| memory.total() > *free;
             let remedies = target
                 .free
                 .filter(lacks)
-                .map_or_else(Vec::new, |free| memory::remedies(config, stage, vocab, target.gpu, free));
+                .map_or_else(Vec::new, |free| memory::remedies(config, stage, vocab, place, free));
             Some(StagePlan {
                 stage,
                 parameters: parameters.parts.iter().map(|(name, c)| (*name, c.0)).collect(),

@@ -8,8 +8,10 @@ use calm_eval::bound::{BoundOptions, FLOOR, bound};
 use calm_eval::protocol::{Protocol, Reader};
 use calm_eval::reconstruction::{ReconstructionReport, reconstruct};
 use calm_eval::score::{Position, ScoreOptions, Scores, score, to_tensors};
+use calm_eval::workers::{Exact, Workers};
 use calm_lm::{DrawKind, LanguageModel};
 use calm_nn::Noise;
+use calm_parallel::Ranks;
 use calm_stats::bootstrap::{Bootstrap, report};
 use calm_stats::bound::{Floor, Point};
 use calm_stats::ngram::{
@@ -20,6 +22,7 @@ use candle_core::Device;
 use crate::held_out::{SCORE_ROWS, evaluation_rows};
 use crate::models;
 use crate::reporter::Reporter;
+use crate::together::Together;
 use calm_eval::EvalConfig;
 use calm_run::checkpoint::Which;
 use calm_run::results::{BoundPoint, BoundResults, BrierResults, ConditionCheck};
@@ -33,6 +36,7 @@ pub struct Scorer<'a> {
     run: &'a Run,
     tokenizer: Tokenizer,
     step: u64,
+    ranks: Ranks,
     /// With its weights.
     pub model: Box<dyn LanguageModel>,
 }
@@ -55,7 +59,13 @@ impl<'a> Scorer<'a> {
     /// Weights that are missing, damaged or of another shape.
     pub fn load(run: &'a Run, which: Which, tokenizer: &Tokenizer, device: &Device) -> Result<Self> {
         let (model, step) = models::load_lm_with_step(run, which, tokenizer, device)?;
-        Ok(Self { run, tokenizer: tokenizer.clone(), step, model })
+        Ok(Self { run, tokenizer: tokenizer.clone(), step, ranks: Ranks::alone(), model })
+    }
+
+    /// The same among other processes, which all score the same, each on a part of the documents: each has the results.
+    #[must_use]
+    pub fn among(self, ranks: &Ranks) -> Self {
+        Self { ranks: ranks.clone(), ..self }
     }
 
     /// Scores these documents by a protocol, beside n-gram models on the same positions. The contributions by
@@ -85,7 +95,8 @@ impl<'a> Scorer<'a> {
         };
         let options = ScoreOptions { rule: view.rule, samples, seed };
         let progress = |done| reporter.scoring(&label, done, total);
-        let scores = score(&*self.model, view.batches(rows), options, progress)?;
+        let workers = Together { ranks: &self.ranks, progress };
+        let scores = score(&*self.model, view.batches(rows), options, workers)?;
         let bootstrap = Bootstrap { replicates: eval.bootstrap, seed };
         let found = report(&scores.sums, &bootstrap);
         if found.positions == 0 {
@@ -113,14 +124,9 @@ impl<'a> Scorer<'a> {
             bound: match protocol {
                 Protocol::Aligned { .. } => {
                     let progress = |done| reporter.scoring("bound on the cross-entropy", done, total);
-                    bound_results(
-                        self.run,
-                        &self.tokenizer,
-                        &*self.model,
-                        view.batches(rows),
-                        eval,
-                        progress,
-                    )?
+                    let workers = Together { ranks: &self.ranks, progress };
+                    let batches = view.batches(rows);
+                    bound_results(self.run, &self.tokenizer, &*self.model, batches, eval, workers)?
                 }
                 Protocol::Reference { .. } => None,
             },
@@ -141,15 +147,25 @@ impl<'a> Scorer<'a> {
         let special = self.tokenizer.special();
         let rows = evaluation_rows(held_out, special, self.run.lm_layout(), documents, chunks)?;
         let (mut loss, mut exchanged, mut n) = (0.0, 0.0, 0usize);
-        for batch in rows.batches(SCORE_ROWS).take(8).filter(|batch| batch.predict_count() >= 2) {
+        let mut without = false;
+        let seed = self.run.config.seed;
+        let measure = |batch: Batch| {
             let batch = to_tensors(&batch, self.model.store().context())?;
-            let seed = self.run.config.seed;
             let noise = Noise::Keyed { seed, purpose: "condition", step: 0, rows: &batch.rows };
-            let Some((a, b)) = self.model.condition_check(&batch, &noise)? else { return Ok(None) };
-            let count = batch.sources.len();
-            loss += a * count as f64;
-            exchanged += b * count as f64;
-            n += count;
+            let both = self.model.condition_check(&batch, &noise)?;
+            Ok(both.map(|(a, b)| (Exact(a), Exact(b), batch.sources.len())))
+        };
+        let batches = rows.batches(SCORE_ROWS).take(8).filter(|batch| batch.predict_count() >= 2);
+        Together::quiet(&self.ranks).each(batches, measure, |both| match both {
+            Some((Exact(a), Exact(b), count)) => {
+                loss += a * count as f64;
+                exchanged += b * count as f64;
+                n += count;
+            }
+            None => without = true,
+        })?;
+        if without {
+            return Ok(None);
         }
         let mean = |sum: f64| sum / n as f64;
         Ok((n > 0).then(|| ConditionCheck { loss: mean(loss), loss_exchanged: mean(exchanged) }))
@@ -157,24 +173,27 @@ impl<'a> Scorer<'a> {
 }
 
 /// The bound on the cross-entropy of a model whose draws a softmax decodes, at every predicted chunk of these batches;
-/// None of others, and where the settings want no draws. `progress` hears the batches that are done.
+/// None of others, and where the settings want no draws.
 ///
 /// # Errors
-/// A bound that is not finite; what a GPU answers.
-pub(crate) fn bound_results(
+/// A bound that is not finite; what a GPU answers; those of the workers.
+pub(crate) fn bound_results<W: Workers>(
     run: &Run,
     tokenizer: &Tokenizer,
     model: &dyn LanguageModel,
     batches: impl Iterator<Item = Batch>,
     eval: &EvalConfig,
-    progress: impl FnMut(usize),
-) -> Result<Option<BoundResults>> {
+    workers: W,
+) -> Result<Option<BoundResults>>
+where
+    Error: From<W::Error>,
+{
     if eval.bound_samples == 0 || model.draws() == DrawKind::Exact {
         return Ok(None);
     }
     let floor = Floor { share: FLOOR, vocab: tokenizer.vocab_size() };
     let options = BoundOptions { samples: eval.bound_samples, floor, seed: run.config.seed };
-    let Some(found) = bound(model, batches, options, progress)? else { return Ok(None) };
+    let Some(found) = bound(model, batches, options, workers)? else { return Ok(None) };
     let tokens = found.bound.tokens();
     let at = |point: Point| BoundPoint {
         point,
@@ -243,8 +262,27 @@ pub fn ngram_scores(
     models.score(positions, bootstrap).map_err(ngram_error)
 }
 
+/// With what a run is scored.
+#[derive(Clone, Debug)]
+pub struct Means<'a> {
+    /// How much of the text, and how often.
+    pub eval: &'a EvalConfig,
+    /// Where the model is.
+    pub device: &'a Device,
+    /// The processes that share the documents; all call the same, and each has what one process would have.
+    pub ranks: Ranks,
+}
+
+impl<'a> Means<'a> {
+    /// One process.
+    pub fn alone(eval: &'a EvalConfig, device: &'a Device) -> Self {
+        Self { eval, device, ranks: Ranks::alone() }
+    }
+}
+
 /// Scores the language model of a run on held-out documents, beside n-gram models of the training split on
-/// the same positions: aligned with the run's own chunks and context (see [`Scorer`] for other protocols).
+/// the same positions: aligned with the run's own chunks and context (see [`Scorer`] for other protocols). Of several processes
+/// the first has the n-gram models.
 ///
 /// # Errors
 /// As [`ngram_models`], [`Scorer::load`] and [`Scorer::score`].
@@ -253,15 +291,15 @@ pub fn score_run(
     corpus: &Corpus,
     held_out: &TokenFile,
     which: Which,
-    eval: &EvalConfig,
-    device: &Device,
+    means: &Means<'_>,
     reporter: &mut dyn Reporter,
 ) -> Result<(BrierResults, Option<ConditionCheck>)> {
+    let Means { eval, device, ranks } = means;
     let documents = spread(held_out.len(), eval.documents);
     let protocol = Protocol::own(&reader(run), eval.chunks_per_document);
-    let ngram = ngram_models(&corpus.train, &corpus.tokenizer)?;
-    let scorer = Scorer::load(run, which, &corpus.tokenizer, device)?;
-    let (results, _) = scorer.score(held_out, &documents, &protocol, eval, Some(&ngram), reporter)?;
+    let ngram = ranks.leads().then(|| ngram_models(&corpus.train, &corpus.tokenizer)).transpose()?;
+    let scorer = Scorer::load(run, which, &corpus.tokenizer, device)?.among(ranks);
+    let (results, _) = scorer.score(held_out, &documents, &protocol, eval, ngram.as_ref(), reporter)?;
     let condition = scorer.condition_check(held_out, eval)?;
     Ok((results, condition))
 }
@@ -269,29 +307,22 @@ pub fn score_run(
 /// Scores a run's autoencoder on held-out documents.
 ///
 /// # Errors
-/// As [`models::load_autoencoder`] and [`evaluation_rows`]; what a GPU answers.
+/// As [`models::load_autoencoder`] and [`evaluation_rows`]; what a GPU answers; another process that fails or does not come.
 pub fn reconstruct_run(
     run: &Run,
     tokenizer: &Tokenizer,
     held_out: &TokenFile,
     which: Which,
-    eval: &EvalConfig,
-    device: &Device,
+    means: &Means<'_>,
     reporter: &mut dyn Reporter,
 ) -> Result<ReconstructionReport> {
+    let Means { eval, device, ranks } = means;
     let (stage_one, _) = models::load_autoencoder(run, which, tokenizer, device)?;
     let special = tokenizer.special();
-    let rows = evaluation_rows(
-        held_out,
-        special,
-        run.autoencoder_layout(),
-        eval.documents,
-        eval.chunks_per_document,
-    )?;
+    let layout = run.autoencoder_layout();
+    let rows = evaluation_rows(held_out, special, layout, eval.documents, eval.chunks_per_document)?;
     let batches = rows.batches(SCORE_ROWS);
     let total = batches.len();
-    let pad = special.pad;
-    Ok(reconstruct(&stage_one.model, batches, pad, run.config.seed, device, |done| {
-        reporter.scoring("reconstruction", done, total)
-    })?)
+    let workers = Together { ranks, progress: |done| reporter.scoring("reconstruction", done, total) };
+    reconstruct(&stage_one.model, batches, special.pad, run.config.seed, device, workers)
 }

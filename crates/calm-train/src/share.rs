@@ -13,7 +13,7 @@ use std::ops::Range;
 use calm_data::{Batch, RowSource};
 use calm_nn::{GradientBucket, ParamStore};
 use calm_parallel::{Ranks, tree};
-use calm_run::config::{Reduction, StageConfig};
+use calm_run::config::{Reduction, Shard, StageConfig};
 use calm_run::{Error, Result};
 use candle_core::Device;
 
@@ -87,6 +87,12 @@ impl Cut {
 /// As [`Cut::new`]; GPUs that nothing joins; `reduction: fixed` on a GPU.
 pub(crate) fn can_be_shared(c: &StageConfig, ranks: &Ranks, device: &Device) -> Result<()> {
     Cut::new(c, ranks)?;
+    if c.shard == Shard::Optimizer && !device.is_cpu() {
+        return Err(Error::user(
+            "shard: optimizer works on CPUs alone so far",
+            "--device cpu, or leave `shard` of the stage away",
+        ));
+    }
     if device.is_cpu() {
         return Ok(());
     }

@@ -2,17 +2,19 @@
 
 use std::borrow::Cow;
 use std::cell::Cell;
+use std::collections::BTreeMap;
 
 use calm_data::Batch;
 use calm_kernels::Clip;
 use calm_nn::{AdamW, GradientBucket, ParamStore};
 use calm_parallel::{Patience, Ranks, tree};
-use calm_run::checkpoint::Checkpoints;
-use calm_run::config::{Reduction, StageConfig};
+use calm_run::checkpoint::{Checkpoints, StageState};
+use calm_run::config::{self, Reduction, StageConfig};
 use calm_run::{Error, Result, Stage};
 use candle_core::Tensor;
 
 use crate::objective::{Objective, scalar};
+use crate::shard::Shard;
 use crate::share::{can_be_shared, sum, told};
 
 /// One step.
@@ -63,6 +65,8 @@ pub struct Stepper {
     optimizer: AdamW,
     bucket: GradientBucket,
     ranks: Ranks,
+    /// How the optimiser is shared out, if it is.
+    shard: Option<Shard>,
     /// Steps that a GPU had left out when it was looked at last: it counts them from the first on.
     left_out: Cell<u64>,
 }
@@ -76,7 +80,7 @@ impl Stepper {
         let optimizer = AdamW::new(store, config.adamw)?;
         let bucket = GradientBucket::new(store)?;
         let (config, ranks) = (config.clone(), Ranks::alone());
-        Ok(Self { config, seed, optimizer, bucket, ranks, left_out: Cell::new(0) })
+        Ok(Self { config, seed, optimizer, bucket, ranks, shard: None, left_out: Cell::new(0) })
     }
 
     /// The same among other processes, which all make the same steps, each on its own part of a batch.
@@ -85,10 +89,16 @@ impl Stepper {
     /// Parameters on a GPU, whose gradients nothing here carries yet; rows or pieces that are not for so many processes.
     pub fn among(self, ranks: &Ranks, store: &ParamStore) -> Result<Self> {
         can_be_shared(&self.config, ranks, store.device())?;
-        Ok(Self { ranks: ranks.clone(), ..self })
+        let ranks = ranks.clone();
+        if self.config.shard == config::Shard::None {
+            return Ok(Self { ranks, ..self });
+        }
+        let shard = Shard::new(self.bucket.elements(), &ranks);
+        let optimizer = AdamW::of_part(store, self.config.adamw, shard.own())?;
+        Ok(Self { ranks, optimizer, shard: Some(shard), ..self })
     }
 
-    /// The optimiser, for a checkpoint.
+    /// The optimiser, for a checkpoint; of several processes that share it out, the own part.
     pub fn optimizer(&self) -> &AdamW {
         &self.optimizer
     }
@@ -102,11 +112,33 @@ impl Stepper {
         checkpoints.load_optimizer(step, store, &mut self.optimizer)
     }
 
+    /// Saves parameters and moments. Processes that share the optimiser out all call it; one writes, what one process would.
+    ///
+    /// # Errors
+    /// Files that cannot be written; another process that fails or does not come.
+    pub fn save(
+        &self,
+        checkpoints: &Checkpoints,
+        state: &StageState,
+        store: &ParamStore,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<()> {
+        let Some(shard) = &self.shard else {
+            return checkpoints.save(state, store, &self.optimizer, metadata);
+        };
+        let moments = shard.state(&self.optimizer, store)?;
+        checkpoints.save_with(state, store, || Ok(moments.unwrap_or_default()), metadata)
+    }
+
     /// Looks at the gradients of the last step, if nobody has: on a GPU that is to wait for it.
     ///
     /// # Errors
     /// A norm that is not finite.
     pub fn look_back(&mut self, stage: Stage, step: u64) -> Result<()> {
+        if self.shard.is_some() {
+            // On CPUs every step is looked at.
+            return Ok(());
+        }
         let found = self.bucket.clip(self.config.clip_norm)?.read()?;
         let more = found.skipped > self.left_out.replace(found.skipped);
         if !found.norm.is_finite() || more {
@@ -181,7 +213,10 @@ impl Stepper {
             return Ok(report);
         }
         let sums = self.gradients(objective, pieces, targets, step)?;
-        let clip = self.bucket.clip(c.clip_norm)?;
+        let clip = match &self.shard {
+            Some(shard) => shard.clip(&mut self.bucket, c.clip_norm)?,
+            None => self.bucket.clip(c.clip_norm)?,
+        };
         let on_cpu = objective.store().device().is_cpu();
         // On a GPU the losses of all are exchanged where they are read: that is to wait for it.
         let sums = if on_cpu || read || guard.is_some() {
@@ -221,6 +256,9 @@ impl Stepper {
             report.values = Some(look()?);
         }
         self.optimizer.update(&mut self.bucket, learning_rate, &clip)?;
+        if let Some(shard) = &self.shard {
+            shard.exchange(&self.optimizer, &mut self.bucket)?;
+        }
         report.skipped = false;
         if read && report.values.is_none() {
             report.values = Some(look()?);
@@ -228,8 +266,8 @@ impl Stepper {
         Ok(report)
     }
 
-    /// The backward passes of this process's pieces, and the sum of the gradients over all processes. The losses of each piece
-    /// come back.
+    /// The backward passes of this process's pieces, and the sum of the gradients over all processes, where the optimiser is shared
+    /// out those of the own part. The losses of each piece come back.
     fn gradients<O: Objective + ?Sized>(
         &mut self,
         objective: &O,
@@ -260,14 +298,14 @@ impl Stepper {
                 self.bucket.clear();
             }
         }
-        if fixed {
-            let values = self.bucket.values()?;
-            if let Some(sum) = tree.sum() {
-                values.copy_from_slice(&sum);
-            }
-            tree::across(&self.ranks, values).map_err(told)?;
-        } else if !self.ranks.is_alone() {
-            sum(&self.ranks, &mut self.bucket)?;
+        if let Some(sum) = tree.sum() {
+            self.bucket.values()?.copy_from_slice(&sum);
+        }
+        match &self.shard {
+            Some(shard) => shard.sum(self.bucket.values()?, self.config.reduction)?,
+            None if fixed => tree::across(&self.ranks, self.bucket.values()?).map_err(told)?,
+            None if self.ranks.is_alone() => {}
+            None => sum(&self.ranks, &mut self.bucket)?,
         }
         Ok(losses)
     }

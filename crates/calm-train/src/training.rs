@@ -89,7 +89,7 @@ impl Training<'_> {
             let found = found.map_err(|e| watch.explain(e, &state))?;
             self.validated(stage, &mut state, found, observer);
             observer.saving();
-            self.checkpoints.save(&state, objective.store(), stepper.optimizer(), self.metadata)?;
+            stepper.save(self.checkpoints, &state, objective.store(), self.metadata)?;
         }
         let on_cpu = objective.store().device().is_cpu();
         // A checkpoint that was due in a spike is written when it has passed.
@@ -178,7 +178,7 @@ impl Training<'_> {
                     ranks.same(&here, &format!("the checkpoint of step {}", state.step)).map_err(told)?;
                 }
                 observer.saving();
-                self.checkpoints.save(&state, store, stepper.optimizer(), self.metadata)?;
+                stepper.save(self.checkpoints, &state, store, self.metadata)?;
                 watch.saved(state.step);
             }
             if stop {

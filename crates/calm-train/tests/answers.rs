@@ -10,6 +10,7 @@ use calm_data::{Batch, RowSource};
 use calm_eval::protocol::Rule;
 use calm_eval::reconstruction::text_chunks;
 use calm_eval::score::{ScoreOptions, positions, score};
+use calm_eval::workers::Alone;
 use calm_lm::LanguageModel;
 use calm_nn::GradientBucket;
 use calm_run::checkpoint::Which;
@@ -151,7 +152,7 @@ fn only_answers_contribute_to_loss_gradient_and_scores() {
             assert!((0..NGRAM.min(length + 1)).all(counts), "{:?}", text(&position.target));
         }
         let scoring = ScoreOptions { rule: Rule::All, samples: 4, seed: 1 };
-        let scores = score(&*model, std::iter::once(batch.clone()), scoring, |_| {}).unwrap();
+        let scores = score(&*model, std::iter::once(batch.clone()), scoring, Alone(|_| {})).unwrap();
         assert_eq!(scores.positions.len(), scored.len());
         if let Some((nats, tokens)) = scores.cross_entropy {
             if k == 1 {
@@ -190,7 +191,7 @@ fn a_run_on_text_is_fine_tuned_on_answers_and_a_stop_changes_nothing() {
         .unwrap();
         let loss = |run: &Run| {
             let model = models::load_lm(run, Which::Best, &corpus.tokenizer, &cpu).unwrap();
-            validation_loss(&*model, rows.batches(4), 1).unwrap()
+            validation_loss(&*model, rows.batches(4), 1, Alone(|_| {})).unwrap()
         };
         let (before, after) = (loss(&first), loss(&tuned));
         assert!(after < 0.8 * before, "{name}: {before} before, {after} after");

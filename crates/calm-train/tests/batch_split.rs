@@ -12,6 +12,7 @@ use calm_data::Corpus;
 use calm_eval::protocol::Rule;
 use calm_eval::reconstruction::reconstruct;
 use calm_eval::score::{ScoreOptions, Scores, score};
+use calm_eval::workers::Alone;
 use calm_run::config::RunConfig;
 use calm_run::{Begin, Provenance, Run, Stage};
 use calm_train::held_out::evaluation_rows;
@@ -103,9 +104,9 @@ fn validation_loss_and_scores_do_not_depend_on_the_rows_at_a_time() {
         let lm = load_lm(&run, Default::default(), &corpus.tokenizer, &cpu).unwrap();
         let rows = evaluation_rows(held_out, special, run.lm_layout(), None, None).unwrap();
         let at = |n: usize| -> (f64, Scores) {
-            let loss = validation_loss(&*lm, rows.batches(n), 5).unwrap();
+            let loss = validation_loss(&*lm, rows.batches(n), 5, Alone(|_| {})).unwrap();
             let options = ScoreOptions { rule: Rule::All, samples: 3, seed: 5 };
-            (loss, score(&*lm, rows.batches(n), options, |_| {}).unwrap())
+            (loss, score(&*lm, rows.batches(n), options, Alone(|_| {})).unwrap())
         };
         let (loss, scores) = at(4);
         assert!(scores.positions.len() > 50);
@@ -128,8 +129,9 @@ fn validation_loss_and_scores_do_not_depend_on_the_rows_at_a_time() {
         }
         let (stage_one, _) = load_autoencoder(&run, Default::default(), &corpus.tokenizer, &cpu).unwrap();
         let rows = evaluation_rows(held_out, special, run.autoencoder_layout(), None, None).unwrap();
-        let at =
-            |n: usize| reconstruct(&stage_one.model, rows.batches(n), special.pad, 5, &cpu, |_| {}).unwrap();
+        let at = |n: usize| {
+            reconstruct(&stage_one.model, rows.batches(n), special.pad, 5, &cpu, Alone(|_| {})).unwrap()
+        };
         let report = at(4);
         for n in [1, 3, 7] {
             let other = at(n);

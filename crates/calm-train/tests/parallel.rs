@@ -10,13 +10,15 @@ mod toy;
 use std::path::Path;
 
 use calm_config::Resolved;
+use calm_nn::{Init, ParamStore};
 use calm_parallel::{Ranks, threads};
 use calm_run::checkpoint::Checkpoints;
-use calm_run::config::RunConfig;
+use calm_run::config::{RunConfig, StageConfig};
 use calm_run::{Begin, Error, Run, Stage};
 use calm_train::options::TrainOptions;
 use calm_train::pipeline::{follow, train};
-use candle_core::Device;
+use calm_train::step::Stepper;
+use candle_core::{DType, Device};
 use kept::Kept;
 use toy::{Listener, Text, in_memory};
 
@@ -160,6 +162,40 @@ fn the_engines_sum_agrees_to_rounding_and_repeats_its_bits() {
 }
 
 #[test]
+fn scores_are_shared_out_and_are_those_of_one_process() {
+    let text = Text::new();
+    let long = ["eval.documents=8", "eval.chunks_per_document=60", "eval.bound_samples=4"];
+    for (name, model) in models() {
+        let short = ["train.lm.context=5", "train.autoencoder.context=4"];
+        let short = &short[..1 + usize::from(model.contains("autoencoder:"))];
+        let config = config(&text, &model, &[&long[..], short].concat());
+        let place = in_memory();
+        let results = place.path().join("run/results.json");
+        let want = world(1, place.path(), &config).results;
+        // Nothing is left to train, whatever the number of processes.
+        for size in [1, 2, 3, 4] {
+            std::fs::remove_file(&results).unwrap();
+            let measured = threads::run(size, |ranks| {
+                let mut listener = Listener::default();
+                one(&ranks, place.path(), &config, &mut listener).unwrap();
+                listener.measured
+            });
+            assert_eq!(std::fs::read_to_string(&results).unwrap(), want, "{name}, {size} processes");
+            for what in measured[0].keys() {
+                let each: Vec<usize> = measured.iter().map(|of| of.get(what).copied().unwrap_or(0)).collect();
+                let all: usize = each.iter().sum();
+                assert!(all >= 4, "{name}: {all} batches for {what} show nothing");
+                assert!(
+                    each.iter().all(|n| (all / size..=all.div_ceil(size)).contains(n)),
+                    "{name}, {what}: {each:?}"
+                );
+            }
+            assert!(!measured[0].is_empty());
+        }
+    }
+}
+
+#[test]
 fn a_run_goes_on_with_another_number_of_processes_as_if_nothing_had_happened() {
     let text = Text::new();
     let (_, model) = models().remove(0);
@@ -182,6 +218,133 @@ fn a_run_goes_on_with_another_number_of_processes_as_if_nothing_had_happened() {
     }
     let kept = world(8, place.path(), &config);
     assert_eq!(kept.differs(&want), None);
+}
+
+/// Settings of every stage of a model.
+fn of_stages(model: &str, settings: &[&str]) -> Vec<String> {
+    let stages = ["lm", "autoencoder"];
+    let stages = &stages[..1 + usize::from(model.contains("autoencoder:"))];
+    stages.iter().flat_map(|stage| settings.iter().map(move |s| format!("train.{stage}.{s}"))).collect()
+}
+
+fn config_of(text: &Text, model: &str, settings: &[&str]) -> Resolved<RunConfig> {
+    let set = of_stages(model, settings);
+    config(text, model, &set.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// The same model, so large that several processes have a part of its optimiser: parts are whole chunks of 16,384 numbers.
+fn wide(model: &str) -> String {
+    model.replace("hidden_size: 8, intermediate_size: 12", "hidden_size: 64, intermediate_size: 200")
+}
+
+#[test]
+fn a_shared_optimiser_changes_no_bit_of_any_file() {
+    let text = Text::new();
+    for (name, model) in models() {
+        let model = wide(&model);
+        let (fixed, sharded) = (["reduction=fixed"], ["reduction=fixed", "shard=optimizer"]);
+        let place = in_memory();
+        let want = world(1, place.path(), &config_of(&text, &model, &fixed));
+        assert!(want.checkpoints.contains_key(&(Stage::Lm, 6)) && !want.results.is_empty());
+        for size in [1, 2, 4, 8] {
+            let place = in_memory();
+            let kept = world(size, place.path(), &config_of(&text, &model, &sharded));
+            assert_eq!(kept.differs(&want), None, "{name} with {size} processes");
+        }
+        // The engine of this test adds in one order, whole or in parts.
+        let places = [in_memory(), in_memory()];
+        let whole = world(3, places[0].path(), &config_of(&text, &model, &[]));
+        let kept = world(3, places[1].path(), &config_of(&text, &model, &["shard=optimizer"]));
+        assert_eq!(kept.differs(&whole), None, "{name} by the engine's sum");
+    }
+}
+
+#[test]
+fn a_run_goes_on_with_its_optimiser_shared_out_otherwise() {
+    let text = Text::new();
+    let model = wide(&models().remove(0).1);
+    let config = |shard: &str| config_of(&text, &model, &["reduction=fixed", &format!("shard={shard}")]);
+    let whole = in_memory();
+    let want = world(1, whole.path(), &config("none"));
+    let place = in_memory();
+    let parts = [
+        (4, "optimizer", (Stage::Autoencoder, 4)),
+        (1, "none", (Stage::Autoencoder, 5)),
+        (8, "optimizer", (Stage::Lm, 2)),
+        (2, "none", (Stage::Lm, 3)),
+    ];
+    for (size, shard, stop_after) in parts {
+        let config = config(shard);
+        let ended = threads::run(size, |ranks| {
+            let stop_after = ranks.leads().then_some(stop_after);
+            one(&ranks, place.path(), &config, &mut Listener { stop_after, ..Listener::default() })
+        });
+        for end in ended {
+            assert!(matches!(&end, Err(Error::Interrupted { step, .. }) if *step == stop_after.1), "{end:?}");
+        }
+    }
+    let kept = world(2, place.path(), &config("optimizer"));
+    assert_eq!(kept.differs(&want), None);
+}
+
+#[test]
+fn what_is_left_out_and_gone_back_from_does_not_depend_on_who_has_the_optimiser() {
+    let text = Text::new();
+    let model = wide(&models().remove(0).1);
+    for divergence in
+        ["{action: skip, window: 6, threshold: 0.6}", "{action: rollback, window: 12, threshold: 1.95}"]
+    {
+        let nervous = |shard: &str| {
+            let set = [
+                "train.autoencoder.reduction=fixed",
+                "train.lm.reduction=fixed",
+                "train.lm.steps=16",
+                "train.lm.learning_rate=3e-3",
+                "train.lm.checkpoint_every=2",
+                &format!("train.lm.divergence={divergence}"),
+                &format!("train.lm.shard={shard}"),
+            ];
+            config(&text, &model, &set)
+        };
+        let places = [in_memory(), in_memory()];
+        let want = world(1, places[0].path(), &nervous("none"));
+        let state = &want.checkpoints.values().last().unwrap().2;
+        assert!(state.left_out > 1 || !state.skipped.is_empty(), "{state:?} shows nothing");
+        let kept = world(4, places[1].path(), &nervous("optimizer"));
+        assert_eq!(kept.differs(&want), None, "{divergence}");
+    }
+}
+
+#[test]
+fn of_many_processes_each_has_its_share_of_the_moments() {
+    let stage = |shard: &str| -> StageConfig {
+        let text = format!("{{ steps: 1, batch_rows: 8, context: 4, learning_rate: 1.0, shard: {shard} }}");
+        serde_yaml::from_str(&text).unwrap()
+    };
+    let store = || {
+        let store = ParamStore::new(&Device::Cpu, DType::F32, 3);
+        // 33 chunks, the last one not full, and no parameter ends with one.
+        for (name, size) in [("a", 100), ("b", 300_001), ("c", 240_000)] {
+            store.builder().weight(name, &[size], Init::Ones).unwrap();
+        }
+        store
+    };
+    let whole = 540_101 * 2 * size_of::<f32>();
+    for (size, most) in [(1, 33), (2, 17), (4, 9), (8, 5)] {
+        let held = |shard: &str| {
+            let config = stage(shard);
+            threads::run(size, |ranks| {
+                let store = store();
+                let stepper = Stepper::new(&store, &config, 1).unwrap().among(&ranks, &store).unwrap();
+                stepper.optimizer().moments().unwrap().iter().map(|m| size_of_val(*m)).sum::<usize>()
+            })
+        };
+        assert!(held("none").iter().all(|bytes| *bytes == whole));
+        let shared = held("optimizer");
+        assert_eq!(shared.iter().sum::<usize>(), whole, "together they have all");
+        let chunk = 2 * size_of::<f32>() * calm_kernels::NORM_CHUNK;
+        assert!(shared.iter().all(|bytes| *bytes <= most * chunk), "{size} processes: {shared:?}");
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use calm_config::{ConfigText, load};
 use calm_data::{TokenFile, Tokenizer, spread};
 use calm_eval::protocol::{Protocol, Rule};
 use calm_eval::score::{self, ScoreOptions, Scores};
+use calm_eval::workers::Alone;
 use calm_run::checkpoint::Which;
 use calm_run::config::RunConfig;
 use calm_run::results::BrierResults;
@@ -109,7 +110,7 @@ fn a_models_own_aligned_protocol_gives_the_scores_of_all_its_chunks() {
         let rows = evaluation_rows(&file, tokenizer.special(), run.lm_layout(), None, None).unwrap();
         let options = ScoreOptions { rule: Rule::All, samples: 2, seed: run.config.seed };
         let batches = rows.batches(4);
-        let all = score::score(&*scorer.model, batches, options, |_| {}).unwrap();
+        let all = score::score(&*scorer.model, batches, options, Alone(|_| {})).unwrap();
         assert_eq!(own.sums, all.sums);
         assert_eq!(own.positions.len(), all.positions.len());
     }

@@ -12,7 +12,7 @@ use calm_kernels::device::Choice;
 use calm_stats::bootstrap::{Bootstrap, report};
 use calm_stats::samples::{DocumentNames, FORMAT, SampleToken, SamplesOptions, score_samples};
 use calm_train::pipeline::prepare_data;
-use calm_train::scoring::{reconstruct_run, score_run};
+use calm_train::scoring::{Means, reconstruct_run, score_run};
 
 use super::{decoded_by, open_run, text_of, which};
 use crate::args::{BrierArgs, Format, OtherText, ReconstructArgs, TextSource};
@@ -78,8 +78,8 @@ pub fn brierlm(args: &BrierArgs, device: Choice, printer: &Printer) -> Result<()
         Some(_) => text_of(&run, args.other(), &args.source.cache, &mut screen)?,
         None => (corpus.validation.clone(), corpus.tokenizer.clone()),
     };
-    let (results, condition) =
-        score_run(&run, &corpus, &held_out, which(&args.source), &eval, &device, &mut screen)?;
+    let means = Means::alone(&eval, &device);
+    let (results, condition) = score_run(&run, &corpus, &held_out, which(&args.source), &means, &mut screen)?;
     drop(screen);
     match args.text.format {
         Format::Json => printer.result(&serde_json::to_string_pretty(&results)?)?,
@@ -124,7 +124,8 @@ pub fn autoencoder(args: &ReconstructArgs, device: Choice, printer: &Printer) ->
     // The autoencoder learned every chunk.
     let other = args.text.other().map(|other| OtherText { loss_on: Some(LossOn::All), ..other });
     let (held_out, tokenizer) = text_of(&run, other, &args.source.cache, &mut screen)?;
-    let r = reconstruct_run(&run, &tokenizer, &held_out, which(&args.source), &eval, &device, &mut screen)?;
+    let means = Means::alone(&eval, &device);
+    let r = reconstruct_run(&run, &tokenizer, &held_out, which(&args.source), &means, &mut screen)?;
     drop(screen);
     match args.text.format {
         Format::Json => printer.result(&serde_json::to_string_pretty(&r)?)?,

@@ -52,7 +52,7 @@ fn train(args: &TrainArgs, device: Choice, ranks: &Ranks, stop: &Stop, printer: 
     processes::agree(ranks, args, device, &resolved)?;
     if args.dry_run {
         if ranks.leads() {
-            dry_run(&resolved.value, args, device, printer)?;
+            dry_run(&resolved.value, args, device, ranks.size(), printer)?;
         }
         ranks.meet("the plan, made by rank 0", Patience::WhileTheyAnswer).map_err(processes::hinted)?;
         return Ok(());
@@ -126,7 +126,13 @@ fn same(a: &Path, b: &Path) -> bool {
 const BETWEEN_NODES: f64 = 10e-6;
 const IN_A_NODE: f64 = 3e-6;
 
-fn dry_run(config: &RunConfig, args: &TrainArgs, choice: Choice, printer: &Printer) -> Result<()> {
+fn dry_run(
+    config: &RunConfig,
+    args: &TrainArgs,
+    choice: Choice,
+    processes: usize,
+    printer: &Printer,
+) -> Result<()> {
     let target = match args.memory {
         Some(memory) => Target::gpus_with(memory, args.cluster.world.unwrap_or(1)),
         None => {
@@ -134,7 +140,7 @@ fn dry_run(config: &RunConfig, args: &TrainArgs, choice: Choice, printer: &Print
             if config.precision.check(&device).is_err() {
                 printer.warn("precision bf16 needs a GPU: this plan is of f32 on the CPU; see --memory");
             }
-            Target::of(&device, config.precision)?
+            Target::of(&device, config.precision)?.among(processes)
         }
     };
     let mut screen = Screen::new(printer);

@@ -87,6 +87,36 @@ fn every_family_has_the_same_bits_at_1_2_and_4_processes() {
 }
 
 #[test]
+fn a_shared_optimiser_has_the_bits_of_one_that_is_not() {
+    if !can("a shared optimiser") {
+        return;
+    }
+    let house = House::new();
+    // So large that several processes have a part.
+    let wide = ["model.baseline.backbone.hidden_size=64", "model.baseline.backbone.intermediate_size=200"];
+    let trained = |number: usize, reduction: &str, shard: &str| {
+        let out = format!("{reduction}-{shard}-{number}");
+        let set = [format!("train.lm.reduction={reduction}"), format!("train.lm.shard={shard}")];
+        let mut arguments = vec!["train", "--config", "baseline.yaml", "--out", &out, "--cache", "cache"];
+        arguments.extend(["--device", "cpu"]);
+        set.iter().map(String::as_str).chain(wide).for_each(|one| arguments.extend(["--set", one]));
+        let done = house.trained(number, &arguments);
+        assert_eq!(done.code, 0, "{out}: {done:?}");
+        let results = fs::read(house.path(&out).join("results.json")).unwrap();
+        (weights(&house.path(&out)), results)
+    };
+    let one = trained(1, "fixed", "none");
+    let large: usize = one.0.values().map(Vec::len).max().unwrap();
+    assert!(large > 4 * 2 * 4 * 16_384, "{large} bytes of moments are no four parts");
+    for number in [1, 2, 4] {
+        assert!(trained(number, "fixed", "optimizer") == one, "{number} processes");
+    }
+    // The engine may add four in another order, but not two.
+    assert!(trained(2, "engine", "optimizer") == trained(2, "engine", "none"));
+    trained(3, "engine", "optimizer");
+}
+
+#[test]
 fn this_program_starts_its_processes_itself() {
     if !can("--processes") {
         return;

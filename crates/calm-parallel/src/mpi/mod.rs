@@ -93,6 +93,10 @@ impl Collective for Mpi {
         self.values(Job::AllToAll(values.to_vec()))
     }
 
+    fn reduce_scatter(&self, values: &[f32]) -> Result<Vec<f32>> {
+        self.values(Job::ReduceScatter(values.to_vec()))
+    }
+
     fn all_gather(&self, own: &[f32]) -> Result<Vec<f32>> {
         self.values(Job::AllGather(own.to_vec()))
     }

@@ -28,6 +28,8 @@ pub(super) enum Job {
     Sum(Vec<f32>),
     /// See [`crate::Collective::all_to_all`].
     AllToAll(Vec<f32>),
+    /// See [`crate::Collective::reduce_scatter`].
+    ReduceScatter(Vec<f32>),
     /// See [`crate::Collective::all_gather`].
     AllGather(Vec<f32>),
     /// See [`crate::Collective::gather`].
@@ -173,6 +175,14 @@ impl Worker {
                 };
                 self.exchange(values, n, start, "the exchange of gradients", Patience::Limited)
                     .map(Answer::Values)
+            }
+            Job::ReduceScatter(values) => {
+                let n = values.len() / self.size();
+                let start = |comm: &SimpleCommunicator, send: &'static [f32], receive: &'static mut [f32]| {
+                    let sum = SystemOperation::sum();
+                    comm.immediate_reduce_scatter_block_into(StaticScope, send, receive, sum)
+                };
+                self.exchange(values, n, start, "the sum of gradients", Patience::Limited).map(Answer::Values)
             }
             Job::AllGather(values) => {
                 let n = values.len() * self.size();

@@ -6,6 +6,8 @@ use std::path::Path;
 
 /// The Llama-3 tokenizer with a PAD of its own.
 const V: usize = 128_257;
+const GPU: On = On { gpu: true, devices: 1 };
+const CPU: On = On { gpu: false, devices: 1 };
 
 fn shipped(name: &str, set: &[&str]) -> RunConfig {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../configs/{name}.yaml"));
@@ -21,7 +23,7 @@ fn planned(config: &RunConfig, target: &Target) -> Plan {
 fn the_state_of_calm_m_is_counted_to_the_byte() {
     let config = shipped("paper/calm-m", &[]);
     let (lm, autoencoder) = (371_732_608.0, 75_832_064.0);
-    let gpu = step(&config, Stage::Lm, V, true).unwrap();
+    let gpu = step(&config, Stage::Lm, V, GPU).unwrap();
     for (part, want) in [
         ("weights, f32", 4.0 * lm),
         ("gradients, f32", 4.0 * lm),
@@ -31,7 +33,7 @@ fn the_state_of_calm_m_is_counted_to_the_byte() {
     ] {
         assert_eq!(gpu.of(part), want, "{part}");
     }
-    let cpu = step(&config, Stage::Lm, V, false).unwrap();
+    let cpu = step(&config, Stage::Lm, V, CPU).unwrap();
     assert_eq!((cpu.of("weights, bf16"), cpu.of("frozen autoencoder")), (0.0, 4.0 * autoencoder));
     assert!(cpu.of("kept in the backbone") > 1.9 * gpu.of("kept in the backbone"));
     let sum: f64 = gpu.parts().iter().map(|part| part.1).sum();
@@ -45,7 +47,7 @@ fn a_layer_keeps_what_its_operators_keep_and_recomputed_ones_their_input() {
         shipped("paper/calm-m", &[&set[0], &set[1], "train.lm.accumulation=64"])
     };
     let backbone = |layers, recompute| {
-        step(&config(layers, recompute), Stage::Lm, V, true).unwrap().of("kept in the backbone")
+        step(&config(layers, recompute), Stage::Lm, V, GPU).unwrap().of("kept in the backbone")
     };
     // 4 rows of 2048 positions: x, q, k, v, the heads' output and the MLP's input of 1024, gate and up of 2752
     // in bf16, and 16 log sums in f32.
@@ -126,10 +128,10 @@ fn too_little_memory_of_a_cpu_is_a_warning() {
 #[test]
 fn the_least_accumulation_that_fits_is_found() {
     let config = shipped("paper/calm-m", &["train.lm.accumulation=1"]);
-    let (accumulation, bytes) = fit(&config, Stage::Lm, V, true, 79.2e9).unwrap();
+    let (accumulation, bytes) = fit(&config, Stage::Lm, V, GPU, 79.2e9).unwrap();
     assert!(bytes <= 79.2e9 && accumulation > 1 && 256 % accumulation == 0, "{accumulation}");
     let half = shipped("paper/calm-m", &[&format!("train.lm.accumulation={}", accumulation / 2)]);
-    assert!(step(&half, Stage::Lm, V, true).unwrap().total() > 79.2e9);
+    assert!(step(&half, Stage::Lm, V, GPU).unwrap().total() > 79.2e9);
 }
 
 /// CALM with as many rows a step.
@@ -149,6 +151,19 @@ fn many_devices_hold_their_share_of_the_rows() {
         assert_eq!((a.micro_rows, b.micro_rows), (64, 4));
         assert!(b.memory.total() < a.memory.total());
     }
+}
+
+#[test]
+fn moments_that_are_shared_out_count_by_the_number_of_devices() {
+    let moments = |shard: &str, devices| {
+        let config = shipped("paper/calm-m", &[&format!("train.lm.shard={shard}")]);
+        let plan = planned(&config, &Target::gpus_with(80e9, devices));
+        plan.stages.iter().map(|s| s.memory.of("moments, f32")).collect::<Vec<_>>()
+    };
+    let (autoencoder, lm) = (8.0 * 75_832_064.0, 8.0 * 371_732_608.0);
+    assert_eq!(moments("none", 16), [autoencoder, lm]);
+    assert_eq!(moments("optimizer", 1), [autoencoder, lm]);
+    assert_eq!(moments("optimizer", 16), [autoencoder, lm / 16.0], "each stage by its own setting");
 }
 
 fn cluster(world: usize) -> Cluster {

@@ -5,6 +5,7 @@
 #[path = "place.rs"]
 pub mod place;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -81,6 +82,8 @@ pub struct Listener {
     pub warnings: Vec<String>,
     pub stop_after: Option<(Stage, u64)>,
     pub stop: bool,
+    /// Batches that this process has measured, by what for.
+    pub measured: BTreeMap<String, usize>,
 }
 
 impl Observer for Listener {
@@ -104,7 +107,9 @@ impl Reporter for Listener {
     fn data_done(&mut self) {}
     fn note(&mut self, _: &str) {}
     fn plan(&mut self, _: &Plan) {}
-    fn scoring(&mut self, _: &str, _: usize, _: usize) {}
+    fn scoring(&mut self, what: &str, _: usize, _: usize) {
+        *self.measured.entry(what.to_owned()).or_default() += 1;
+    }
     fn warn(&mut self, text: &str) {
         self.warnings.push(text.to_owned());
     }
