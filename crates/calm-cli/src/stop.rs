@@ -9,8 +9,8 @@
 
 use std::io::Read;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::ui::Printer;
 
@@ -33,10 +33,24 @@ struct State {
     patient: AtomicBool,
     /// Whether somebody looks, and puts the screen in order before the end.
     left: AtomicBool,
-    /// Process id of the child at work; 0: none.
-    child: AtomicU32,
+    children: Mutex<Children>,
     /// Process id of a child that hears of the first signal otherwise, and is ended at the second; 0: none.
     last: AtomicU32,
+}
+
+/// Processes that work for this one.
+#[derive(Default)]
+struct Children {
+    ids: Vec<u32>,
+    /// Whether those that were there were asked to stop.
+    told: bool,
+}
+
+impl Children {
+    fn tell(&mut self) {
+        self.told = true;
+        self.ids.iter().for_each(|id| terminate(*id));
+    }
 }
 
 /// Ends the process at once. Not by way of exit handlers: a GPU's driver frees there what its other threads use.
@@ -68,10 +82,11 @@ impl Stop {
 
     fn hear(&self, signal: i32, printer: &Printer) {
         let first = self.0.signal.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst).is_ok();
-        let child = self.0.child.load(Ordering::SeqCst);
-        if child > 0 {
-            terminate(child);
-        }
+        let alone = {
+            let mut children = self.children();
+            children.tell();
+            children.ids.is_empty()
+        };
         let patient = self.0.patient.load(Ordering::SeqCst);
         if first && self.0.left.load(Ordering::SeqCst) {
             return;
@@ -80,7 +95,7 @@ impl Stop {
             // Whoever was to do it does not.
             ratatui::restore();
         }
-        if !first || (child == 0 && !patient) {
+        if !first || (alone && !patient) {
             let last = self.0.last.load(Ordering::SeqCst);
             if !first && last > 0 {
                 terminate(last);
@@ -93,6 +108,10 @@ impl Stop {
         if patient {
             printer.warn("stopping after this step with a checkpoint; once more to stop at once");
         }
+    }
+
+    fn children(&self) -> MutexGuard<'_, Children> {
+        self.0.children.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether somebody asked.
@@ -109,14 +128,16 @@ impl Stop {
         u8::try_from(128 + signal).unwrap_or(u8::MAX)
     }
 
-    /// Takes over the signal of a child that was stopped by somebody else, told by its exit code. False if it was not
-    /// stopped.
+    /// Takes over the signal of a child that was stopped by somebody else, told by its exit code, and hands it on to the other
+    /// children. False if it was not stopped.
     pub fn was_stopped(&self, code: Option<i32>) -> bool {
         let signal = code.map_or(0, |code| code - 128);
         if !SIGNALS.contains(&signal) {
             return false;
         }
-        let _ = self.0.signal.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst);
+        if self.0.signal.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            self.children().tell();
+        }
         true
     }
 
@@ -135,12 +156,14 @@ impl Stop {
     /// # Errors
     /// It cannot be started.
     pub fn start(&self, command: &mut Command) -> std::io::Result<(Child, Option<ChildStdin>)> {
+        let mut children = self.children();
         let mut child = command.env(LEASH, "1").stdin(Stdio::piped()).spawn()?;
-        self.0.child.store(child.id(), Ordering::SeqCst);
-        // A stop that came between the last child and this one.
-        if self.asked() {
+        children.ids.push(child.id());
+        // A stop that came before it was there to be told.
+        if children.told {
             terminate(child.id());
         }
+        drop(children);
         let leash = child.stdin.take();
         Ok((child, leash))
     }
@@ -150,9 +173,9 @@ impl Stop {
         self.0.last.store(id, Ordering::SeqCst);
     }
 
-    /// The child has ended.
-    pub fn ended(&self) {
-        self.0.child.store(0, Ordering::SeqCst);
+    /// The child of this process id has ended.
+    pub fn ended(&self, id: u32) {
+        self.children().ids.retain(|child| *child != id);
     }
 }
 

@@ -73,6 +73,11 @@ impl Printer {
         self.0.write_err(&format!("{} {}", self.0.paint(YELLOW, "warning:"), visible(&text)));
     }
 
+    /// A line that a process said which works for this one; also when quiet.
+    pub fn said_by(&self, who: &str, line: &str) {
+        self.0.write_err(&visible(&format!("{who}: {line}")));
+    }
+
     /// Says that a command was stopped, and how to go on; also when quiet.
     pub fn stopped(&self, text: &str, hint: Option<&str>) {
         let hint =
