@@ -1,8 +1,8 @@
 //! A folder belongs to one process at a time: two that train the same run would write every line twice and take each
 //! other's checkpoints away. So does a file that grows.
 //!
-//! `.lock` in the folder (`.NAME.lock` beside a file) is locked by the operating system for as long as its owner lives, and says who that is. Where
-//! the system's lock tells nothing (a file system without locks, or one that knows only those of its own machine), the
+//! `.lock` in the folder (`.NAME.lock` beside a file, or beside a folder that is claimed for a process to come) is locked by
+//! the operating system for as long as its owner lives, and says who that is. Where the system's lock tells nothing (a file system without locks, or one that knows only those of its own machine), the
 //! heartbeat decides: the owner renews it every `BEAT`, and one that has not been renewed for `STALE` belongs to
 //! nobody. The clocks of two machines need not agree: a heartbeat that looks old by the clock is watched for a while
 //! before it is taken for dead.

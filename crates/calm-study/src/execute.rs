@@ -67,30 +67,31 @@ pub fn check(ablation: &Ablation, corpus: &Corpus) -> Result<()> {
 /// As [`check`]; a folder that cannot be written.
 pub fn prepare(ablation: &Ablation, corpus: &Corpus) -> Result<()> {
     check(ablation, corpus)?;
-    // What a process left that was killed while it scored, or with the last checkpoint of a stage.
-    let folders =
-        ablation.autoencoders.iter().map(|a| &a.folder).chain(ablation.runs.iter().map(|r| &r.folder));
-    for folder in folders.chain([&ablation.folder]) {
-        // Another folder's contents are not ours to throw away, nor what another process works on.
-        let own = *folder == ablation.folder;
-        let there = [CONFIG, PLAN].iter().any(|name| folder.join(name).is_file());
-        let claim = if there && !own { Some(Lock::claim(folder)?) } else { None };
-        let free = own || (matches!(claim, Some(Claim::Ours(_))) && Lock::holder(folder).is_none());
-        if !(there && free) {
-            continue;
+    let autoencoders = ablation.autoencoders.iter().map(|a| (&a.folder, &a.config, true));
+    let runs = ablation.runs.iter().map(|run| (&run.folder, &run.config, false));
+    for (folder, config, is_autoencoder) in autoencoders.chain(runs) {
+        let there = folder.join(CONFIG).is_file();
+        // What another process works on is as it shall be.
+        let claim = Lock::claim(folder)?;
+        let free = matches!(claim, Claim::Ours(_)) && Lock::holder(folder).is_none();
+        if there && free {
+            settle(folder)?;
         }
-        calm_files::settle(folder, false).map_err(|e| Error::io("write", folder, e))?;
-        for stage in Stage::ALL {
-            Checkpoints::new(&folder.join(stage.name())).tidy()?;
+        if !there || (free && !is_autoencoder) {
+            Run::create(folder, config, Begin::New)?;
         }
     }
-    for autoencoder in ablation.autoencoders.iter().filter(|a| !a.folder.join(CONFIG).is_file()) {
-        Run::create(&autoencoder.folder, &autoencoder.config, Begin::New)?;
-    }
-    for run in &ablation.runs {
-        Run::create(&run.folder, &run.config, Begin::New)?;
+    if ablation.folder.join(PLAN).is_file() {
+        settle(&ablation.folder)?;
     }
     ablation.save()
+}
+
+/// Removes what a process left that was killed while it scored, or with the last checkpoint of a stage. Only of folders that
+/// are known to be ours.
+fn settle(folder: &Path) -> Result<()> {
+    calm_files::settle(folder, false).map_err(|e| Error::io("write", folder, e))?;
+    Stage::ALL.iter().try_for_each(|stage| Checkpoints::new(&folder.join(stage.name())).tidy())
 }
 
 fn other_folder(ablation: &Path) -> String {

@@ -70,7 +70,9 @@ pub fn run(
     };
     let outlook = Outlook::new(&ablation, &plans)?;
     children.at_most(outlook.autoencoders + outlook.runs);
-    let text = plan_table(&ablation, &plans, &outlook, children.lanes(), args.dry_run);
+    // On one device they share what it can do.
+    let at_once = (children.lanes(), if args.devices.is_empty() { 1 } else { children.lanes() });
+    let text = plan_table(&ablation, &plans, &outlook, at_once, args.dry_run);
     if args.dry_run {
         // What the real run would refuse is no plan.
         check(&ablation, &corpus)?;
@@ -217,7 +219,13 @@ impl Site for Here<'_> {
 }
 
 /// What is going to be trained, and what that costs.
-fn plan_table(ablation: &Ablation, plans: &[Plan], outlook: &Outlook<'_>, lanes: usize, dry: bool) -> String {
+fn plan_table(
+    ablation: &Ablation,
+    plans: &[Plan],
+    outlook: &Outlook<'_>,
+    (lanes, devices): (usize, usize),
+    dry: bool,
+) -> String {
     let mut table = Table::new(&["each run", "runs", "steps", "tokens", "FLOPs", "time", "memory"])
         .title("plan (time and memory are estimates)");
     for planned in &outlook.stages {
@@ -251,13 +259,16 @@ fn plan_table(ablation: &Ablation, plans: &[Plan], outlook: &Outlook<'_>, lanes:
         (Budget::Seconds(_), false) => "; steps follow from measured rates",
         _ => "",
     };
-    let together = if lanes > 1 { format!(", {lanes} at a time") } else { String::new() };
+    let memory = format::bytes(outlook.memory(lanes));
+    let memory = match lanes {
+        1 => format!("at most ~{memory} at a time"),
+        n => format!("{n} at a time, at most ~{memory}"),
+    };
     out.push_str(&format!(
-        "\nleft to train: {} autoencoder(s), {} run(s), ~{}{together}; at most ~{} at a time{pilot}",
+        "\nleft to train: {} autoencoder(s), {} run(s), ~{}; {memory}{pilot}",
         outlook.autoencoders,
         outlook.runs,
-        report::short(outlook.seconds()),
-        format::bytes(outlook.memory(lanes)),
+        report::short(outlook.seconds() / devices as f64),
     ));
     out
 }

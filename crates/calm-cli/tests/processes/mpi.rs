@@ -288,6 +288,33 @@ fn a_process_that_was_started_here_and_is_killed_is_one_message() {
 }
 
 #[test]
+fn what_two_processes_exchange_is_measured_and_said_once() {
+    if !can("the exchange") {
+        return;
+    }
+    let house = House::new();
+    let bench = ["bench", "--what", "exchange", "--seconds", "0.01", "--device", "cpu"];
+    let done = house.calm(&[&bench[..], &["--processes", "2", "--format", "json"]].concat(), &[]);
+    assert_eq!(done.code, 0, "{done:?}");
+    let report: serde_json::Value = serde_json::from_str(&done.out).unwrap();
+    assert_eq!(report["hosts"].as_array().unwrap().len(), 2);
+    let all = report["exchange"].as_array().unwrap();
+    let ways = ["copy", "sum", "tree"];
+    assert_eq!(all.len(), 5 * ways.len(), "{report}");
+    for (n, one) in all.iter().enumerate() {
+        assert_eq!(one["what"], ways[n % 3]);
+        assert!(one["median"].as_f64() > Some(0.0) && one["n"].as_u64() >= Some(3), "{one}");
+        // Of two processes each sends as much as it has.
+        let sent = if n % 3 == 0 { &serde_json::Value::Null } else { &one["bytes_per_second"] };
+        assert_eq!(&one["sent_per_second"], sent);
+    }
+    assert_eq!((all[0]["bytes"].as_u64(), all[14]["bytes"].as_u64()), (Some(1_000_000), Some(256_000_000)));
+    let done = house.trained(2, &["bench", "--what", "lm", "--device", "cpu"]);
+    assert_eq!((done.code, messages(&done)), (1, 1), "{done:?}");
+    assert!(done.err.contains("--what exchange"), "{done:?}");
+}
+
+#[test]
 fn a_full_disk_is_one_message_and_the_run_goes_on() {
     if !can("a full disk") {
         return;
