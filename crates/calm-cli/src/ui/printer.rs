@@ -78,8 +78,11 @@ impl Printer {
         self.0.write_err(&visible(&format!("{who}: {line}")));
     }
 
-    /// Says that a command was stopped, and how to go on; also when quiet.
+    /// Says that a command was stopped, and how to go on; also when quiet, not when silent.
     pub fn stopped(&self, text: &str, hint: Option<&str>) {
+        if self.0.verbosity() == Verbosity::Silent {
+            return;
+        }
         let hint =
             hint.map_or_else(String::new, |hint| format!("\n  {} {hint}", self.0.paint(CYAN, "hint:")));
         self.0.write_err(&format!("{text}{hint}"));
