@@ -198,6 +198,8 @@ fn jobs_of_two_processes_at_once_come_to_the_same_as_one_command() {
     let out = "it's two/ab";
     let script = script(&house, out);
     assert!(script.contains("#SBATCH --array=0-4\n") && script.contains("--dependency=afterany"), "{script}");
+    let again = script.lines().find(|line| line.contains("ablate --config")).unwrap();
+    assert!(again.ends_with(" ablate --config ab.yaml --out \"it's two/ab\" --threads 1"), "{again}");
     let jobs: Vec<&str> = script.lines().filter(|line| line.contains(" --job ")).collect();
     for (line, run) in
         jobs.iter().zip(["autoencoders/calm", "baseline-seed1", "baseline-seed2", "calm-seed1", "calm-seed2"])

@@ -13,7 +13,7 @@ use calm_study::plan::Ablation;
 use crate::args::AblateArgs;
 use crate::children::Children;
 use crate::error::Hinted;
-use crate::ui::{Printer, pasted};
+use crate::ui::{Printer, pasted, quoted};
 
 /// Trains one run of the ablation in a folder.
 pub(super) fn run(name: &str, folder: &Path, children: &Children<'_>, printer: &Printer) -> Result<()> {
@@ -57,7 +57,7 @@ pub(super) fn script(
     // What was typed, without what asked for the script.
     let typed = std::env::args().skip(1).filter(|word| word != "--print-jobs");
     let words = std::iter::once(program.display().to_string()).chain(typed);
-    let again = words.map(|word| shown(&pasted(Path::new(&word)))).collect::<Vec<_>>().join(" ");
+    let again = words.map(|word| shown(&quoted(&word))).collect::<Vec<_>>().join(" ");
     let place = Place { folder: &ablation.folder, here: &here, program: &program, again: &again };
     Ok(text(&jobs(ablation), &command, &place))
 }
@@ -86,7 +86,7 @@ fn text(groups: &[Vec<String>; 3], command: &dyn Fn(&str) -> String, place: &Pla
     let last = all.len() - 1;
     let mut out = format!(
         "#!/bin/bash\n#SBATCH --job-name={}\n#SBATCH --array=0-{last}\n#SBATCH --signal=B:TERM@120\n",
-        pasted(Path::new(&*name))
+        quoted(&shown(&name))
     );
     let _ = write!(
         out,
