@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What several processes cost on this machine, which should do nothing else meanwhile: the engine's sum beside a copy in memory,
+# What several processes cost on this machine, which should do nothing else meanwhile: the engine's sum and the tree beside a copy in memory,
 # and tokens a second of one process with all cores against N with a share of them, with either reduction.
 #
 #   eval/processes/run.sh [N] [CONFIG] [STEPS] [ARGUMENTS of calm train]       (2, baseline and 60)
@@ -10,8 +10,8 @@ cd "$(dirname "$0")/../.."
 n=${1:-2} config=${2:-baseline} steps=${3:-60}
 more=("${@:4}")
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-cargo build --release --workspace --features calm-cli/mpi,calm-parallel/mpi --bin calm --example meet
-mpirun --quiet --oversubscribe --bind-to none -n "$n" target/release/examples/meet 16
+cargo build --release --workspace --features calm-cli/mpi --bin calm
+target/release/calm bench --what exchange --processes "$n" --device cpu
 
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT

@@ -8,10 +8,13 @@
 //! clock, memory ───────────────┴── measure: medians, quartiles, FLOP/s, share of the peak, peak memory
 //! ```
 //!
+//! `exchange` stands beside: what several processes sum, and how fast.
+//!
 //! The sizes, the pieces of work and the JSON fields are those of the PyTorch peers in
 //! `eval/peers/pytorch`, so that both can be measured in turn.
 
 mod clock;
+mod exchange;
 mod measure;
 pub mod memory;
 pub mod operators;
@@ -23,6 +26,7 @@ mod size;
 pub mod work;
 
 pub use clock::Seconds;
+pub use exchange::{Exchanged, Way, exchange};
 pub use measure::{Machine, Measured, MeasuredOperator, Options, operator, work_at};
 pub use place::Place;
 pub use rates::{GpuRates, MatrixRate, gpu_rates, matrix_peak};

@@ -1,5 +1,6 @@
 //! What can be typed.
 
+mod ablate;
 mod data;
 mod exchange;
 mod guide;
@@ -16,6 +17,7 @@ use calm_run::Stage;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use ablate::AblateArgs;
 pub use data::{DataArgs, DataCommand, SampleArgs};
 pub use exchange::{DtypeName, ExportArgs, ExportFormat, ImportArgs};
 pub use guide::{ExplainArgs, InitConfigArgs, ManArgs};
@@ -159,32 +161,6 @@ pub struct ClusterArgs {
     /// With --world: the same within a node.
     #[arg(long, value_name = "SPEED", default_value = "450GB", value_parser = speed)]
     pub node_link: f64,
-}
-
-/// `calm ablate`
-#[derive(Debug, Args)]
-pub struct AblateArgs {
-    /// An ablation's YAML file, or the name of a shipped one (`ablate-k`).
-    #[arg(short, long, value_name = "FILE|NAME")]
-    pub config: String,
-    /// Change one setting of the ablation's file, e.g. `--set 'seeds=[1]'` (may be repeated).
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub overrides: Vec<String>,
-    /// Train and compare on this text instead of the configured one.
-    #[arg(long, value_name = "FILE|FOLDER")]
-    pub data: Option<PathBuf>,
-    /// The ablation's folder (default: runs/<config name>). One that is there is continued.
-    #[arg(short, long, value_name = "FOLDER")]
-    pub out: Option<PathBuf>,
-    /// Print the plan and stop.
-    #[arg(long)]
-    pub dry_run: bool,
-    /// What the results are printed as.
-    #[arg(long, default_value = "table")]
-    pub format: Format,
-    /// Where tokenizers and token files are kept.
-    #[arg(long, value_name = "FOLDER", default_value = "runs/.cache", env = "CALM_CACHE")]
-    pub cache: PathBuf,
 }
 
 /// `calm report`

@@ -93,7 +93,7 @@ fn run(cli: &Cli, fitting: &Fitting, stop: &Stop, printer: &Printer) -> anyhow::
         Some(Command::Watch(a)) => commands::watch::run(a, stop, printer),
         Some(Command::Metrics(a)) => commands::metrics::run(a, printer),
         Some(Command::Report(a)) => commands::report::run(a, device, printer),
-        Some(Command::Bench(a)) => commands::bench::run(a, device, printer),
+        Some(Command::Bench(a)) => commands::bench::run(a, device, fitting, stop, printer),
         Some(Command::Doctor(a)) => commands::doctor::run(a, device, printer),
         Some(Command::Generate(a)) => commands::generate::run(a, device, printer),
         Some(Command::Config(a)) => commands::config::run(a, printer),

@@ -9,8 +9,8 @@
 
 use std::io::Read;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::ui::Printer;
 
@@ -33,9 +33,8 @@ struct State {
     patient: AtomicBool,
     /// Whether somebody looks, and puts the screen in order before the end.
     left: AtomicBool,
-    /// Process id of the child at work; 0: none.
-    child: AtomicU32,
-    /// Process ids of children that hear of the first signal otherwise, and are ended at the second.
+    children: Mutex<Children>,
+    /// Children that hear of the first signal otherwise, and are ended at the second.
     last: Mutex<Last>,
 }
 
@@ -58,6 +57,21 @@ impl Last {
             Self::Asked(id) => terminate(*id),
             Self::Killed(ids) => ids.iter().for_each(|id| kill(*id)),
         }
+    }
+}
+
+/// Processes that work for this one.
+#[derive(Default)]
+struct Children {
+    ids: Vec<u32>,
+    /// Whether those that were there were asked to stop.
+    told: bool,
+}
+
+impl Children {
+    fn tell(&mut self) {
+        self.told = true;
+        self.ids.iter().for_each(|id| terminate(*id));
     }
 }
 
@@ -90,10 +104,11 @@ impl Stop {
 
     fn hear(&self, signal: i32, printer: &Printer) {
         let first = self.0.signal.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst).is_ok();
-        let child = self.0.child.load(Ordering::SeqCst);
-        if child > 0 {
-            terminate(child);
-        }
+        let alone = {
+            let mut children = self.children();
+            children.tell();
+            children.ids.is_empty()
+        };
         let patient = self.0.patient.load(Ordering::SeqCst);
         if first && self.0.left.load(Ordering::SeqCst) {
             return;
@@ -102,7 +117,7 @@ impl Stop {
             // Whoever was to do it does not.
             ratatui::restore();
         }
-        if !first || (child == 0 && !patient) {
+        if !first || (alone && !patient) {
             if !first {
                 self.0.last.lock().unwrap_or_else(PoisonError::into_inner).end();
             }
@@ -114,6 +129,10 @@ impl Stop {
         if patient {
             printer.warn("stopping after this step with a checkpoint; once more to stop at once");
         }
+    }
+
+    fn children(&self) -> MutexGuard<'_, Children> {
+        self.0.children.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether somebody asked.
@@ -130,14 +149,16 @@ impl Stop {
         u8::try_from(128 + signal).unwrap_or(u8::MAX)
     }
 
-    /// Takes over the signal of a child that was stopped by somebody else, told by its exit code. False if it was not
-    /// stopped.
+    /// Takes over the signal of a child that was stopped by somebody else, told by its exit code, and hands it on to the other
+    /// children. False if it was not stopped.
     pub fn was_stopped(&self, code: Option<i32>) -> bool {
         let signal = code.map_or(0, |code| code - 128);
         if !SIGNALS.contains(&signal) {
             return false;
         }
-        let _ = self.0.signal.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst);
+        if self.0.signal.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            self.children().tell();
+        }
         true
     }
 
@@ -156,12 +177,14 @@ impl Stop {
     /// # Errors
     /// It cannot be started.
     pub fn start(&self, command: &mut Command) -> std::io::Result<(Child, Option<ChildStdin>)> {
+        let mut children = self.children();
         let mut child = command.env(LEASH, "1").stdin(Stdio::piped()).spawn()?;
-        self.0.child.store(child.id(), Ordering::SeqCst);
-        // A stop that came between the last child and this one.
-        if self.asked() {
+        children.ids.push(child.id());
+        // A stop that came before it was there to be told.
+        if children.told {
             terminate(child.id());
         }
+        drop(children);
         let leash = child.stdin.take();
         Ok((child, leash))
     }
@@ -171,9 +194,9 @@ impl Stop {
         *self.0.last.lock().unwrap_or_else(PoisonError::into_inner) = last;
     }
 
-    /// The child has ended.
-    pub fn ended(&self) {
-        self.0.child.store(0, Ordering::SeqCst);
+    /// The child of this process id has ended.
+    pub fn ended(&self, id: u32) {
+        self.children().ids.retain(|child| *child != id);
     }
 }
 

@@ -257,11 +257,14 @@ mod tests {
         let handed = Arc::new(std::sync::Mutex::new(Vec::new()));
         let take = |handed: &Arc<std::sync::Mutex<Vec<_>>>| -> HandOut {
             let handed = Arc::clone(handed);
-            Box::new(move |range, part| {
-                let crate::pieces::Part::Host(values) = part else { panic!("on the CPU") };
-                handed.lock().unwrap().push((range, values.to_vec()));
-                values.fill(0.5);
-                Ok(())
+            Box::new(move |range, part| match part {
+                crate::pieces::Part::Host(values) => {
+                    handed.lock().unwrap().push((range, values.to_vec()));
+                    values.fill(0.5);
+                    Ok(())
+                }
+                #[cfg(feature = "cuda")]
+                crate::pieces::Part::Device(..) => Err(error("test", "is on the CPU")),
             })
         };
         // In the order of the course, though the pass completes them in another.

@@ -24,7 +24,7 @@ pub mod stage;
 pub use config::RunConfig;
 pub use error::{Error, Result};
 pub use history::TokenCount;
-pub use lock::Lock;
+pub use lock::{Claim, Lock};
 pub use record::{Change, Provenance, RunRecord};
 pub use resumption::{Begin, Resumption};
 pub use run::{ORIGIN, Run};

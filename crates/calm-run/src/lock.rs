@@ -1,8 +1,8 @@
 //! A folder belongs to one process at a time: two that train the same run would write every line twice and take each
 //! other's checkpoints away. So does a file that grows.
 //!
-//! `.lock` in the folder (`.NAME.lock` beside a file) is locked by the operating system for as long as its owner lives, and says who that is. Where
-//! the system's lock tells nothing (a file system without locks, or one that knows only those of its own machine), the
+//! `.lock` in the folder (`.NAME.lock` beside a file, or beside a folder that is claimed for a process to come) is locked by
+//! the operating system for as long as its owner lives, and says who that is. Where the system's lock tells nothing (a file system without locks, or one that knows only those of its own machine), the
 //! heartbeat decides: the owner renews it every `BEAT`, and one that has not been renewed for `STALE` belongs to
 //! nobody. The clocks of two machines need not agree: a heartbeat that looks old by the clock is watched for a while
 //! before it is taken for dead.
@@ -58,6 +58,15 @@ pub struct Lock {
     beating: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
+/// What came of asking for a folder that others may ask for too.
+#[derive(Debug)]
+pub enum Claim {
+    /// It is this process's until the lock is dropped.
+    Ours(Lock),
+    /// Another process has it: which, as far as that is known.
+    Theirs(Option<Owner>),
+}
+
 /// How long signs of life are waited for; tests wait less.
 #[derive(Clone, Copy)]
 struct Patience {
@@ -80,7 +89,8 @@ impl Lock {
         patience: Patience,
         host: &str,
     ) -> Result<Self> {
-        Self::take_at(folder, &folder.join(LOCK), note, patience, host)
+        let mut note = |left: &str| note(&format!("{} was left by {left}", folder.display()));
+        Self::take_at(&folder.join(LOCK), &mut note, patience, host)?.or_refused(folder)
     }
 
     /// The same of a file, which need not be there.
@@ -88,25 +98,27 @@ impl Lock {
     /// # Errors
     /// As [`Lock::take`].
     pub fn take_file(file: &Path, note: &mut dyn FnMut(&str)) -> Result<Self> {
-        let name = file.file_name().unwrap_or_default().to_string_lossy();
-        let path = file.with_file_name(format!(".{name}{LOCK}"));
-        Self::take_at(file, &path, note, Patience { beat: BEAT, stale: STALE }, &host::name())
+        let patience = Patience { beat: BEAT, stale: STALE };
+        let mut note = |left: &str| note(&format!("{} was left by {left}", file.display()));
+        Self::take_at(&beside(file), &mut note, patience, &host::name())?.or_refused(file)
     }
 
-    /// Takes `what` by the file at `path`.
-    fn take_at(
-        what: &Path,
-        path: &Path,
-        note: &mut dyn FnMut(&str),
-        patience: Patience,
-        host: &str,
-    ) -> Result<Self> {
+    /// Claims a folder for a process that lets another one work in it: by a file beside the folder, whose own lock stays free.
+    ///
+    /// # Errors
+    /// The folder around it cannot be written in.
+    pub fn claim(folder: &Path) -> Result<Claim> {
+        Self::take_at(&beside(folder), &mut |_| (), Patience { beat: BEAT, stale: STALE }, &host::name())
+    }
+
+    /// Takes what the file at `path` stands for.
+    fn take_at(path: &Path, note: &mut dyn FnMut(&str), patience: Patience, host: &str) -> Result<Claim> {
         let folder = path.parent().unwrap_or(Path::new(""));
         calm_files::create_folder(folder).map_err(|e| Error::io("create", folder, e))?;
         let open = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path);
         let mut file = open.map_err(|e| Error::io("write", path, e))?;
         let known = match patiently(&file) {
-            Err(TryLockError::WouldBlock) => return Err(taken(what, read_owner(path).as_ref())),
+            Err(TryLockError::WouldBlock) => return Ok(Claim::Theirs(read_owner(path))),
             // Whether the system's lock says anything about processes of this machine.
             Ok(()) => true,
             Err(TryLockError::Error(_)) => false,
@@ -114,9 +126,9 @@ impl Lock {
         if let Some(owner) = read_owner(path) {
             // On this machine the system ended its lock with it; of another one only the heartbeat tells.
             if !(known && owner.host == host) && lives(path, &owner, patience) {
-                return Err(taken(what, Some(&owner)));
+                return Ok(Claim::Theirs(Some(owner)));
             }
-            note(&format!("{} was left by {owner}, which has ended: taken over", what.display()));
+            note(&format!("{owner}, which has ended: taken over"));
         }
         let owner = Owner {
             process: std::process::id(),
@@ -137,10 +149,10 @@ impl Lock {
             std::thread::sleep(Duration::from_millis(200));
             match read_owner(path) {
                 Some(found) if (found.process, &found.host) == (owner.process, &owner.host) => {}
-                found => return Err(taken(what, found.as_ref())),
+                found => return Ok(Claim::Theirs(found)),
             }
         }
-        Ok(Self { beating: heartbeat(path, owner, patience.beat), file })
+        Ok(Claim::Ours(Self { beating: heartbeat(path, owner, patience.beat), file }))
     }
 
     /// Whether another process works on the folder now, and who, as far as that is known. An owner on another machine is
@@ -168,6 +180,22 @@ fn patiently(file: &File) -> std::result::Result<(), TryLockError> {
         }
     }
     file.try_lock()
+}
+
+impl Claim {
+    /// The lock, where only this process may work.
+    fn or_refused(self, what: &Path) -> Result<Lock> {
+        match self {
+            Self::Ours(lock) => Ok(lock),
+            Self::Theirs(owner) => Err(taken(what, owner.as_ref())),
+        }
+    }
+}
+
+/// The file beside a file or folder that says who has it.
+fn beside(file: &Path) -> PathBuf {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    file.with_file_name(format!(".{name}{LOCK}"))
 }
 
 impl Drop for Lock {
@@ -293,6 +321,19 @@ mod tests {
         assert!(take(&dir.path().join("new"), "here").0.is_ok());
         drop(held);
         assert!(Lock::take_file(&file, &mut |_| ()).is_ok());
+    }
+
+    #[test]
+    fn a_claimed_folder_is_free_for_the_process_that_works_in_it_and_for_no_other_claim() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("run");
+        let Claim::Ours(claim) = Lock::claim(&folder).unwrap() else { panic!("nobody has it") };
+        assert!(!folder.exists() && Lock::holder(&folder).is_none());
+        assert!(take(&folder, "here").0.is_ok());
+        let Claim::Theirs(Some(owner)) = Lock::claim(&folder).unwrap() else { panic!("it is claimed") };
+        assert_eq!(owner.process, std::process::id());
+        drop(claim);
+        assert!(matches!(Lock::claim(&folder).unwrap(), Claim::Ours(_)));
     }
 
     #[test]

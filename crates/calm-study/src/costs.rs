@@ -11,8 +11,9 @@ use calm_train::measure::MeasuredCosts;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::execute::{Failures, finished};
+use crate::done::finished;
 use crate::plan::Ablation;
+use crate::queue::Failures;
 
 /// File of an ablation's folder with the measurements.
 pub const COSTS: &str = "costs.json";

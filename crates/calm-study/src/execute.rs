@@ -1,58 +1,23 @@
 //! Trains what a plan asks for and is not there yet, one process a run: a run that fails, or is killed for its
-//! memory, does not take the others along, and each peak of memory is its own.
+//! memory, does not take the others along, and each peak of memory is its own. Several processes may work on one
+//! ablation: each run is claimed by the one that trains it.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use calm_data::Corpus;
 use calm_run::checked::{read_json, write_json};
 use calm_run::checkpoint::Checkpoints;
-use calm_run::config::RunConfig;
-use calm_run::lock::Lock;
 use calm_run::run::CONFIG;
-use calm_run::{Begin, Error, Result, Resumption, Run, Stage};
+use calm_run::{Begin, Claim, Error, Lock, Result, Resumption, Run, Stage};
 
-use crate::plan::{Ablation, PLAN, SharedAutoencoder};
+use crate::done::trained;
+use crate::plan::{Ablation, PLAN, PlannedRun, SharedAutoencoder};
+pub use crate::queue::{Failures, Job, Outcome, Worker};
+use crate::queue::{Task, work};
 use crate::settings::autoencoder_key;
 
 /// File of an ablation's folder with the runs that failed and why; gone when all are well.
 const FAILURES: &str = "failures.json";
-
-/// A process to be started.
-#[derive(Clone, Copy, Debug)]
-pub struct Job<'a> {
-    /// What is trained, for people: `k4-seed1 (3 of 15)`.
-    pub title: &'a str,
-    /// Folder of the run; its `config.yaml` is there.
-    pub folder: &'a Path,
-    /// Folder of the run whose autoencoder it takes.
-    pub autoencoder: Option<&'a Path>,
-    /// Train the autoencoder and nothing else.
-    pub only_autoencoder: bool,
-}
-
-/// How a process ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Trained to its last step.
-    Done,
-    /// Stopped by the user, with a checkpoint: the whole ablation stops.
-    Stopped,
-    /// Anything else, with what is known of why.
-    Failed(String),
-}
-
-/// Trains runs.
-pub trait Worker {
-    /// Trains one, or goes on with it.
-    ///
-    /// # Errors
-    /// No process can be started, or the folder cannot be written. A training that fails is an [`Outcome`].
-    fn train(&mut self, job: &Job<'_>) -> Result<Outcome>;
-}
-
-/// Why runs failed, by name.
-pub type Failures = BTreeMap<String, String>;
 
 /// The runs that failed when this ablation was last executed.
 ///
@@ -102,27 +67,31 @@ pub fn check(ablation: &Ablation, corpus: &Corpus) -> Result<()> {
 /// As [`check`]; a folder that cannot be written.
 pub fn prepare(ablation: &Ablation, corpus: &Corpus) -> Result<()> {
     check(ablation, corpus)?;
-    // What a process left that was killed while it scored, or with the last checkpoint of a stage.
-    let folders =
-        ablation.autoencoders.iter().map(|a| &a.folder).chain(ablation.runs.iter().map(|r| &r.folder));
-    // Another folder's contents are not ours to throw away, nor what a process still works on that outlived its parent.
-    let ours = |folder: &&std::path::PathBuf| {
-        [CONFIG, PLAN].iter().any(|name| folder.join(name).is_file())
-            && (**folder == ablation.folder || Lock::holder(folder).is_none())
-    };
-    for folder in folders.chain([&ablation.folder]).filter(ours) {
-        calm_files::settle(folder, false).map_err(|e| Error::io("write", folder, e))?;
-        for stage in Stage::ALL {
-            Checkpoints::new(&folder.join(stage.name())).tidy()?;
+    let autoencoders = ablation.autoencoders.iter().map(|a| (&a.folder, &a.config, true));
+    let runs = ablation.runs.iter().map(|run| (&run.folder, &run.config, false));
+    for (folder, config, is_autoencoder) in autoencoders.chain(runs) {
+        let there = folder.join(CONFIG).is_file();
+        // What another process works on is as it shall be.
+        let claim = Lock::claim(folder)?;
+        let free = matches!(claim, Claim::Ours(_)) && Lock::holder(folder).is_none();
+        if there && free {
+            settle(folder)?;
+        }
+        if !there || (free && !is_autoencoder) {
+            Run::create(folder, config, Begin::New)?;
         }
     }
-    for autoencoder in ablation.autoencoders.iter().filter(|a| !a.folder.join(CONFIG).is_file()) {
-        Run::create(&autoencoder.folder, &autoencoder.config, Begin::New)?;
-    }
-    for run in &ablation.runs {
-        Run::create(&run.folder, &run.config, Begin::New)?;
+    if ablation.folder.join(PLAN).is_file() {
+        settle(&ablation.folder)?;
     }
     ablation.save()
+}
+
+/// Removes what a process left that was killed while it scored, or with the last checkpoint of a stage. Only of folders that
+/// are known to be ours.
+fn settle(folder: &Path) -> Result<()> {
+    calm_files::settle(folder, false).map_err(|e| Error::io("write", folder, e))?;
+    Stage::ALL.iter().try_for_each(|stage| Checkpoints::new(&folder.join(stage.name())).tidy())
 }
 
 fn other_folder(ablation: &Path) -> String {
@@ -149,97 +118,120 @@ fn same_autoencoder(autoencoder: &SharedAutoencoder) -> Result<()> {
     ))
 }
 
-/// Whether a stage of a run in this folder is trained to its end; one whose state cannot be read is not.
-pub fn finished(folder: &Path, config: &RunConfig, stage: Stage) -> bool {
-    let run = Run { folder: folder.to_owned(), config: config.clone() };
-    let steps = config.train.stage(stage).map_or(0, |c| c.steps);
-    // One whose state is damaged is resumed from the checkpoint before it.
-    let state = run.checkpoints(stage).latest().ok().flatten();
-    state.is_some_and(|s| s.step >= steps || (s.finished && s.step == 0))
-}
-
-/// Whether the checkpoints of a stage are what was written: damaged ones are trained again from the one before.
-fn whole(folder: &Path, stage: Stage) -> bool {
-    let checkpoints = Checkpoints::new(&folder.join(stage.name()));
-    checkpoints.steps().into_iter().all(|step| checkpoints.check(step).is_ok())
-}
-
 /// What is left to train: autoencoders and runs, by their place in the plan.
 pub fn missing(ablation: &Ablation) -> (Vec<usize>, Vec<usize>) {
     let mut runs = Vec::new();
     for (i, run) in ablation.runs.iter().enumerate() {
-        let done = finished(&run.folder, &run.config.value, Stage::Lm);
-        if !(done && whole(&run.folder, Stage::Lm)) {
+        if !trained(&run.folder, &run.config.value, Stage::Lm) {
             runs.push(i);
         }
     }
     let mut autoencoders = Vec::new();
     for (i, autoencoder) in ablation.autoencoders.iter().enumerate() {
         let needed = runs.iter().any(|r| ablation.runs[*r].autoencoder == Some(i));
-        let done = finished(&autoencoder.folder, &autoencoder.config.value, Stage::Autoencoder);
-        if needed && !(done && whole(&autoencoder.folder, Stage::Autoencoder)) {
+        if needed && !trained(&autoencoder.folder, &autoencoder.config.value, Stage::Autoencoder) {
             autoencoders.push(i);
         }
     }
     (autoencoders, runs)
 }
 
-/// Trains what is missing, each autoencoder just before the first run that needs it. Returns the failures, or
+/// What is left to train, in order: each autoencoder just before the first run that needs it.
+fn tasks(ablation: &Ablation) -> Vec<Task<'_>> {
+    let (autoencoders, runs) = missing(ablation);
+    let mut tasks: Vec<Task<'_>> = Vec::new();
+    let mut places = vec![None; ablation.autoencoders.len()];
+    for run in runs.iter().map(|i| &ablation.runs[*i]) {
+        if let Some(i) = run.autoencoder.filter(|i| autoencoders.contains(i))
+            && places[i].is_none()
+        {
+            places[i] = Some(tasks.len());
+            tasks.push(of_autoencoder(&ablation.autoencoders[i]));
+        }
+        tasks.push(of_run(ablation, run, run.autoencoder.and_then(|i| places[i])));
+    }
+    tasks
+}
+
+fn of_autoencoder(autoencoder: &SharedAutoencoder) -> Task<'_> {
+    Task {
+        name: format!("autoencoder {}", autoencoder.name),
+        folder: &autoencoder.folder,
+        config: &autoencoder.config.value,
+        stage: Stage::Autoencoder,
+        autoencoder: None,
+        needs: None,
+        awaited: true,
+    }
+}
+
+fn of_run<'a>(ablation: &'a Ablation, run: &'a PlannedRun, needs: Option<usize>) -> Task<'a> {
+    Task {
+        name: run.name.clone(),
+        folder: &run.folder,
+        config: &run.config.value,
+        stage: Stage::Lm,
+        autoencoder: run.autoencoder.map(|i| ablation.autoencoders[i].folder.as_path()),
+        needs,
+        awaited: true,
+    }
+}
+
+/// Trains what is missing, up to `lanes` runs at a time. What another process trains is waited for. Returns the failures, or
 /// None if it was stopped.
 ///
 /// # Errors
 /// The folder cannot be read or written, or no process can be started.
-pub fn execute(ablation: &Ablation, worker: &mut dyn Worker) -> Result<Option<Failures>> {
-    let (autoencoders, runs) = missing(ablation);
-    let total = autoencoders.len() + runs.len();
-    let mut failures = Failures::new();
-    let mut done = 0;
-    let mut settled: Vec<bool> =
-        (0..ablation.autoencoders.len()).map(|i| !autoencoders.contains(&i)).collect();
-    for run in runs.iter().map(|i| &ablation.runs[*i]) {
-        let autoencoder = run.autoencoder.map(|i| &ablation.autoencoders[i]);
-        if let (Some(i), Some(autoencoder)) = (run.autoencoder, autoencoder) {
-            let name = format!("autoencoder {}", autoencoder.name);
-            if !std::mem::replace(&mut settled[i], true) {
-                done += 1;
-                let job = Job {
-                    title: &format!("{name} ({done} of {total})"),
-                    folder: &autoencoder.folder,
-                    autoencoder: None,
-                    only_autoencoder: true,
-                };
-                match worker.train(&job)? {
-                    Outcome::Done => {}
-                    Outcome::Stopped => return Ok(None),
-                    Outcome::Failed(reason) => fail(ablation, &mut failures, &name, reason)?,
-                }
-            }
-            if failures.contains_key(&name) {
-                done += 1;
-                fail(ablation, &mut failures, &run.name, format!("{name} failed"))?;
-                continue;
-            }
-        }
-        done += 1;
-        let job = Job {
-            title: &format!("{} ({done} of {total})", run.name),
-            folder: &run.folder,
-            autoencoder: autoencoder.map(|a| a.folder.as_path()),
-            only_autoencoder: false,
-        };
-        match worker.train(&job)? {
-            Outcome::Done => {}
-            Outcome::Stopped => return Ok(None),
-            Outcome::Failed(reason) => fail(ablation, &mut failures, &run.name, reason)?,
-        }
+pub fn execute(ablation: &Ablation, worker: &dyn Worker, lanes: usize) -> Result<Option<Failures>> {
+    let path = ablation.folder.join(FAILURES);
+    let failures = work(&tasks(ablation), worker, lanes, &|failures| write_json(&path, failures))?;
+    if failures.as_ref().is_some_and(Failures::is_empty) {
+        let _ = calm_files::remove(&path);
     }
-    if failures.is_empty() {
-        let _ = calm_files::remove(&ablation.folder.join(FAILURES));
-    }
-    Ok(Some(failures))
+    Ok(failures)
 }
 
-fn fail(ablation: &Ablation, failures: &mut Failures, name: &str, reason: String) -> Result<()> {
-    failures.insert(name.to_owned(), reason);
-    write_json(&ablation.folder.join(FAILURES), failures)
+/// What is left to train, each by its folder's path in that of the ablation, in groups: autoencoders, runs that need none of
+/// these, runs that do.
+pub fn jobs(ablation: &Ablation) -> [Vec<String>; 3] {
+    let mut groups = [const { Vec::new() }; 3];
+    for task in tasks(ablation) {
+        let group = match (task.stage, task.needs) {
+            (Stage::Autoencoder, _) => 0,
+            (Stage::Lm, None) => 1,
+            (Stage::Lm, Some(_)) => 2,
+        };
+        groups[group].push(name_of(ablation, task.folder));
+    }
+    groups
+}
+
+/// Path of a run's folder in that of the ablation, with `/` everywhere.
+fn name_of(ablation: &Ablation, folder: &Path) -> String {
+    let inner = folder.strip_prefix(&ablation.folder).unwrap_or(folder);
+    inner.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/")
+}
+
+/// Trains one of [`jobs`] alone, and before it the autoencoder that it needs, if nobody has. What another process trains is
+/// left to it, an autoencoder waited for. Nothing of the ablation itself is written. Returns as [`execute`].
+///
+/// # Errors
+/// The ablation has no such run; as [`execute`].
+pub fn execute_job(ablation: &Ablation, name: &str, worker: &dyn Worker) -> Result<Option<Failures>> {
+    let is = |folder: &Path| name_of(ablation, folder) == name.trim_end_matches('/');
+    let mut tasks = Vec::new();
+    if let Some(autoencoder) = ablation.autoencoders.iter().find(|a| is(&a.folder)) {
+        tasks.push(Task { awaited: false, ..of_autoencoder(autoencoder) });
+    } else if let Some(run) = ablation.runs.iter().find(|run| is(&run.folder)) {
+        let autoencoder = run.autoencoder.map(|i| of_autoencoder(&ablation.autoencoders[i]));
+        tasks.extend(autoencoder.filter(|a| !trained(a.folder, a.config, a.stage)));
+        let needs = (!tasks.is_empty()).then_some(0);
+        tasks.push(Task { awaited: false, ..of_run(ablation, run, needs) });
+    } else {
+        return Err(Error::user(
+            format!("{} has no run {name}", ablation.folder.display()),
+            "`calm ablate --print-jobs` says which there are",
+        ));
+    }
+    work(&tasks, worker, 1, &|_| Ok(()))
 }

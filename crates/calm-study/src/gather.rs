@@ -16,8 +16,9 @@ use calm_stats::seeds::{self, Contrast, SeededDifference, SeededReport};
 
 use crate::config::{Budget, Sharing};
 use crate::costs;
-use crate::execute::{Failures, finished};
+use crate::done::finished;
 use crate::plan::{Ablation, PlannedRun};
+use crate::queue::Failures;
 use crate::score::{RunScores, Scored, curve, kept, kept_reconstruction};
 
 /// A run that is trained and scored.

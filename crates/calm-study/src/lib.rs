@@ -1,10 +1,10 @@
 //! Many runs, one comparison: what an ablation's file says becomes a plan of runs under an equal budget; runs
-//! are trained one by one (what they share, once), scored on the same positions, measured in turn, and gathered
+//! are trained, several at a time (what they share, once), scored on the same positions, measured in turn, and gathered
 //! into a [`calm_report::Study`].
 //!
 //! ```text
 //!   ablation.yaml ── expand ──> plan: autoencoders, runs      (config, survey, plan)
-//!        folder  <── execute ── one process a run             (execute)
+//!        folder  <── execute ── one process a run             (execute, queue)
 //! scores-*.json  <── score ──── the same positions for all    (alignment, score)
 //!    costs.json  <── measure ── all variants in turn          (costs)
 //!    study.json  <── gather ─── means over seeds, differences (gather)
@@ -16,11 +16,13 @@
 pub mod alignment;
 pub mod config;
 pub mod costs;
+mod done;
 pub mod execute;
 pub mod folder;
 pub mod gather;
 pub mod outlook;
 pub mod plan;
+mod queue;
 pub mod score;
 mod settings;
 pub mod survey;

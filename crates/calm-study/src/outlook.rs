@@ -73,8 +73,11 @@ impl<'a> Outlook<'a> {
         self.stages.iter().map(|s| s.left as f64 * s.stage.seconds.unwrap_or(0.0)).sum()
     }
 
-    /// Most memory at a time, bytes.
-    pub fn memory(&self) -> f64 {
-        self.stages.iter().map(|s| s.stage.memory.total()).fold(0.0, f64::max)
+    /// Most memory of so many runs at a time, bytes.
+    pub fn memory(&self, lanes: usize) -> f64 {
+        let each = self.stages.iter().flat_map(|s| vec![s.stage.memory.total(); s.left.clamp(1, lanes)]);
+        let mut each: Vec<f64> = each.collect();
+        each.sort_by(|a, b| b.total_cmp(a));
+        each.iter().take(lanes).sum()
     }
 }

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::json;
 
 use crate::config::ScoreConfig;
-use crate::execute::finished;
+use crate::done::finished;
 use crate::hash;
 use crate::plan::Ablation;
 
@@ -93,7 +93,7 @@ pub fn score(
     ablation: &Ablation,
     cache: &Path,
     device: &Device,
-    failures: &mut crate::execute::Failures,
+    failures: &mut crate::queue::Failures,
     reporter: &mut dyn Reporter,
 ) -> Result<()> {
     let mut ngram: Option<NgramModels> = None;

@@ -8,10 +8,11 @@ mod kept;
 mod toy;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use calm_config::Resolved;
 use calm_nn::{Init, ParamStore};
-use calm_parallel::{Ranks, threads};
+use calm_parallel::{Collective, Patience, Ranks, World, threads};
 use calm_run::checkpoint::Checkpoints;
 use calm_run::config::{RunConfig, StageConfig};
 use calm_run::{Begin, Error, Run, Stage};
@@ -378,4 +379,76 @@ fn a_rank_that_fails_ends_all_and_is_named() {
     let e = ended[0].as_ref().unwrap_err();
     assert_eq!(e.to_string(), "rank 1 (thread-1): no memory left");
     assert_eq!(e.remedy().as_deref(), Some("take less"));
+}
+
+/// Processes of which one makes another update in one step: its weights drift.
+#[derive(Debug)]
+struct Drifting {
+    ranks: Ranks,
+    /// Whose, and after which step.
+    who: (usize, u64),
+    finished: AtomicU64,
+}
+
+impl Collective for Drifting {
+    fn world(&self) -> &World {
+        self.ranks.world()
+    }
+    fn hosts(&self) -> &[String] {
+        self.ranks.hosts()
+    }
+    fn sum(&self, values: &mut [f32]) -> calm_parallel::Result<()> {
+        self.ranks.sum(values)?;
+        // A bucket of gradients. The norm, which is compared in every step, stays what it is.
+        let gradients = values.len() > 64;
+        if gradients && (self.ranks.rank(), self.finished.load(Ordering::Relaxed)) == self.who {
+            values.iter_mut().for_each(|value| *value = -*value);
+        }
+        Ok(())
+    }
+    fn all_to_all(&self, values: &[f32]) -> calm_parallel::Result<Vec<f32>> {
+        self.ranks.all_to_all(values)
+    }
+    fn all_gather(&self, own: &[f32]) -> calm_parallel::Result<Vec<f32>> {
+        self.ranks.all_gather(own)
+    }
+    fn gather(&self, own: &[u8], what: &str, patience: Patience) -> calm_parallel::Result<Vec<Vec<u8>>> {
+        self.ranks.gather(own, what, patience)
+    }
+    fn finished_step(&self, step: u64) {
+        self.finished.store(step, Ordering::Relaxed);
+        self.ranks.finished_step(step);
+    }
+    fn failed(&self, error: &calm_parallel::Error) -> bool {
+        self.ranks.failed(error)
+    }
+    fn abort(&self, code: i32) -> ! {
+        self.ranks.abort(code)
+    }
+    fn leave(&self) -> calm_parallel::Result<()> {
+        self.ranks.leave()
+    }
+}
+
+#[test]
+fn weights_that_drift_apart_are_refused_at_the_next_checkpoint_with_both_fingerprints() {
+    let text = Text::new();
+    let (_, model) = models().pop().unwrap();
+    let config = config(&text, &model, &[]);
+    let place = in_memory();
+    let done = threads::run(2, |ranks| {
+        let drifting = Drifting { ranks, who: (1, 4), finished: AtomicU64::new(0) };
+        one(&Ranks::new(drifting), place.path(), &config, &mut Listener::default())
+    });
+    let said = done[0].as_ref().unwrap_err().to_string();
+    assert!(said.contains("differ in the checkpoint of step 6"), "{said}");
+    let prints: Vec<&str> = said.split("parameters ").skip(1).map(|rest| &rest[..12]).collect();
+    assert!(prints.len() == 2 && prints[0] != prints[1], "{said}");
+    assert!(said.contains("on rank 0 (") && said.contains("on rank 1 ("), "{said}");
+    assert!(done[0].as_ref().unwrap_err().remedy().is_some_and(|remedy| remedy.contains("--resume")));
+    assert_eq!(done[1].as_ref().unwrap_err().to_string(), said, "all say the same");
+    // What is wrong was not saved: the run goes on from the checkpoint before.
+    let saved = Checkpoints::new(&place.path().join("run/lm")).steps();
+    assert!(saved.contains(&3) && saved.iter().all(|step| *step <= 4), "{saved:?}");
+    world(2, place.path(), &config);
 }

@@ -19,9 +19,12 @@ pub struct BenchArgs {
     #[arg(long, value_name = "NAME", default_value = "small")]
     pub size: String,
     /// What of it (default: all): matrix, operators, and the steps ae, lm, baseline, energy, attention, generate,
-    /// brier_k1, brier_k2, brier_k4.
+    /// brier_k1, brier_k2, brier_k4; exchange: what several processes sum.
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     pub what: Vec<BenchItem>,
+    /// Measure what so many processes on this machine exchange (needs a build with the feature `mpi`, and mpirun).
+    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
+    pub processes: Option<usize>,
     /// Number format of activations and products; bf16 needs a GPU. A run has its own.
     #[arg(long, value_name = "f32|bf16", default_value = "f32", conflicts_with = "run")]
     pub precision: PrecisionName,
@@ -65,6 +68,8 @@ pub enum BenchItem {
     Operators,
     /// A step.
     Work(What),
+    /// What several processes sum.
+    Exchange,
 }
 
 impl std::str::FromStr for BenchItem {
@@ -73,7 +78,11 @@ impl std::str::FromStr for BenchItem {
         match name {
             "matrix" => Ok(Self::Matrix),
             "operators" => Ok(Self::Operators),
-            work => work.parse().map(Self::Work).map_err(|names| format!("matrix, operators, or {names}")),
+            "exchange" => Ok(Self::Exchange),
+            work => work
+                .parse()
+                .map(Self::Work)
+                .map_err(|names| format!("matrix, operators, exchange, or {names}")),
         }
     }
 }

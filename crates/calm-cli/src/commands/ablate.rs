@@ -1,5 +1,7 @@
 //! `calm ablate`.
 
+mod jobs;
+
 use std::path::Path;
 
 use anyhow::Result;
@@ -38,16 +40,21 @@ pub fn run(
     printer: &Printer,
 ) -> Result<()> {
     // Children open it: a process that only waits would hold memory there.
-    let choice = hardware::check(device)?;
-    let mut resolved = load::<AblationConfig>(shipped::find_ablation(&args.config)?, &args.overrides)?;
+    let lanes = lanes(args, hardware::check(device)?)?;
+    let choice = lanes[0];
+    let mut children = Children::new(threads, lanes, &args.cache, stop, printer);
+    let config = match (&args.job, &args.out, &args.config) {
+        (Some(job), Some(out), _) => return jobs::run(job, out, &children, printer),
+        (_, _, config) => config.as_deref().unwrap_or_default(),
+    };
+    let mut resolved = load::<AblationConfig>(shipped::find_ablation(config)?, &args.overrides)?;
     if let Some(data) = &args.data {
         // One path means the same from every folder.
         let data = data.canonicalize().unwrap_or_else(|_| data.clone());
         resolved.value.set.insert("data.source".into(), json!({ "path": data }));
         resolved.tree["set"]["data.source"] = json!({ "path": data });
     }
-    let out = args.out.clone().unwrap_or_else(|| Path::new(RUNS).join(shipped::run_name(&args.config)));
-    let mut children = Children::new(threads, choice, &args.cache, stop, printer);
+    let out = args.out.clone().unwrap_or_else(|| Path::new(RUNS).join(shipped::run_name(config)));
     let lock = match args.dry_run {
         true => None,
         false => Some(Lock::take(&out, &mut |note| printer.warn(note))?),
@@ -61,7 +68,11 @@ pub fn run(
         let corpus = survey.corpus(&ablation.runs[0].config.value)?.clone();
         (ablation, plans, corpus)
     };
-    let text = plan_table(&ablation, &plans, &Outlook::new(&ablation, &plans)?, args.dry_run);
+    let outlook = Outlook::new(&ablation, &plans)?;
+    children.at_most(outlook.autoencoders + outlook.runs);
+    // On one device they share what it can do.
+    let at_once = (children.lanes(), if args.devices.is_empty() { 1 } else { children.lanes() });
+    let text = plan_table(&ablation, &plans, &outlook, at_once, args.dry_run);
     if args.dry_run {
         // What the real run would refuse is no plan.
         check(&ablation, &corpus)?;
@@ -70,7 +81,18 @@ pub fn run(
     printer.note(text);
     prepare(&ablation, &corpus)?;
     ablation.save_config(&resolved)?;
-    let Some(mut failures) = execute(&ablation, &mut children)? else {
+    if args.print_jobs {
+        return Ok(printer.result(&jobs::script(args, threads, device, &ablation)?)?);
+    }
+    let sharing = if args.devices.is_empty() { children.lanes() } else { 1 };
+    if let Some(warning) = crowded(&plans, &outlook, sharing) {
+        printer.warn(warning);
+    }
+    // Of several at work none says that it stops: this one does.
+    stop.patient(children.lanes() > 1);
+    let trained = execute(&ablation, &children, children.lanes());
+    stop.patient(false);
+    let Some(mut failures) = trained? else {
         return Err(Error::Stopped.into());
     };
     let mut screen = Screen::new(printer);
@@ -105,6 +127,48 @@ pub fn run(
         0 => Ok(()),
         n => Err(failed(n, &failures)),
     }
+}
+
+/// The device of each run that is trained at a time.
+fn lanes(args: &AblateArgs, device: Choice) -> Result<Vec<Choice>> {
+    if args.processes == Some(0) {
+        return Err(Hinted::new("--processes 0", "give 1 or more").into());
+    }
+    if args.devices.is_empty() {
+        return Ok(vec![device; args.processes.unwrap_or(1)]);
+    }
+    for (at, device) in args.devices.iter().enumerate() {
+        if *device == Choice::Auto {
+            return Err(Hinted::new(
+                "--devices auto: which one?",
+                "name each, such as --devices cuda:0,cuda:1; `calm doctor` shows which there are",
+            )
+            .into());
+        }
+        if args.devices[..at].contains(device) {
+            return Err(Hinted::new(
+                format!("--devices: {device} is there twice"),
+                "one run on each at a time; --processes trains several on one",
+            )
+            .into());
+        }
+        hardware::check(*device)?;
+    }
+    Ok(args.devices.clone())
+}
+
+/// What to say where so many runs at a time need more memory than there is, on a device that they share.
+fn crowded(plans: &[Plan], outlook: &Outlook<'_>, lanes: usize) -> Option<String> {
+    let target = &plans.first()?.target;
+    let (needed, free) = (outlook.memory(lanes), target.free?);
+    (lanes > 1 && needed > free).then(|| {
+        format!(
+            "{lanes} runs at a time need about {} of memory, and {} has {} free: the system may end some; fewer with --processes",
+            format::bytes(needed),
+            target.device,
+            format::bytes(free)
+        )
+    })
 }
 
 fn failed(n: usize, failures: &Failures) -> anyhow::Error {
@@ -155,7 +219,13 @@ impl Site for Here<'_> {
 }
 
 /// What is going to be trained, and what that costs.
-fn plan_table(ablation: &Ablation, plans: &[Plan], outlook: &Outlook<'_>, dry: bool) -> String {
+fn plan_table(
+    ablation: &Ablation,
+    plans: &[Plan],
+    outlook: &Outlook<'_>,
+    (lanes, devices): (usize, usize),
+    dry: bool,
+) -> String {
     let mut table = Table::new(&["each run", "runs", "steps", "tokens", "FLOPs", "time", "memory"])
         .title("plan (time and memory are estimates)");
     for planned in &outlook.stages {
@@ -189,12 +259,16 @@ fn plan_table(ablation: &Ablation, plans: &[Plan], outlook: &Outlook<'_>, dry: b
         (Budget::Seconds(_), false) => "; steps follow from measured rates",
         _ => "",
     };
+    let memory = format::bytes(outlook.memory(lanes));
+    let memory = match lanes {
+        1 => format!("at most ~{memory} at a time"),
+        n => format!("{n} at a time, at most ~{memory}"),
+    };
     out.push_str(&format!(
-        "\nleft to train: {} autoencoder(s), {} run(s), ~{}; at most ~{} at a time{pilot}",
+        "\nleft to train: {} autoencoder(s), {} run(s), ~{}; {memory}{pilot}",
         outlook.autoencoders,
         outlook.runs,
-        report::short(outlook.seconds()),
-        format::bytes(outlook.memory()),
+        report::short(outlook.seconds() / devices as f64),
     ));
     out
 }

@@ -1,24 +1,39 @@
 //! `calm bench`.
 
+mod exchange;
+mod figures;
+
 use anyhow::Result;
 use calm_bench::{Machine, MatrixRate, Measured, MeasuredOperator, Options, Place, Size, What, operators};
 use calm_kernels::device::Choice;
 use calm_run::Run;
 use calm_train::measure::{MeasureOptions, measure};
+use figures::{gflops, gigabytes, spread, time};
 use serde::Serialize;
 
 use crate::args::{BenchArgs, BenchItem, Format};
 use crate::error::Hinted;
+use crate::fitting::Fitting;
 use crate::hardware;
 use crate::memory;
 use crate::screen::Screen;
+use crate::stop::Stop;
 use crate::ui::{Printer, Table, Unit, format};
 use crate::version;
 
 /// Runs the command.
-pub fn run(args: &BenchArgs, device: Choice, printer: &Printer) -> Result<()> {
+pub fn run(
+    args: &BenchArgs,
+    device: Choice,
+    fitting: &Fitting,
+    stop: &Stop,
+    printer: &Printer,
+) -> Result<()> {
     if args.draws == 1 {
         return Err(Hinted::new("--draws 1", "give 0 or at least 2 draws").into());
+    }
+    if exchange::run(args, device, fitting, stop, printer)? {
+        return Ok(());
     }
     match &args.run {
         Some(folder) => of_run(folder, args, device, printer),
@@ -100,6 +115,8 @@ fn of_size(args: &BenchArgs, choice: Choice, printer: &Printer) -> Result<()> {
                     }
                 }
             }
+            // Of several processes, which one is not.
+            BenchItem::Exchange => {}
             BenchItem::Work(what) => {
                 match calm_bench::work_at(what, &args.size, size, &options, &machine, &place) {
                     Ok(measured) => report.work.push(measured),
@@ -201,39 +218,8 @@ fn tables(report: &Report) -> String {
     out.join("\n\n")
 }
 
-fn gflops(rate: f64) -> String {
-    format!("{:.0} GFLOP/s", rate / 1e9)
-}
-
-fn gigabytes(rate: f64) -> String {
-    format!("{:.1} GB/s", rate / 1e9)
-}
-
-/// A short time, three digits of it.
-fn time(seconds: f64) -> String {
-    let (scale, unit) = unit(seconds);
-    format!("{} {unit}", digits(seconds * scale))
-}
-
-/// First and third quartile in the unit of the median.
 fn quartiles(w: &Measured) -> String {
-    let (scale, _) = unit(w.seconds_per_step);
-    let [low, high] = w.seconds_quartiles.map(|q| digits(q * scale));
-    format!("{low}..{high}")
-}
-
-/// A unit for a time, and how many of it are a second.
-fn unit(seconds: f64) -> (f64, &'static str) {
-    match seconds {
-        s if s >= 1.0 => (1.0, "s"),
-        s if s >= 1e-3 => (1e3, "ms"),
-        _ => (1e6, "µs"),
-    }
-}
-
-fn digits(value: f64) -> String {
-    let decimals = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
-    format!("{value:.decimals$}")
+    spread(w.seconds_per_step, w.seconds_quartiles)
 }
 
 fn of_run(folder: &std::path::Path, args: &BenchArgs, choice: Choice, printer: &Printer) -> Result<()> {

@@ -34,7 +34,7 @@ pub use printer::{Hint, Printer};
 pub use progress::{Progress, Unit};
 pub use streams::{Captured, ColorChoice, OutputError, UiOptions, Verbosity};
 pub use table::{Align, Table, wrapped};
-pub use visible::{pasted, visible};
+pub use visible::{pasted, quoted, visible};
 
 /// Width that tables and plain lines keep to, in characters.
 pub const WIDTH: usize = 80;

@@ -73,8 +73,16 @@ impl Printer {
         self.0.write_err(&format!("{} {}", self.0.paint(YELLOW, "warning:"), visible(&text)));
     }
 
-    /// Says that a command was stopped, and how to go on; also when quiet.
+    /// A line that a process said which works for this one; also when quiet.
+    pub fn said_by(&self, who: &str, line: &str) {
+        self.0.write_err(&visible(&format!("{who}: {line}")));
+    }
+
+    /// Says that a command was stopped, and how to go on; also when quiet, not when silent.
     pub fn stopped(&self, text: &str, hint: Option<&str>) {
+        if self.0.verbosity() == Verbosity::Silent {
+            return;
+        }
         let hint =
             hint.map_or_else(String::new, |hint| format!("\n  {} {hint}", self.0.paint(CYAN, "hint:")));
         self.0.write_err(&format!("{text}{hint}"));

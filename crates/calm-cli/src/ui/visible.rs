@@ -25,9 +25,13 @@ pub fn visible(text: &str) -> Cow<'_, str> {
 /// A path as a shell takes it for one word, and a command for no option.
 pub fn pasted(path: &Path) -> String {
     let text = path.to_string_lossy();
-    let text = if text.starts_with('-') { format!("./{text}").into() } else { text };
-    // Only a zero byte cannot be quoted, and no path has one.
-    shlex::try_quote(&text).map_or_else(|_| text.to_string(), Cow::into_owned)
+    if text.starts_with('-') { quoted(&format!("./{text}")) } else { quoted(&text) }
+}
+
+/// A text as a shell takes it for one word.
+pub fn quoted(text: &str) -> String {
+    // Only a zero byte cannot be quoted, and no argument has one.
+    shlex::try_quote(text).map_or_else(|_| text.to_owned(), Cow::into_owned)
 }
 
 #[cfg(test)]
@@ -48,5 +52,6 @@ mod tests {
         assert_eq!(pasted(Path::new("runs/k4")), "runs/k4");
         assert_eq!(shlex::split(&pasted(Path::new("a b/c'd $x"))).unwrap(), ["a b/c'd $x"]);
         assert_eq!(pasted(Path::new("-x")), "./-x");
+        assert_eq!([quoted("--set"), quoted("seeds=[1, 2]")], ["--set", "'seeds=[1, 2]'"]);
     }
 }

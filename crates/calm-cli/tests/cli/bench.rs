@@ -37,6 +37,8 @@ fn what_cannot_be_measured_is_named() {
     let house = House::new();
     let error = house.error(&["bench", "--size", "huge"]);
     assert!(error.contains("huge") && error.contains("small, small-v1024"), "{error}");
+    house.refuses(&["bench", "--what", "exchange"], &["nobody to exchange", "--processes 2"]);
+    house.refuses(&["bench", "--what", "lm", "--processes", "2"], &["nothing else", "--what exchange"]);
     for args in
         [&["bench", "--what", "all"][..], &["bench", "--seconds", "nan"], &["doctor", "--seconds", "inf"]]
     {

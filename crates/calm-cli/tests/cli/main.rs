@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod ablate;
+mod at_once;
 mod bench;
 mod chat;
 mod config;

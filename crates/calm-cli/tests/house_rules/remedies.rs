@@ -14,11 +14,15 @@ use serde_json::Value;
 
 use crate::graphs;
 
-/// Options of other programs that our texts name: of cargo, of tensorboard, of mpirun and srun, and of a page's style.
-const FOREIGN: [&str; 11] = [
+/// Options of other programs that our texts name: of cargo, of tensorboard, of mpirun, srun and sbatch, and of a page's style.
+const FOREIGN: [&str; 16] = [
+    "--array",
     "--bind-to",
+    "--dependency",
+    "--job-name",
     "--mpi",
     "--oversubscribe",
+    "--parsable",
     "--example",
     "--features",
     "--filter-platform",
@@ -26,6 +30,7 @@ const FOREIGN: [&str; 11] = [
     "--logdir",
     "--offline",
     "--release",
+    "--signal",
     "--columns",
 ];
 /// What follows our name where it is no command: in sentences, and in the names of formats.

@@ -61,6 +61,11 @@ fn a_build_without_mpi_says_so_and_never_trains_the_same_thing_n_times() {
         assert!(done.err.contains("--features mpi"), "{done:?}");
         assert!(!house.path("run").exists());
     }
-    let done = house.calm(&house.train(&["--processes", "2"]), &[]);
-    assert!(done.code == 1 && done.err.contains("feature `mpi` is missing"), "{done:?}");
+    for arguments in
+        [house.train(&["--processes", "2"]), vec!["bench", "--what", "exchange", "--processes", "2"]]
+    {
+        let done = house.calm(&arguments, &[]);
+        assert!(done.code == 1 && done.err.contains("feature `mpi` is missing"), "{done:?}");
+        assert!(done.err.contains("--features mpi"), "{done:?}");
+    }
 }

@@ -154,6 +154,62 @@ fn who_asks_for_a_stop_gets_a_checkpoint_and_the_exit_code_of_the_signal() {
 }
 
 #[test]
+fn a_second_signal_ends_all_at_once_and_leaves_nobody_behind() {
+    if !can("a second signal") {
+        return;
+    }
+    let house = House::new();
+    let mut command = house.command(env!("CARGO_BIN_EXE_calm"));
+    let more = ["--processes", "2", "--threads", "1", "--set", "train.lm.steps=1000000"];
+    let more = [&more[..], &["--set", "train.lm.checkpoint_every=20"]].concat();
+    command.args(house.train(&more)).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = house.saved(command.env("CALM_WAIT_SECONDS", "60").spawn().unwrap());
+    let mpirun = child_with(child.id(), "OMPI_ALLOW_RUN_AS_ROOT=1");
+    let ranks =
+        [0, 1].map(|rank| child_with(mpirun.parse().unwrap(), &format!("OMPI_COMM_WORLD_RANK={rank}")));
+    // The first signal waits for a step that never ends.
+    signal("STOP", &ranks[1]);
+    signal("INT", &child.id().to_string());
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(child.try_wait().unwrap().is_none(), "one signal waits for a checkpoint");
+    signal("INT", &child.id().to_string());
+    let since = Instant::now();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+    let lives = |process: &String| {
+        let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+        // What nobody has waited for is dead all the same.
+        !status.is_empty() && !status.contains("\nState:\tZ")
+    };
+    let all = [&ranks[0], &ranks[1], &mpirun];
+    while all.iter().any(|process| lives(process)) {
+        assert!(since.elapsed() < Duration::from_secs(20), "somebody is left of {all:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_stop_asked_of_any_rank_is_one_checkpoint_of_all() {
+    if !can("a stop of a rank") {
+        return;
+    }
+    let house = House::new();
+    let child = house.begun(2);
+    signal("TERM", &process(&child, 1));
+    let done: Done = child.wait_with_output().unwrap().into();
+    assert_eq!((done.code, messages(&done)), (143, 0), "{done:?}");
+    assert_eq!(done.err.matches("a checkpoint was written").count(), 1, "{done:?}");
+    let record: serde_json::Value =
+        serde_json::from_slice(&fs::read(house.path("run/run.json")).unwrap()).unwrap();
+    assert_eq!(record["history"].as_array().unwrap().len(), 1, "{record}");
+    assert!(record["history"][0]["stopped"].is_string(), "{record}");
+    let text = fs::read_to_string(house.path("run/metrics.jsonl")).unwrap();
+    let last: serde_json::Value = serde_json::from_str(text.lines().next_back().unwrap()).unwrap();
+    assert_eq!(last["step"].as_u64(), house.latest(), "the last step is the checkpoint's");
+    house.goes_on(2);
+}
+
+#[test]
 fn a_rank_that_is_stopped_ends_the_job_with_one_message_and_the_run_goes_on_with_fewer() {
     if !can("a rank that is stopped") {
         return;
@@ -210,6 +266,33 @@ fn a_process_that_was_started_here_and_is_killed_is_one_message() {
     let done: Done = child.wait_with_output().unwrap().into();
     assert_eq!((done.code, messages(&done)), (1, 1), "{done:?}");
     assert!(done.err.contains("--resume"), "{done:?}");
+}
+
+#[test]
+fn what_two_processes_exchange_is_measured_and_said_once() {
+    if !can("the exchange") {
+        return;
+    }
+    let house = House::new();
+    let bench = ["bench", "--what", "exchange", "--seconds", "0.01", "--device", "cpu"];
+    let done = house.calm(&[&bench[..], &["--processes", "2", "--format", "json"]].concat(), &[]);
+    assert_eq!(done.code, 0, "{done:?}");
+    let report: serde_json::Value = serde_json::from_str(&done.out).unwrap();
+    assert_eq!(report["hosts"].as_array().unwrap().len(), 2);
+    let all = report["exchange"].as_array().unwrap();
+    let ways = ["copy", "sum", "tree"];
+    assert_eq!(all.len(), 5 * ways.len(), "{report}");
+    for (n, one) in all.iter().enumerate() {
+        assert_eq!(one["what"], ways[n % 3]);
+        assert!(one["median"].as_f64() > Some(0.0) && one["n"].as_u64() >= Some(3), "{one}");
+        // Of two processes each sends as much as it has.
+        let sent = if n % 3 == 0 { &serde_json::Value::Null } else { &one["bytes_per_second"] };
+        assert_eq!(&one["sent_per_second"], sent);
+    }
+    assert_eq!((all[0]["bytes"].as_u64(), all[14]["bytes"].as_u64()), (Some(1_000_000), Some(256_000_000)));
+    let done = house.trained(2, &["bench", "--what", "lm", "--device", "cpu"]);
+    assert_eq!((done.code, messages(&done)), (1, 1), "{done:?}");
+    assert!(done.err.contains("--what exchange"), "{done:?}");
 }
 
 #[test]

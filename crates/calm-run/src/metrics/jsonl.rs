@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 /// The values of one step.
@@ -168,6 +168,18 @@ pub fn read_lines(path: &Path) -> io::Result<Vec<Line>> {
     read(path, |line: &Line| (line.stage, line.step))
 }
 
+/// The last whole line of values within the last bytes of the file; None where there is none, or no file. For whoever looks
+/// often.
+pub fn last_line(path: &Path) -> Option<Line> {
+    const TAIL: u64 = 16 << 10;
+    let mut file = File::open(path).ok()?;
+    let length = file.seek(SeekFrom::End(0)).ok()?;
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL))).ok()?;
+    let mut bytes = Vec::new();
+    file.take(TAIL).read_to_end(&mut bytes).ok()?;
+    bytes.split(|byte| *byte == b'\n').rev().find_map(|line| serde_json::from_slice(line).ok())
+}
+
 /// Reads the texts of a run that count, as [`read_lines`] does its values.
 ///
 /// # Errors
@@ -202,6 +214,20 @@ fn read<T: DeserializeOwned>(path: &Path, place: impl Fn(&T) -> (Stage, u64)) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_line_of_values_is_found_without_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        assert_eq!(last_line(&path), None);
+        let line = |step: usize| {
+            format!("{{\"stage\":\"lm\",\"step\":{step},\"wall_time\":1.0,\"values\":{{\"a\":1.0}}}}\n")
+        };
+        let text = "{\"stage\":\"lm\",\"step\":9,\"wall_time\":1.0,\"texts\":{\"sample\":\"x\"}}\n{\"stage\":\"lm\",\"st";
+        let all = (0..1000).map(line).collect::<String>() + text;
+        fs::write(&path, all).unwrap();
+        assert_eq!(last_line(&path).map(|line| line.step), Some(999));
+    }
 
     fn steps(path: &Path) -> Vec<(Stage, u64)> {
         read_lines(path).unwrap().into_iter().map(|line| (line.stage, line.step)).collect()

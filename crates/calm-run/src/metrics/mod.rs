@@ -20,7 +20,7 @@
 pub mod jsonl;
 pub mod tensorboard;
 
-pub use jsonl::{Line, SUM, Texts, check, read_lines, read_texts};
+pub use jsonl::{Line, SUM, Texts, check, last_line, read_lines, read_texts};
 
 use crate::stage::Stage;
 use jsonl::JsonLines;

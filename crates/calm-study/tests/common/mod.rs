@@ -10,11 +10,13 @@ pub mod toy;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::Mutex;
 
 use calm_config::{ConfigText, Resolved, load};
 use calm_report::study::Machine;
 use calm_run::checked::read_config;
 use calm_run::config::RunConfig;
+use calm_run::lock::Owner;
 use calm_run::{Begin, Result, Run, Stage};
 use calm_study::config::AblationConfig;
 use calm_study::execute::{Job, Outcome, Worker, execute, prepare};
@@ -40,25 +42,33 @@ impl BudgetFacts for Fixed {
 /// Trains in this process: operations of a child would not be seen.
 struct Here<'a> {
     cache: &'a Path,
-    listener: Listener,
+    listener: Mutex<Listener>,
 }
 
 impl Worker for Here<'_> {
-    fn train(&mut self, job: &Job<'_>) -> Result<Outcome> {
-        let mut train = || -> Result<()> {
+    fn train(&self, job: &Job<'_>) -> Result<Outcome> {
+        let train = || -> Result<()> {
             let config: Resolved<RunConfig> = load(read_config(&job.folder.join("config.yaml"))?, &[])?;
             let run = Run::create(job.folder, &config, Begin::Resume)?;
             let options = TrainOptions {
                 resume: true,
                 skip_scores: true,
                 autoencoder_from: job.autoencoder.map(Path::to_owned),
-                only: job.only_autoencoder.then_some(Stage::Autoencoder),
+                only: (job.stage == Stage::Autoencoder).then_some(Stage::Autoencoder),
                 cache: self.cache.to_owned(),
                 ..TrainOptions::default()
             };
-            train(&run, &options, &Device::Cpu, &mut self.listener).map(|_| ())
+            train(&run, &options, &Device::Cpu, &mut *self.listener.lock().unwrap()).map(|_| ())
         };
         Ok(train().map_or_else(|e| Outcome::Failed(e.to_string()), |()| Outcome::Done))
+    }
+
+    fn stopped(&self) -> bool {
+        false
+    }
+
+    fn taken(&self, name: &str, owner: Option<Owner>, _: bool) {
+        panic!("nobody else works on {name}: {owner:?}");
     }
 }
 
@@ -78,18 +88,20 @@ pub fn ablate(place: &Path, text: &Text) -> Result<Vec<String>> {
     let config = load::<AblationConfig>(ConfigText::new("ablation.yaml", TEXT), &[])?;
     let find = |name: &str| Ok(ConfigText::new(name, text.config().to_yaml()));
     let ablation = Ablation::expand(&config.value, &out, &find, &mut Fixed)?;
-    let mut here = Here { cache: &cache, listener: Listener::default() };
+    let mut listener = Listener::default();
     let first = &ablation.runs[0];
     let run = Run { folder: first.folder.clone(), config: first.config.value.clone() };
-    let corpus = prepare_data(&run, &cache, &mut here.listener)?;
+    let corpus = prepare_data(&run, &cache, &mut listener)?;
     prepare(&ablation, &corpus)?;
     ablation.save_config(&config)?;
-    let mut failures = execute(&ablation, &mut here)?.unwrap();
-    score::score(&ablation, &cache, &Device::Cpu, &mut failures, &mut here.listener)?;
+    let here = Here { cache: &cache, listener: Mutex::new(listener) };
+    let mut failures = execute(&ablation, &here, 1)?.unwrap();
+    let mut listener = here.listener.into_inner().unwrap();
+    score::score(&ablation, &cache, &Device::Cpu, &mut failures, &mut listener)?;
     folder::write_machine(&out, &Machine::default())?;
     let study = gather::gather(&ablation, &failures, Machine::default())?;
     folder::publish(&study, &out)?;
-    let mut told = here.listener.warnings;
+    let mut told = listener.warnings;
     told.extend(study.notes);
     told.extend(failures.into_iter().map(|(run, why)| format!("{run}: {why}")));
     Ok(told)
