@@ -216,6 +216,7 @@ fn training<O: Objective + ?Sized + 'static>(objective: Box<O>, batch: Batch, to
         reduction: Reduction::default(),
         pieces: 1,
         shard: Shard::default(),
+        overlap: true,
         recompute: false,
         learning_rate: 3e-4,
         warmup_steps: 0,

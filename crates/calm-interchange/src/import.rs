@@ -277,6 +277,7 @@ impl ImportPlan {
             reduction: Reduction::default(),
             pieces: 8,
             shard: Shard::default(),
+            overlap: true,
             recompute: false,
             learning_rate: 3e-4,
             warmup_steps: 100,

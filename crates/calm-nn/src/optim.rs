@@ -109,11 +109,6 @@ impl GradientBucket {
         self.gradients.host_values()
     }
 
-    /// The buffer itself, wherever it is, for who adds gradients of other processes to it.
-    pub fn flat(&mut self) -> &mut FlatGradients {
-        &mut self.gradients
-    }
-
     /// The factor that brings the Euclidean norm over all parameters down to `max_norm` where it is larger. On a
     /// GPU it stays there; [`Clip::read`] waits for it.
     ///

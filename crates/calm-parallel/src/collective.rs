@@ -31,6 +31,12 @@ pub trait Collective: Send + Sync + fmt::Debug {
     /// with the same number of processes.
     fn sum(&self, values: &mut [f32]) -> Result<()>;
 
+    /// As [`Collective::sum`], while this process goes on: sums are made in the order in which they are begun, by all alike.
+    fn begin_sum(&self, mut values: Vec<f32>) -> Pending {
+        let done = self.sum(&mut values);
+        Pending::new(move || done.map(|()| values))
+    }
+
     /// Sends the r-th of W equal parts of `values` to rank r. Returns what came, by rank: as many values.
     fn all_to_all(&self, values: &[f32]) -> Result<Vec<f32>>;
 
@@ -64,6 +70,30 @@ pub trait Collective: Send + Sync + fmt::Debug {
 
     /// Leaves in peace, together with the others.
     fn leave(&self) -> Result<()>;
+}
+
+/// A sum that was begun.
+pub struct Pending(Box<dyn FnOnce() -> Result<Vec<f32>> + Send>);
+
+impl Pending {
+    /// One that `wait` waits for.
+    pub fn new(wait: impl FnOnce() -> Result<Vec<f32>> + Send + 'static) -> Self {
+        Self(Box::new(wait))
+    }
+
+    /// The sums.
+    ///
+    /// # Errors
+    /// As [`Collective`].
+    pub fn wait(self) -> Result<Vec<f32>> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pending")
+    }
 }
 
 /// Who did not come, in words. `answering` says whether they still answer, where that is known.

@@ -22,7 +22,7 @@ pub mod tree;
 mod world;
 
 pub use alone::Alone;
-pub use collective::{Collective, Patience};
+pub use collective::{Collective, Patience, Pending};
 pub use error::{Error, Result};
 pub use limit::{LIMIT, limit};
 pub use parts::Parts;

@@ -77,10 +77,33 @@ impl Ranks {
         &self,
         values: &mut candle_core::cuda_backend::cudarc::driver::CudaSlice<f32>,
     ) -> Result<()> {
-        let Some(gpus) = &self.gpus else {
-            return Err(Error::new("the GPUs of these processes are not joined", "use --device cpu"));
-        };
+        let Some(gpus) = &self.gpus else { return Err(not_joined()) };
         gpus.sum(values).map_err(|e| self.explained(e, "the sum of gradients"))
+    }
+
+    /// Begins the replacement of a range of `values` by its sums over all processes, on another stream than the one that computes:
+    /// what is on that one so far comes before it. Ranges do not overlap, and all processes begin the same in the same order.
+    ///
+    /// # Errors
+    /// As [`Ranks::sum_on_gpu`].
+    #[cfg(feature = "nccl")]
+    pub fn begin_sum_on_gpu(
+        &self,
+        values: &mut candle_core::cuda_backend::cudarc::driver::CudaSlice<f32>,
+        range: std::ops::Range<usize>,
+    ) -> Result<()> {
+        let Some(gpus) = &self.gpus else { return Err(not_joined()) };
+        gpus.begin_sum(values, range).map_err(|e| self.explained(e, "the sum of gradients"))
+    }
+
+    /// What is put on the computing stream from here on comes after all sums that were begun.
+    ///
+    /// # Errors
+    /// As [`Ranks::sum_on_gpu`].
+    #[cfg(feature = "nccl")]
+    pub fn end_sums_on_gpu(&self) -> Result<()> {
+        let Some(gpus) = &self.gpus else { return Err(not_joined()) };
+        gpus.end_sums().map_err(|e| self.explained(e, "the sum of gradients"))
     }
 
     /// Whether gradients go from GPU to GPU.
@@ -161,4 +184,9 @@ impl Ranks {
              with --resume",
         ))
     }
+}
+
+#[cfg(feature = "nccl")]
+fn not_joined() -> Error {
+    Error::new("the GPUs of these processes are not joined", "use --device cpu")
 }

@@ -93,6 +93,10 @@ pub struct StageConfig {
     /// What several processes share out instead of holding it each.
     #[serde(default)]
     pub shard: Shard,
+    /// Whether several processes sum their gradients while the backward pass still runs (`reduction: engine` without `shard`); the
+    /// bits are the same.
+    #[serde(default = "yes")]
+    pub overlap: bool,
     /// Layers of the backbone keep only their input and compute the rest again in the backward pass: much less
     /// memory for a third more time in them. The autoencoder has no such layers.
     #[serde(default)]

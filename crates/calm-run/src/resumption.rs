@@ -259,7 +259,8 @@ impl<'a> Judge<'a> {
         let (asked, done) = (steps(self.asked), state.step);
         let finished = done >= steps(self.before);
         // What decides neither the weights nor the record.
-        let watching = ["eval_every", "checkpoint_every", "log_every", "accumulation", "recompute", "shard"];
+        let watching =
+            ["eval_every", "checkpoint_every", "log_every", "accumulation", "recompute", "shard", "overlap"];
         if watching.contains(&setting) || setting == "divergence" || setting.starts_with("divergence.") {
             return None;
         }

@@ -16,6 +16,7 @@ pub mod models;
 pub mod objective;
 pub mod observer;
 pub mod options;
+mod overlap;
 pub mod pipeline;
 pub mod plan;
 pub mod recorder;

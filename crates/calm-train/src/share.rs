@@ -11,7 +11,7 @@
 use std::ops::Range;
 
 use calm_data::{Batch, RowSource};
-use calm_nn::{GradientBucket, ParamStore};
+use calm_nn::ParamStore;
 use calm_parallel::{Ranks, tree};
 use calm_run::config::{Reduction, Shard, StageConfig};
 use calm_run::{Error, Result};
@@ -102,19 +102,6 @@ pub(crate) fn can_be_shared(c: &StageConfig, ranks: &Ranks, device: &Device) -> 
         Reduction::Engine => "nothing joins the GPUs of these processes",
     };
     Err(Error::user(what, "--device cpu, or --set train.STAGE.reduction=engine where GPUs are joined"))
-}
-
-/// Replaces the gradients by their sums over all processes, wherever they are. On a GPU that is put on its stream, and nothing
-/// waits.
-///
-/// # Errors
-/// What an engine answers.
-pub(crate) fn sum(ranks: &Ranks, bucket: &mut GradientBucket) -> Result<()> {
-    #[cfg(feature = "nccl")]
-    if ranks.joins_gpus() {
-        return ranks.sum_on_gpu(bucket.flat().device_values()?).map_err(told);
-    }
-    ranks.sum(bucket.values()?).map_err(told)
 }
 
 /// Hash of all parameters, as short as a person compares it.

@@ -14,8 +14,9 @@ use calm_run::{Error, Result, Stage};
 use candle_core::Tensor;
 
 use crate::objective::{Objective, scalar};
+use crate::overlap::Overlap;
 use crate::shard::Shard;
-use crate::share::{can_be_shared, sum, told};
+use crate::share::{can_be_shared, told};
 
 /// One step.
 #[derive(Clone, Debug)]
@@ -67,6 +68,7 @@ pub struct Stepper {
     ranks: Ranks,
     /// How the optimiser is shared out, if it is.
     shard: Option<Shard>,
+    overlap: Overlap,
     /// Steps that a GPU had left out when it was looked at last: it counts them from the first on.
     left_out: Cell<u64>,
 }
@@ -79,8 +81,8 @@ impl Stepper {
     pub fn new(store: &ParamStore, config: &StageConfig, seed: u64) -> Result<Self> {
         let optimizer = AdamW::new(store, config.adamw)?;
         let bucket = GradientBucket::new(store)?;
-        let (config, ranks) = (config.clone(), Ranks::alone());
-        Ok(Self { config, seed, optimizer, bucket, ranks, shard: None, left_out: Cell::new(0) })
+        let (config, ranks, overlap) = (config.clone(), Ranks::alone(), Overlap::new(config.overlap));
+        Ok(Self { config, seed, optimizer, bucket, ranks, shard: None, overlap, left_out: Cell::new(0) })
     }
 
     /// The same among other processes, which all make the same steps, each on its own part of a batch.
@@ -277,6 +279,9 @@ impl Stepper {
     ) -> Result<Vec<Sums>> {
         let mean = 1.0 / targets.max(1) as f64;
         let fixed = self.config.reduction == Reduction::Fixed;
+        // Of several processes, and where each needs all gradients, the last pass exchanges them.
+        let exchanges = !self.ranks.is_alone() && !fixed && self.shard.is_none();
+        let mut left = pieces.iter().flat_map(AsRef::as_ref).filter(|b| objective.targets(b) > 0).count();
         let (mut losses, mut tree) = (Vec::new(), tree::Stack::default());
         self.bucket.clear();
         for piece in pieces {
@@ -285,8 +290,13 @@ impl Stepper {
                 if objective.targets(batch) == 0 {
                     continue;
                 }
+                left -= 1;
                 let loss = objective.loss(batch, self.seed, "train", step as u32)?;
-                self.bucket.backward(&(&loss.sum * mean)?)?;
+                let mean = (&loss.sum * mean)?;
+                match exchanges && left == 0 {
+                    true => self.overlap.last(&mut self.bucket, Some(&mean), &self.ranks)?,
+                    false => self.bucket.backward(&mean)?,
+                }
                 sums.add("loss", &loss.sum.detach(), loss.targets)?;
                 for part in &loss.parts {
                     sums.add(part.name, &part.sum, part.count)?;
@@ -304,8 +314,11 @@ impl Stepper {
         match &self.shard {
             Some(shard) => shard.sum(self.bucket.values()?, self.config.reduction)?,
             None if fixed => tree::across(&self.ranks, self.bucket.values()?).map_err(told)?,
-            None if self.ranks.is_alone() => {}
-            None => sum(&self.ranks, &mut self.bucket)?,
+            // Nothing to predict in the rows of this process.
+            None if exchanges && losses.iter().all(Sums::is_empty) => {
+                self.overlap.last(&mut self.bucket, None, &self.ranks)?;
+            }
+            None => {}
         }
         Ok(losses)
     }
@@ -395,6 +408,10 @@ pub(crate) fn not_finite(stage: Stage, what: &'static str, value: f64, step: u64
 struct Sums(Vec<(&'static str, Tensor, usize)>);
 
 impl Sums {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn add(&mut self, name: &'static str, value: &Tensor, count: usize) -> candle_core::Result<()> {
         match self.0.iter_mut().find(|(n, ..)| *n == name) {
             Some((_, sum, n)) => {

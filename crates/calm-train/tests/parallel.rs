@@ -197,6 +197,22 @@ fn scores_are_shared_out_and_are_those_of_one_process() {
 }
 
 #[test]
+fn sums_beside_the_backward_pass_have_the_bits_of_sums_after_it() {
+    let text = Text::new();
+    for (name, model) in models() {
+        for more in [[].as_slice(), &["train.lm.accumulation=4"]] {
+            let kept = |overlap: &str| {
+                let place = in_memory();
+                let sets = [&[overlap], more].concat();
+                world(4, place.path(), &config(&text, &model, &sets))
+            };
+            let (beside, after) = (kept("train.lm.overlap=true"), kept("train.lm.overlap=false"));
+            assert_eq!(beside.differs(&after), None, "{name}");
+        }
+    }
+}
+
+#[test]
 fn a_run_goes_on_with_another_number_of_processes_as_if_nothing_had_happened() {
     let text = Text::new();
     let (_, model) = models().remove(0);

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use crate::collective::{Collective, Patience};
+use crate::collective::{Collective, Patience, Pending};
 use crate::error::{Error, Result};
 use crate::world::World;
 use worker::{Answer, Job};
@@ -87,6 +87,14 @@ impl Collective for Mpi {
             }
         }
         Ok(())
+    }
+
+    fn begin_sum(&self, values: Vec<f32>) -> Pending {
+        let answered = self.begin(Job::Sum(values));
+        Pending::new(move || match answered.recv().unwrap_or_else(|_| Err(gone()))? {
+            Answer::Values(sum) => Ok(sum),
+            _ => Err(gone()),
+        })
     }
 
     fn all_to_all(&self, values: &[f32]) -> Result<Vec<f32>> {

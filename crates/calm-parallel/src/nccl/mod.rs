@@ -9,12 +9,15 @@ mod engine;
 mod watch;
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use candle_core::Device;
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaSlice, CudaStream, CudaViewMut, DevicePtr, DevicePtrMut,
+};
 use candle_core::cuda_backend::cudarc::nccl::{result, sys};
 
 use crate::error::{Error, Result};
@@ -29,7 +32,10 @@ pub(crate) const ID: usize = 128;
 /// The GPU of this process among those of the others.
 #[derive(Debug)]
 pub(crate) struct Gpus {
+    /// On which the GPU computes.
     stream: Arc<CudaStream>,
+    /// On which gradients are summed meanwhile.
+    beside: Arc<CudaStream>,
     watch: Arc<Watch>,
     limit: Duration,
 }
@@ -110,7 +116,8 @@ impl Gpus {
         };
         let communicator = heard.recv_timeout(limit).unwrap_or_else(late)?;
         let watch = Watch::start(communicator, Arc::clone(stream.context()))?;
-        Ok(Self { stream, watch, limit })
+        let beside = stream.context().new_stream().map_err(|e| driver(&e))?;
+        Ok(Self { stream, beside, watch, limit })
     }
 
     /// Puts the replacement of `values` by their sums over all processes on the stream: the same bits everywhere.
@@ -119,8 +126,32 @@ impl Gpus {
     /// An exchange that failed before; what NCCL answers.
     pub(crate) fn sum(&self, values: &mut CudaSlice<f32>) -> Result<()> {
         let count = values.len();
-        self.exchange("the sum of gradients", Some(self.limit), |comm| {
-            let (place, _written) = values.device_ptr_mut(&self.stream);
+        self.sum_on(&self.stream, &mut values.slice_mut(..count))
+    }
+
+    /// The same of a range, beside what is computed: after all that is on the computing stream so far.
+    ///
+    /// # Errors
+    /// As [`Gpus::sum`].
+    pub(crate) fn begin_sum(&self, values: &mut CudaSlice<f32>, range: Range<usize>) -> Result<()> {
+        let written = self.stream.record_event(None).map_err(|e| driver(&e))?;
+        self.beside.wait(&written).map_err(|e| driver(&e))?;
+        self.sum_on(&self.beside, &mut values.slice_mut(range))
+    }
+
+    /// What is computed from here on comes after the sums that were begun.
+    ///
+    /// # Errors
+    /// What the driver answers.
+    pub(crate) fn end_sums(&self) -> Result<()> {
+        let summed = self.beside.record_event(None).map_err(|e| driver(&e))?;
+        self.stream.wait(&summed).map_err(|e| driver(&e))
+    }
+
+    fn sum_on(&self, stream: &Arc<CudaStream>, values: &mut CudaViewMut<'_, f32>) -> Result<()> {
+        let count = values.len();
+        self.exchange(stream, "the sum of gradients", Some(self.limit), |comm| {
+            let (place, _written) = values.device_ptr_mut(stream);
             // SAFETY: `count` numbers at `place`, which stay there until the stream is done with them.
             unsafe {
                 result::all_reduce(
@@ -130,7 +161,7 @@ impl Gpus {
                     sys::ncclDataType_t::ncclFloat32,
                     sys::ncclRedOp_t::ncclSum,
                     comm,
-                    self.stream.cu_stream() as _,
+                    stream.cu_stream() as _,
                 )
             }
         })
@@ -150,7 +181,7 @@ impl Gpus {
         let stream = &self.stream;
         let mine = stream.clone_htod(own).map_err(|e| driver(&e))?;
         let mut all = stream.alloc_zeros::<u8>(own.len() * ranks).map_err(|e| driver(&e))?;
-        self.exchange(what, limit, |comm| {
+        self.exchange(stream, what, limit, |comm| {
             let ((from, _read), (to, _written)) = (mine.device_ptr(stream), all.device_ptr_mut(stream));
             // SAFETY: as many bytes lie at `from`, and ranks times as many at `to`, until the stream is done with them.
             unsafe {
@@ -178,6 +209,7 @@ impl Gpus {
     /// One call of NCCL under the eye of the watch.
     fn exchange(
         &self,
+        stream: &CudaStream,
         what: &str,
         limit: Option<Duration>,
         call: impl FnOnce(sys::ncclComm_t) -> std::result::Result<result::NcclStatus, result::NcclError>,
@@ -189,7 +221,7 @@ impl Gpus {
             self.watch.fail(failed(&format!("gives up at {what}"), &e));
         }
         self.watch.check()?;
-        let end = self.stream.record_event(None).map_err(|e| driver(&e))?;
+        let end = stream.record_event(None).map_err(|e| driver(&e))?;
         self.watch.queued(end);
         Ok(())
     }

@@ -8,9 +8,8 @@ use calm_run::{Error, Result};
 use serde::Serialize;
 
 use crate::memory;
+use crate::overlap::PIECES;
 
-/// Pieces in which the gradient is summed: assumed.
-const PIECES: usize = 16;
 /// The share of a step in which GPUs should compute.
 pub const WORTH: f64 = 0.9;
 

@@ -1,0 +1,164 @@
+//! The exchange of gradients while the backward pass still runs.
+//!
+//! The bucket is cut into pieces. In the last backward pass of a step a piece is exchanged as soon as nothing more is added to it;
+//! when that is, and in which order, a pass before has shown. All processes take the order of the first that knows one, so that they
+//! exchange the same at the same time, whatever their own pass does. Until then, and with `overlap: false`, the same pieces are
+//! exchanged after the pass, with the same bits.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use calm_kernels::{Course, HandOut, Part};
+use calm_nn::GradientBucket;
+use calm_parallel::{Patience, Pending, Ranks};
+use calm_run::Result;
+use candle_core::Tensor;
+
+use crate::share::told;
+
+/// Pieces of the bucket.
+pub(crate) const PIECES: usize = 16;
+
+/// What is known of the backward passes of a stage.
+pub(crate) struct Overlap {
+    wanted: bool,
+    course: Option<Arc<Course>>,
+}
+
+impl Overlap {
+    /// Before the first pass; whether it is wanted.
+    pub fn new(wanted: bool) -> Self {
+        Self { wanted, course: None }
+    }
+
+    /// The last backward pass of a step, with the sum of all gradients over the processes; without a loss the sum alone.
+    ///
+    /// # Errors
+    /// Those of the pass; another process that fails or does not come.
+    pub fn last(&mut self, bucket: &mut GradientBucket, loss: Option<&Tensor>, ranks: &Ranks) -> Result<()> {
+        let known = self.course.clone();
+        let course = match &known {
+            Some(course) => {
+                self.sum(bucket, loss, course, ranks)?;
+                return Ok(());
+            }
+            None => {
+                if let Some(loss) = loss {
+                    bucket.backward(loss)?;
+                }
+                bucket.course(PIECES)
+            }
+        };
+        let pieces = course.order.len();
+        // One pass in order, which waits for nothing.
+        let after = Course { writes: vec![0; course.writes.len()], order: (0..pieces).collect() };
+        self.sum(bucket, None, &Arc::new(after), ranks)?;
+        if self.wanted {
+            self.learn(loss.is_some().then_some(course), ranks)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the course of the first process that has one.
+    fn learn(&mut self, own: Option<Course>, ranks: &Ranks) -> Result<()> {
+        let own = own.map(|course| (course.writes, course.order));
+        let text = serde_json::to_vec(&own).map_err(candle_core::Error::wrap)?;
+        let all = ranks.gather(&text, "the order of the exchange", Patience::Limited).map_err(told)?;
+        for one in all {
+            let found: Option<(Vec<u32>, Vec<usize>)> =
+                serde_json::from_slice(&one).map_err(candle_core::Error::wrap)?;
+            if let Some((writes, order)) = found {
+                self.course = Some(Arc::new(Course { writes, order }));
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// A pass whose pieces are summed over the processes as they are handed out.
+    fn sum(
+        &self,
+        bucket: &mut GradientBucket,
+        loss: Option<&Tensor>,
+        course: &Arc<Course>,
+        ranks: &Ranks,
+    ) -> Result<()> {
+        let begun: Arc<Mutex<Vec<(Range<usize>, Pending)>>> = Arc::default();
+        let hand_out: HandOut = {
+            let (begun, ranks) = (Arc::clone(&begun), ranks.clone());
+            Box::new(move |range, part| match part {
+                Part::Host(values) => {
+                    let sum = ranks.begin_sum(values.to_vec());
+                    begun.lock().unwrap_or_else(PoisonError::into_inner).push((range, sum));
+                    Ok(())
+                }
+                #[cfg(feature = "nccl")]
+                Part::Device(values, range) => {
+                    ranks.begin_sum_on_gpu(values, range).map_err(candle_core::Error::wrap)
+                }
+                #[allow(unreachable_patterns, reason = "with the feature `cuda` alone there are others")]
+                _ => Err(candle_core::Error::Msg("the GPUs of these processes are not joined".into())),
+            })
+        };
+        bucket.backward_handing_out(loss, course, hand_out)?;
+        #[cfg(feature = "nccl")]
+        if ranks.joins_gpus() {
+            return ranks.end_sums_on_gpu().map_err(told);
+        }
+        let begun = std::mem::take(&mut *begun.lock().unwrap_or_else(PoisonError::into_inner));
+        let values = bucket.values()?;
+        for (range, sum) in begun {
+            values[range].copy_from_slice(&sum.wait().map_err(told)?);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use calm_nn::{Init, ParamStore};
+    use calm_parallel::threads;
+    use candle_core::{DType, Device};
+
+    /// Gradients that a world leaves in three steps, in the first of which the second process has no loss.
+    fn world(size: usize, wanted: bool) -> Vec<Vec<Vec<f32>>> {
+        threads::run(size, |ranks| {
+            let store = ParamStore::new(&Device::Cpu, DType::F32, 3);
+            let names = ["a", "b", "c", "d"];
+            let all = names.map(|name| store.builder().weight(name, &[3, 2], Init::Normal(1.0)).unwrap());
+            let mut bucket = GradientBucket::new(&store).unwrap();
+            let mut overlap = Overlap::new(wanted);
+            let mut found = Vec::new();
+            for step in 0..3 {
+                bucket.clear();
+                let scale = (step + ranks.rank()) as f64 + 0.3;
+                // Processes use their parameters in another order: what is exchanged does not depend on it.
+                let order: Vec<usize> = if ranks.rank() == 0 { vec![0, 1, 2, 3] } else { vec![2, 3, 0, 1] };
+                let terms: Vec<Tensor> =
+                    order.iter().map(|i| all[*i].sqr().unwrap().sum_all().unwrap()).collect();
+                let loss = (Tensor::stack(&terms, 0).unwrap().sum_all().unwrap() * scale).unwrap();
+                let none = step == 0 && ranks.rank() == 1;
+                overlap.last(&mut bucket, (!none).then_some(&loss), &ranks).unwrap();
+                assert_eq!(overlap.course.is_some(), wanted);
+                found.push(bucket.values().unwrap().to_vec());
+            }
+            found
+        })
+    }
+
+    #[test]
+    fn every_process_has_the_sums_whenever_they_are_made() {
+        let beside = world(3, true);
+        assert!(beside.iter().all(|one| *one == beside[0]));
+        assert_eq!(beside, world(3, false), "to the bit");
+        // The first step lacks what the second process would have had.
+        let sums = |step: usize| beside[0][step].iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
+        let (first, second) = (sums(0), sums(1));
+        let factor = |step: f64, ranks: &[f64]| ranks.iter().map(|rank| step + rank + 0.3).sum::<f64>();
+        let ratio = factor(1.0, &[0.0, 1.0, 2.0]) / factor(0.0, &[0.0, 2.0]);
+        for (a, b) in first.iter().zip(&second) {
+            assert!((b / a - ratio).abs() < 1e-5, "{b} / {a} is not {ratio}");
+        }
+    }
+}
