@@ -368,10 +368,10 @@ impl Checkpoints {
         metadata: &BTreeMap<String, String>,
     ) -> Result<()> {
         self.write(state, |folder| {
-            Ok([
-                (MODEL, write_weights(&folder.join(MODEL), &store.snapshot()?, metadata)?),
-                (OPTIMIZER, write_weights(&folder.join(OPTIMIZER), &moments()?, metadata)?),
-            ])
+            // One after the other: what is copied for the first is gone before the second.
+            let model = write_weights(&folder.join(MODEL), &store.snapshot()?, metadata)?;
+            let optimizer = write_weights(&folder.join(OPTIMIZER), &moments()?, metadata)?;
+            Ok([(MODEL, model), (OPTIMIZER, optimizer)])
         })
     }
 

@@ -128,8 +128,11 @@ impl Stepper {
         let Some(shard) = &self.shard else {
             return checkpoints.save(state, store, &self.optimizer, metadata);
         };
-        let moments = shard.state(&self.optimizer, store)?;
-        checkpoints.save_with(state, store, || Ok(moments.unwrap_or_default()), metadata)
+        if !self.ranks.leads() {
+            return shard.state(&self.optimizer, store).map(|_| ());
+        }
+        let moments = || Ok(shard.state(&self.optimizer, store)?.unwrap_or_default());
+        checkpoints.save_with(state, store, moments, metadata)
     }
 
     /// Looks at the gradients of the last step, if nobody has: on a GPU that is to wait for it.
