@@ -41,9 +41,10 @@ impl<'a> Recorder<'a> {
 
 impl Observer for Recorder<'_> {
     fn begin(&mut self, stage: Stage, from: u64, steps: u64) {
+        // Whoever sees the stage in the metrics may stop it: the reporter hears of that from here on.
+        self.reporter.begin(stage, from, steps);
         self.metrics.begin(stage, (from > 0).then_some(from));
         self.pass_warnings();
-        self.reporter.begin(stage, from, steps);
     }
 
     fn step(&mut self, r: &StepReport) {
