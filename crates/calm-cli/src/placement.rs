@@ -15,8 +15,12 @@ const BUILD: &str =
 /// A GPU by its number; GPUs in a build that cannot join them; fewer of them than processes, where they were asked for.
 pub fn own(world: &World, asked: Choice) -> Result<Choice, Hinted> {
     let bound = std::env::var_os("CUDA_VISIBLE_DEVICES").is_some();
-    let gpus = || device::gpus().map(|(gpus, _)| gpus.len()).map_err(|e| Hinted::new(e.reason, e.remedy));
-    choose(world, asked, calm_parallel::has_nccl(), bound, gpus)
+    choose(world, asked, calm_parallel::has_nccl(), bound, count)
+}
+
+/// How many GPUs this process sees.
+fn count() -> Result<usize, Hinted> {
+    device::count().map_err(|e| Hinted::new(e.reason, e.remedy))
 }
 
 /// Whether so many processes on this machine have a GPU each.
@@ -25,7 +29,8 @@ pub fn own(world: &World, asked: Choice) -> Result<Choice, Hinted> {
 /// As [`own`].
 pub fn of_all(number: usize, asked: Choice) -> Result<bool, Hinted> {
     let last = World { rank: number - 1, size: number, local_rank: number - 1, launcher: Launcher::None };
-    Ok(own(&last, asked)? != Choice::Cpu)
+    // Nobody has bound the last of them to the only GPU that this process sees.
+    Ok(choose(&last, asked, calm_parallel::has_nccl(), false, count)? != Choice::Cpu)
 }
 
 /// As [`own`]: whether this build joins GPUs, whether a launcher has bound this process to some of them, and how many it sees.

@@ -74,7 +74,7 @@ pub fn start(number: usize, device: Choice, stop: &Stop, printer: &Printer) -> R
 ///
 /// # Errors
 /// As [`calm_parallel::connect`]; GPUs that are not there for all; of several processes the first one says it.
-pub fn join(asked: Option<usize>, device: Choice) -> Result<(Ranks, Choice)> {
+pub fn join(asked: Option<usize>, device: Choice, printer: &Printer) -> Result<(Ranks, Choice)> {
     let found = World::here().map_err(hinted).and_then(|world| match asked {
         _ if world.size == 1 => Ok((Ranks::alone(), device)),
         Some(asked) if asked != world.size => Err(Hinted::new(
@@ -83,12 +83,18 @@ pub fn join(asked: Option<usize>, device: Choice) -> Result<(Ranks, Choice)> {
         )),
         _ => meet(&world, device),
     });
-    if found.is_err() && !calm_parallel::speaks() {
-        // Not before the first one has said it: a launcher ends all as soon as one has failed.
+    if let (Err(e), false) = (&found, calm_parallel::speaks()) {
+        // The first one may have the same to say: a launcher ends all as soon as it has. What it cannot know is said here.
         std::thread::sleep(AFTER_THE_FIRST);
-        std::process::exit(1);
+        printer.error_with(&anyhow::anyhow!("{}: {e}", here()), Some(&e.remedy));
+        leave(1);
     }
     Ok(found?)
+}
+
+/// Which process this is, in words.
+fn here() -> String {
+    World::here().map_or_else(|_| "a process".to_owned(), |world| format!("rank {}", world.rank))
 }
 
 /// Meets the others: by MPI if this build and the launcher have it, else over the GPUs themselves.
@@ -184,5 +190,6 @@ pub fn conclude(
     if ranks.failed(&error) {
         printer.error_with(&failed, hint.as_deref());
     }
-    ranks.abort(1)
+    // MPI ends all others; a launcher does where the GPUs alone join them.
+    if calm_parallel::by_mpi(ranks.world()) { ranks.abort(1) } else { leave(1) }
 }

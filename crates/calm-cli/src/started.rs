@@ -121,9 +121,12 @@ impl Started {
             if failed.is_none() && ended.iter().flatten().any(|status| !status.success()) {
                 failed = Some(Instant::now());
             }
-            if failed.is_some_and(|since| since.elapsed() > AFTER_A_FAILURE) {
+            // The first one has said it.
+            let said = ended.first().copied().flatten().is_some_and(|status| status.code() == Some(1));
+            if said || failed.is_some_and(|since| since.elapsed() > AFTER_A_FAILURE) {
                 // They count as ended by the failure, not by this.
                 let gone = ended.iter().flatten().find(|status| !status.success()).copied();
+                drop(self.leash.take());
                 self.end();
                 return gone.ok_or_else(|| Error::other("no process failed"));
             }

@@ -2,7 +2,7 @@
 //!
 //! The first one waits for whoever can end with its work saved: a stage that is trained stops after its step, with a
 //! checkpoint, and a process that waits for another one hands it on. Everything else ends at once, and so does everything
-//! at the second one. The exit code is 128 and the signal, as shells have it: 130 for Ctrl-C, 143 for SIGTERM.
+//! at the second one; of several processes in the first seconds only one counts. The exit code is 128 and the signal, as shells have it: 130 for Ctrl-C, 143 for SIGTERM.
 //!
 //! A process that this program starts holds the other end of a pipe as its standard input: when the parent ends, however
 //! that comes, the pipe is closed, and the child stops as at SIGTERM.
@@ -10,7 +10,8 @@
 use std::io::Read;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::ui::Printer;
 
@@ -20,6 +21,8 @@ pub const LEASH: &str = "CALM_PARENT_IS_STDIN";
 const INTERRUPT: i32 = 2;
 /// Number of SIGTERM on every system.
 const TERMINATE: i32 = 15;
+/// How long signals to one of several processes count as one.
+const ONCE: Duration = Duration::from_secs(3);
 
 /// Whether somebody asked to stop, and who is to be told.
 #[derive(Clone, Default)]
@@ -33,6 +36,10 @@ struct State {
     patient: AtomicBool,
     /// Whether somebody looks, and puts the screen in order before the end.
     left: AtomicBool,
+    /// Whether this is one of several processes that a launcher started.
+    joined: bool,
+    /// When it came.
+    since: OnceLock<Instant>,
     children: Mutex<Children>,
     /// Children that hear of the first signal otherwise, and are ended at the second.
     last: Mutex<Last>,
@@ -86,7 +93,8 @@ pub fn leave(code: u8) -> ! {
 impl Stop {
     /// Listens from now on.
     pub fn listen(printer: &Printer) -> Self {
-        let stop = Self::default();
+        let joined = calm_parallel::World::here().is_ok_and(|world| world.size > 1);
+        let stop = Self(Arc::new(State { joined, ..State::default() }));
         catch(&stop, printer);
         // Of several processes only the first has the standard input; it tells the others.
         if std::env::var_os(LEASH).is_some() && calm_parallel::speaks() {
@@ -104,6 +112,11 @@ impl Stop {
 
     fn hear(&self, signal: i32, printer: &Printer) {
         let first = self.0.signal.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+        let since = *self.0.since.get_or_init(Instant::now);
+        if !first && self.0.joined && since.elapsed() < ONCE {
+            // A scheduler tells every process, and a launcher tells its own once more.
+            return;
+        }
         let alone = {
             let mut children = self.children();
             children.tell();

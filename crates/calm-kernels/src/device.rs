@@ -64,6 +64,17 @@ pub fn gpus() -> std::result::Result<(Vec<GpuInfo>, i32), NoGpu> {
     })
 }
 
+/// How many GPUs this build can use, at least one, without opening any.
+///
+/// # Errors
+/// As [`gpus`].
+pub fn count() -> std::result::Result<usize, NoGpu> {
+    #[cfg(feature = "cuda")]
+    return crate::cuda::driver::count();
+    #[cfg(not(feature = "cuda"))]
+    gpus().map(|(gpus, _)| gpus.len())
+}
+
 /// Opens a device.
 ///
 /// # Errors

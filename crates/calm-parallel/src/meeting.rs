@@ -11,7 +11,7 @@
 //! ```
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -31,10 +31,12 @@ const VERSION: u32 = 1;
 const HELLO: Duration = Duration::from_secs(2);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(20);
+/// Between two tries to reach rank 0 at most.
+const SLOWLY: Duration = Duration::from_secs(1);
 /// Bytes of a line at most.
 const LINE: u64 = 1 << 20;
-/// Where SLURM names no port: the first, and how many from there on a job's number chooses among.
-const PORTS: (u64, u64) = (20_000, 20_000);
+/// Where SLURM names no port: the first, and how many from there on a job's number chooses among; below those that systems give away.
+const PORTS: (u64, u64) = (20_000, 12_000);
 
 /// Where the processes of a job meet, and what shows that they belong to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,7 +114,7 @@ impl Point {
             let (id, step) = (job("SLURM_JOB_ID"), job("SLURM_STEP_ID"));
             let number = |text: &str| text.trim().parse::<u64>().unwrap_or(0);
             let port = PORTS.0 + (number(&id) * 7 + number(&step)) % PORTS.1;
-            (host, port as u16, format!("slurm {id} {step}"))
+            (host, port as u16, format!("slurm {id} {step} {}", job("SLURM_RESTART_COUNT")))
         } else {
             return Err(wrong(format!("{world}, and nothing says where they meet")));
         };
@@ -245,7 +247,7 @@ impl Point {
             size: world.size,
             host: host.to_owned(),
         };
-        let mut last = String::new();
+        let (mut last, mut pause) = (String::new(), PAUSE);
         loop {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -273,7 +275,8 @@ impl Point {
                 // It may not have begun to listen.
                 Err(e) => last = format!(" ({e})"),
             }
-            std::thread::sleep(PAUSE.min(left));
+            std::thread::sleep(pause.min(left));
+            pause = (pause * 3 / 2).min(SLOWLY);
         }
     }
 
@@ -297,8 +300,13 @@ impl Point {
         } else {
             None
         };
-        let address = address.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, self.port)));
-        let listener = TcpListener::bind(address).and_then(|listener| {
+        let bound = match address {
+            Some(address) => TcpListener::bind(address),
+            // Where there is IPv6 this takes both kinds.
+            None => TcpListener::bind((Ipv6Addr::UNSPECIFIED, self.port))
+                .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, self.port))),
+        };
+        let listener = bound.and_then(|listener| {
             listener.set_nonblocking(true)?;
             Ok(listener)
         });

@@ -74,6 +74,8 @@ impl World {
         // In a batch script, where SLURM has started nothing yet, there is no step. An interactive one has a task that is a shell.
         let step = variable("SLURM_STEP_ID").is_some() && variable("SLURM_STEP_NUM_TASKS").is_some();
         let slurm = if step { Self::of(Launcher::Slurm, &variable)? } else { None };
+        // SLURM itself sets the variables of MPICH at some sites, whatever program it starts.
+        found.retain(|one| one.launcher != Launcher::Mpich || slurm.is_none());
         let Some(first) = found.first() else { return Ok(slurm.unwrap_or(Self::ALONE)) };
         let contradicts =
             |other: &Self| (first.rank, first.size) != (other.rank, other.size) && other.size > 1;
@@ -194,6 +196,25 @@ mod tests {
     #[test]
     fn a_batch_script_of_slurm_is_one_process() {
         assert_eq!(find(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4")]), Ok(World::ALONE));
+    }
+
+    #[test]
+    fn what_slurm_says_for_mpich_is_its_own() {
+        let slurm = [
+            ("SLURM_STEP_ID", "0"),
+            ("SLURM_PROCID", "9"),
+            ("SLURM_STEP_NUM_TASKS", "16"),
+            ("SLURM_LOCALID", "1"),
+        ];
+        let pmi = [("PMI_RANK", "9"), ("PMI_SIZE", "16")];
+        let world = find(&[slurm.as_slice(), &pmi].concat()).unwrap();
+        assert_eq!((world.rank, world.local_rank, world.launcher), (9, 1, Launcher::Slurm));
+        // torchrun, one on each of two nodes.
+        let node = [("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "1"), ("SLURM_STEP_NUM_TASKS", "2")];
+        let pmi = [("PMI_RANK", "1"), ("PMI_SIZE", "2")];
+        let torch = [("RANK", "9"), ("WORLD_SIZE", "16"), ("LOCAL_RANK", "1")];
+        let world = find(&[node.as_slice(), &pmi, &torch].concat()).unwrap();
+        assert_eq!((world.rank, world.size, world.launcher), (9, 16, Launcher::Torchrun));
     }
 
     #[test]

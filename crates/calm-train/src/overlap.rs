@@ -100,11 +100,15 @@ impl Overlap {
                 _ => Err(candle_core::Error::Msg("the GPUs of these processes are not joined".into())),
             })
         };
-        bucket.backward_handing_out(loss, course, hand_out)?;
+        let passed = bucket.backward_handing_out(loss, course, hand_out);
         #[cfg(feature = "nccl")]
         if ranks.joins_gpus() {
-            return ranks.end_sums_on_gpu().map_err(told);
+            // Also after a pass that failed: the bucket may be gone before the sums that were begun.
+            let ended = ranks.end_sums_on_gpu().map_err(told);
+            passed?;
+            return ended;
         }
+        passed?;
         let begun = std::mem::take(&mut *begun.lock().unwrap_or_else(PoisonError::into_inner));
         let values = bucket.values()?;
         for (range, sum) in begun {
@@ -117,6 +121,7 @@ impl Overlap {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use calm_kernels::linear;
     use calm_nn::{Init, ParamStore};
     use calm_parallel::threads;
     use candle_core::{DType, Device};
@@ -126,18 +131,18 @@ mod tests {
         threads::run(size, |ranks| {
             let store = ParamStore::new(&Device::Cpu, DType::F32, 3);
             let names = ["a", "b", "c", "d"];
-            let all = names.map(|name| store.builder().weight(name, &[3, 2], Init::Normal(1.0)).unwrap());
+            let all = names.map(|name| store.builder().weight(name, &[2, 2], Init::Normal(1.0)).unwrap());
+            let x = Tensor::new(&[[0.5f32, -1.0]], &Device::Cpu).unwrap();
             let mut bucket = GradientBucket::new(&store).unwrap();
             let mut overlap = Overlap::new(wanted);
             let mut found = Vec::new();
             for step in 0..3 {
                 bucket.clear();
                 let scale = (step + ranks.rank()) as f64 + 0.3;
-                // Processes use their parameters in another order: what is exchanged does not depend on it.
-                let order: Vec<usize> = if ranks.rank() == 0 { vec![0, 1, 2, 3] } else { vec![2, 3, 0, 1] };
-                let terms: Vec<Tensor> =
-                    order.iter().map(|i| all[*i].sqr().unwrap().sum_all().unwrap()).collect();
-                let loss = (Tensor::stack(&terms, 0).unwrap().sum_all().unwrap() * scale).unwrap();
+                // Processes use their parameters in another order: what is exchanged when does not depend on it.
+                let order = if ranks.rank() == 0 { [0, 1, 2, 3] } else { [2, 0, 3, 1] };
+                let terms = order.map(|i| linear(&x, &all[i], None).unwrap().sum_all().unwrap());
+                let loss = (terms.into_iter().reduce(|a, b| (a + b).unwrap()).unwrap() * scale).unwrap();
                 let none = step == 0 && ranks.rank() == 1;
                 overlap.last(&mut bucket, (!none).then_some(&loss), &ranks).unwrap();
                 assert_eq!(overlap.course.is_some(), wanted);
@@ -153,12 +158,44 @@ mod tests {
         assert!(beside.iter().all(|one| *one == beside[0]));
         assert_eq!(beside, world(3, false), "to the bit");
         // The first step lacks what the second process would have had.
-        let sums = |step: usize| beside[0][step].iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
-        let (first, second) = (sums(0), sums(1));
-        let factor = |step: f64, ranks: &[f64]| ranks.iter().map(|rank| step + rank + 0.3).sum::<f64>();
-        let ratio = factor(1.0, &[0.0, 1.0, 2.0]) / factor(0.0, &[0.0, 2.0]);
-        for (a, b) in first.iter().zip(&second) {
-            assert!((b / a - ratio).abs() < 1e-5, "{b} / {a} is not {ratio}");
+        let factor = |step: f32, ranks: &[f32]| ranks.iter().map(|rank| step + rank + 0.3).sum::<f32>();
+        for (step, ranks) in [(0.0, &[0.0, 2.0][..]), (1.0, &[0.0, 1.0, 2.0])] {
+            for (i, sum) in beside[0][step as usize].iter().enumerate() {
+                let one = if i % 2 == 0 { 0.5 } else { -1.0 };
+                assert!((sum - one * factor(step, ranks)).abs() < 1e-5, "step {step}, {i}: {sum}");
+            }
         }
+    }
+
+    #[test]
+    fn pieces_leave_while_the_pass_goes_on() {
+        let store = ParamStore::new(&Device::Cpu, DType::F32, 3);
+        let all = ["a", "b"].map(|name| store.builder().weight(name, &[2, 2], Init::Normal(1.0)).unwrap());
+        let x = Tensor::new(&[[0.5f32, -1.0]], &Device::Cpu).unwrap();
+        let loss = || linear(&linear(&x, &all[0], None).unwrap(), &all[1], None).unwrap().sum_all().unwrap();
+        let mut bucket = GradientBucket::new(&store).unwrap();
+        bucket.backward(&loss()).unwrap();
+        let course = Arc::new(bucket.course(PIECES));
+        assert_eq!(course.order, [1, 0], "the last layer comes first");
+        bucket.clear();
+        let seen: Arc<Mutex<Vec<Vec<f32>>>> = Arc::default();
+        let hand_out: HandOut = {
+            let seen = Arc::clone(&seen);
+            Box::new(move |_, part| {
+                #[allow(irrefutable_let_patterns, reason = "with the feature `cuda` there are others")]
+                if let Part::Host(values) = part {
+                    seen.lock().unwrap().push(values.to_vec());
+                }
+                // The second piece cannot have been written when the first one is handed out, if it is so during the pass.
+                Err(candle_core::Error::Msg("enough".into()))
+            })
+        };
+        let e = bucket.backward_handing_out(Some(&loss()), &course, hand_out).unwrap_err();
+        assert!(e.to_string().contains("enough"), "{e}");
+        assert_eq!(seen.lock().unwrap().len(), 1);
+        assert!(
+            bucket.get("b").unwrap().is_some() && bucket.get("a").unwrap().is_none(),
+            "the pass was under way"
+        );
     }
 }

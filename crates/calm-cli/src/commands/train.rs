@@ -40,7 +40,7 @@ pub fn run(
     if let Some(number) = processes::to_start(args.processes)? {
         return processes::start(number, device, stop, printer);
     }
-    let (ranks, device) = processes::join(args.processes, device)?;
+    let (ranks, device) = processes::join(args.processes, device, printer)?;
     let done = train(args, device, &ranks, stop, printer);
     processes::conclude(&ranks, done, fitting, stop, printer)
 }

@@ -61,20 +61,29 @@ fn libraries() -> std::result::Result<i32, NoGpu> {
 /// As [`crate::device::gpus`].
 pub(crate) fn gpus() -> std::result::Result<(Vec<GpuInfo>, i32), NoGpu> {
     let version = libraries()?;
-    let none = |e: &dyn Display| NoGpu {
+    let gpus = (0..count()?)
+        .map(|number| info(number).map_err(|e| none(&e)))
+        .collect::<std::result::Result<_, _>>()?;
+    Ok((gpus, version))
+}
+
+/// As [`crate::device::count`].
+pub(crate) fn count() -> std::result::Result<usize, NoGpu> {
+    libraries()?;
+    match CudaContext::device_count() {
+        Ok(count) if count > 0 => Ok(count as usize),
+        Ok(_) => Err(none(&"the driver finds none")),
+        Err(e) => Err(none(&e)),
+    }
+}
+
+fn none(e: &dyn Display) -> NoGpu {
+    NoGpu {
         reason: format!("no GPU can be used ({e})"),
         remedy:
             "see whether `nvidia-smi` lists one and CUDA_VISIBLE_DEVICES hides none, or use `--device cpu`"
                 .into(),
-    };
-    let count = CudaContext::device_count().map_err(|e| none(&e))?;
-    if count == 0 {
-        return Err(none(&"the driver finds none"));
     }
-    let gpus = (0..count as usize)
-        .map(|number| info(number).map_err(|e| none(&e)))
-        .collect::<std::result::Result<_, _>>()?;
-    Ok((gpus, version))
 }
 
 fn info(number: usize) -> Result<GpuInfo> {

@@ -116,6 +116,13 @@ impl Collective for Mpi {
         }
     }
 
+    fn explained(&self, error: Error, what: &str) -> Error {
+        match self.ask(Job::Explain { error: error.clone(), what: what.to_owned() }) {
+            Ok(Answer::Error(error)) => error,
+            _ => error,
+        }
+    }
+
     fn finished_step(&self, step: u64) {
         self.step.store(step, Ordering::Relaxed);
     }

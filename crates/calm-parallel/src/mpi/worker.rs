@@ -36,6 +36,8 @@ pub(super) enum Job {
     Gather { own: Vec<u8>, what: String, patience: Patience },
     /// This process failed by itself.
     Failed(Error),
+    /// An exchange that did not go by MPI failed: who does not answer any more?
+    Explain { error: Error, what: String },
     /// The end, together.
     Leave,
     /// The end of all, at once.
@@ -46,6 +48,7 @@ pub(super) enum Job {
 pub(super) enum Answer {
     Values(Vec<f32>),
     Records(Vec<Vec<u8>>),
+    Error(Error),
     /// Somebody else says it; nobody came to end this process within the time limit otherwise.
     Heard,
     /// Done, or: this process has to say it itself.
@@ -193,6 +196,7 @@ impl Worker {
             }
             Job::Gather { own, what, patience } => self.gather(own, &what, patience).map(Answer::Records),
             Job::Failed(error) => Ok(if self.tell(&error) { Answer::Heard } else { Answer::Done }),
+            Job::Explain { error, what } => Ok(Answer::Error(self.explained(error, &what))),
             Job::Leave => self.gather(Vec::new(), "the end", Patience::Limited).map(|_| Answer::Done),
             Job::Abort(code) => self.comm.abort(code),
         }
@@ -296,6 +300,21 @@ impl Worker {
             let step = self.setting.step.load(Ordering::Relaxed);
             return Err(missing(&self.hosts, &absent, what, step, self.setting.limit));
         }
+    }
+
+    /// An error of an exchange that did not go by MPI, with those who do not answer any more.
+    fn explained(&mut self, error: Error, what: &str) -> Error {
+        if let Some((rank, error)) = &self.heard {
+            return failure(&self.hosts, *rank, error.clone());
+        }
+        let there = self.who_is_there();
+        let silent = there.iter().enumerate().filter(|(_, there)| there.is_none());
+        let silent: Vec<_> = silent.map(|(rank, _)| (rank, Some(false))).collect();
+        if silent.is_empty() {
+            return error;
+        }
+        let step = self.setting.step.load(Ordering::Relaxed);
+        missing(&self.hosts, &silent, what, step, self.setting.limit)
     }
 
     /// Asks all others whether they are there. By rank: the exchanges that each has begun; none of one that does not answer.

@@ -1,41 +1,25 @@
 //! Processes that nothing but their GPUs joins: those of torchrun, or of a build without MPI.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use candle_core::Device;
 
 use super::{Gpus, ID, id};
-use crate::collective::{Collective, Patience, failure, missing};
+use crate::collective::{Collective, Patience, missing};
 use crate::error::{Error, Result};
 use crate::meeting::Point;
 use crate::world::World;
 
 /// Bytes of everybody that are exchanged at once: nearly all there is.
 const FRAME: usize = 256;
-/// Bytes before them: how many there are, and their kind.
-const HEAD: usize = 9;
-/// How long a process that fails tries to tell the others, who may be at an exchange of another kind.
-const LAST_WORDS: Duration = Duration::from_secs(3);
-/// How long a process that has nothing to say waits for the one that has: a launcher ends all at the first that ends.
+/// Bytes before them: how many there are.
+const HEAD: usize = 8;
+/// How long rank 0 has to say what others know as well: a launcher ends all as soon as it has ended.
 const SILENCE: Duration = Duration::from_secs(2);
 /// How long others may take to say that they are still there: they notice a wait in vain a step later than this process at most.
-const ROLL_CALL: Duration = Duration::from_secs(5);
-
-/// What bytes mean.
-#[derive(Clone, Copy)]
-enum Kind {
-    Values,
-    /// What the sender failed of.
-    Failure,
-}
-
-/// What one process says.
-struct Said {
-    failed: bool,
-    bytes: Vec<u8>,
-}
+const ROLL_CALL: Duration = Duration::from_secs(8);
 
 /// This process among others whose GPUs NCCL joins.
 #[derive(Debug)]
@@ -46,8 +30,6 @@ pub(crate) struct OverGpus {
     point: Point,
     step: AtomicU64,
     limit: Duration,
-    /// Whether another process has told what it failed of.
-    told: AtomicBool,
 }
 
 impl OverGpus {
@@ -66,26 +48,24 @@ impl OverGpus {
             )
         })?;
         let gpus = Arc::new(Gpus::join(device, &world, id, limit)?);
-        Ok(Self { world, hosts, gpus, point, step: AtomicU64::new(0), limit, told: AtomicBool::new(false) })
+        Ok(Self { world, hosts, gpus, point, step: AtomicU64::new(0), limit })
     }
 
     pub(crate) fn gpus(&self) -> Arc<Gpus> {
         Arc::clone(&self.gpus)
     }
 
-    /// What everybody says, by rank. Nearly all of it goes at once; what is longer goes again, as long as the longest.
-    fn exchange(&self, own: &[u8], kind: Kind, what: &str, limit: Option<Duration>) -> Result<Vec<Said>> {
-        let round = |length: usize| -> Result<Vec<(usize, Said)>> {
+    /// Everybody's bytes, by rank. Nearly all there is goes at once; what is longer goes again, as long as the longest.
+    fn bytes(&self, own: &[u8], what: &str, limit: Option<Duration>) -> Result<Vec<Vec<u8>>> {
+        let round = |length: usize| -> Result<Vec<(usize, Vec<u8>)>> {
             let mut frame = (own.len() as u64).to_le_bytes().to_vec();
-            frame.push(kind as u8);
             frame.extend_from_slice(&own[..own.len().min(length)]);
             frame.resize(HEAD + length, 0);
             let all = self.gpus.all_gather(&frame, self.world.size, what, limit)?;
             let read = |frame: &[u8]| {
                 let (head, bytes) = frame.split_at(HEAD);
-                let count = head[..HEAD - 1].iter().rev().fold(0usize, |n, byte| n << 8 | usize::from(*byte));
-                let failed = head[HEAD - 1] == Kind::Failure as u8;
-                (count, Said { failed, bytes: bytes[..count.min(length)].to_vec() })
+                let count = head.iter().rev().fold(0usize, |n, byte| n << 8 | usize::from(*byte));
+                (count, bytes[..count.min(length)].to_vec())
             };
             Ok(all.chunks(HEAD + length).map(read).collect())
         };
@@ -94,7 +74,7 @@ impl OverGpus {
         if longest > FRAME {
             all = round(longest)?;
         }
-        Ok(all.into_iter().map(|(_, said)| said).collect())
+        Ok(all.into_iter().map(|(_, bytes)| bytes).collect())
     }
 
     fn values(&self, own: &[f32], what: &str) -> Result<Vec<Vec<f32>>> {
@@ -141,15 +121,7 @@ impl Collective for OverGpus {
 
     fn gather(&self, own: &[u8], what: &str, patience: Patience) -> Result<Vec<Vec<u8>>> {
         let limit = (patience == Patience::Limited).then_some(self.limit);
-        let all = self.exchange(own, Kind::Values, what, limit).map_err(|e| self.explained(e, what))?;
-        if let Some((rank, said)) = all.iter().enumerate().find(|(_, said)| said.failed) {
-            let unread = || Error::new("it failed", "see what it says itself");
-            let (what, remedy) = serde_json::from_slice::<(String, String)>(&said.bytes).ok().unzip();
-            let error = what.zip(remedy).map_or_else(unread, |(what, remedy)| Error::new(what, remedy));
-            self.told.store(true, Ordering::Relaxed);
-            return Err(failure(&self.hosts, rank, error));
-        }
-        Ok(all.into_iter().map(|said| said.bytes).collect())
+        self.bytes(own, what, limit).map_err(|e| self.explained(e, what))
     }
 
     fn explained(&self, error: Error, what: &str) -> Error {
@@ -177,18 +149,15 @@ impl Collective for OverGpus {
         self.step.store(step, Ordering::Relaxed);
     }
 
-    /// Rank 0 speaks where it hears of it, or waits in vain as all do; else whoever failed.
+    /// Each says itself what it failed of, since a word to another one could only go where that one may wait for values: rank 0 at
+    /// once, others a little later, unless it has ended all by then. Of a wait in vain rank 0 speaks; where it is the one who is
+    /// gone, the first of each machine, and the first of those that are left on its own.
     fn failed(&self, error: &Error) -> bool {
-        let heard = match self.gpus.failure() {
-            _ if self.told.load(Ordering::Relaxed) => true,
-            Some(_) => !error.what.starts_with("rank 0 ("),
-            None => {
-                let words = serde_json::to_vec(&(&error.what, &error.remedy)).unwrap_or_default();
-                self.exchange(&words, Kind::Failure, "last words", Some(LAST_WORDS)).is_ok()
-            }
+        let speaks = self.gpus.failure().is_none() || {
+            let first = self.world.local_rank == 0 || self.world.rank == 1;
+            self.world.rank == 0 || (first && error.what.starts_with("rank 0 ("))
         };
-        let speaks = self.world.rank == 0 || !heard;
-        if !speaks {
+        if self.world.rank > 0 {
             std::thread::sleep(SILENCE);
         }
         speaks

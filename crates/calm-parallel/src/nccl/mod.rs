@@ -55,7 +55,7 @@ pub(crate) fn id() -> Result<[u8; ID]> {
 /// # Errors
 /// It is not, with how it is installed.
 pub(crate) fn available() -> Result<()> {
-    calm_kernels::device::gpus().map_err(|e| Error::new(e.reason, e.remedy))?;
+    calm_kernels::device::count().map_err(|e| Error::new(e.reason, e.remedy))?;
     let version = result::get_nccl_version();
     version.map(|_| ()).map_err(|_| {
         Error::new(

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaEvent};
@@ -12,8 +12,13 @@ use crate::error::{Error, Result};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How long a call of NCCL may take to return before NCCL is taken down below it.
-const CALL: Duration = Duration::from_secs(1);
+/// How long whoever waits has to go on after NCCL was taken down.
+const STUCK: Duration = Duration::from_mins(1);
+
+unsafe extern "C" {
+    /// Of the C library.
+    fn _exit(code: i32) -> !;
+}
 
 /// NCCL's handle, used by one thread at a time.
 #[derive(Debug)]
@@ -44,14 +49,12 @@ struct Wait {
 pub(super) struct Watch {
     /// Held while NCCL is called; None when it has been taken down.
     communicator: Mutex<Option<Communicator>>,
-    handle: Communicator,
     waits: Mutex<VecDeque<Wait>>,
     failed: Mutex<Option<Error>>,
     over: AtomicBool,
+    /// Whether somebody has heard of the failure.
+    seen: AtomicBool,
 }
-
-// SAFETY: `handle` is read for the abort alone, which NCCL allows from any thread.
-unsafe impl Sync for Watch {}
 
 impl Watch {
     /// Begins to look.
@@ -59,13 +62,12 @@ impl Watch {
     /// # Errors
     /// No thread.
     pub(super) fn start(communicator: Communicator, context: Arc<CudaContext>) -> Result<Arc<Self>> {
-        let handle = Communicator(communicator.0);
         let watch = Arc::new(Self {
             communicator: Mutex::new(Some(communicator)),
-            handle,
             waits: Mutex::default(),
             failed: Mutex::default(),
             over: AtomicBool::new(false),
+            seen: AtomicBool::new(false),
         });
         let looking = Arc::downgrade(&watch);
         let look = move || {
@@ -91,7 +93,9 @@ impl Watch {
     /// # Errors
     /// What failed first.
     pub(super) fn check(&self) -> Result<()> {
-        lock(&self.failed).clone().map_or(Ok(()), Err)
+        let Some(error) = lock(&self.failed).clone() else { return Ok(()) };
+        self.seen.store(true, Ordering::SeqCst);
+        Err(error)
     }
 
     /// Notes an exchange and calls NCCL for it.
@@ -122,7 +126,7 @@ impl Watch {
         }
     }
 
-    fn look(&self) {
+    fn look(self: &Arc<Self>) {
         let mut waits = lock(&self.waits);
         while let Some(first) = waits.front() {
             let done = first.end.as_ref().is_some_and(CudaEvent::is_complete);
@@ -141,9 +145,8 @@ impl Watch {
                     format!("somebody did not come to {what} within {} s", limit.as_secs_f64()),
                     "what was saved is whole: go on with --resume, on fewer processes too",
                 ));
-            } else {
-                // What it answers is kept for whoever asks next.
-                let _ = self.ask(&what);
+            } else if let Some(error) = self.answer() {
+                self.fail(lost(&what, error));
             }
             return;
         }
@@ -153,12 +156,9 @@ impl Watch {
     ///
     /// # Errors
     /// What failed first.
-    pub(super) fn ask(&self, what: &str) -> Result<()> {
+    pub(super) fn ask(self: &Arc<Self>, what: &str) -> Result<()> {
         if let Some(error) = self.answer() {
-            self.fail(Error::new(
-                format!("NCCL lost another process at {what}: {error:?}"),
-                "what was saved is whole: go on with --resume, on fewer processes too; NCCL_DEBUG=WARN says more",
-            ));
+            self.fail(lost(what, error));
         }
         self.check()
     }
@@ -176,28 +176,44 @@ impl Watch {
     }
 
     /// Takes NCCL down: whoever waits for the GPU goes on, with numbers that nobody may use.
-    pub(super) fn fail(&self, error: Error) {
+    ///
+    /// NCCL's abort can itself wait without end, and may not be called below a call under way. So it has a thread of its own, and
+    /// where nobody has asked for the failure some seconds later the process says it here and ends.
+    pub(super) fn fail(self: &Arc<Self>, error: Error) {
         lock(&self.failed).get_or_insert(error);
         if self.over.swap(true, Ordering::SeqCst) {
             return;
         }
-        let begun = Instant::now();
-        let held = loop {
-            match self.communicator.try_lock() {
-                Ok(held) => break Some(held),
-                Err(TryLockError::Poisoned(held)) => break Some(held.into_inner()),
-                // A call that does not return waits for somebody itself.
-                Err(TryLockError::WouldBlock) if begun.elapsed() > CALL => break None,
-                Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE),
+        let watch = Arc::clone(self);
+        let abort = move || {
+            let mut communicator = lock(&watch.communicator);
+            if let Some(Communicator(handle)) = communicator.take() {
+                // SAFETY: under the lock, and nothing uses the handle after it.
+                let _ = unsafe { result::comm_abort(handle) };
             }
         };
-        // SAFETY: once, and nothing uses the handle after it: who holds the lock gets None, and a call under way returns.
-        let _ = unsafe { result::comm_abort(self.handle.0) };
-        match held {
-            Some(mut held) => *held = None,
-            None => *lock(&self.communicator) = None,
-        }
+        let watch = Arc::clone(self);
+        let last_resort = move || {
+            std::thread::sleep(STUCK);
+            if !watch.seen.load(Ordering::SeqCst) {
+                if let Some(error) = lock(&watch.failed).as_ref() {
+                    eprintln!("error: {error}\n  hint: {}", error.remedy);
+                }
+                // SAFETY: ends the process. Not by way of exit handlers, which may wait for the GPU.
+                unsafe { _exit(1) };
+            }
+        };
+        // Without a thread the launcher ends this process.
+        let _ = std::thread::Builder::new().name("nccl-abort".into()).spawn(abort);
+        let _ = std::thread::Builder::new().name("nccl-end".into()).spawn(last_resort);
     }
+}
+
+fn lost(what: &str, error: sys::ncclResult_t) -> Error {
+    Error::new(
+        format!("NCCL lost another process at {what}: {error:?}"),
+        "what was saved is whole: go on with --resume, on fewer processes too; NCCL_DEBUG=WARN says more",
+    )
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

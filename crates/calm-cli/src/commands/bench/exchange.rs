@@ -48,7 +48,7 @@ pub(super) fn run(
         processes::start(number, device, stop, printer)?;
         return Ok(true);
     }
-    let (ranks, device) = processes::join(args.processes, device)?;
+    let (ranks, device) = processes::join(args.processes, device, printer)?;
     if ranks.is_alone() {
         return match asked {
             false => Ok(false),
