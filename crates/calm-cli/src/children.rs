@@ -57,7 +57,7 @@ impl<'a> Children<'a> {
 
     /// Threads of one that trains beside others: its share, if nobody says.
     fn share(&self) -> Option<usize> {
-        let share = || rayon::current_num_threads().div_ceil(self.lanes.len()).max(1);
+        let share = || (rayon::current_num_threads() / self.lanes.len().max(1)).max(1);
         self.threads.or_else(|| (self.lanes.len() > 1).then(share))
     }
 

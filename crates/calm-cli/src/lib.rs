@@ -46,6 +46,11 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code as u8);
         }
     };
+    // `srun bash jobs.sh` starts as many ablations, each of which trains what the others do not.
+    if matches!(cli.command, Some(Command::Ablate(_))) {
+        // SAFETY: this is still the start of `main`; no other thread runs.
+        unsafe { start::forget_launchers() };
+    }
     memory::keep_freed();
     let verbosity = match cli.quiet {
         _ if !calm_parallel::speaks() => Verbosity::Silent,

@@ -22,6 +22,17 @@ pub unsafe fn forget_empty_variables() {
     }
 }
 
+/// Takes what a launcher said out of the environment: a command that is none of several processes, and what it starts.
+///
+/// # Safety
+/// No other thread may run yet.
+pub unsafe fn forget_launchers() {
+    for name in calm_parallel::World::variables() {
+        // SAFETY: the caller runs no other thread.
+        unsafe { std::env::remove_var(name) };
+    }
+}
+
 /// The arguments, with `~/` put right in `--option=~/path`: shells only know it at the start of a word.
 pub fn arguments(given: impl Iterator<Item = OsString>, home: Option<&Path>) -> Vec<OsString> {
     let expand = |argument: OsString| -> OsString {

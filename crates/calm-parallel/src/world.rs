@@ -53,6 +53,14 @@ impl World {
     /// One process.
     pub const ALONE: Self = Self { rank: 0, size: 1, local_rank: 0, launcher: Launcher::None };
 
+    /// Names of all variables in which launchers say who is who, and where the others are met. A process that is no part of
+    /// their world, but a command of its own, goes without them.
+    pub fn variables() -> impl Iterator<Item = &'static str> {
+        let launchers = [Launcher::OpenMpi, Launcher::Mpich, Launcher::Torchrun, Launcher::Slurm];
+        let others = ["SLURM_STEP_ID", "MASTER_ADDR", "MASTER_PORT"];
+        launchers.into_iter().flat_map(Launcher::variables).chain(others)
+    }
+
     /// The world as the environment of this process has it.
     ///
     /// # Errors
@@ -160,6 +168,16 @@ mod tests {
         assert_eq!(find(&[]), Ok(World::ALONE));
         assert_eq!(find(&[("RANK", ""), ("WORLD_SIZE", " ")]), Ok(World::ALONE));
         assert_eq!(find(&[("WORLD_SIZE", "1")]), Ok(World::ALONE));
+    }
+
+    #[test]
+    fn without_the_variables_of_all_launchers_there_is_one_process() {
+        let names: Vec<&str> = World::variables().collect();
+        let rank = |name: &str| if name.ends_with("SIZE") || name.ends_with("TASKS") { "4" } else { "1" };
+        let all = World::find(|name| Some(rank(name).to_owned())).unwrap();
+        assert_eq!((all.rank, all.size), (1, 4));
+        let without = World::find(|name| (!names.contains(&name)).then(|| rank(name).to_owned()));
+        assert_eq!(without, Ok(World::ALONE));
     }
 
     #[test]

@@ -10,7 +10,9 @@
 //! Whoever reads needs no lock. The file stays when it is let go, empty: a file that is removed while others wait for
 //! it would be locked twice.
 
+use std::collections::hash_map::RandomState;
 use std::fs::{File, OpenOptions, TryLockError};
+use std::hash::{BuildHasher, Hasher};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -29,6 +31,9 @@ const BEAT: Duration = Duration::from_secs(10);
 /// After so long without a sign an owner is watched, and then taken for dead.
 const STALE: Duration = Duration::from_secs(120);
 
+/// Those who come within this time may not have seen each other.
+const TOGETHER: Duration = Duration::from_millis(200);
+
 /// Who works on a folder or a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
@@ -42,6 +47,18 @@ pub struct Owner {
     pub since: String,
     /// Its last sign of life: seconds since 1970 by its own clock, always as many digits.
     beat: String,
+    /// Drawn when it took the folder: tells apart those who came at the same time.
+    #[serde(default)]
+    draw: String,
+}
+
+impl Owner {
+    /// Whether it is a process of this machine, and is still there, as far as the system shows its processes.
+    pub fn lives_here(&self) -> bool {
+        let processes = Path::new("/proc");
+        self.host == host::name()
+            && (!processes.join("self").exists() || processes.join(self.process.to_string()).exists())
+    }
 }
 
 impl std::fmt::Display for Owner {
@@ -74,6 +91,15 @@ struct Patience {
     stale: Duration,
 }
 
+/// When an owner looks again whether it is the only one that came.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Doubt {
+    /// Where the system has no lock for the file.
+    WithoutLocks,
+    /// Always: the lock may be known to this machine alone.
+    Always,
+}
+
 impl Lock {
     /// Makes the folder if needed, and takes it. `note` hears of an owner that died without letting go.
     ///
@@ -90,7 +116,7 @@ impl Lock {
         host: &str,
     ) -> Result<Self> {
         let mut note = |left: &str| note(&format!("{} was left by {left}", folder.display()));
-        Self::take_at(&folder.join(LOCK), &mut note, patience, host)?.or_refused(folder)
+        Self::take_at(&folder.join(LOCK), &mut note, patience, host, Doubt::WithoutLocks)?.or_refused(folder)
     }
 
     /// The same of a file, which need not be there.
@@ -100,7 +126,8 @@ impl Lock {
     pub fn take_file(file: &Path, note: &mut dyn FnMut(&str)) -> Result<Self> {
         let patience = Patience { beat: BEAT, stale: STALE };
         let mut note = |left: &str| note(&format!("{} was left by {left}", file.display()));
-        Self::take_at(&beside(file), &mut note, patience, &host::name())?.or_refused(file)
+        Self::take_at(&beside(file), &mut note, patience, &host::name(), Doubt::WithoutLocks)?
+            .or_refused(file)
     }
 
     /// Claims a folder for a process that lets another one work in it: by a file beside the folder, whose own lock stays free.
@@ -108,17 +135,24 @@ impl Lock {
     /// # Errors
     /// The folder around it cannot be written in.
     pub fn claim(folder: &Path) -> Result<Claim> {
-        Self::take_at(&beside(folder), &mut |_| (), Patience { beat: BEAT, stale: STALE }, &host::name())
+        let patience = Patience { beat: BEAT, stale: STALE };
+        Self::take_at(&beside(folder), &mut |_| (), patience, &host::name(), Doubt::Always)
     }
 
     /// Takes what the file at `path` stands for.
-    fn take_at(path: &Path, note: &mut dyn FnMut(&str), patience: Patience, host: &str) -> Result<Claim> {
+    fn take_at(
+        path: &Path,
+        note: &mut dyn FnMut(&str),
+        patience: Patience,
+        host: &str,
+        doubt: Doubt,
+    ) -> Result<Claim> {
         let folder = path.parent().unwrap_or(Path::new(""));
         calm_files::create_folder(folder).map_err(|e| Error::io("create", folder, e))?;
         let open = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path);
         let mut file = open.map_err(|e| Error::io("write", path, e))?;
         let known = match patiently(&file) {
-            Err(TryLockError::WouldBlock) => return Ok(Claim::Theirs(read_owner(path))),
+            Err(TryLockError::WouldBlock) => return Ok(Claim::Theirs(owner_soon(path))),
             // Whether the system's lock says anything about processes of this machine.
             Ok(()) => true,
             Err(TryLockError::Error(_)) => false,
@@ -133,9 +167,10 @@ impl Lock {
         let owner = Owner {
             process: std::process::id(),
             host: host.to_owned(),
-            command: std::env::args().collect::<Vec<_>>().join(" "),
+            command: command(),
             since: host::now(),
             beat: beat(),
+            draw: draw(),
         };
         let text = text(&owner);
         let write = |file: &mut File| -> std::io::Result<()> {
@@ -144,11 +179,12 @@ impl Lock {
             file.write_all(text.as_bytes())
         };
         write(&mut file).map_err(|e| Error::io("write", path, e))?;
-        if !known {
-            // Without a lock two may have come at once: the last one that wrote has it.
-            std::thread::sleep(Duration::from_millis(200));
+        if !known || doubt == Doubt::Always {
+            // Two may have come at once: the last one that wrote has it. Another machine sees what has left this one.
+            let _ = file.sync_data();
+            std::thread::sleep(TOGETHER);
             match read_owner(path) {
-                Some(found) if (found.process, &found.host) == (owner.process, &owner.host) => {}
+                Some(found) if found.draw == owner.draw => {}
                 found => return Ok(Claim::Theirs(found)),
             }
         }
@@ -217,6 +253,17 @@ fn taken(what: &Path, owner: Option<&Owner>) -> Error {
     )
 }
 
+/// The command line of this process, for people.
+fn command() -> String {
+    let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    words.join(" ")
+}
+
+/// A number that no other owner draws.
+fn draw() -> String {
+    format!("{:016x}", RandomState::new().build_hasher().finish())
+}
+
 fn beat() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     format!("{:012}", now.as_secs())
@@ -232,6 +279,17 @@ fn read_owner(path: &Path) -> Option<Owner> {
     let mut text = String::new();
     File::open(path).and_then(|mut file| file.read_to_string(&mut text)).ok()?;
     serde_json::from_str(&text).ok()
+}
+
+/// The same of a file that somebody has just taken, who writes at once who that is.
+fn owner_soon(path: &Path) -> Option<Owner> {
+    for _ in 0..20 {
+        if let Some(owner) = read_owner(path) {
+            return Some(owner);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    None
 }
 
 /// Whether an owner shows signs of life: a recent one by the clock, or a new one while it is watched.
@@ -281,7 +339,8 @@ mod tests {
 
     fn leave(folder: &Path, host: &str, beat: &str) {
         let (process, command, since) = (7, "calm train".to_owned(), "2026-01-01T00:00:00Z".to_owned());
-        let owner = Owner { process, host: host.to_owned(), command, since, beat: beat.to_owned() };
+        let (host, beat, draw) = (host.to_owned(), beat.to_owned(), "there".to_owned());
+        let owner = Owner { process, host, command, since, beat, draw };
         std::fs::write(folder.join(LOCK), text(&owner)).unwrap();
     }
 
@@ -332,8 +391,26 @@ mod tests {
         assert!(take(&folder, "here").0.is_ok());
         let Claim::Theirs(Some(owner)) = Lock::claim(&folder).unwrap() else { panic!("it is claimed") };
         assert_eq!(owner.process, std::process::id());
+        assert!(owner.lives_here());
         drop(claim);
         assert!(matches!(Lock::claim(&folder).unwrap(), Claim::Ours(_)));
+    }
+
+    #[test]
+    fn a_claim_that_another_machine_wrote_over_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let (run, path) = (dir.path().join("run"), dir.path().join(".run.lock"));
+        leave(dir.path(), "there", &beat());
+        let theirs = std::fs::read(dir.path().join(LOCK)).unwrap();
+        let other = std::thread::spawn(move || {
+            while read_owner(&path).is_none() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            std::fs::write(&path, theirs).unwrap();
+        });
+        let Claim::Theirs(Some(owner)) = Lock::claim(&run).unwrap() else { panic!("it is another's") };
+        assert_eq!((owner.host.as_str(), owner.lives_here()), ("there", false));
+        other.join().unwrap();
     }
 
     #[test]

@@ -10,7 +10,8 @@ use serde::de::DeserializeOwned;
 
 use crate::share::told;
 
-/// Batches that a process measures between two exchanges: what is kept of them until then stays small.
+/// Batches that all processes measure between two exchanges; one each where there are more processes. What each keeps of them
+/// until then, and gets of all others, stays small.
 const BATCHES: usize = 8;
 
 /// The processes of an evaluation, and who hears how many batches are done.
@@ -39,11 +40,12 @@ impl<P: FnMut(usize)> Workers for Together<'_, P> {
             return Ok(calm_eval::workers::Alone(self.progress).each(batches, measure, add)?);
         }
         let (rank, size) = (self.ranks.rank(), self.ranks.size());
+        let between = size * (BATCHES / size).max(1);
         let mut batches = batches.enumerate();
         let mut done = 0;
         loop {
             let (before, mut own) = (done, Vec::new());
-            for (i, batch) in batches.by_ref().take(size * BATCHES) {
+            for (i, batch) in batches.by_ref().take(between) {
                 if i % size == rank {
                     own.push(measure(batch)?);
                     (self.progress)(i + 1);
@@ -65,7 +67,7 @@ impl<P: FnMut(usize)> Workers for Together<'_, P> {
             for i in before..done {
                 measured[i % size].next().into_iter().for_each(&mut add);
             }
-            if done - before < size * BATCHES {
+            if done - before < between {
                 return Ok(());
             }
         }
