@@ -7,10 +7,11 @@ use std::path::Path;
 use calm_data::Corpus;
 use calm_run::checked::{read_json, write_json};
 use calm_run::checkpoint::Checkpoints;
+use calm_run::lock::Owner;
 use calm_run::run::CONFIG;
 use calm_run::{Begin, Claim, Error, Lock, Result, Resumption, Run, Stage};
 
-use crate::done::trained;
+use crate::done::{finished, trained};
 use crate::plan::{Ablation, PLAN, PlannedRun, SharedAutoencoder};
 pub use crate::queue::{Failures, Job, Outcome, Worker};
 use crate::queue::{Task, work};
@@ -19,13 +20,21 @@ use crate::settings::autoencoder_key;
 /// File of an ablation's folder with the runs that failed and why; gone when all are well.
 const FAILURES: &str = "failures.json";
 
-/// The runs that failed when this ablation was last executed.
+/// The runs that failed when this ablation was last executed, and that nobody has trained to their end since.
 ///
 /// # Errors
 /// The list of them is damaged.
-pub fn failures(ablation: &Path) -> Result<Failures> {
+pub fn failures(ablation: &Ablation) -> Result<Failures> {
     let remedy = "run `calm ablate` again to write it anew, or remove it";
-    Ok(read_json(&ablation.join(FAILURES), remedy)?.unwrap_or_default())
+    let mut failures: Failures = read_json(&ablation.folder.join(FAILURES), remedy)?.unwrap_or_default();
+    let autoencoders = ablation.autoencoders.iter().map(of_autoencoder);
+    let runs = ablation.runs.iter().map(|run| of_run(ablation, run, None));
+    for task in autoencoders.chain(runs) {
+        if finished(task.folder, task.config, task.stage) {
+            failures.remove(&task.name);
+        }
+    }
+    Ok(failures)
 }
 
 /// Whether the folders of runs that are there hold the same runs. Nothing is touched.
@@ -181,10 +190,11 @@ fn of_run<'a>(ablation: &'a Ablation, run: &'a PlannedRun, needs: Option<usize>)
 /// None if it was stopped.
 ///
 /// # Errors
-/// The folder cannot be read or written, or no process can be started.
+/// The list of failures cannot be written, or no process can be started.
 pub fn execute(ablation: &Ablation, worker: &dyn Worker, lanes: usize) -> Result<Option<Failures>> {
     let path = ablation.folder.join(FAILURES);
-    let failures = work(&tasks(ablation), worker, lanes, &|failures| write_json(&path, failures))?;
+    let worked = work(&tasks(ablation), worker, lanes, &|failures| write_json(&path, failures))?;
+    let failures = worked.map(|worked| worked.failures);
     if failures.as_ref().is_some_and(Failures::is_empty) {
         let _ = calm_files::remove(&path);
     }
@@ -212,12 +222,34 @@ fn name_of(ablation: &Ablation, folder: &Path) -> String {
     inner.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/")
 }
 
+/// What has become of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JobEnd {
+    /// Its run is trained now: here, or by the process that had it.
+    Trained,
+    /// Its run was trained before.
+    WasTrained,
+    /// A process of this machine trains it, and is at work.
+    AtWork,
+    /// Its run is not trained, and another process has it that cannot be seen from here: which, as far as that is known.
+    Left(Option<Owner>),
+    /// A run failed: this one, or the autoencoder that it needs.
+    Failed {
+        /// Which.
+        run: String,
+        /// What is known of why.
+        reason: String,
+    },
+    /// Stopped by the user, with a checkpoint.
+    Stopped,
+}
+
 /// Trains one of [`jobs`] alone, and before it the autoencoder that it needs, if nobody has. What another process trains is
-/// left to it, an autoencoder waited for. Nothing of the ablation itself is written. Returns as [`execute`].
+/// left to it, an autoencoder waited for. Nothing of the ablation itself is written.
 ///
 /// # Errors
 /// The ablation has no such run; as [`execute`].
-pub fn execute_job(ablation: &Ablation, name: &str, worker: &dyn Worker) -> Result<Option<Failures>> {
+pub fn execute_job(ablation: &Ablation, name: &str, worker: &dyn Worker) -> Result<JobEnd> {
     let is = |folder: &Path| name_of(ablation, folder) == name.trim_end_matches('/');
     let mut tasks = Vec::new();
     if let Some(autoencoder) = ablation.autoencoders.iter().find(|a| is(&a.folder)) {
@@ -233,5 +265,21 @@ pub fn execute_job(ablation: &Ablation, name: &str, worker: &dyn Worker) -> Resu
             "`calm ablate --print-jobs` says which there are",
         ));
     }
-    work(&tasks, worker, 1, &|_| Ok(()))
+    let Some(worked) = work(&tasks, worker, 1, &|_| Ok(()))? else { return Ok(JobEnd::Stopped) };
+    // What is needed stands before what needs it: the first one is the cause.
+    let cause = tasks.iter().find_map(|task| worked.failures.get_key_value(&task.name));
+    if let Some((run, reason)) = cause {
+        return Ok(JobEnd::Failed { run: run.clone(), reason: reason.clone() });
+    }
+    let Some(owner) = worked.left.into_iter().next() else {
+        return Ok(if worked.begun > 0 { JobEnd::Trained } else { JobEnd::WasTrained });
+    };
+    // In this order: it may end in between.
+    let at_work = owner.as_ref().is_some_and(Owner::lives_here);
+    let done = tasks.last().is_some_and(|task| trained(task.folder, task.config, task.stage));
+    Ok(match (done, at_work) {
+        (true, _) => JobEnd::Trained,
+        (false, true) => JobEnd::AtWork,
+        (false, false) => JobEnd::Left(owner),
+    })
 }

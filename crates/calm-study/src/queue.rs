@@ -101,10 +101,23 @@ struct Progress {
     states: Vec<State>,
     /// Trainings that were begun here.
     begun: usize,
+    /// Who has what is left to others.
+    left: Vec<Option<Owner>>,
     failures: Failures,
     stopped: bool,
     /// What ends all.
     error: Option<Error>,
+}
+
+/// What has become of all tasks.
+#[derive(Debug, Default)]
+pub(crate) struct Worked {
+    /// Trainings that were begun here.
+    pub begun: usize,
+    /// Who has what was left to others, as far as that is known.
+    pub left: Vec<Option<Owner>>,
+    /// What failed.
+    pub failures: Failures,
 }
 
 struct Queue<'a> {
@@ -115,20 +128,21 @@ struct Queue<'a> {
     changed: Condvar,
 }
 
-/// Does all tasks, up to `lanes` at a time; `save` hears of each failure at once. Returns the failures, or None if it was
-/// stopped.
+/// Does all tasks, up to `lanes` at a time; `save` hears of each failure at once. Returns what has become of them, or None if
+/// it was stopped. A folder that cannot be claimed is the failure of its task.
 ///
 /// # Errors
-/// A folder cannot be written, or no process can be started: what has begun is finished before.
+/// The failures cannot be saved, or no process can be started: what has begun is finished before.
 pub(crate) fn work(
     tasks: &[Task<'_>],
     worker: &dyn Worker,
     lanes: usize,
     save: &(dyn Fn(&Failures) -> Result<()> + Sync),
-) -> Result<Option<Failures>> {
+) -> Result<Option<Worked>> {
     let progress = Progress {
         states: vec![State::Open; tasks.len()],
         begun: 0,
+        left: Vec::new(),
         failures: Failures::new(),
         stopped: false,
         error: None,
@@ -144,10 +158,11 @@ pub(crate) fn work(
         queue.lane(0);
     });
     let progress = queue.progress.into_inner().unwrap_or_else(PoisonError::into_inner);
-    match progress.error {
-        Some(e) => Err(e),
-        None => Ok((!progress.stopped).then_some(progress.failures)),
+    if let Some(e) = progress.error {
+        return Err(e);
     }
+    let Progress { begun, left, failures, stopped, .. } = progress;
+    Ok((!stopped).then_some(Worked { begun, left, failures }))
 }
 
 impl Queue<'_> {
@@ -198,13 +213,17 @@ impl Queue<'_> {
     /// Trains a task, unless another process does or did.
     fn train(&self, at: usize, lane: usize) -> Result<State> {
         let task = &self.tasks[at];
-        let taken = |owner| {
+        let taken = |owner: Option<Owner>| {
+            if !task.awaited {
+                self.lock().left.push(owner.clone());
+            }
             self.worker.taken(&task.name, owner, task.awaited);
             if task.awaited { State::Taken(Instant::now()) } else { State::Left }
         };
-        let _claim = match Lock::claim(task.folder)? {
-            Claim::Ours(claim) => claim,
-            Claim::Theirs(owner) => return Ok(taken(owner)),
+        let _claim = match Lock::claim(task.folder) {
+            Ok(Claim::Ours(claim)) => claim,
+            Ok(Claim::Theirs(owner)) => return Ok(taken(owner)),
+            Err(e) => return Ok(self.failed(at, e.to_string())),
         };
         // One that was started by hand, or outlives an ablation that was killed and writes its checkpoint.
         if let Some(owner) = Lock::holder(task.folder) {
@@ -233,11 +252,13 @@ impl Queue<'_> {
                 self.lock().stopped = true;
                 Ok(State::Open)
             }
-            Outcome::Failed(reason) => {
-                self.lock().failures.insert(task.name.clone(), reason);
-                Ok(State::Failed)
-            }
+            Outcome::Failed(reason) => Ok(self.failed(at, reason)),
         }
+    }
+
+    fn failed(&self, at: usize, reason: String) -> State {
+        self.lock().failures.insert(self.tasks[at].name.clone(), reason);
+        State::Failed
     }
 
     /// Writes down what has become of a task: what needs it fails with it.
@@ -350,7 +371,7 @@ mod tests {
                 Ok(())
             };
             let done = work(&self.tasks(), worker, lanes, &save).unwrap();
-            (done, saved.into_inner().unwrap())
+            (done.map(|worked| worked.failures), saved.into_inner().unwrap())
         }
     }
 
@@ -393,6 +414,19 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_that_cannot_be_claimed_is_the_failure_of_its_task_alone() {
+        let mut plan = Plan::new();
+        let file = plan.dir.path().join("file");
+        std::fs::write(&file, "no folder").unwrap();
+        plan.folders[4] = file.join("c1");
+        let worker = Told::default();
+        let (failures, saved) = plan.work(&worker, 2);
+        let failed: Vec<String> = failures.unwrap().into_keys().collect();
+        assert_eq!((failed, saved.len()), (vec!["c1".to_owned()], 1));
+        assert_eq!(begun(&worker).len(), NAMES.len() - 1);
+    }
+
+    #[test]
     fn one_that_is_stopped_stops_all() {
         let plan = Plan::new();
         let worker = Told { stops: "b", ..Told::default() };
@@ -418,7 +452,10 @@ mod tests {
         let tasks: Vec<Task<'_>> =
             plan.tasks().into_iter().map(|task| Task { awaited: false, ..task }).collect();
         let worker = Told::default();
-        assert_eq!(work(&tasks, &worker, 1, &|_| Ok(())).unwrap(), Some(Failures::new()));
+        let worked = work(&tasks, &worker, 1, &|_| Ok(())).unwrap().unwrap();
+        assert_eq!((worked.failures, worked.begun), (Failures::new(), 7));
+        let left: Vec<_> = worked.left.into_iter().flatten().map(|owner| owner.process).collect();
+        assert_eq!(left, [std::process::id()]);
         assert_eq!(begun(&worker), ["a", "a1", "b", "b1", "a2", "b2", "c2"]);
         assert!(worker.log.lock().unwrap().contains(&"taken c1".to_owned()));
     }

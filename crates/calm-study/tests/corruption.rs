@@ -118,7 +118,7 @@ fn report(place: &Path) -> Came<String> {
     let mut listener = Listener::default();
     let mut report = || -> calm_run::Result<Study> {
         let ablation = Ablation::open(&out)?;
-        let mut failures = execute::failures(&out)?;
+        let mut failures = execute::failures(&ablation)?;
         score::score(&ablation, &cache, &Device::Cpu, &mut failures, &mut listener)?;
         let machine =
             folder::machine_of(&out)?.unwrap_or_else(|| Machine { threads: 7, ..Machine::default() });

@@ -37,7 +37,7 @@ pub fn run(args: &ReportArgs, device: Choice, printer: &Printer) -> Result<()> {
             (Ablation::of_runs(&runs, &out)?, out)
         }
     };
-    let mut failures = execute::failures(&ablation.folder)?;
+    let mut failures = execute::failures(&ablation)?;
     let mut screen = Screen::new(printer);
     score::score(&ablation, &args.cache, &device, &mut failures, &mut screen)?;
     drop(screen);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
@@ -183,6 +183,8 @@ fn script(house: &House, out: &str) -> String {
 fn bash(house: &House, task: Option<&str>) -> std::process::Child {
     let mut bash = Command::new("bash");
     bash.arg(house.path("jobs.sh")).current_dir("/").stdin(Stdio::null());
+    // Under a launcher each is a command of its own, and so is what it trains.
+    bash.env("RANK", "1").env("WORLD_SIZE", "4").env("LOCAL_RANK", "1");
     bash.env_remove("SLURM_ARRAY_TASK_ID").stdout(Stdio::piped()).stderr(Stdio::piped());
     if let Some(task) = task {
         bash.env("SLURM_ARRAY_TASK_ID", task);
@@ -200,13 +202,23 @@ fn jobs_of_two_processes_at_once_come_to_the_same_as_one_command() {
     assert!(script.contains("#SBATCH --array=0-4\n") && script.contains("--dependency=afterany"), "{script}");
     let again = script.lines().find(|line| line.contains("ablate --config")).unwrap();
     assert!(again.ends_with(" ablate --config ab.yaml --out \"it's two/ab\" --threads 1"), "{again}");
-    let jobs: Vec<&str> = script.lines().filter(|line| line.contains(" --job ")).collect();
+    let jobs: Vec<&str> = script.lines().filter(|line| line.contains(" --job=")).collect();
     for (line, run) in
         jobs.iter().zip(["autoencoders/calm", "baseline-seed1", "baseline-seed2", "calm-seed1", "calm-seed2"])
     {
-        assert!(line.contains(&format!(" --job {run} ")), "{line}");
+        assert!(line.contains(&format!(" --job={run} ")), "{line}");
     }
     assert_eq!(jobs.len(), 5, "{script}");
+    // What a process of another machine has, as far as can be seen, is not trained.
+    let claim = house.path(&format!("{out}/.baseline-seed1.lock"));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let owner = serde_json::json!({ "process": 7, "host": "there", "command": "calm", "since": "", "beat": format!("{now:012}") });
+    fs::write(&claim, owner.to_string()).unwrap();
+    house.refuses(
+        &["ablate", "--out", out, "--job", "baseline-seed1"],
+        &["baseline-seed1 is not trained", "process 7 on there"],
+    );
+    fs::remove_file(&claim).unwrap();
     // A task of an array is one run; the autoencoder that it needs is not there yet.
     let task = Done::from(bash(&house, Some("3")).wait_with_output().unwrap());
     assert_eq!(task.code, 0, "{}", task.err);

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Result;
 use calm_kernels::device::Choice;
 use calm_run::Error;
-use calm_study::execute::{execute_job, jobs};
+use calm_study::execute::{JobEnd, execute_job, jobs};
 use calm_study::plan::Ablation;
 
 use crate::args::AblateArgs;
@@ -18,20 +18,30 @@ use crate::ui::{Printer, pasted, quoted};
 /// Trains one run of the ablation in a folder.
 pub(super) fn run(name: &str, folder: &Path, children: &Children<'_>, printer: &Printer) -> Result<()> {
     let ablation = Ablation::open(folder)?;
-    let Some(failures) = execute_job(&ablation, name, children)? else {
-        return Err(Error::Stopped.into());
-    };
-    match failures.into_values().next_back() {
-        None => {
-            printer.note(format!("{name}: nothing is left to do here"));
-            Ok(())
+    match execute_job(&ablation, name, children)? {
+        JobEnd::Stopped => return Err(Error::Stopped.into()),
+        JobEnd::Trained => printer.note(format!("{name} is trained")),
+        JobEnd::WasTrained => printer.note(format!("{name}: nothing is left to do here")),
+        // The worker has said whose it is.
+        JobEnd::AtWork => {}
+        JobEnd::Left(owner) => {
+            let who = owner.map_or_else(|| "another process".to_owned(), |owner| owner.to_string());
+            return Err(Hinted::new(
+                format!("{name} is not trained: it was left to {who}"),
+                "run the same command again when that one has ended: it trains what is missing then (one that was killed \
+                 on another machine counts as at work for two minutes)",
+            )
+            .into());
         }
-        Some(why) => Err(Hinted::new(
-            format!("{name} failed: {why}"),
-            "mend the cause and run the same command again: it goes on from its last checkpoint",
-        )
-        .into()),
+        JobEnd::Failed { run, reason } => {
+            return Err(Hinted::new(
+                format!("{run} failed: {reason}"),
+                "mend the cause and run the same command again: it goes on from its last checkpoint",
+            )
+            .into());
+        }
     }
+    Ok(())
 }
 
 /// The script of the runs that are left to train.
@@ -51,13 +61,22 @@ pub(super) fn script(
         let _ = write!(options, " --threads {threads}");
     }
     let command = |name: &str| {
-        let (out, name) = (pasted(&ablation.folder), pasted(Path::new(name)));
-        format!("$go \"$calm\" ablate --out {out} --job {name}{options}")
+        // A name may begin with `-`.
+        let (out, name) = (pasted(&ablation.folder), quoted(name));
+        format!("$go \"$calm\" ablate --out {out} --job={name}{options}")
     };
     // What was typed, without what asked for the script.
-    let typed = std::env::args().skip(1).filter(|word| word != "--print-jobs");
-    let words = std::iter::once(program.display().to_string()).chain(typed);
-    let again = words.map(|word| shown(&quoted(&word))).collect::<Vec<_>>().join(" ");
+    let mut again = shown(&quoted(&program.to_string_lossy()));
+    for word in std::env::args_os().skip(1).filter(|word| word != "--print-jobs") {
+        let Some(word) = word.to_str() else {
+            return Err(Hinted::new(
+                format!("a script cannot repeat {}: it is no text in UTF-8", word.to_string_lossy()),
+                "give the file or folder another name",
+            )
+            .into());
+        };
+        let _ = write!(again, " {}", shown(&quoted(word)));
+    }
     let place = Place { folder: &ablation.folder, here: &here, program: &program, again: &again };
     Ok(text(&jobs(ablation), &command, &place))
 }
@@ -126,7 +145,7 @@ fn text(groups: &[Vec<String>; 3], command: &dyn Fn(&str) -> String, place: &Pla
         "  *) echo \"there is no job $1\" >&2; return 1 ;;\n  esac\n}}\n\
          if [ -n \"$SLURM_ARRAY_TASK_ID\" ]; then\n  go=exec\n  job \"$SLURM_ARRAY_TASK_ID\"\n  exit\nfi\n\
          go= failed=0\nfor number in {{0..{last}}}; do\n  job \"$number\" || failed=$?\n  \
-         [ \"$failed\" -lt 128 ] || break\ndone\nexit \"$failed\"\n"
+         case $failed in 129|130|131|143) break ;; esac\ndone\nexit \"$failed\"\n"
     );
     out
 }
@@ -153,7 +172,7 @@ mod tests {
             program: Path::new("/bin/true"),
             again: "calm ablate --config k.yaml",
         };
-        text(&groups, &|name| format!("$go \"$calm\" --job {}", pasted(Path::new(name))), &place)
+        text(&groups, &|name| format!("$go \"$calm\" --job={}", quoted(name)), &place)
     }
 
     #[test]
@@ -167,8 +186,10 @@ mod tests {
             "#   sbatch --array=2 jobs.sh",
             "#   sbatch --array=3-4 --dependency=afterany:$a jobs.sh",
             "cd '/home/a b' || exit 1",
-            "  0) $go \"$calm\" --job autoencoders/a ;;",
-            "  4) $go \"$calm\" --job 'b 1' ;;",
+            "  0) $go \"$calm\" --job=autoencoders/a ;;",
+            "  4) $go \"$calm\" --job='b 1' ;;",
+            // One that is killed for its memory (137) does not take the others along.
+            "  case $failed in 129|130|131|143) break ;; esac",
         ] {
             assert!(lines.contains(&line), "{line} in\n{script}");
         }
