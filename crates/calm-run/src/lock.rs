@@ -5,7 +5,8 @@
 //! the operating system for as long as its owner lives, and says who that is. Where the system's lock tells nothing (a file system without locks, or one that knows only those of its own machine), the
 //! heartbeat decides: the owner renews it every `BEAT`, and one that has not been renewed for `STALE` belongs to
 //! nobody. The clocks of two machines need not agree: a heartbeat that looks old by the clock is watched for a while
-//! before it is taken for dead.
+//! before it is taken for dead. Who claims a folder that several machines may claim looks again, a moment later, whether it
+//! was the last one to come.
 //!
 //! Whoever reads needs no lock. The file stays when it is let go, empty: a file that is removed while others wait for
 //! it would be locked twice.

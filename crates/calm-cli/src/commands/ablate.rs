@@ -40,7 +40,11 @@ pub fn run(
     printer: &Printer,
 ) -> Result<()> {
     // Children open it: a process that only waits would hold memory there.
-    let lanes = lanes(args, hardware::check(device)?)?;
+    let lanes = match args.print_jobs {
+        // The jobs run elsewhere.
+        true => vec![device],
+        false => lanes(args, device)?,
+    };
     let choice = lanes[0];
     let mut children = Children::new(threads, lanes, &args.cache, stop, printer);
     let config = match (&args.job, &args.out, &args.config) {
@@ -61,7 +65,7 @@ pub fn run(
     };
     let (ablation, plans, corpus) = {
         let mut screen = Screen::new(printer);
-        let mut site = Here { choice, printer, targets: Vec::new() };
+        let mut site = Here { choice, elsewhere: args.print_jobs, printer, targets: Vec::new() };
         let mut survey = Survey::new(&out, &args.cache, args.dry_run, &mut site, &mut children, &mut screen);
         let ablation = Ablation::expand(&resolved.value, &out, &shipped::find, &mut survey)?;
         let plans = survey.plans(&ablation)?;
@@ -95,6 +99,10 @@ pub fn run(
     let Some(mut failures) = trained? else {
         return Err(Error::Stopped.into());
     };
+    // All may have been trained when somebody asked.
+    if stop.asked() {
+        return Err(Error::Stopped.into());
+    }
     let mut screen = Screen::new(printer);
     let used = {
         let device = hardware::open(choice, printer)?;
@@ -135,7 +143,15 @@ fn lanes(args: &AblateArgs, device: Choice) -> Result<Vec<Choice>> {
         return Err(Hinted::new("--processes 0", "give 1 or more").into());
     }
     if args.devices.is_empty() {
-        return Ok(vec![device; args.processes.unwrap_or(1)]);
+        return Ok(vec![hardware::check(device)?; args.processes.unwrap_or(1)]);
+    }
+    // What stands in the environment is what `--device` is otherwise.
+    if device != Choice::Auto && std::env::var_os("CALM_DEVICE").is_none() {
+        return Err(Hinted::new(
+            format!("--device {device} beside --devices: which of them?"),
+            "leave one of them away; the first of --devices scores and measures",
+        )
+        .into());
     }
     for (at, device) in args.devices.iter().enumerate() {
         if *device == Choice::Auto {
@@ -184,6 +200,8 @@ fn failed(n: usize, failures: &Failures) -> anyhow::Error {
 /// The device that was asked for.
 struct Here<'a> {
     choice: Choice,
+    /// Whether it may be that of another machine.
+    elsewhere: bool,
     printer: &'a Printer,
     /// The device with its rate in a number format.
     targets: Vec<(Precision, Target)>,
@@ -194,11 +212,26 @@ impl Here<'_> {
         if let Some((_, target)) = self.targets.iter().find(|(p, _)| *p == precision) {
             return Ok(target.clone());
         }
-        let device = hardware::open(self.choice, self.printer)?;
-        hardware::check_precision(precision, &device, self.choice)?;
-        let target = Target::of(&device, precision)?;
+        let target = match self.here(precision) {
+            Err(_) if self.elsewhere => Target {
+                device: "the device of the jobs".to_owned(),
+                // A CPU is here, too.
+                gpu: true,
+                free: None,
+                matrix_rate: None,
+                devices: 1,
+            },
+            found => found?,
+        };
         self.targets.push((precision, target.clone()));
         Ok(target)
+    }
+
+    /// The device of this machine with its rate.
+    fn here(&self, precision: Precision) -> Result<Target> {
+        let device = hardware::open(self.choice, self.printer)?;
+        hardware::check_precision(precision, &device, self.choice)?;
+        Ok(Target::of(&device, precision)?)
     }
 }
 
@@ -264,11 +297,13 @@ fn plan_table(
         1 => format!("at most ~{memory} at a time"),
         n => format!("{n} at a time, at most ~{memory}"),
     };
+    let time = match outlook.stages.iter().all(|planned| planned.stage.seconds.is_some()) {
+        true => format!("~{}", report::short(outlook.seconds() / devices as f64)),
+        false => "for a time that is unknown here".to_owned(),
+    };
     out.push_str(&format!(
-        "\nleft to train: {} autoencoder(s), {} run(s), ~{}; {memory}{pilot}",
-        outlook.autoencoders,
-        outlook.runs,
-        report::short(outlook.seconds() / devices as f64),
+        "\nleft to train: {} autoencoder(s), {} run(s), {time}; {memory}{pilot}",
+        outlook.autoencoders, outlook.runs,
     ));
     out
 }

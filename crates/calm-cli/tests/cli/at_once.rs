@@ -130,6 +130,9 @@ fn devices_that_cannot_be_are_refused_before_anything_starts() {
         assert!(done.err.contains(words) && done.err.contains("hint: "), "{words}: {}", done.err);
     }
     assert_eq!(ablate(&house, "out", &["--devices", "tpu"]).code, 2);
+    let both = ["ablate", "--config", "ab.yaml", "--out", "out", "--device", "cpu", "--devices", "cpu"];
+    let done = Done::from(house.command(&both).env_remove("CALM_DEVICE").output().unwrap());
+    assert!(done.code == 1 && done.err.contains("--device cpu beside --devices"), "{}", done.err);
     assert!(!house.path("out").exists());
     // One of each is a lane.
     let done = ablate(&house, "out", &["--devices", "cpu", "--dry-run"]);
@@ -177,6 +180,16 @@ fn script(house: &House, out: &str) -> String {
     assert_eq!(done.code, 0, "{}", done.err);
     house.write("jobs.sh", &done.out);
     done.out
+}
+
+#[cfg(unix)]
+#[test]
+fn the_script_can_be_printed_where_the_device_of_the_jobs_is_not() {
+    let house = house();
+    let done = ablate(&house, "out", &["--print-jobs", "--device", "cuda:77"]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert_eq!(done.out.matches(" --device cuda:77 ;;").count(), 5, "{}", done.out);
+    assert!(done.err.contains("planned for the device of the jobs"), "{}", done.err);
 }
 
 #[cfg(unix)]
