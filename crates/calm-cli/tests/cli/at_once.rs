@@ -250,6 +250,12 @@ fn jobs_of_two_processes_at_once_come_to_the_same_as_one_command() {
     assert_eq!(collected.code, 0, "{}", collected.err);
     assert!(!collected.err.contains("\n== "), "nothing was left to train: {}", collected.err);
     Came::of(&house.path(out)).is(&Came::of(&house.path("one/ab")));
+    // A failure of a run that was trained since is none.
+    house.write(&format!("{out}/failures.json"), r#"{ "calm-seed1": "no luck" }"#);
+    let report = house.run(&["report", out]);
+    assert_eq!(report.code, 0, "{}", report.err);
+    let study = house.read(&format!("{out}/study.json"));
+    assert!(study.contains("calm") && !study.contains("no luck"), "{study}");
     let nothing = self::script(&house, out);
     assert!(nothing.contains("Nothing is left") && !nothing.contains("#SBATCH"), "{nothing}");
     house.refuses(
