@@ -81,7 +81,7 @@ pub fn prepare(ablation: &Ablation, corpus: &Corpus) -> Result<()> {
     for (folder, config, is_autoencoder) in autoencoders.chain(runs) {
         let there = folder.join(CONFIG).is_file();
         // What another process works on is as it shall be.
-        let claim = Lock::claim(folder)?;
+        let claim = Lock::claim_briefly(folder)?;
         let free = matches!(claim, Claim::Ours(_)) && Lock::holder(folder).is_none();
         if there && free {
             settle(folder)?;

@@ -305,7 +305,7 @@ mod tests {
             let now = self.at_work.fetch_add(1, Ordering::SeqCst) + 1;
             self.most.fetch_max(now, Ordering::SeqCst);
             self.log(format!("+{}", job.name));
-            std::thread::sleep(Duration::from_millis(30));
+            std::thread::sleep(Duration::from_millis(100));
             self.log(format!("-{}", job.name));
             self.at_work.fetch_sub(1, Ordering::SeqCst);
             Ok(match job.name {
@@ -441,7 +441,7 @@ mod tests {
             panic!("it is free")
         };
         let end = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(700));
+            std::thread::sleep(Duration::from_secs(5));
             drop(claim);
         });
         let worker = Told::default();
