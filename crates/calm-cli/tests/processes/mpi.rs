@@ -163,18 +163,18 @@ fn a_second_signal_ends_all_at_once_and_leaves_nobody_behind() {
     let more = ["--processes", "2", "--threads", "1", "--set", "train.lm.steps=1000000"];
     let more = [&more[..], &["--set", "train.lm.checkpoint_every=20"]].concat();
     command.args(house.train(&more)).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut child = house.saved(command.env("CALM_WAIT_SECONDS", "60").spawn().unwrap());
+    let mut child = house.begun_well(command.env("CALM_WAIT_SECONDS", "60").spawn().unwrap());
     let mpirun = child_with(child.id(), "OMPI_ALLOW_RUN_AS_ROOT=1");
     let ranks =
         [0, 1].map(|rank| child_with(mpirun.parse().unwrap(), &format!("OMPI_COMM_WORLD_RANK={rank}")));
     // The first signal waits for a step that never ends.
     signal("STOP", &ranks[1]);
-    signal("INT", &child.id().to_string());
+    signal("TERM", &child.id().to_string());
     std::thread::sleep(Duration::from_millis(500));
     assert!(child.try_wait().unwrap().is_none(), "one signal waits for a checkpoint");
-    signal("INT", &child.id().to_string());
+    signal("TERM", &child.id().to_string());
     let since = Instant::now();
-    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(child.wait().unwrap().code(), Some(143));
     assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
     let lives = |process: &String| {
         let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
@@ -205,7 +205,7 @@ fn a_stop_asked_of_any_rank_is_one_checkpoint_of_all() {
     assert!(record["history"][0]["stopped"].is_string(), "{record}");
     let text = fs::read_to_string(house.path("run/metrics.jsonl")).unwrap();
     let last: serde_json::Value = serde_json::from_str(text.lines().next_back().unwrap()).unwrap();
-    assert_eq!(last["step"].as_u64(), house.latest(), "the last step is the checkpoint's");
+    assert_eq!(last["step"].as_u64(), latest(&house.path("run")), "the last step is the checkpoint's");
     house.goes_on(2);
 }
 
