@@ -216,7 +216,7 @@ fn what_cannot_be_joined_is_refused_with_one_message() {
         let done = ends(children);
         assert!(done.iter().any(|one| one.code == 1), "{done:?}");
         assert_eq!(done.iter().map(messages).sum::<usize>(), 1, "{done:?}");
-        assert!(!house.path("run").exists(), "nothing was begun");
+        assert!(!house.path("run/run.json").exists(), "nothing was begun");
         done.iter().map(|one| one.err.clone()).collect::<String>()
     };
     let e = both(&|rank, command| {

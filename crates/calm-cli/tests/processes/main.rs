@@ -27,7 +27,7 @@ fn an_environment_that_contradicts_itself_is_an_error_that_shows_it() {
 }
 
 #[test]
-fn processes_of_torchrun_are_told_what_joins_them_and_only_the_first_says_it() {
+fn processes_of_torchrun_are_told_what_joins_them() {
     let house = House::new();
     for rank in ["0", "1"] {
         let world = [("RANK", rank), ("WORLD_SIZE", "2"), ("LOCAL_RANK", rank), ("MASTER_ADDR", "localhost")];
