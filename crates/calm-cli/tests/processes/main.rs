@@ -33,11 +33,9 @@ fn processes_of_torchrun_are_told_what_joins_them() {
         let world = [("RANK", rank), ("WORLD_SIZE", "2"), ("LOCAL_RANK", rank), ("MASTER_ADDR", "localhost")];
         let done = house.calm(&house.train(&[]), &world);
         assert_eq!(done.code, 1, "{done:?}");
-        assert_eq!(
-            done.err.contains("--device cuda") && done.err.contains("mpirun"),
-            rank == "0",
-            "{done:?}"
-        );
+        assert!(done.err.contains("--device cuda") && done.err.contains("mpirun"), "{done:?}");
+        // The others wait a little first: a launcher ends all as soon as the first one has.
+        assert_eq!(done.err.contains("rank 1: "), rank == "1", "{done:?}");
         assert!(!house.path("run").exists());
     }
 }
