@@ -408,19 +408,23 @@ mod tests {
 
     #[test]
     fn a_claim_that_another_machine_wrote_over_is_given_up() {
-        let dir = tempfile::tempdir().unwrap();
-        let (run, path) = (dir.path().join("run"), dir.path().join(".run.lock"));
-        leave(dir.path(), "there", &beat());
-        let theirs = std::fs::read(dir.path().join(LOCK)).unwrap();
-        let other = std::thread::spawn(move || {
-            while read_owner(&path).is_none() {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            std::fs::write(&path, theirs).unwrap();
+        // On a machine with much to do the other one may come too late, and is tried again.
+        let given_up = (0..50).any(|_| {
+            let dir = tempfile::tempdir().unwrap();
+            let (run, path) = (dir.path().join("run"), dir.path().join(".run.lock"));
+            leave(dir.path(), "there", &beat());
+            let theirs = std::fs::read(dir.path().join(LOCK)).unwrap();
+            let other = std::thread::spawn(move || {
+                while read_owner(&path).is_none() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                std::fs::write(&path, theirs).unwrap();
+            });
+            let claim = Lock::claim(&run).unwrap();
+            other.join().unwrap();
+            matches!(&claim, Claim::Theirs(Some(owner)) if owner.host == "there" && !owner.lives_here())
         });
-        let Claim::Theirs(Some(owner)) = Lock::claim(&run).unwrap() else { panic!("it is another's") };
-        assert_eq!((owner.host.as_str(), owner.lives_here()), ("there", false));
-        other.join().unwrap();
+        assert!(given_up);
     }
 
     #[test]
