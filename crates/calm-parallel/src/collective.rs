@@ -96,13 +96,18 @@ impl fmt::Debug for Pending {
     }
 }
 
-/// Who did not come, in words. `answering` says whether they still answer, where that is known.
+/// How an error begins of an engine that has noticed by itself that another process is gone.
+#[cfg(any(feature = "mpi", feature = "nccl"))]
+pub(crate) const LOST: &str = "NCCL lost another process";
+
+/// Who did not come, in words, with whether they still answer, where that is known. Without a limit: an engine has noticed that
+/// they are gone.
 pub(crate) fn missing(
     hosts: &[String],
     ranks: &[(usize, Option<bool>)],
     what: &str,
     step: u64,
-    limit: std::time::Duration,
+    limit: Option<std::time::Duration>,
 ) -> Error {
     let who: Vec<String> = ranks
         .iter()
@@ -115,17 +120,17 @@ pub(crate) fn missing(
             format!("rank {rank} ({}{answers})", hosts.get(*rank).map_or("?", String::as_str))
         })
         .collect();
-    let seconds = limit.as_secs_f64();
+    let remedy = "what was saved is whole: go on with --resume, on fewer processes too";
+    let (fate, remedy) = match limit.map(|limit| limit.as_secs_f64()) {
+        Some(seconds) => (
+            format!("did not come to {what} within {seconds} s"),
+            format!("{remedy}; {}=SECONDS waits longer", crate::limit::LIMIT),
+        ),
+        None => (format!("ended during {what}"), remedy.to_owned()),
+    };
     Error::new(
-        format!(
-            "{} of {} did not come to {what} within {seconds} s; the last step that all finished is {step}",
-            who.join(", "),
-            hosts.len()
-        ),
-        format!(
-            "what was saved is whole: go on with --resume, on fewer processes too; {}=SECONDS waits longer",
-            crate::limit::LIMIT
-        ),
+        format!("{} of {} {fate}; the last step that all finished is {step}", who.join(", "), hosts.len()),
+        remedy,
     )
 }
 

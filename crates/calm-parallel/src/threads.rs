@@ -95,7 +95,7 @@ impl Thread {
         }
         let absent = round.given.iter().enumerate().filter(|(_, given)| given.is_none());
         let absent: Vec<_> = absent.map(|(rank, _)| (rank, None)).collect();
-        Err(missing(&self.hosts, &absent, what, self.step.load(Ordering::Relaxed), self.limit))
+        Err(missing(&self.hosts, &absent, what, self.step.load(Ordering::Relaxed), Some(self.limit)))
     }
 
     fn values(&self, own: &[f32], what: &str) -> Result<Vec<Vec<f32>>> {

@@ -19,6 +19,9 @@ use crate::share::told;
 /// Pieces of the bucket.
 pub(crate) const PIECES: usize = 16;
 
+/// A sum that was begun, and its place in the bucket.
+type Begun = (Range<usize>, Pending);
+
 /// What is known of the backward passes of a stage.
 pub(crate) struct Overlap {
     wanted: bool,
@@ -83,7 +86,7 @@ impl Overlap {
         course: &Arc<Course>,
         ranks: &Ranks,
     ) -> Result<()> {
-        let begun: Arc<Mutex<Vec<(Range<usize>, Pending)>>> = Arc::default();
+        let begun: Arc<Mutex<Vec<Begun>>> = Arc::default();
         let hand_out: HandOut = {
             let (begun, ranks) = (Arc::clone(&begun), ranks.clone());
             Box::new(move |range, part| match part {

@@ -18,7 +18,7 @@ use ::mpi::request::{Request, StaticScope};
 use ::mpi::topology::SimpleCommunicator;
 use ::mpi::traits::{Communicator, CommunicatorCollectives, Destination, Equivalence, Source};
 
-use crate::collective::{Patience, failure, missing};
+use crate::collective::{LOST, Patience, failure, missing};
 use crate::error::{Error, Result};
 use crate::world::World;
 
@@ -298,7 +298,7 @@ impl Worker {
             };
             forget(request);
             let step = self.setting.step.load(Ordering::Relaxed);
-            return Err(missing(&self.hosts, &absent, what, step, self.setting.limit));
+            return Err(missing(&self.hosts, &absent, what, step, Some(self.setting.limit)));
         }
     }
 
@@ -314,7 +314,8 @@ impl Worker {
             return error;
         }
         let step = self.setting.step.load(Ordering::Relaxed);
-        missing(&self.hosts, &silent, what, step, self.setting.limit)
+        let limit = (!error.what.starts_with(LOST)).then_some(self.setting.limit);
+        missing(&self.hosts, &silent, what, step, limit)
     }
 
     /// Asks all others whether they are there. By rank: the exchanges that each has begun; none of one that does not answer.

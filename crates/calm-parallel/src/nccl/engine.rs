@@ -7,7 +7,7 @@ use std::time::Duration;
 use candle_core::Device;
 
 use super::{Gpus, ID, id};
-use crate::collective::{Collective, Patience, missing};
+use crate::collective::{Collective, LOST, Patience, missing};
 use crate::error::{Error, Result};
 use crate::meeting::Point;
 use crate::world::World;
@@ -142,7 +142,8 @@ impl Collective for OverGpus {
         if absent.is_empty() {
             return error;
         }
-        missing(&self.hosts, &absent, what, self.step.load(Ordering::Relaxed), self.limit)
+        let limit = (!error.what.starts_with(LOST)).then_some(self.limit);
+        missing(&self.hosts, &absent, what, self.step.load(Ordering::Relaxed), limit)
     }
 
     fn finished_step(&self, step: u64) {

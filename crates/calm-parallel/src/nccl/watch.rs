@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaEvent};
 use candle_core::cuda_backend::cudarc::nccl::{result, sys};
 
+use crate::collective::LOST;
 use crate::error::{Error, Result};
 
 /// Between two looks.
@@ -211,7 +212,7 @@ impl Watch {
 
 fn lost(what: &str, error: sys::ncclResult_t) -> Error {
     Error::new(
-        format!("NCCL lost another process at {what}: {error:?}"),
+        format!("{LOST} at {what}: {error:?}"),
         "what was saved is whole: go on with --resume, on fewer processes too; NCCL_DEBUG=WARN says more",
     )
 }
