@@ -78,6 +78,8 @@ impl Started {
         command.arg(own.get_program()).args(own.get_args());
         let set = own.get_envs().filter_map(|(name, value)| Some((name, value?)));
         command.envs(set);
+        // What was found here holds for all of them, whatever each would find by itself.
+        command.env("CALM_DEVICE", "cpu");
         // Whoever may start this program may start it twice; mpirun asks for this where that is root.
         command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
         apart(&mut command);

@@ -96,6 +96,10 @@ impl fmt::Debug for Pending {
     }
 }
 
+/// How an error begins of a wait between GPUs that was given up.
+#[cfg(feature = "nccl")]
+pub(crate) const IN_VAIN: &str = "somebody did not come";
+
 /// How an error begins of an engine that has noticed by itself that another process is gone.
 #[cfg(any(feature = "mpi", feature = "nccl"))]
 pub(crate) const LOST: &str = "NCCL lost another process";

@@ -154,16 +154,12 @@ impl Point {
             return came;
         }
         let Ok(listener) = self.listen() else { return came };
-        let mut streams = Vec::new();
         while Instant::now() < end && came.contains(&false) {
-            if let Some((stream, hello)) = self.next(&listener, world) {
+            if let Some((mut stream, hello)) = self.next(&listener, world) {
                 came[hello.rank] = true;
-                streams.push(stream);
+                // Whoever has gone since has gone.
+                let _ = say(&mut stream, &Answer::Met { handed: Vec::new(), hosts: Vec::new() });
             }
-        }
-        for mut stream in streams {
-            // Whoever has gone since has gone.
-            let _ = say(&mut stream, &Answer::Met { handed: Vec::new(), hosts: Vec::new() });
         }
         came
     }

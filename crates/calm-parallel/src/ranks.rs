@@ -147,6 +147,18 @@ impl Ranks {
         self.gather(&[], what, patience).map(|_| ())
     }
 
+    /// Whether exchanges between GPUs have come to their ends so far, before one that goes another way.
+    ///
+    /// # Errors
+    /// One has not: who did not come.
+    pub fn well(&self) -> Result<()> {
+        #[cfg(feature = "nccl")]
+        if let Some(error) = self.gpus.as_ref().and_then(|gpus| gpus.failure()) {
+            return Err(self.explained(error, "the sum of gradients"));
+        }
+        Ok(())
+    }
+
     /// Whether it holds anywhere.
     ///
     /// # Errors
@@ -155,6 +167,7 @@ impl Ranks {
         if self.is_alone() {
             return Ok(holds);
         }
+        self.well()?;
         let all = self.gather(&[u8::from(holds)], what, Patience::Limited)?;
         Ok(all.iter().any(|one| one.first() == Some(&1)))
     }

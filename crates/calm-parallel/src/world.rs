@@ -82,8 +82,9 @@ impl World {
         // In a batch script, where SLURM has started nothing yet, there is no step. An interactive one has a task that is a shell.
         let step = variable("SLURM_STEP_ID").is_some() && variable("SLURM_STEP_NUM_TASKS").is_some();
         let slurm = if step { Self::of(Launcher::Slurm, &variable)? } else { None };
-        // SLURM itself sets the variables of MPICH at some sites, whatever program it starts.
-        found.retain(|one| one.launcher != Launcher::Mpich || slurm.is_none());
+        // SLURM itself sets the variables of MPICH at some sites, whatever program it starts. An mpiexec below it says another thing.
+        let by_slurm = |one: &Self| slurm.as_ref().is_some_and(|s| (s.rank, s.size) == (one.rank, one.size));
+        found.retain(|one| one.launcher != Launcher::Mpich || !by_slurm(one));
         let Some(first) = found.first() else { return Ok(slurm.unwrap_or(Self::ALONE)) };
         let contradicts =
             |other: &Self| (first.rank, first.size) != (other.rank, other.size) && other.size > 1;
@@ -227,6 +228,11 @@ mod tests {
         let pmi = [("PMI_RANK", "9"), ("PMI_SIZE", "16")];
         let world = find(&[slurm.as_slice(), &pmi].concat()).unwrap();
         assert_eq!((world.rank, world.local_rank, world.launcher), (9, 1, Launcher::Slurm));
+        // An mpiexec that SLURM started once on each of two nodes.
+        let node = [("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "1"), ("SLURM_STEP_NUM_TASKS", "2")];
+        let pmi = [("PMI_RANK", "9"), ("PMI_SIZE", "16")];
+        let world = find(&[node.as_slice(), &pmi].concat()).unwrap();
+        assert_eq!((world.rank, world.size, world.launcher), (9, 16, Launcher::Mpich));
         // torchrun, one on each of two nodes.
         let node = [("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "1"), ("SLURM_STEP_NUM_TASKS", "2")];
         let pmi = [("PMI_RANK", "1"), ("PMI_SIZE", "2")];

@@ -334,6 +334,7 @@ impl Stepper {
         }
         let pieces = own.iter().map(Sums::read).collect::<candle_core::Result<Vec<_>>>()?;
         let record = (clip.read()?.norm.to_bits(), targets, pieces);
+        self.ranks.well().map_err(told)?;
         let text = serde_json::to_vec(&record).map_err(candle_core::Error::wrap)?;
         let all = self.ranks.gather(&text, "the exchange of losses", Patience::Limited).map_err(told)?;
         let mut totals: Vec<(Cow<'static, str>, f64, usize)> = Vec::new();

@@ -213,9 +213,9 @@ impl Here<'_> {
             return Ok(target.clone());
         }
         let target = match self.here(precision) {
-            Err(_) if self.elsewhere => Target {
+            // A CPU is here, too.
+            Err(_) if self.elsewhere && self.choice != Choice::Cpu => Target {
                 device: "the device of the jobs".to_owned(),
-                // A CPU is here, too.
                 gpu: true,
                 free: None,
                 matrix_rate: None,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use candle_core::Device;
 
 use super::{Gpus, ID, id};
-use crate::collective::{Collective, LOST, Patience, missing};
+use crate::collective::{Collective, IN_VAIN, LOST, Patience, missing};
 use crate::error::{Error, Result};
 use crate::meeting::Point;
 use crate::world::World;
@@ -121,14 +121,18 @@ impl Collective for OverGpus {
 
     fn gather(&self, own: &[u8], what: &str, patience: Patience) -> Result<Vec<Vec<u8>>> {
         let limit = (patience == Patience::Limited).then_some(self.limit);
-        self.bytes(own, what, limit).map_err(|e| self.explained(e, what))
+        // While rank 0 works by itself it calls no roll: it would seem to be the one who is gone.
+        let explained = |e| if limit.is_some() { self.explained(e, what) } else { e };
+        self.bytes(own, what, limit).map_err(explained)
     }
 
     fn explained(&self, error: Error, what: &str) -> Error {
-        if self.gpus.failure().is_none() {
+        if !error.what.starts_with(IN_VAIN) && !error.what.starts_with(LOST) {
             return error;
         }
-        let came = self.point.roll_call(&self.world, &host(), ROLL_CALL);
+        // Rank 0 answers as long as it calls; others may have noticed a little before it.
+        let limit = if self.world.rank == 0 { ROLL_CALL } else { 2 * ROLL_CALL };
+        let came = self.point.roll_call(&self.world, &host(), limit);
         let absent: Vec<_> = match self.world.rank {
             0 => came
                 .iter()
@@ -152,12 +156,12 @@ impl Collective for OverGpus {
 
     /// Each says itself what it failed of, since a word to another one could only go where that one may wait for values: rank 0 at
     /// once, others a little later, unless it has ended all by then. Of a wait in vain rank 0 speaks; where it is the one who is
-    /// gone, the first of each machine, and the first of those that are left on its own.
+    /// gone, or nobody knows who is, the first of each machine, and the first of those that are left on its own.
     fn failed(&self, error: &Error) -> bool {
-        let speaks = self.gpus.failure().is_none() || {
-            let first = self.world.local_rank == 0 || self.world.rank == 1;
-            self.world.rank == 0 || (first && error.what.starts_with("rank 0 ("))
-        };
+        let begins = |with: &str| error.what.starts_with(with);
+        let first = self.world.rank <= 1 || self.world.local_rank == 0;
+        let speaks =
+            if begins("rank 0 (") || begins(LOST) { first } else { self.world.rank == 0 || !begins(IN_VAIN) };
         if self.world.rank > 0 {
             std::thread::sleep(SILENCE);
         }

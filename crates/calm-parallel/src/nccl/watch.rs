@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaEvent};
 use candle_core::cuda_backend::cudarc::nccl::{result, sys};
 
-use crate::collective::LOST;
+use crate::collective::{IN_VAIN, LOST};
 use crate::error::{Error, Result};
 
 /// Between two looks.
@@ -143,7 +143,7 @@ impl Watch {
             drop(waits);
             if let Some(limit) = late {
                 self.fail(Error::new(
-                    format!("somebody did not come to {what} within {} s", limit.as_secs_f64()),
+                    format!("{IN_VAIN} to {what} within {} s", limit.as_secs_f64()),
                     "what was saved is whole: go on with --resume, on fewer processes too",
                 ));
             } else if let Some(error) = self.answer() {
@@ -196,13 +196,14 @@ impl Watch {
         let watch = Arc::clone(self);
         let last_resort = move || {
             std::thread::sleep(STUCK);
-            if !watch.seen.load(Ordering::SeqCst) {
-                if let Some(error) = lock(&watch.failed).as_ref() {
-                    eprintln!("error: {error}\n  hint: {}", error.remedy);
-                }
-                // SAFETY: ends the process. Not by way of exit handlers, which may wait for the GPU.
-                unsafe { _exit(1) };
+            if watch.seen.load(Ordering::SeqCst) {
+                // Whoever has heard of it is on its way out.
+                std::thread::sleep(STUCK);
+            } else if let Some(error) = lock(&watch.failed).as_ref() {
+                eprintln!("error: {error}\n  hint: {}", error.remedy);
             }
+            // SAFETY: ends the process. Not by way of exit handlers, which may wait for the GPU.
+            unsafe { _exit(1) };
         };
         // Without a thread the launcher ends this process.
         let _ = std::thread::Builder::new().name("nccl-abort".into()).spawn(abort);
