@@ -218,7 +218,10 @@ impl Gpus {
         let called = self.watch.begin(what, limit, call)?;
         if let Err(e) = called {
             // Where the watch has taken NCCL down meanwhile, it knows why.
-            self.watch.fail(failed(&format!("gives up at {what}"), &e));
+            self.watch.fail(match e.0 {
+                sys::ncclResult_t::ncclRemoteError => watch::lost(what, e.0),
+                _ => failed(&format!("gives up at {what}"), &e),
+            });
         }
         self.watch.check()?;
         let end = stream.record_event(None).map_err(|e| driver(&e))?;

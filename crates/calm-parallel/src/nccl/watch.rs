@@ -211,7 +211,8 @@ impl Watch {
     }
 }
 
-fn lost(what: &str, error: sys::ncclResult_t) -> Error {
+/// Another process is gone, as NCCL has noticed.
+pub(super) fn lost(what: &str, error: sys::ncclResult_t) -> Error {
     Error::new(
         format!("{LOST} at {what}: {error:?}"),
         "what was saved is whole: go on with --resume, on fewer processes too; NCCL_DEBUG=WARN says more",
