@@ -49,8 +49,9 @@ fn a_gpu_that_is_not_there_is_one_error_with_a_remedy_from_every_command_that_co
 fn the_version_names_the_kinds_of_devices_compiled_in() {
     let house = House::new();
     let cuda = if device::has_cuda() { ", cuda" } else { "" };
+    let nccl = if cfg!(feature = "nccl") { ", nccl" } else { "" };
     let mpi = if cfg!(feature = "mpi") { ", mpi" } else { "" };
-    let features = format!("features: cpu{cuda}{mpi}");
+    let features = format!("features: cpu{cuda}{nccl}{mpi}");
     assert_eq!(house.ok(&["--version"]).lines().nth(1), Some(features.as_str()));
 }
 
