@@ -101,23 +101,19 @@ fn here() -> String {
 fn meet(world: &World, device: Choice) -> Result<(Ranks, Choice), Hinted> {
     let own = placement::own(world, device)?;
     #[cfg(feature = "nccl")]
-    if let (Choice::Cuda(_), false) = (own, calm_parallel::by_mpi(world)) {
-        let gpu =
-            calm_kernels::device::open(own).map_err(|e| Hinted::new(e.to_string(), "see `calm doctor`"))?;
-        return Ok((calm_parallel::connect_gpus(&gpu).map_err(hinted)?, own));
+    let open =
+        || calm_kernels::device::open(own).map_err(|e| Hinted::new(e.to_string(), "see `calm doctor`"));
+    #[cfg(feature = "nccl")]
+    if own != Choice::Cpu && !calm_parallel::by_mpi(world) {
+        return Ok((calm_parallel::connect_gpus(&open()?).map_err(hinted)?, own));
     }
     let ranks = calm_parallel::connect().map_err(hinted)?;
     // Where one has no GPU of its own, none takes one.
-    let cpu = ranks.any(own == Choice::Cpu, "the choice of their devices").map_err(hinted)?;
-    if cpu {
+    if ranks.any(own == Choice::Cpu, "the choice of their devices").map_err(hinted)? {
         return Ok((ranks, Choice::Cpu));
     }
     #[cfg(feature = "nccl")]
-    let ranks = {
-        let gpu =
-            calm_kernels::device::open(own).map_err(|e| Hinted::new(e.to_string(), "see `calm doctor`"))?;
-        ranks.with_gpu(&gpu).map_err(hinted)?
-    };
+    let ranks = ranks.with_gpu(&open()?).map_err(hinted)?;
     Ok((ranks, own))
 }
 

@@ -14,7 +14,8 @@ pub enum Patience {
     WhileTheyAnswer,
 }
 
-/// What an engine gives. All processes call the same methods in the same order; every wait ends.
+/// What an engine gives. All processes call the same methods in the same order; every wait ends. Values go as bytes where an engine
+/// has no way of its own for them.
 ///
 /// # Errors
 /// Of every method: somebody did not come within the time limit, or failed; the message names who. After an error nothing
@@ -29,7 +30,13 @@ pub trait Collective: Send + Sync + fmt::Debug {
 
     /// Replaces `values` by their sums over all processes, in the engine's order: the same bits everywhere, and again
     /// with the same number of processes.
-    fn sum(&self, values: &mut [f32]) -> Result<()>;
+    fn sum(&self, values: &mut [f32]) -> Result<()> {
+        let all = of_all(self, values, "the sum of gradients")?;
+        for (i, value) in values.iter_mut().enumerate() {
+            *value = all.iter().map(|one| one[i]).sum();
+        }
+        Ok(())
+    }
 
     /// As [`Collective::sum`], while this process goes on: sums are made in the order in which they are begun, by all alike.
     fn begin_sum(&self, mut values: Vec<f32>) -> Pending {
@@ -38,7 +45,11 @@ pub trait Collective: Send + Sync + fmt::Debug {
     }
 
     /// Sends the r-th of W equal parts of `values` to rank r. Returns what came, by rank: as many values.
-    fn all_to_all(&self, values: &[f32]) -> Result<Vec<f32>>;
+    fn all_to_all(&self, values: &[f32]) -> Result<Vec<f32>> {
+        let (own, rank) = (values.len() / self.world().size, self.world().rank);
+        let all = of_all(self, values, "the exchange of gradients")?;
+        Ok(all.iter().flat_map(|one| &one[rank * own..(rank + 1) * own]).copied().collect())
+    }
 
     /// The sums over all processes of the r-th of W equal parts of `values`, on rank r, in the engine's order.
     fn reduce_scatter(&self, values: &[f32]) -> Result<Vec<f32>> {
@@ -48,7 +59,9 @@ pub trait Collective: Send + Sync + fmt::Debug {
     }
 
     /// Everybody's values, by rank; all give as many.
-    fn all_gather(&self, own: &[f32]) -> Result<Vec<f32>>;
+    fn all_gather(&self, own: &[f32]) -> Result<Vec<f32>> {
+        Ok(of_all(self, own, "the exchange of sums")?.concat())
+    }
 
     /// Everybody's bytes, by rank. `what` names the place for the message of one who waits in vain.
     fn gather(&self, own: &[u8], what: &str, patience: Patience) -> Result<Vec<Vec<u8>>>;
@@ -70,6 +83,13 @@ pub trait Collective: Send + Sync + fmt::Debug {
 
     /// Leaves in peace, together with the others.
     fn leave(&self) -> Result<()>;
+}
+
+/// Everybody's values, by rank, as bytes.
+fn of_all(engine: &(impl Collective + ?Sized), own: &[f32], what: &str) -> Result<Vec<Vec<f32>>> {
+    let bytes: Vec<u8> = own.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let read = |bytes: &Vec<u8>| bytes.as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x)).collect();
+    Ok(engine.gather(&bytes, what, Patience::Limited)?.iter().map(read).collect())
 }
 
 /// A sum that was begun.

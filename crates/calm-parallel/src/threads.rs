@@ -97,15 +97,6 @@ impl Thread {
         let absent: Vec<_> = absent.map(|(rank, _)| (rank, None)).collect();
         Err(missing(&self.hosts, &absent, what, self.step.load(Ordering::Relaxed), Some(self.limit)))
     }
-
-    fn values(&self, own: &[f32], what: &str) -> Result<Vec<Vec<f32>>> {
-        let bytes: Vec<u8> = own.iter().flat_map(|x| x.to_le_bytes()).collect();
-        let all = self.exchange(&bytes, what)?;
-        let read = |bytes: &Vec<u8>| -> Vec<f32> {
-            bytes.as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x)).collect()
-        };
-        Ok(all.iter().map(read).collect())
-    }
 }
 
 impl Collective for Thread {
@@ -115,25 +106,6 @@ impl Collective for Thread {
 
     fn hosts(&self) -> &[String] {
         &self.hosts
-    }
-
-    fn sum(&self, values: &mut [f32]) -> Result<()> {
-        let all = self.values(values, "the sum of gradients")?;
-        for (i, value) in values.iter_mut().enumerate() {
-            *value = all.iter().map(|one| one[i]).sum();
-        }
-        Ok(())
-    }
-
-    fn all_to_all(&self, values: &[f32]) -> Result<Vec<f32>> {
-        let own = values.len() / self.world.size;
-        let (from, to) = (self.world.rank * own, (self.world.rank + 1) * own);
-        let all = self.values(values, "the exchange of gradients")?;
-        Ok(all.iter().flat_map(|one| &one[from..to]).copied().collect())
-    }
-
-    fn all_gather(&self, own: &[f32]) -> Result<Vec<f32>> {
-        Ok(self.values(own, "the exchange of sums")?.concat())
     }
 
     fn gather(&self, own: &[u8], what: &str, _patience: Patience) -> Result<Vec<Vec<u8>>> {

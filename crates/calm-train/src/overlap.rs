@@ -39,25 +39,18 @@ impl Overlap {
     /// # Errors
     /// Those of the pass; another process that fails or does not come.
     pub fn last(&mut self, bucket: &mut GradientBucket, loss: Option<&Tensor>, ranks: &Ranks) -> Result<()> {
-        let known = self.course.clone();
-        let course = match &known {
-            Some(course) => {
-                self.sum(bucket, loss, course, ranks)?;
-                return Ok(());
-            }
-            None => {
-                if let Some(loss) = loss {
-                    bucket.backward(loss)?;
-                }
-                bucket.course(PIECES)
-            }
-        };
-        let pieces = course.order.len();
-        // One pass in order, which waits for nothing.
-        let after = Course { writes: vec![0; course.writes.len()], order: (0..pieces).collect() };
+        if let Some(course) = self.course.clone() {
+            return self.sum(bucket, loss, &course, ranks);
+        }
+        if let Some(loss) = loss {
+            bucket.backward(loss)?;
+        }
+        let own = bucket.course(PIECES);
+        // In their own order, and none waits for anything.
+        let after = Course { writes: vec![0; own.writes.len()], order: (0..own.order.len()).collect() };
         self.sum(bucket, None, &Arc::new(after), ranks)?;
         if self.wanted {
-            self.learn(loss.is_some().then_some(course), ranks)?;
+            self.learn(loss.is_some().then_some(own), ranks)?;
         }
         Ok(())
     }

@@ -96,12 +96,17 @@ pub(crate) fn can_be_shared(c: &StageConfig, ranks: &Ranks, device: &Device) -> 
     if device.is_cpu() {
         return Ok(());
     }
-    let what = match c.reduction {
-        Reduction::Fixed => "reduction: fixed works on CPUs alone so far",
+    let (what, remedy) = match c.reduction {
+        Reduction::Fixed => (
+            "reduction: fixed works on CPUs alone so far",
+            "--device cpu, or leave `reduction` of the stage away",
+        ),
         Reduction::Engine if ranks.is_alone() || ranks.joins_gpus() => return Ok(()),
-        Reduction::Engine => "nothing joins the GPUs of these processes",
+        Reduction::Engine => {
+            ("nothing joins the GPUs of these processes", "--device cpu, or one process for the GPU")
+        }
     };
-    Err(Error::user(what, "--device cpu, or --set train.STAGE.reduction=engine where GPUs are joined"))
+    Err(Error::user(what, remedy))
 }
 
 /// Hash of all parameters, as short as a person compares it.

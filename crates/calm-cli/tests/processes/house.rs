@@ -9,26 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
 
-/// Variables of launchers, and ours: none of this test's own surroundings counts.
-const VARIABLES: [&str; 17] = [
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "OMPI_COMM_WORLD_RANK",
-    "OMPI_COMM_WORLD_SIZE",
-    "OMPI_COMM_WORLD_LOCAL_RANK",
-    "PMI_RANK",
-    "PMI_SIZE",
-    "SLURM_STEP_ID",
-    "SLURM_PROCID",
-    "SLURM_STEP_NUM_TASKS",
-    "CALM_WAIT_SECONDS",
-    "RAYON_NUM_THREADS",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "CALM_MEETING",
-    "CALM_MEETING_TOKEN",
-];
+use calm_parallel::{World, meeting};
+
+/// What else decides about many processes here: none of this test's own surroundings counts.
+const VARIABLES: [&str; 5] =
+    ["CALM_WAIT_SECONDS", "CALM_DEVICE", "RAYON_NUM_THREADS", meeting::POINT, meeting::TOKEN];
 
 const BACKBONE: &str = "backbone: { layers: 1, hidden_size: 8, intermediate_size: 12, heads: 2 }";
 const STAGE: &str = "{ steps: 4, batch_rows: 8, context: 8, learning_rate: 1e-2, reduction: fixed, eval_every: 2, \
@@ -91,7 +76,7 @@ impl House {
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.current_dir(self.0.path());
-        VARIABLES.iter().for_each(|name| {
+        World::variables().chain(VARIABLES).for_each(|name| {
             command.env_remove(name);
         });
         command

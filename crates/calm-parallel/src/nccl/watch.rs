@@ -25,7 +25,7 @@ unsafe extern "C" {
 #[derive(Debug)]
 pub(super) struct Communicator(sys::ncclComm_t);
 
-// SAFETY: NCCL's handle belongs to no thread; calls with it are kept apart by the lock around it, but for the last one, the abort.
+// SAFETY: NCCL's handle belongs to no thread; the lock around it keeps calls with it apart.
 unsafe impl Send for Communicator {}
 
 impl Communicator {
@@ -146,7 +146,12 @@ impl Watch {
                     format!("{IN_VAIN} to {what} within {} s", limit.as_secs_f64()),
                     "what was saved is whole: go on with --resume, on fewer processes too",
                 ));
-            } else if let Some(error) = self.answer() {
+                return;
+            }
+            // A call under way comes first.
+            let held = self.communicator.try_lock();
+            let answer = held.ok().and_then(|held| held.as_ref().and_then(noticed));
+            if let Some(error) = answer {
                 self.fail(lost(&what, error));
             }
             return;
@@ -158,22 +163,13 @@ impl Watch {
     /// # Errors
     /// What failed first.
     pub(super) fn ask(self: &Arc<Self>, what: &str) -> Result<()> {
-        if let Some(error) = self.answer() {
+        self.check()?;
+        // The watch may be asking at this moment: what came is worth nothing until this has an answer of its own.
+        let answer = lock(&self.communicator).as_ref().and_then(noticed);
+        if let Some(error) = answer {
             self.fail(lost(what, error));
         }
         self.check()
-    }
-
-    /// What NCCL has noticed by itself: a process that is gone, a connection that broke.
-    fn answer(&self) -> Option<sys::ncclResult_t> {
-        // A call under way comes first.
-        let communicator = self.communicator.try_lock().ok()?;
-        let Communicator(handle) = communicator.as_ref()?;
-        let mut found = sys::ncclResult_t::ncclSuccess;
-        // SAFETY: the handle is alive while the lock is held; one value is written.
-        let asked = unsafe { sys::ncclCommGetAsyncError(*handle, &raw mut found) };
-        let well = |r| matches!(r, sys::ncclResult_t::ncclSuccess | sys::ncclResult_t::ncclInProgress);
-        [asked, found].into_iter().find(|r| !well(*r))
     }
 
     /// Takes NCCL down: whoever waits for the GPU goes on, with numbers that nobody may use.
@@ -209,6 +205,15 @@ impl Watch {
         let _ = std::thread::Builder::new().name("nccl-abort".into()).spawn(abort);
         let _ = std::thread::Builder::new().name("nccl-end".into()).spawn(last_resort);
     }
+}
+
+/// What NCCL has noticed by itself: a process that is gone, a connection that broke.
+fn noticed(Communicator(handle): &Communicator) -> Option<sys::ncclResult_t> {
+    let mut found = sys::ncclResult_t::ncclSuccess;
+    // SAFETY: who has the communicator has the lock, so that the handle is alive; one value is written.
+    let asked = unsafe { sys::ncclCommGetAsyncError(*handle, &raw mut found) };
+    let well = |r| matches!(r, sys::ncclResult_t::ncclSuccess | sys::ncclResult_t::ncclInProgress);
+    [asked, found].into_iter().find(|r| !well(*r))
 }
 
 /// Another process is gone, as NCCL has noticed.
