@@ -408,6 +408,7 @@ unsafe extern "C" {
         factors: AdamWFactors,
         clip: *const f64,
     );
+    pub fn replace(launch: Launch, table: *const Parameter, count: u32, chunks: u32);
 }
 
 // cross_entropy.cu

@@ -147,6 +147,54 @@ fn two_gpus_train_what_one_does_and_repeat_their_bits() {
 }
 
 #[test]
+fn gpus_that_share_the_optimiser_write_what_those_do_that_do_not() {
+    if !can("GPUs that share the optimiser") {
+        return;
+    }
+    let house = House::new();
+    // So large that each has a part, with borders inside of parameters.
+    let wide = ["model.baseline.backbone.hidden_size=64", "model.baseline.backbone.intermediate_size=200"];
+    let wide: Vec<_> = wide.into_iter().flat_map(|one| ["--set", one]).collect();
+    for precision in ["precision=f32", "precision=bf16"] {
+        let trained = |size: usize, out: &str, shard: &str, more: &[&str]| {
+            let shard = format!("train.lm.shard={shard}");
+            let own = ["--set", precision, "--set", &shard];
+            let arguments = [&ENGINE[..], &wide, &own, more].concat();
+            for done in World::new(&house, size).trained(&train("baseline.yaml", out, &arguments)) {
+                assert_eq!((done.code, messages(&done)), (0, 0), "{out}, {precision}: {done:?}");
+            }
+            (losses(&house.path(out)), weights(&house.path(out)))
+        };
+        let names = ["whole", "shared", "one"].map(|name| format!("{precision}-{name}"));
+        let whole = trained(2, &names[0], "none", &[]);
+        let large = whole.1.values().map(Vec::len).max().unwrap();
+        assert!(large > 2 * 2 * 4 * 16_384, "{large} bytes of moments are no two parts");
+        let shared = trained(2, &names[1], "optimizer", &[]);
+        assert!(whole.0 == shared.0 && whole.1 == shared.1, "{precision}: {:?}, {:?}", whole.0, shared.0);
+        // Who goes on takes its own part of what was written, whoever wrote it.
+        for (size, shards, steps) in [(2, ["optimizer", "none"], 6), (1, ["none", "optimizer"], 8)] {
+            let steps = format!("train.lm.steps={steps}");
+            let more = ["--resume", "--set", &steps];
+            let [a, b] = [0, 1].map(|i| trained(size, &names[i], shards[i], &more));
+            assert!(a.0 == b.0 && a.1 == b.1, "{precision}, {size} GPUs go on: {:?}, {:?}", a.0, b.0);
+        }
+        let [a, b] =
+            ["none", "optimizer"].map(|shard| trained(1, &format!("{}-{shard}", names[2]), shard, &[]));
+        assert!(a == b, "{precision}: one GPU alone");
+        // After the first step nothing is a number: the steps are left out everywhere, and leave all as it is.
+        let wild = [
+            "--set",
+            "train.lm.learning_rate=1e38",
+            "--set",
+            "train.lm.divergence={action: skip, window: 6, threshold: 1e9}",
+        ];
+        let [a, b] = ["none", "optimizer"]
+            .map(|shard| trained(2, &format!("{}-{shard}-wild", names[2]), shard, &wild));
+        assert!(a.1 == b.1, "{precision}: steps that are left out");
+    }
+}
+
+#[test]
 fn a_stop_asked_of_any_process_is_one_checkpoint() {
     if !can("a stop of processes with GPUs") {
         return;
