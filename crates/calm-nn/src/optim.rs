@@ -127,11 +127,6 @@ impl GradientBucket {
         Ok(self.clip(f64::INFINITY)?.read()?.norm)
     }
 
-    /// Elements of all gradients together.
-    pub fn elements(&self) -> usize {
-        self.params.iter().map(|(_, param)| param.var.elem_count()).sum()
-    }
-
     /// The squares of a part of all gradients, as [`Clip::of_squares`] takes them; the part begins where a
     /// [`NORM_CHUNK`](calm_kernels::NORM_CHUNK) does.
     ///

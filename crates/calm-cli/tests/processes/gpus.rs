@@ -156,13 +156,17 @@ fn gpus_that_share_the_optimiser_write_what_those_do_that_do_not() {
     let wide = ["model.baseline.backbone.hidden_size=64", "model.baseline.backbone.intermediate_size=200"];
     let wide: Vec<_> = wide.into_iter().flat_map(|one| ["--set", one]).collect();
     for precision in ["precision=f32", "precision=bf16"] {
-        let trained = |size: usize, out: &str, shard: &str, more: &[&str]| {
+        let begun = |size: usize, out: &str, shard: &str, more: &[&str]| {
             let shard = format!("train.lm.shard={shard}");
             let own = ["--set", precision, "--set", &shard];
             let arguments = [&ENGINE[..], &wide, &own, more].concat();
-            for done in World::new(&house, size).trained(&train("baseline.yaml", out, &arguments)) {
-                assert_eq!((done.code, messages(&done)), (0, 0), "{out}, {precision}: {done:?}");
-            }
+            let done = World::new(&house, size).trained(&train("baseline.yaml", out, &arguments));
+            assert!(done.iter().all(|one| one.code == done[0].code), "{out}: {done:?}");
+            done.into_iter().fold((0, String::new()), |(_, said), one| (one.code, said + &one.err))
+        };
+        let trained = |size: usize, out: &str, shard: &str, more: &[&str]| {
+            let (code, said) = begun(size, out, shard, more);
+            assert_eq!(code, 0, "{out}: {said}");
             (losses(&house.path(out)), weights(&house.path(out)))
         };
         let names = ["whole", "shared", "one"].map(|name| format!("{precision}-{name}"));
@@ -181,16 +185,28 @@ fn gpus_that_share_the_optimiser_write_what_those_do_that_do_not() {
         let [a, b] =
             ["none", "optimizer"].map(|shard| trained(1, &format!("{}-{shard}", names[2]), shard, &[]));
         assert!(a == b, "{precision}: one GPU alone");
-        // After the first step nothing is a number: the steps are left out everywhere, and leave all as it is.
-        let wild = [
-            "--set",
-            "train.lm.learning_rate=1e38",
-            "--set",
-            "train.lm.divergence={action: skip, window: 6, threshold: 1e9}",
-        ];
-        let [a, b] = ["none", "optimizer"]
-            .map(|shard| trained(2, &format!("{}-{shard}-wild", names[2]), shard, &wild));
-        assert!(a.1 == b.1, "{precision}: steps that are left out");
+        // A threshold so low that noise is a spike: what is left out is so everywhere.
+        let nervous = ["--set", "train.lm.steps=16", "--set", "train.lm.learning_rate=3e-3", "--set"];
+        let nervous =
+            [&nervous[..], &["train.lm.divergence={action: skip, window: 6, threshold: 0.6}"]].concat();
+        let [a, b] = ["none", "optimizer"].map(|shard| {
+            let out = format!("{}-{shard}-nervous", names[2]);
+            let found = trained(2, &out, shard, &nervous);
+            let state = fs::read_to_string(house.path(&out).join("lm/step-16/state.json")).unwrap();
+            (found, state)
+        });
+        assert!(!a.1.contains("\"left_out\": 0") && a.1.contains("left_out"), "{}", a.1);
+        assert!(a == b, "{precision}: steps that are left out");
+        // After the first step nothing is a number, which the GPU knows and who looks at it hears of.
+        let wild = ["learning_rate=1e38", "log_every=4", "eval_every=4", "checkpoint_every=4"];
+        let wild: Vec<_> = wild.iter().map(|one| format!("train.lm.{one}")).collect();
+        let wild: Vec<_> = wild.iter().flat_map(|one| ["--set", one]).collect();
+        for shard in ["none", "optimizer"] {
+            let out = format!("{}-{shard}-wild", names[2]);
+            let (code, said) = begun(2, &out, shard, &wild);
+            assert_eq!((code, said.contains("is NaN")), (1, true), "{precision}, {shard}: {said}");
+            assert!(weights(&house.path(&out)).is_empty(), "{precision}, {shard}: nothing is saved");
+        }
     }
 }
 
