@@ -193,9 +193,10 @@ fn gpus_that_share_the_optimiser_write_what_those_do_that_do_not() {
             let out = format!("{}-{shard}-nervous", names[2]);
             let found = trained(2, &out, shard, &nervous);
             let state = fs::read_to_string(house.path(&out).join("lm/step-16/state.json")).unwrap();
-            (found, state)
+            let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+            (found, state["left_out"].as_u64().unwrap())
         });
-        assert!(!a.1.contains("\"left_out\": 0") && a.1.contains("left_out"), "{}", a.1);
+        assert!(a.1 > 1, "{precision}: {} steps left out show nothing", a.1);
         assert!(a == b, "{precision}: steps that are left out");
         // After the first step nothing is a number, which the GPU knows and who looks at it hears of.
         let wild = ["learning_rate=1e38", "log_every=4", "eval_every=4", "checkpoint_every=4"];
