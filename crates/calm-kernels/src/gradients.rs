@@ -266,13 +266,13 @@ mod tests {
         let take = |handed: &Arc<std::sync::Mutex<Vec<_>>>| -> HandOut {
             let handed = Arc::clone(handed);
             Box::new(move |range, part| match part {
-                crate::pieces::Part::Host(values) => {
+                Part::Host(values) => {
                     handed.lock().unwrap().push((range, values.to_vec()));
                     values.fill(0.5);
                     Ok(())
                 }
                 #[cfg(feature = "cuda")]
-                crate::pieces::Part::Device(..) => Err(error("test", "is on the CPU")),
+                Part::Device(..) => Err(error("test", "is on the CPU")),
             })
         };
         // In the order of the course, though the pass completes them in another.
