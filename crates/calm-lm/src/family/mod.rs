@@ -122,6 +122,12 @@ pub trait FamilyConfig: Plain {
         None
     }
 
+    /// The same model as if a segment were so many tokens on average, for the costs of a ratio that training realised; None of
+    /// a family without segments.
+    fn at_ratio(&self, _ratio: f64) -> Option<ModelConfig> {
+        None
+    }
+
     /// The same model on this autoencoder, of chunks of so many tokens; None of a family without an autoencoder.
     fn on_autoencoder(&self, _chunk_size: usize, _autoencoder: &AutoencoderConfig) -> Option<ModelConfig> {
         None
@@ -208,6 +214,15 @@ pub struct Whole {
     pub targets: usize,
     /// What all its parts chose together; None where this batch is the whole.
     pub chosen: Option<Survey>,
+}
+
+/// Where a model cuts the text of a batch into segments of its own, such as concepts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Segmentation {
+    /// Whether a segment begins at a position, `[B, S]` row-major.
+    pub opens: Vec<bool>,
+    /// How probable that was, `[B, S]`; None where no probability decides.
+    pub probabilities: Option<Vec<f32>>,
 }
 
 /// How the next token is drawn from probabilities.
@@ -320,6 +335,15 @@ pub trait LanguageModel: Send + Sync {
     /// # Errors
     /// As [`Self::loss`].
     fn hidden_streams(&self, _batch: &ChunkBatch) -> Result<Option<Vec<Tensor>>> {
+        Ok(None)
+    }
+
+    /// Where the model cuts the text of a batch, as it does where its probabilities are measured; None of a model whose
+    /// positions all stand for the same number of tokens.
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    fn segmentation(&self, _batch: &ChunkBatch) -> Result<Option<Segmentation>> {
         Ok(None)
     }
 
