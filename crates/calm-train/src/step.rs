@@ -318,16 +318,21 @@ impl Stepper {
             }
             losses.push(sums);
             if fixed {
-                tree.push(self.bucket.values()?);
+                tree.push(self.bucket.copy()?);
                 self.bucket.clear();
             }
         }
-        if let Some(sum) = tree.sum() {
-            self.bucket.values()?.copy_from_slice(&sum);
+        let scatters = self.shard.as_ref().filter(|shard| shard.scatters());
+        if let Some(mut sum) = tree.sum() {
+            match scatters {
+                Some(shard) => shard.sum(&mut sum, self.config.reduction)?,
+                None => tree::across(&self.ranks, &mut sum).map_err(told)?,
+            }
+            self.bucket.replace(&sum)?;
+            return Ok(losses);
         }
-        match self.shard.as_ref().filter(|shard| shard.scatters()) {
+        match scatters {
             Some(shard) => shard.sum(self.bucket.values()?, self.config.reduction)?,
-            None if fixed => tree::across(&self.ranks, self.bucket.values()?).map_err(told)?,
             // Nothing to predict in the rows of this process.
             None if exchanges && losses.iter().all(Sums::is_empty) => {
                 self.overlap.last(&mut self.bucket, None, &self.ranks)?;
