@@ -179,15 +179,44 @@ impl Buffer {
         }
     }
 
+    /// Elements of all gradients.
+    fn elements(&self) -> usize {
+        self.ranges.last().map_or(0, |range| range.end)
+    }
+
+    /// See [`crate::FlatGradients::copy`].
+    pub(crate) fn copy(&mut self) -> Result<Vec<f32>> {
+        self.fill(0..self.ranges.len())?;
+        match &self.values {
+            Values::Host(values) => Ok(values.clone()),
+            #[cfg(feature = "cuda")]
+            Values::Device(buffer) => buffer.read(0..self.elements()),
+        }
+    }
+
+    /// See [`crate::FlatGradients::replace`].
+    pub(crate) fn replace(&mut self, by: &[f32]) -> Result<()> {
+        if by.len() != self.elements() {
+            return Err(error("gradients", format_args!("{} values for {}", by.len(), self.elements())));
+        }
+        self.written.fill(true);
+        match &mut self.values {
+            Values::Host(values) => values.copy_from_slice(by),
+            #[cfg(feature = "cuda")]
+            Values::Device(buffer) => buffer.write(0, by)?,
+        }
+        Ok(())
+    }
+
     /// See [`crate::FlatGradients::whole`].
     pub(crate) fn whole(&mut self) -> Result<Part<'_>> {
         self.fill(0..self.ranges.len())?;
+        #[cfg(feature = "cuda")]
+        let elements = self.elements();
         Ok(match &mut self.values {
             Values::Host(values) => Part::Host(values),
             #[cfg(feature = "cuda")]
-            Values::Device(buffer) => {
-                Part::Device(buffer.values_mut(), 0..self.ranges.last().map_or(0, |range| range.end))
-            }
+            Values::Device(buffer) => Part::Device(buffer.values_mut(), 0..elements),
         })
     }
 

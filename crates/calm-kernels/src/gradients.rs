@@ -65,6 +65,22 @@ impl FlatGradients {
         self.buffer.host_values()
     }
 
+    /// A copy of all gradients, one after the other; 0 where none has come.
+    ///
+    /// # Errors
+    /// What a GPU answers; on one this waits for it.
+    pub fn copy(&mut self) -> Result<Vec<f32>> {
+        self.buffer.copy()
+    }
+
+    /// Puts other values in the place of all gradients, which count as if they had come from a backward pass: sums over processes.
+    ///
+    /// # Errors
+    /// Another number of values; what a GPU answers, for which this waits.
+    pub fn replace(&mut self, by: &[f32]) -> Result<()> {
+        self.buffer.replace(by)
+    }
+
     /// As [`Self::host_values`], wherever they are.
     ///
     /// # Errors

@@ -110,6 +110,22 @@ impl GradientBucket {
         self.gradients.host_values()
     }
 
+    /// A copy of all gradients in name order; 0 where none has come. Waits for a GPU.
+    ///
+    /// # Errors
+    /// What a GPU answers.
+    pub fn copy(&mut self) -> Result<Vec<f32>> {
+        self.gradients.copy()
+    }
+
+    /// Puts sums over pieces or processes in the place of all gradients, in name order. Waits for a GPU.
+    ///
+    /// # Errors
+    /// Another number of values; what a GPU answers.
+    pub fn replace(&mut self, by: &[f32]) -> Result<()> {
+        self.gradients.replace(by)
+    }
+
     /// The factor that brings the Euclidean norm over all parameters down to `max_norm` where it is larger. On a
     /// GPU it stays there; [`Clip::read`] waits for it.
     ///

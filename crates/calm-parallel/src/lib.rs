@@ -44,9 +44,9 @@ pub fn speaks() -> bool {
     World::here().map_or(true, |world| world.rank == 0)
 }
 
-/// Whether MPI joins the processes of this world, in this build. torchrun starts processes that have none.
+/// Whether MPI joins the processes of this world, in this build. torchrun starts processes that have none, and so does a plain `srun`.
 pub fn by_mpi(world: &World) -> bool {
-    has_mpi() && world.launcher != Launcher::Torchrun
+    has_mpi() && world.launcher.offers_mpi(|name| std::env::var(name).ok())
 }
 
 /// Meets the other processes of the world that this one finds itself in, by MPI.
@@ -64,6 +64,13 @@ pub fn connect() -> Result<Ranks> {
             format!("{world}: processes of torchrun are joined by their GPUs"),
             "--device cuda, one GPU a process; CPU processes are started with `mpirun -n N calm train ...` or \
              `calm train --processes N`",
+        ));
+    }
+    #[cfg(feature = "mpi")]
+    if !by_mpi(&world) {
+        return Err(Error::new(
+            format!("{world}, and srun started them without MPI"),
+            "`srun --mpi=pmix calm train ...` (`srun --mpi=list` names what there is); only processes that have a GPU each need no MPI",
         ));
     }
     #[cfg(feature = "mpi")]

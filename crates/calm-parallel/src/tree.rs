@@ -36,8 +36,8 @@ impl Stack {
     ///
     /// # Panics
     /// If it has another length than those before.
-    pub fn push(&mut self, values: &[f32]) {
-        let (mut level, mut values) = (0, values.to_vec());
+    pub fn push(&mut self, mut values: Vec<f32>) {
+        let mut level = 0;
         while let Some((_, earlier)) = self.0.pop_if(|(waiting, _)| *waiting == level) {
             values = add(earlier, &values);
             level += 1;
@@ -78,7 +78,7 @@ pub fn scatter(ranks: &Ranks, values: &mut [f32], parts: &Parts) -> Result<()> {
     parts.scatter(ranks, values, |slices| {
         let each = slices.len() / ranks.size();
         let mut stack = Stack::default();
-        ranks.all_to_all(&slices)?.chunks(each).for_each(|from| stack.push(from));
+        ranks.all_to_all(&slices)?.chunks(each).for_each(|from| stack.push(from.to_vec()));
         Ok(stack.sum().unwrap_or_default())
     })
 }
@@ -100,7 +100,7 @@ mod tests {
             let all = threads::run(size, |ranks| {
                 let mut stack = Stack::default();
                 let each = 8 / size;
-                (ranks.rank() * each..(ranks.rank() + 1) * each).for_each(|p| stack.push(&piece(p)));
+                (ranks.rank() * each..(ranks.rank() + 1) * each).for_each(|p| stack.push(piece(p)));
                 let mut sum = stack.sum().unwrap();
                 across(&ranks, &mut sum).unwrap();
                 sum.iter().map(|x| x.to_bits()).collect::<Vec<_>>()

@@ -34,6 +34,18 @@ impl Launcher {
             Self::Slurm => ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"],
         }
     }
+
+    /// Whether MPI finds the other processes: those of `srun` where that was told which MPI there is (`--mpi=pmix`, or the site's own
+    /// default). MPI that is started without it ends the process.
+    pub fn offers_mpi(self, variable: impl Fn(&str) -> Option<String>) -> bool {
+        match self {
+            Self::None | Self::OpenMpi | Self::Mpich => true,
+            Self::Torchrun => false,
+            Self::Slurm => {
+                ["PMIX_RANK", "PMI_RANK", "PMI_FD"].into_iter().any(|name| variable(name).is_some())
+            }
+        }
+    }
 }
 
 /// A process among the others.
@@ -57,7 +69,7 @@ impl World {
     /// their world, but a command of its own, goes without them.
     pub fn variables() -> impl Iterator<Item = &'static str> {
         let launchers = [Launcher::OpenMpi, Launcher::Mpich, Launcher::Torchrun, Launcher::Slurm];
-        let others = ["SLURM_STEP_ID", "MASTER_ADDR", "MASTER_PORT"];
+        let others = ["SLURM_STEP_ID", "MASTER_ADDR", "MASTER_PORT", "PMIX_RANK", "PMI_FD"];
         launchers.into_iter().flat_map(Launcher::variables).chain(others)
     }
 
@@ -239,6 +251,15 @@ mod tests {
         let torch = [("RANK", "9"), ("WORLD_SIZE", "16"), ("LOCAL_RANK", "1")];
         let world = find(&[node.as_slice(), &pmi, &torch].concat()).unwrap();
         assert_eq!((world.rank, world.size, world.launcher), (9, 16, Launcher::Torchrun));
+    }
+
+    #[test]
+    fn srun_offers_mpi_where_it_was_told_to() {
+        let offers =
+            |launcher: Launcher, set: &str| launcher.offers_mpi(|name| (name == set).then(String::new));
+        assert!(!offers(Launcher::Slurm, "") && !offers(Launcher::Torchrun, "PMIX_RANK"));
+        assert!(["PMIX_RANK", "PMI_RANK", "PMI_FD"].into_iter().all(|set| offers(Launcher::Slurm, set)));
+        assert!(offers(Launcher::OpenMpi, "") && offers(Launcher::Mpich, ""));
     }
 
     #[test]

@@ -87,11 +87,12 @@ pub fn micro_rows(c: &StageConfig) -> usize {
     .max(1)
 }
 
-/// Buffers of gradients that one process holds: the bucket, and of each level of the tree a sum that waits.
-fn buckets(c: &StageConfig) -> f64 {
+/// Buffers of gradients in the memory of one device: the bucket, and on a CPU of each level of the tree a sum that waits. Those of a
+/// GPU wait in the memory of its machine.
+fn buckets(c: &StageConfig, gpu: bool) -> f64 {
     match c.reduction {
-        Reduction::Engine => 1.0,
-        Reduction::Fixed => 2.0 + f64::from(c.pieces.max(1).ilog2()),
+        Reduction::Fixed if !gpu => 2.0 + f64::from(c.pieces.max(1).ilog2()),
+        Reduction::Engine | Reduction::Fixed => 1.0,
     }
 }
 
@@ -133,7 +134,7 @@ pub fn step(config: &RunConfig, stage: Stage, vocab: usize, place: On) -> Option
     };
     let mut memory = Memory::default();
     memory.add(WEIGHTS, 4.0 * parameters);
-    memory.add(GRADIENTS, 4.0 * buckets(c) * parameters);
+    memory.add(GRADIENTS, 4.0 * buckets(c, gpu) * parameters);
     memory.add(MOMENTS, 8.0 * moments(c, devices) * parameters);
     memory.add(COPIES, if bf16 { 2.0 * parameters } else { 0.0 });
     memory.add(FROZEN, if bf16 { 6.0 } else { 4.0 } * frozen);

@@ -289,7 +289,7 @@ pub fn ngram_scores(
 
 /// Whether models of these settings cut text into segments of their own.
 pub fn cuts_text(model: &ModelConfig) -> bool {
-    model.ratio().is_some()
+    model.at_ratio(1.0).is_some()
 }
 
 /// With what a run is scored.

@@ -84,21 +84,10 @@ impl Cut {
 /// Whether these processes can train a stage together, on this device.
 ///
 /// # Errors
-/// As [`Cut::new`]; GPUs that nothing joins; `reduction: fixed` on a GPU.
+/// As [`Cut::new`]; GPUs that nothing joins.
 pub(crate) fn can_be_shared(c: &StageConfig, ranks: &Ranks, device: &Device) -> Result<()> {
     Cut::new(c, ranks)?;
-    if device.is_cpu() {
-        return Ok(());
-    }
-    let (what, remedy) = match c.reduction {
-        Reduction::Fixed => (
-            "reduction: fixed works on CPUs alone so far",
-            "--device cpu, or leave `reduction` of the stage away",
-        ),
-        Reduction::Engine if ranks.is_alone() || ranks.joins_gpus() => return Ok(()),
-        Reduction::Engine => return Err(not_joined()),
-    };
-    Err(Error::user(what, remedy))
+    if device.is_cpu() || ranks.is_alone() || ranks.joins_gpus() { Ok(()) } else { Err(not_joined()) }
 }
 
 /// Gradients that are on GPUs with nothing between them.

@@ -330,25 +330,31 @@ impl Stepper {
             }
             losses.push(sums);
             if fixed {
-                tree.push(self.bucket.values()?);
+                tree.push(self.bucket.copy()?);
                 self.bucket.clear();
             }
         }
-        if let Some(sum) = tree.sum() {
-            self.bucket.values()?.copy_from_slice(&sum);
+        // What other processes chose is known by a survey alone.
+        let known = whole.chosen.is_some() || self.ranks.is_alone();
+        let chosen = if known { chosen } else { Survey::default() };
+        let scatters = self.shard.as_ref().filter(|shard| shard.scatters());
+        if let Some(mut sum) = tree.sum() {
+            match scatters {
+                Some(shard) => shard.sum(&mut sum, self.config.reduction)?,
+                None => tree::across(&self.ranks, &mut sum).map_err(told)?,
+            }
+            self.bucket.replace(&sum)?;
+            return Ok((losses, chosen));
         }
-        match self.shard.as_ref().filter(|shard| shard.scatters()) {
+        match scatters {
             Some(shard) => shard.sum(self.bucket.values()?, self.config.reduction)?,
-            None if fixed => tree::across(&self.ranks, self.bucket.values()?).map_err(told)?,
             // Nothing to predict in the rows of this process.
             None if exchanges && losses.iter().all(Sums::is_empty) => {
                 self.overlap.last(&mut self.bucket, None, &self.ranks)?;
             }
             None => {}
         }
-        // What other processes chose is known by a survey alone.
-        let known = whole.chosen.is_some() || self.ranks.is_alone();
-        Ok((losses, if known { chosen } else { Survey::default() }))
+        Ok((losses, chosen))
     }
 
     /// The losses of all pieces of all processes, in their order. The norm of the summed gradients and the number of targets

@@ -91,7 +91,7 @@ fn train<'a>(config: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&["train", "--config", config, "--out", out, "--cache", "cache"], more].concat()
 }
 
-/// Without `reduction: fixed`, which is for CPUs, and with a head of a size that the kernels know.
+/// With the sums of NCCL, and a head of a size that the kernels know.
 const ENGINE: [&str; 6] = [
     "--set",
     "train.lm.reduction=engine",
@@ -143,6 +143,56 @@ fn two_gpus_train_what_one_does_and_repeat_their_bits() {
             assert!((a - b).abs() <= 1e-4 * a.abs(), "{name}: {a} on one GPU, {b} on two");
         }
         assert_ne!(one.1, two.1, "else nothing was shared out");
+    }
+}
+
+#[test]
+fn with_fixed_sums_the_number_of_gpus_does_not_show_in_the_bits() {
+    if !can("fixed sums over GPUs") {
+        return;
+    }
+    let house = House::new();
+    let trained = |size: usize, out: &str, shard: &str, more: &[&str]| {
+        let shard = format!("train.lm.shard={shard}");
+        let fixed = ["--set", "train.lm.reduction=fixed", "--set", "train.lm.pieces=4", "--set", &shard];
+        let arguments = [&ENGINE[2..], &fixed, more].concat();
+        for done in World::new(&house, size).trained(&train("baseline.yaml", out, &arguments)) {
+            assert_eq!((done.code, messages(&done)), (0, 0), "{out}: {done:?}");
+        }
+        (losses(&house.path(out)), weights(&house.path(out)))
+    };
+    let one = trained(1, "one", "none", &[]);
+    assert!(!one.0.is_empty());
+    assert!(trained(2, "two", "none", &[]) == one, "two GPUs");
+    assert!(trained(2, "shared", "optimizer", &[]) == one, "two that share the optimiser");
+    // Who goes on with another number of GPUs goes on the same way.
+    let more = ["--resume", "--set", "train.lm.steps=8"];
+    assert!(trained(1, "two", "none", &more) == trained(2, "one", "none", &more), "the other number");
+}
+
+#[test]
+fn srun_without_mpi_joins_gpus_in_every_build() {
+    if !can("processes of srun") {
+        return;
+    }
+    let house = House::new();
+    let world = World::new(&house, 2);
+    let started = |rank: usize, device: &str| {
+        let mut command = house.command(env!("CARGO_BIN_EXE_calm"));
+        command.args(train("baseline.yaml", device, &ENGINE)).args(["--device", device, "--threads", "1"]);
+        command.env("SLURM_STEP_ID", "0").env("SLURM_STEP_NUM_TASKS", "2");
+        command.env("SLURM_PROCID", rank.to_string()).env("SLURM_LOCALID", rank.to_string());
+        command.env("CALM_MEETING", format!("127.0.0.1:{}", world.port)).env("CALM_WAIT_SECONDS", "60");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    for done in ends(vec![started(0, "cuda"), started(1, "cuda")]) {
+        assert_eq!((done.code, messages(&done)), (0, 0), "{done:?}");
+    }
+    assert!(!losses(&house.path("cuda")).is_empty());
+    for done in ends(vec![started(0, "cpu")]) {
+        let needed =
+            if calm_parallel::has_mpi() { "srun --mpi=pmix" } else { "the feature `mpi` is missing" };
+        assert!(done.code == 1 && messages(&done) == 1 && done.err.contains(needed), "{done:?}");
     }
 }
 
@@ -306,10 +356,6 @@ fn what_cannot_be_joined_is_refused_with_one_message() {
         }
     });
     assert!(e.contains("rank 1: ") && e.contains("another job"), "{e}");
-    let e = both(&|_, command| {
-        command.args(["--set", "train.lm.reduction=fixed"]);
-    });
-    assert!(e.contains("reduction: fixed works on CPUs alone"), "{e}");
     let e = both(&|_, command| {
         command.env_remove("MASTER_PORT");
     });

@@ -44,6 +44,13 @@ impl DeviceBuffer {
         self.gpu.cuda().clone_dtoh(&self.values.slice(range))
     }
 
+    /// Replaces a range that begins at `start`; `values` have gone when this returns.
+    pub(crate) fn write(&mut self, start: usize, values: &[f32]) -> Result<()> {
+        let mut place = self.values.slice_mut(start..start + values.len());
+        self.gpu.stream().memcpy_htod(values, &mut place).map_err(failed)?;
+        self.gpu.stream().synchronize().map_err(failed)
+    }
+
     /// A range = gradient, or += gradient, of any float type.
     pub(crate) fn put(&mut self, range: Range<usize>, gradient: &Tensor, accumulate: bool) -> Result<()> {
         put_tensor(&self.gpu, &mut self.values.slice_mut(range), gradient, accumulate)
