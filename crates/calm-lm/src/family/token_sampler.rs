@@ -1,42 +1,68 @@
-//! Texts that the baseline continues token by token, each drawn from its tempered distribution.
+//! Texts that a model continues token by token, each drawn from its tempered distribution: for the families whose
+//! positions are tokens.
 
-use calm_nn::{NoiseKey, ParamStore, RowId, philox};
+use calm_nn::{NoiseKey, ParamStore, Parameter, RowId, philox};
 use candle_core::{Result, Tensor};
 
-use super::Baseline;
-use crate::family::softmax::{distribution, each_distribution, invert};
-use crate::family::{LanguageModel, TextFormat, TokenDecoding};
+use super::softmax::{distribution, each_distribution, invert, logits};
+use super::{LanguageModel, TextFormat, TokenDecoding};
+use crate::TextState;
 use crate::sampler::{Continuation, DrawKey, Sampler, SideBySide, SpecialIds};
 use crate::side_by_side::{DrawSeed, PURPOSE, Places, Reader};
-use crate::{Cache, TextState};
+use crate::text_state::Kept;
 
-/// The baseline at a temperature.
-#[derive(Clone, Copy)]
-pub(super) struct Tempered<'a> {
-    pub(super) model: &'a Baseline,
+/// A model whose hidden states are read off token by token.
+pub(super) trait TokenModel: LanguageModel {
+    /// What it keeps of a text.
+    type Cache: Kept;
+
+    /// The text as it meets it.
+    fn text(&self) -> &TextFormat;
+
+    /// The vocabulary `[V, D]`.
+    fn output(&self) -> &Parameter;
+
+    /// Tokens of several texts one after the other, `lengths[0]` of the first and so on, each after its own cache ->
+    /// hidden states `[1, N, D]`, without gradient.
+    fn read(&self, tokens: &[u32], lengths: &[usize], caches: &mut [&mut Self::Cache]) -> Result<Tensor>;
+}
+
+/// A model at a temperature.
+pub(super) struct Tempered<'a, M> {
+    pub(super) model: &'a M,
     pub(super) decoding: TokenDecoding,
 }
 
-impl Tempered<'_> {
-    /// A text with nothing in it yet: the hidden state after BOS, where documents begin so.
-    fn blank(&self) -> Result<TextState> {
-        let (model, mut context) = (self.model, TextState::default());
-        if model.text.bos_chunk {
-            context.extend(&[model.text.special.bos], |tokens, cache| {
-                model.backbone.forward_cached(&model.inputs(tokens)?, cache)
-            })?;
-        }
-        Ok(context)
+impl<M> Clone for Tempered<'_, M> {
+    fn clone(&self) -> Self {
+        *self
     }
 }
 
-impl Sampler for Tempered<'_> {
+impl<M> Copy for Tempered<'_, M> {}
+
+impl<M: TokenModel> Tempered<'_, M> {
+    /// A text with nothing in it yet: the hidden state after BOS, where documents begin so.
+    fn blank(&self) -> Result<TextState<M::Cache>> {
+        let (text, mut context) = (self.model.text(), TextState::default());
+        if text.bos_chunk {
+            context.extend(&[text.special.bos], |tokens, cache| self.read_one(tokens, cache))?;
+        }
+        Ok(context)
+    }
+
+    fn read_one(&self, tokens: &[u32], cache: &mut M::Cache) -> Result<Tensor> {
+        self.model.read(tokens, &[tokens.len()], &mut [cache])
+    }
+}
+
+impl<M: TokenModel> Sampler for Tempered<'_, M> {
     fn chunk_size(&self) -> usize {
         1
     }
 
     fn special(&self) -> SpecialIds {
-        self.model.text.special
+        self.model.text().special
     }
 
     fn start(&self) -> Result<Box<dyn Continuation + '_>> {
@@ -48,9 +74,11 @@ impl Sampler for Tempered<'_> {
     }
 }
 
-impl Reader for Tempered<'_> {
+impl<M: TokenModel> Reader for Tempered<'_, M> {
+    type Cache = M::Cache;
+
     fn format(&self) -> &TextFormat {
-        &self.model.text
+        self.model.text()
     }
 
     fn chunk_size(&self) -> usize {
@@ -61,19 +89,19 @@ impl Reader for Tempered<'_> {
         vec![self.model.store()]
     }
 
-    fn begin(&self) -> Result<TextState> {
+    fn begin(&self) -> Result<TextState<M::Cache>> {
         self.blank()
     }
 
-    fn read(&self, tokens: &[u32], lengths: &[usize], caches: &mut [&mut Cache]) -> Result<Tensor> {
-        self.model.backbone.forward_side_by_side(&self.model.inputs(tokens)?, lengths, caches)
+    fn read(&self, tokens: &[u32], lengths: &[usize], caches: &mut [&mut M::Cache]) -> Result<Tensor> {
+        self.model.read(tokens, lengths, caches)
     }
 
     /// Noise stream `token`.
     fn draw(&self, hidden: &Tensor, samples: usize, seed: DrawSeed, rows: &[RowId]) -> Result<Vec<u32>> {
         let key = NoiseKey::new(seed.seed, &format!("{PURPOSE}/token"), seed.piece);
         let u = philox::uniform(key, rows, samples, 1);
-        let drawn = each_distribution(hidden, &self.model.output, self.decoding, |row, p| {
+        let drawn = each_distribution(hidden, self.model.output(), self.decoding, |row, p| {
             let u = &u[row * samples..][..samples];
             u.iter().map(|u| invert(p, f64::from(*u))).collect::<Vec<u32>>()
         })?;
@@ -81,26 +109,24 @@ impl Reader for Tempered<'_> {
     }
 }
 
-/// A text that the baseline continues.
-struct Text<'a> {
-    of: Tempered<'a>,
-    context: TextState,
+/// A text that a model continues.
+struct Text<'a, M: TokenModel> {
+    of: Tempered<'a, M>,
+    context: TextState<M::Cache>,
 }
 
-impl Continuation for Text<'_> {
+impl<M: TokenModel> Continuation for Text<'_, M> {
     fn push(&mut self, tokens: &[u32]) -> Result<()> {
-        let (model, text) = (self.of.model, &self.of.model.text);
-        self.context.push(tokens, 1, text.context, text.special, |tokens, cache| {
-            model.backbone.forward_cached(&model.inputs(tokens)?, cache)
-        })
+        let (of, text) = (self.of, self.of.model.text());
+        self.context.push(tokens, 1, text.context, text.special, |tokens, cache| of.read_one(tokens, cache))
     }
 
     fn draw(&self, samples: usize, key: DrawKey) -> Result<Vec<Vec<u32>>> {
         let (model, context) = (self.of.model, &self.context);
         if context.ended() {
-            return Ok(vec![vec![model.text.special.pad]; samples]);
+            return Ok(vec![vec![model.text().special.pad]; samples]);
         }
-        let logits: Vec<f32> = model.logits(context.hidden()?)?.flatten_all()?.to_vec1()?;
+        let logits: Vec<f32> = logits(context.hidden()?, model.output())?.flatten_all()?.to_vec1()?;
         let p = distribution(&logits, self.of.decoding);
         let position = context.tokens().len() as u32;
         let rows: Vec<RowId> =
