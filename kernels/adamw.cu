@@ -1,5 +1,5 @@
 // AdamW and clipping by the global norm over all parameters of a model, in three launches: the twin of
-// calm-kernels/src/adamw.rs.
+// calm-kernels/src/adamw.rs. Where processes share the optimiser out, `replace` takes over what others updated.
 //
 //   g = clip grad,   m <- m + (1 - b1)(g - m),   v <- b2 v + (1 - b2) g^2
 //   p <- p (1 - lr decay) - lr/(1 - b1^t) m / (sqrt(v)/sqrt(1 - b2^t) + eps)
@@ -145,6 +145,19 @@ DEVICE void clip_scale(const Block& block, const double* norms, uint32_t chunks,
     });
 }
 
+// The elements of a chunk, FOUR at a time where their addresses allow it: step(i, their number).
+template <class Step> DEVICE void each_of(const Block& block, const Chunk& chunk, bool whole, Step step) {
+    const uint64_t runs = whole ? (chunk.end - chunk.begin) / FOUR * FOUR : 0;
+    block.each([&](uint32_t t) {
+        for (uint64_t i = chunk.begin + FOUR * t; i < chunk.begin + runs; i += FOUR * block.threads()) {
+            step(i, Width<FOUR>{});
+        }
+        for (uint64_t i = chunk.begin + runs + t; i < chunk.end; i += block.threads()) {
+            step(i, Width<1>{});
+        }
+    });
+}
+
 // Updates values, moments and bf16 copies; `clip` is what clip_scale left. Nothing changes if the norm was
 // not finite: the CPU hears of it later, and finds the parameters as they were.
 DEVICE void adamw(const Block& block, const Parameter* parameters, uint32_t count, uint32_t chunks,
@@ -176,16 +189,24 @@ DEVICE void adamw(const Block& block, const Parameter* parameters, uint32_t coun
                 store_run(p.compute + i, value);
             }
         };
-        const bool whole = at_runs(p.value, p.grad, p.m, p.v, p.compute);
-        const uint64_t runs = whole ? (chunk.end - chunk.begin) / FOUR * FOUR : 0;
-        block.each([&](uint32_t t) {
-            for (uint64_t i = chunk.begin + FOUR * t; i < chunk.begin + runs; i += FOUR * block.threads()) {
-                step(i, Width<FOUR>{});
+        each_of(block, chunk, at_runs(p.value, p.grad, p.m, p.v, p.compute), step);
+    }
+}
+
+// Values and bf16 copies become what lies where the gradients do.
+DEVICE void replace(const Block& block, const Parameter* parameters, uint32_t count, uint32_t chunks) {
+    for (uint32_t c = block.index(); c < chunks; c += block.grid()) {
+        const Chunk chunk = chunk_of(parameters, count, c);
+        const Parameter& p = chunk.parameter;
+        const auto step = [&](uint64_t i, auto width) {
+            float value[width.value];
+            load_run(p.grad + i, value);
+            store_run(p.value + i, value);
+            if (p.compute != nullptr) {
+                store_run(p.compute + i, value);
             }
-            for (uint64_t i = chunk.begin + runs + t; i < chunk.end; i += block.threads()) {
-                step(i, Width<1>{});
-            }
-        });
+        };
+        each_of(block, chunk, at_runs(p.value, p.grad, p.compute), step);
     }
 }
 
@@ -196,3 +217,5 @@ KERNEL(clip_scale, (const double* norms, uint32_t chunks, double max_norm, doubl
 KERNEL(adamw,
        (const Parameter* parameters, uint32_t count, uint32_t chunks, AdamWFactors f, const double* clip),
        adamw(block, parameters, count, chunks, f, clip))
+KERNEL(replace, (const Parameter* parameters, uint32_t count, uint32_t chunks),
+       replace(block, parameters, count, chunks))

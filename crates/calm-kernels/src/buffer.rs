@@ -179,6 +179,18 @@ impl Buffer {
         }
     }
 
+    /// See [`crate::FlatGradients::whole`].
+    pub(crate) fn whole(&mut self) -> Result<Part<'_>> {
+        self.fill(0..self.ranges.len())?;
+        Ok(match &mut self.values {
+            Values::Host(values) => Part::Host(values),
+            #[cfg(feature = "cuda")]
+            Values::Device(buffer) => {
+                Part::Device(buffer.values_mut(), 0..self.ranges.last().map_or(0, |range| range.end))
+            }
+        })
+    }
+
     #[cfg(feature = "cuda")]
     pub(crate) fn device_values(&mut self) -> Result<&mut CudaSlice<f32>> {
         self.fill(0..self.ranges.len())?;

@@ -9,7 +9,7 @@
 use crate::buffer::Buffer;
 use crate::collector::{Collector, Home};
 use crate::context::Context;
-use crate::pieces::{Course, HandOut, Handing};
+use crate::pieces::{Course, HandOut, Handing, Part};
 use crate::simd::Real;
 use crate::storage::{error, tensor};
 #[cfg(feature = "cuda")]
@@ -63,6 +63,14 @@ impl FlatGradients {
     /// Parameters that are not on the CPU.
     pub fn host_values(&mut self) -> Result<&mut [f32]> {
         self.buffer.host_values()
+    }
+
+    /// As [`Self::host_values`], wherever they are.
+    ///
+    /// # Errors
+    /// What a GPU answers.
+    pub fn whole(&mut self) -> Result<Part<'_>> {
+        self.buffer.whole()
     }
 
     /// Whether the parameters are on a GPU.
@@ -258,13 +266,13 @@ mod tests {
         let take = |handed: &Arc<std::sync::Mutex<Vec<_>>>| -> HandOut {
             let handed = Arc::clone(handed);
             Box::new(move |range, part| match part {
-                crate::pieces::Part::Host(values) => {
+                Part::Host(values) => {
                     handed.lock().unwrap().push((range, values.to_vec()));
                     values.fill(0.5);
                     Ok(())
                 }
                 #[cfg(feature = "cuda")]
-                crate::pieces::Part::Device(..) => Err(error("test", "is on the CPU")),
+                Part::Device(..) => Err(error("test", "is on the CPU")),
             })
         };
         // In the order of the course, though the pass completes them in another.

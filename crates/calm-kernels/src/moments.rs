@@ -8,8 +8,10 @@ use crate::adamw::{AdamWStep, adamw, squares_by_chunk};
 use crate::clip::{Clip, Factor};
 use crate::context::Context;
 use crate::gradients::FlatGradients;
+use crate::pieces::Part;
 use crate::storage::{error, view};
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor};
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -68,7 +70,7 @@ impl Moments {
     /// The same of a part of the list of all elements: others are never updated here.
     ///
     /// # Errors
-    /// As [`Moments::new`]; a part of parameters on a GPU; a part that the list does not have.
+    /// As [`Moments::new`]; a part that the list does not have.
     pub fn of_part(context: &Context, parameters: Vec<(Tensor, bool)>, part: Range<usize>) -> Result<Self> {
         let mut ranges = Vec::with_capacity(parameters.len());
         let mut end = 0;
@@ -77,13 +79,13 @@ impl Moments {
             end += parameter.elem_count();
             ranges.push(start..end);
         }
-        if part.end > end || part.start > part.end || (context.device().is_cuda() && part != (0..end)) {
+        if part.end > end || part.start > part.end {
             return Err(error("adamw", format_args!("no moments of {part:?} of {end} elements here")));
         }
         let values = match context.device() {
             #[cfg(feature = "cuda")]
             candle_core::Device::Cuda(_) => {
-                Values::Device(crate::cuda::adamw::DeviceMoments::new(context, end)?)
+                Values::Device(crate::cuda::adamw::DeviceMoments::new(context, part.len())?)
             }
             _ => Values::Host([vec![0.0; part.len()], vec![0.0; part.len()]]),
         };
@@ -113,13 +115,12 @@ impl Moments {
                 if gradients.len() != self.ranges.last().map_or(0, |range| range.end) {
                     return Err(error("adamw", "the gradients are not those of these parameters"));
                 }
-                for ((parameter, decays), range) in self.parameters.iter().zip(&self.ranges) {
-                    let weight_decay = if *decays { settings.weight_decay } else { 0.0 };
-                    let Some(own) = common(range, &self.part) else { continue };
-                    let held = within(&own, &self.part);
-                    parameter.inplace_op1(&Update {
-                        from: own.start - range.start,
-                        grad: &gradients[own],
+                for piece in pieces(&self.parameters, &self.ranges, &self.part) {
+                    let weight_decay = if piece.decays { settings.weight_decay } else { 0.0 };
+                    let held = within(&piece.elements, &self.part);
+                    piece.parameter.inplace_op1(&Update {
+                        from: piece.from,
+                        grad: &gradients[piece.elements],
                         first: RefCell::new(&mut first[held.clone()]),
                         second: RefCell::new(&mut second[held]),
                         settings: AdamWStep { weight_decay, grad_scale: factor, ..*settings },
@@ -128,7 +129,11 @@ impl Moments {
                 Ok(())
             }
             #[cfg(feature = "cuda")]
-            Values::Device(moments) => moments.update(&self.parameters, gradients, settings, clip),
+            Values::Device(moments) => {
+                let end = self.ranges.last().map_or(0, |range| range.end);
+                let own: Vec<_> = pieces(&self.parameters, &self.ranges, &self.part).collect();
+                moments.update(&own, gradients, end, settings, clip)
+            }
         }
     }
 
@@ -142,40 +147,56 @@ impl Moments {
         common(&self.ranges[i], &self.part).is_some()
     }
 
-    /// First and second moments of the part, on the CPU.
+    /// First and second moments of the part; from a GPU copies of them.
     ///
     /// # Errors
-    /// Parameters on a GPU.
-    pub fn host(&self) -> Result<[&[f32]; 2]> {
+    /// What a GPU answers; this waits for it.
+    pub fn of_own(&self) -> Result<[Cow<'_, [f32]>; 2]> {
         match &self.values {
-            Values::Host([first, second]) => Ok([first, second]),
+            Values::Host(both) => Ok(both.each_ref().map(|m| Cow::Borrowed(m.as_slice()))),
             #[cfg(feature = "cuda")]
-            Values::Device(_) => Err(error("adamw", "the moments are on a GPU")),
+            Values::Device(moments) => Ok(moments.read(0..self.part.len())?.map(Cow::Owned)),
         }
     }
 
-    /// Copies the part of the parameters to its place in a list of all elements.
+    /// Copies the part of the parameters to its place in a list of all elements, which is where the parameters are.
     ///
     /// # Errors
-    /// Parameters on a GPU; a list of another length.
-    pub fn lay_parameters(&self, list: &mut [f32]) -> Result<()> {
-        for ((parameter, _), range) in self.parameters.iter().zip(&self.ranges) {
-            let Some(own) = common(range, &self.part) else { continue };
-            let values = view::<f32>("adamw", parameter)?;
-            list[own.clone()].copy_from_slice(&values[within(&own, range)]);
+    /// A list elsewhere, or of another length; what a GPU answers.
+    pub fn lay_parameters(&self, list: Part<'_>) -> Result<()> {
+        let own = pieces(&self.parameters, &self.ranges, &self.part);
+        match (list, &self.values) {
+            (Part::Host(list), Values::Host(_)) => {
+                for piece in own {
+                    let values = view::<f32>("adamw", piece.parameter)?;
+                    let count = piece.elements.len();
+                    list[piece.elements].copy_from_slice(&values[piece.from..piece.from + count]);
+                }
+                Ok(())
+            }
+            #[cfg(feature = "cuda")]
+            (Part::Device(list, _), Values::Device(moments)) => moments.lay(&own.collect::<Vec<_>>(), list),
+            #[cfg(feature = "cuda")]
+            _ => Err(elsewhere()),
         }
-        Ok(())
     }
 
-    /// Sets all parameters to what a list of all elements holds.
+    /// Sets all parameters to what a list of all elements holds; copies in bf16 follow.
     ///
     /// # Errors
-    /// Parameters on a GPU; a list of another length.
-    pub fn take_parameters(&self, list: &[f32]) -> Result<()> {
-        for ((parameter, _), range) in self.parameters.iter().zip(&self.ranges) {
-            parameter.inplace_op1(&Replace(&list[range.clone()]))?;
+    /// As [`Moments::lay_parameters`].
+    pub fn take_parameters(&self, list: Part<'_>) -> Result<()> {
+        let end = self.ranges.last().map_or(0, |range| range.end);
+        let mut all = pieces(&self.parameters, &self.ranges, &(0..end));
+        match (list, &self.values) {
+            (Part::Host(list), Values::Host(_)) => {
+                all.try_for_each(|piece| piece.parameter.inplace_op1(&Replace(&list[piece.elements])))
+            }
+            #[cfg(feature = "cuda")]
+            (Part::Device(list, _), Values::Device(moments)) => moments.take(&all.collect::<Vec<_>>(), list),
+            #[cfg(feature = "cuda")]
+            _ => Err(elsewhere()),
         }
-        Ok(())
     }
 
     /// Copies of the first and second moments of parameter `i`.
@@ -216,9 +237,40 @@ impl Moments {
                 Ok(())
             }
             #[cfg(feature = "cuda")]
-            Values::Device(own) => own.write(range, moments),
+            Values::Device(device) => {
+                let Some(own) = common(&range, &self.part) else { return Ok(()) };
+                device.write(within(&own, &self.part), moments.map(|m| &m[within(&own, &range)]))
+            }
         }
     }
+}
+
+/// A parameter, as far as it is of a part.
+pub(crate) struct Piece<'a> {
+    pub(crate) parameter: &'a Tensor,
+    pub(crate) decays: bool,
+    /// Where it begins in the parameter.
+    pub(crate) from: usize,
+    /// In the list of all elements.
+    pub(crate) elements: Range<usize>,
+}
+
+/// The pieces of a part, in order.
+fn pieces<'a>(
+    parameters: &'a [(Tensor, bool)],
+    ranges: &'a [Range<usize>],
+    part: &Range<usize>,
+) -> impl Iterator<Item = Piece<'a>> + use<'a> {
+    let part = part.clone();
+    parameters.iter().zip(ranges).filter_map(move |((parameter, decays), range)| {
+        let elements = common(range, &part)?;
+        Some(Piece { parameter, decays: *decays, from: elements.start - range.start, elements })
+    })
+}
+
+#[cfg(feature = "cuda")]
+fn elsewhere() -> candle_core::Error {
+    error("adamw", "the list is not where the parameters are")
 }
 
 /// What two ranges have in common; None if nothing.

@@ -1,10 +1,11 @@
 //! AdamW on one flat, name-sorted gradient bucket.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
-use calm_kernels::{AdamWStep, Clip, Course, FlatGradients, HandOut, Moments};
+use calm_kernels::{AdamWStep, Clip, Course, FlatGradients, HandOut, Moments, Part};
 use candle_core::{Device, Result, Tensor, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -126,11 +127,6 @@ impl GradientBucket {
         Ok(self.clip(f64::INFINITY)?.read()?.norm)
     }
 
-    /// Elements of all gradients together.
-    pub fn elements(&self) -> usize {
-        self.params.iter().map(|(_, param)| param.var.elem_count()).sum()
-    }
-
     /// The squares of a part of all gradients, as [`Clip::of_squares`] takes them; the part begins where a
     /// [`NORM_CHUNK`](calm_kernels::NORM_CHUNK) does.
     ///
@@ -173,34 +169,33 @@ impl AdamW {
     /// The same with the moments of a part of the bucket alone: it updates nothing else.
     ///
     /// # Errors
-    /// Parameters on a GPU, which has no parts; a part that the bucket does not have.
+    /// As [`AdamW::new`]; a part that the bucket does not have.
     pub fn of_part(store: &ParamStore, config: AdamWConfig, part: Range<usize>) -> Result<Self> {
         let moments = Moments::of_part(store.context(), parameters(store), part)?;
         Ok(Self { config, moments, step: 0 })
     }
 
-    /// First and second moments, of the own part, on the CPU.
+    /// First and second moments, of the own part; from a GPU copies of them.
     ///
     /// # Errors
-    /// Parameters on a GPU.
-    pub fn moments(&self) -> Result<[&[f32]; 2]> {
-        self.moments.host()
+    /// What a GPU answers; this waits for it.
+    pub fn moments(&self) -> Result<[Cow<'_, [f32]>; 2]> {
+        self.moments.of_own()
     }
 
     /// All parameters from what `gather` makes of a list with those of the own part, which all processes hand to each other.
-    /// The list is the bucket's: its gradients are gone afterwards.
+    /// The list is the bucket's, on the device of the parameters: its gradients are gone afterwards.
     ///
     /// # Errors
-    /// Those of `gather`; parameters on a GPU.
+    /// Those of `gather`; what a GPU answers.
     pub fn exchange_parameters<E: From<candle_core::Error>>(
         &self,
         bucket: &mut GradientBucket,
-        gather: impl FnOnce(&mut [f32]) -> std::result::Result<(), E>,
+        gather: impl FnOnce(Part<'_>) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
-        let list = bucket.values()?;
-        self.moments.lay_parameters(list)?;
-        gather(list)?;
-        self.moments.take_parameters(list)?;
+        self.moments.lay_parameters(bucket.gradients.whole()?)?;
+        gather(bucket.gradients.whole()?)?;
+        self.moments.take_parameters(bucket.gradients.whole()?)?;
         bucket.clear();
         Ok(())
     }
@@ -399,7 +394,9 @@ mod tests {
                 optimizer.update(bucket, 0.01, &Clip::by(0.5)).unwrap();
                 let others = |numbers: &[f32]| [&numbers[..part.start], &numbers[part.end..]].concat();
                 assert_eq!(others(&numbers(store)), others(&before));
-                let gather = |list: &mut [f32]| -> Result<()> {
+                let gather = |list: Part<'_>| -> Result<()> {
+                    #[allow(irrefutable_let_patterns, reason = "with the feature `cuda` there are others")]
+                    let Part::Host(list) = list else { bail!("the parameters are on the CPU") };
                     assert_eq!(list[part.clone()], want[part.clone()]);
                     list.copy_from_slice(&want);
                     Ok(())

@@ -106,6 +106,22 @@ impl Ranks {
         gpus.end_sums().map_err(|e| self.explained(e, "the sum of gradients"))
     }
 
+    /// Replaces all parts of `values` on this process's GPU by those of their owners. It is put on the stream of the GPU; nothing
+    /// waits here.
+    ///
+    /// # Errors
+    /// As [`Ranks::sum_on_gpu`].
+    #[cfg(feature = "nccl")]
+    pub fn share_on_gpu(
+        &self,
+        values: &mut candle_core::cuda_backend::cudarc::driver::CudaSlice<f32>,
+        parts: &crate::Parts,
+    ) -> Result<()> {
+        let Some(gpus) = &self.gpus else { return Err(not_joined()) };
+        let parts: Vec<_> = (0..self.size()).map(|rank| parts.of(rank)).collect();
+        gpus.share(values, &parts).map_err(|e| self.explained(e, "the exchange of parameters"))
+    }
+
     /// Whether gradients go from GPU to GPU.
     pub fn joins_gpus(&self) -> bool {
         #[cfg(feature = "nccl")]

@@ -93,8 +93,8 @@ pub struct StageConfig {
     /// What several processes share out instead of holding it each.
     #[serde(default)]
     pub shard: Shard,
-    /// Whether several processes sum their gradients while the backward pass still runs (`reduction: engine` without `shard`); the
-    /// bits are the same.
+    /// Whether several processes sum their gradients while the backward pass still runs (`reduction: engine`, on CPUs
+    /// without `shard`); the bits are the same.
     #[serde(default = "yes")]
     pub overlap: bool,
     /// Layers of the backbone keep only their input and compute the rest again in the backward pass: much less
@@ -165,8 +165,7 @@ pub enum Shard {
     /// Nothing: each has all moments.
     #[default]
     None,
-    /// The optimiser (ZeRO-1): each has the moments of its part of the parameters, updates these, and hands them to the others. On
-    /// CPUs so far.
+    /// The optimiser (ZeRO-1): each has the moments of its part of the parameters, updates these, and hands them to the others.
     Optimizer,
 }
 

@@ -14,7 +14,7 @@ use calm_parallel::{Patience, Pending, Ranks};
 use calm_run::Result;
 use candle_core::Tensor;
 
-use crate::share::told;
+use crate::share::{not_joined, told};
 
 /// Pieces of the bucket.
 pub(crate) const PIECES: usize = 16;
@@ -93,7 +93,7 @@ impl Overlap {
                     ranks.begin_sum_on_gpu(values, range).map_err(candle_core::Error::wrap)
                 }
                 #[allow(unreachable_patterns, reason = "with the feature `cuda` alone there are others")]
-                _ => Err(candle_core::Error::Msg("the GPUs of these processes are not joined".into())),
+                _ => Err(candle_core::Error::wrap(not_joined())),
             })
         };
         let passed = bucket.backward_handing_out(loss, course, hand_out);

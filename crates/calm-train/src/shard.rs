@@ -8,30 +8,39 @@
 //! parameters  of the own part      -> all-gather     -> each has all
 //! ```
 //!
-//! Parts are whole chunks of the norm's sum, so that no bit shows them.
+//! Parts are whole chunks of the norm's sum, so that no bit shows them. GPUs sum all gradients everywhere, as without it, and take
+//! the norm of all: what they save is memory.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use calm_kernels::{Clip, NORM_CHUNK};
+use calm_kernels::{Clip, NORM_CHUNK, Part};
 use calm_nn::{AdamW, GradientBucket, ParamStore};
 use calm_parallel::{Parts, Patience, Ranks, tree};
 use calm_run::Result;
 use calm_run::config::Reduction;
 use candle_core::Tensor;
 
-use crate::share::told;
+use crate::share::{not_joined, told};
 
 /// How the optimiser is shared out.
 pub(crate) struct Shard {
     ranks: Ranks,
     parts: Parts,
+    scatters: bool,
 }
 
 impl Shard {
-    /// Of a bucket of so many elements.
-    pub fn new(elements: usize, ranks: &Ranks) -> Self {
-        Self { ranks: ranks.clone(), parts: Parts::new(elements, NORM_CHUNK, ranks.size()) }
+    /// Of the bucket of these parameters.
+    pub fn new(store: &ParamStore, ranks: &Ranks) -> Self {
+        let elements = store.params().iter().map(|(_, param)| param.var.elem_count()).sum();
+        let parts = Parts::new(elements, NORM_CHUNK, ranks.size());
+        Self { ranks: ranks.clone(), parts, scatters: store.device().is_cpu() }
+    }
+
+    /// Whether each process has the sums of its part alone.
+    pub fn scatters(&self) -> bool {
+        self.scatters
     }
 
     /// The part of this process.
@@ -72,7 +81,13 @@ impl Shard {
         if self.ranks.is_alone() {
             return Ok(());
         }
-        optimizer.exchange_parameters(bucket, |list| self.parts.all_gather(&self.ranks, list).map_err(told))
+        optimizer.exchange_parameters(bucket, |list| match list {
+            Part::Host(list) => self.parts.all_gather(&self.ranks, list).map_err(told),
+            #[cfg(feature = "nccl")]
+            Part::Device(list, _) => self.ranks.share_on_gpu(list, &self.parts).map_err(told),
+            #[allow(unreachable_patterns, reason = "with the feature `cuda` alone there are others")]
+            _ => Err(not_joined()),
+        })
     }
 
     /// The whole optimiser's state where this process leads, as [`AdamW::state`] has it; none elsewhere.
@@ -81,7 +96,7 @@ impl Shard {
     /// As [`Shard::sum`].
     pub fn state(&self, optimizer: &AdamW, store: &ParamStore) -> Result<Option<BTreeMap<String, Tensor>>> {
         let own = optimizer.moments()?;
-        let whole = |which: usize| self.parts.gather(&self.ranks, own[which]).map_err(told);
+        let whole = |which: usize| self.parts.gather(&self.ranks, &own[which]).map_err(told);
         if self.ranks.leads() {
             return AdamW::state_of(store, whole).map(Some);
         }

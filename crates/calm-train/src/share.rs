@@ -13,7 +13,7 @@ use std::ops::Range;
 use calm_data::{Batch, RowSource};
 use calm_nn::ParamStore;
 use calm_parallel::{Ranks, tree};
-use calm_run::config::{Reduction, Shard, StageConfig};
+use calm_run::config::{Reduction, StageConfig};
 use calm_run::{Error, Result};
 use candle_core::Device;
 
@@ -87,12 +87,6 @@ impl Cut {
 /// As [`Cut::new`]; GPUs that nothing joins; `reduction: fixed` on a GPU.
 pub(crate) fn can_be_shared(c: &StageConfig, ranks: &Ranks, device: &Device) -> Result<()> {
     Cut::new(c, ranks)?;
-    if c.shard == Shard::Optimizer && !device.is_cpu() {
-        return Err(Error::user(
-            "shard: optimizer works on CPUs alone so far",
-            "--device cpu, or leave `shard` of the stage away",
-        ));
-    }
     if device.is_cpu() {
         return Ok(());
     }
@@ -102,11 +96,14 @@ pub(crate) fn can_be_shared(c: &StageConfig, ranks: &Ranks, device: &Device) -> 
             "--device cpu, or leave `reduction` of the stage away",
         ),
         Reduction::Engine if ranks.is_alone() || ranks.joins_gpus() => return Ok(()),
-        Reduction::Engine => {
-            ("nothing joins the GPUs of these processes", "--device cpu, or one process for the GPU")
-        }
+        Reduction::Engine => return Err(not_joined()),
     };
     Err(Error::user(what, remedy))
+}
+
+/// Gradients that are on GPUs with nothing between them.
+pub(crate) fn not_joined() -> Error {
+    Error::user("nothing joins the GPUs of these processes", "--device cpu, or one process for the GPU")
 }
 
 /// Hash of all parameters, as short as a person compares it.

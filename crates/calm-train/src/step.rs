@@ -79,25 +79,36 @@ impl Stepper {
     /// # Errors
     /// No memory left on a GPU.
     pub fn new(store: &ParamStore, config: &StageConfig, seed: u64) -> Result<Self> {
-        let optimizer = AdamW::new(store, config.adamw)?;
-        let bucket = GradientBucket::new(store)?;
-        let (config, ranks, overlap) = (config.clone(), Ranks::alone(), Overlap::new(config.overlap));
-        Ok(Self { config, seed, optimizer, bucket, ranks, shard: None, overlap, left_out: Cell::new(0) })
+        Self::with(store, config, seed, Ranks::alone(), None)
     }
 
     /// The same among other processes, which all make the same steps, each on its own part of a batch.
     ///
     /// # Errors
-    /// Parameters on a GPU, whose gradients nothing here carries yet; rows or pieces that are not for so many processes.
-    pub fn among(self, ranks: &Ranks, store: &ParamStore) -> Result<Self> {
-        can_be_shared(&self.config, ranks, store.device())?;
-        let ranks = ranks.clone();
-        if self.config.shard == config::Shard::None {
-            return Ok(Self { ranks, ..self });
-        }
-        let shard = Shard::new(self.bucket.elements(), &ranks);
-        let optimizer = AdamW::of_part(store, self.config.adamw, shard.own())?;
-        Ok(Self { ranks, optimizer, shard: Some(shard), ..self })
+    /// As [`Stepper::new`]; GPUs that nothing joins; rows or pieces that are not for so many processes.
+    pub fn among(ranks: &Ranks, store: &ParamStore, config: &StageConfig, seed: u64) -> Result<Self> {
+        can_be_shared(config, ranks, store.device())?;
+        let shard = match config.shard {
+            config::Shard::None => None,
+            config::Shard::Optimizer => Some(Shard::new(store, ranks)),
+        };
+        Self::with(store, config, seed, ranks.clone(), shard)
+    }
+
+    fn with(
+        store: &ParamStore,
+        config: &StageConfig,
+        seed: u64,
+        ranks: Ranks,
+        shard: Option<Shard>,
+    ) -> Result<Self> {
+        let optimizer = match &shard {
+            Some(shard) => AdamW::of_part(store, config.adamw, shard.own())?,
+            None => AdamW::new(store, config.adamw)?,
+        };
+        let bucket = GradientBucket::new(store)?;
+        let (config, overlap) = (config.clone(), Overlap::new(config.overlap));
+        Ok(Self { config, seed, optimizer, bucket, ranks, shard, overlap, left_out: Cell::new(0) })
     }
 
     /// The optimiser, for a checkpoint; of several processes that share it out, the own part.
@@ -140,7 +151,7 @@ impl Stepper {
     /// # Errors
     /// A norm that is not finite.
     pub fn look_back(&mut self, stage: Stage, step: u64) -> Result<()> {
-        if self.shard.is_some() {
+        if self.shard.as_ref().is_some_and(Shard::scatters) {
             // On CPUs every step is looked at.
             return Ok(());
         }
@@ -218,7 +229,7 @@ impl Stepper {
             return Ok(report);
         }
         let sums = self.gradients(objective, pieces, targets, step)?;
-        let clip = match &self.shard {
+        let clip = match self.shard.as_ref().filter(|shard| shard.scatters()) {
             Some(shard) => shard.clip(&mut self.bucket, c.clip_norm)?,
             None => self.bucket.clip(c.clip_norm)?,
         };
@@ -271,8 +282,8 @@ impl Stepper {
         Ok(report)
     }
 
-    /// The backward passes of this process's pieces, and the sum of the gradients over all processes, where the optimiser is shared
-    /// out those of the own part. The losses of each piece come back.
+    /// The backward passes of this process's pieces, and the sum of the gradients over all processes, where these are shared out
+    /// those of the own part. The losses of each piece come back.
     fn gradients<O: Objective + ?Sized>(
         &mut self,
         objective: &O,
@@ -283,7 +294,7 @@ impl Stepper {
         let mean = 1.0 / targets.max(1) as f64;
         let fixed = self.config.reduction == Reduction::Fixed;
         // Of several processes, and where each needs all gradients, the last pass exchanges them.
-        let exchanges = !self.ranks.is_alone() && !fixed && self.shard.is_none();
+        let exchanges = !self.ranks.is_alone() && !fixed && !self.shard.as_ref().is_some_and(Shard::scatters);
         let mut left = pieces.iter().flat_map(AsRef::as_ref).filter(|b| objective.targets(b) > 0).count();
         let (mut losses, mut tree) = (Vec::new(), tree::Stack::default());
         self.bucket.clear();
@@ -314,7 +325,7 @@ impl Stepper {
         if let Some(sum) = tree.sum() {
             self.bucket.values()?.copy_from_slice(&sum);
         }
-        match &self.shard {
+        match self.shard.as_ref().filter(|shard| shard.scatters()) {
             Some(shard) => shard.sum(self.bucket.values()?, self.config.reduction)?,
             None if fixed => tree::across(&self.ranks, self.bucket.values()?).map_err(told)?,
             // Nothing to predict in the rows of this process.

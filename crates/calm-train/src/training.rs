@@ -57,7 +57,7 @@ impl Training<'_> {
         let c = self.config;
         let stage = objective.stage();
         let ranks = self.ranks;
-        let mut stepper = Stepper::new(objective.store(), c, self.seed)?.among(ranks, objective.store())?;
+        let mut stepper = Stepper::among(ranks, objective.store(), c, self.seed)?;
         let cut = Cut::new(c, ranks)?;
         let mut state = StageState::default();
         let mut watch = Watch::new(stage, &c.divergence, self.checkpoints);

@@ -352,8 +352,8 @@ fn of_many_processes_each_has_its_share_of_the_moments() {
             let config = stage(shard);
             threads::run(size, |ranks| {
                 let store = store();
-                let stepper = Stepper::new(&store, &config, 1).unwrap().among(&ranks, &store).unwrap();
-                stepper.optimizer().moments().unwrap().iter().map(|m| size_of_val(*m)).sum::<usize>()
+                let stepper = Stepper::among(&ranks, &store, &config, 1).unwrap();
+                stepper.optimizer().moments().unwrap().iter().map(|m| size_of_val(&**m)).sum::<usize>()
             })
         };
         assert!(held("none").iter().all(|bytes| *bytes == whole));

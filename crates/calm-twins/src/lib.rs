@@ -181,6 +181,13 @@ kernels! {
     // rotary.cu
     rotary(*const T, *const u32, *const f32, *mut T, u64, u32, u32, f32);
 
+    // smooth.cu
+    smooth(*const T, *const f32, *const u32, *mut T, u32, u32, u32);
+    smooth_slopes(*const T, *const f32, *const u32, *mut f32, u32, u32, u32);
+    smooth_backward(
+        *const T, *const f32, *const u32, *const T, *const f32, *mut T, *mut f32, u32, u32, u32,
+    );
+
     // dropout.cu
     dropout(*const T, NoiseKey, *const RowId, *mut T, u32, u32, f32, f32);
 
@@ -408,6 +415,7 @@ unsafe extern "C" {
         factors: AdamWFactors,
         clip: *const f64,
     );
+    pub fn replace(launch: Launch, table: *const Parameter, count: u32, chunks: u32);
 }
 
 // cross_entropy.cu

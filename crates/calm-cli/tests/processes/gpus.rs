@@ -147,6 +147,71 @@ fn two_gpus_train_what_one_does_and_repeat_their_bits() {
 }
 
 #[test]
+fn gpus_that_share_the_optimiser_write_what_those_do_that_do_not() {
+    if !can("GPUs that share the optimiser") {
+        return;
+    }
+    let house = House::new();
+    // So large that each has a part, with borders inside of parameters.
+    let wide = ["model.baseline.backbone.hidden_size=64", "model.baseline.backbone.intermediate_size=200"];
+    let wide: Vec<_> = wide.into_iter().flat_map(|one| ["--set", one]).collect();
+    for precision in ["precision=f32", "precision=bf16"] {
+        let begun = |size: usize, out: &str, shard: &str, more: &[&str]| {
+            let shard = format!("train.lm.shard={shard}");
+            let own = ["--set", precision, "--set", &shard];
+            let arguments = [&ENGINE[..], &wide, &own, more].concat();
+            let done = World::new(&house, size).trained(&train("baseline.yaml", out, &arguments));
+            assert!(done.iter().all(|one| one.code == done[0].code), "{out}: {done:?}");
+            done.into_iter().fold((0, String::new()), |(_, said), one| (one.code, said + &one.err))
+        };
+        let trained = |size: usize, out: &str, shard: &str, more: &[&str]| {
+            let (code, said) = begun(size, out, shard, more);
+            assert_eq!(code, 0, "{out}: {said}");
+            (losses(&house.path(out)), weights(&house.path(out)))
+        };
+        let names = ["whole", "shared", "one"].map(|name| format!("{precision}-{name}"));
+        let whole = trained(2, &names[0], "none", &[]);
+        let large = whole.1.values().map(Vec::len).max().unwrap();
+        assert!(large > 2 * 2 * 4 * 16_384, "{large} bytes of moments are no two parts");
+        let shared = trained(2, &names[1], "optimizer", &[]);
+        assert!(whole.0 == shared.0 && whole.1 == shared.1, "{precision}: {:?}, {:?}", whole.0, shared.0);
+        // Who goes on takes its own part of what was written, whoever wrote it.
+        for (size, shards, steps) in [(2, ["optimizer", "none"], 6), (1, ["none", "optimizer"], 8)] {
+            let steps = format!("train.lm.steps={steps}");
+            let more = ["--resume", "--set", &steps];
+            let [a, b] = [0, 1].map(|i| trained(size, &names[i], shards[i], &more));
+            assert!(a.0 == b.0 && a.1 == b.1, "{precision}, {size} GPUs go on: {:?}, {:?}", a.0, b.0);
+        }
+        let [a, b] =
+            ["none", "optimizer"].map(|shard| trained(1, &format!("{}-{shard}", names[2]), shard, &[]));
+        assert!(a == b, "{precision}: one GPU alone");
+        // A threshold so low that noise is a spike: what is left out is so everywhere.
+        let nervous = ["--set", "train.lm.steps=16", "--set", "train.lm.learning_rate=3e-3", "--set"];
+        let nervous =
+            [&nervous[..], &["train.lm.divergence={action: skip, window: 6, threshold: 0.6}"]].concat();
+        let [a, b] = ["none", "optimizer"].map(|shard| {
+            let out = format!("{}-{shard}-nervous", names[2]);
+            let found = trained(2, &out, shard, &nervous);
+            let state = fs::read_to_string(house.path(&out).join("lm/step-16/state.json")).unwrap();
+            let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+            (found, state["left_out"].as_u64().unwrap())
+        });
+        assert!(a.1 > 1, "{precision}: {} steps left out show nothing", a.1);
+        assert!(a == b, "{precision}: steps that are left out");
+        // After the first step nothing is a number, which the GPU knows and who looks at it hears of.
+        let wild = ["learning_rate=1e38", "log_every=4", "eval_every=4", "checkpoint_every=4"];
+        let wild: Vec<_> = wild.iter().map(|one| format!("train.lm.{one}")).collect();
+        let wild: Vec<_> = wild.iter().flat_map(|one| ["--set", one]).collect();
+        for shard in ["none", "optimizer"] {
+            let out = format!("{}-{shard}-wild", names[2]);
+            let (code, said) = begun(2, &out, shard, &wild);
+            assert_eq!((code, said.contains("is NaN")), (1, true), "{precision}, {shard}: {said}");
+            assert!(weights(&house.path(&out)).is_empty(), "{precision}, {shard}: nothing is saved");
+        }
+    }
+}
+
+#[test]
 fn a_stop_asked_of_any_process_is_one_checkpoint() {
     if !can("a stop of processes with GPUs") {
         return;

@@ -1,20 +1,24 @@
-//! Twin of `../adamw.rs` on `kernels/adamw.cu`: all parameters in three launches.
+//! Twin of `../adamw.rs` on `kernels/adamw.cu`: all parameters in three launches, or a part of them.
 
 use super::clip::DeviceFactor;
-use super::copies::copy_of;
+use super::copies::{KeptCopy, copy_of};
 use super::driver::failed;
 use super::{Gpu, Launch, view};
 use crate::Context;
 use crate::adamw::AdamWStep;
 use crate::clip::{Clip, Factor};
 use crate::gradients::FlatGradients;
+use crate::moments::Piece;
 use crate::storage::error;
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr};
-use candle_core::{Result, Tensor};
+use candle_core::Result;
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut, DeviceRepr};
 use std::ops::Range;
 
 /// Elements of one chunk of the kernels.
 const CHUNK: usize = 16_384;
+/// Bytes of a parameter's number, and of that in its copy.
+const FLOAT: u64 = 4;
+const BF16: u64 = 2;
 /// Threads of clip_scale's one block.
 const ROW_THREADS: u32 = 256;
 /// Threads of a block of squared_norms, and those that share a chunk: small blocks, so that they spread.
@@ -82,6 +86,58 @@ pub(crate) struct DeviceMoments {
     second: CudaSlice<f32>,
 }
 
+/// A table for the kernels: pieces of parameters.
+struct Table {
+    rows: Vec<Parameter>,
+    chunks: u64,
+    /// Hold the copies until the launch.
+    _copies: Vec<KeptCopy>,
+}
+
+impl Table {
+    /// Pieces whose gradients lie at `grad` by their place in the list of all elements, and whose moments follow each other from
+    /// `m` and `v` on.
+    fn new(gpu: &Gpu, pieces: &[Piece<'_>], grad: u64, [m, v]: [u64; 2]) -> Result<Self> {
+        let stream = gpu.stream();
+        let mut table = Self { rows: Vec::with_capacity(pieces.len()), chunks: 0, _copies: Vec::new() };
+        let mut held = 0;
+        for piece in pieces {
+            let values = view::<f32>("adamw", piece.parameter)?;
+            let values = values.get();
+            let (value, _value) = values.device_ptr(&stream);
+            let copy = copy_of(gpu, piece.parameter);
+            let (from, count) = (piece.from as u64, piece.elements.len() as u64);
+            table.rows.push(Parameter {
+                value: value + FLOAT * from,
+                grad: grad + FLOAT * piece.elements.start as u64,
+                m: m + FLOAT * held,
+                v: v + FLOAT * held,
+                compute: copy.as_ref().map_or(0, |copy| copy.address + BF16 * from),
+                count,
+                first_chunk: table.chunks,
+                decays: u64::from(piece.decays),
+            });
+            table._copies.extend(copy);
+            held += count;
+            table.chunks += count.div_ceil(CHUNK as u64);
+        }
+        Ok(table)
+    }
+
+    /// Values and bf16 copies become what lies where the gradients do.
+    fn replace(&self, gpu: &Gpu) -> Result<()> {
+        if self.rows.is_empty() {
+            return Ok(());
+        }
+        // The same in every step, so it is copied once.
+        let table = gpu.shared(&self.rows)?;
+        let launch = Launch::of(self.chunks as usize, 1, ROW_THREADS);
+        let (count, chunks) = (self.rows.len() as u32, self.chunks as u32);
+        launch!(gpu, ADAMW, "replace", launch, &*table, &count, &chunks);
+        Ok(())
+    }
+}
+
 impl DeviceMoments {
     /// Zeros for `count` elements on the GPU of `context`.
     pub(crate) fn new(context: &Context, count: usize) -> Result<Self> {
@@ -93,8 +149,9 @@ impl DeviceMoments {
     /// See [`crate::Moments::update`].
     pub(crate) fn update(
         &mut self,
-        parameters: &[(Tensor, bool)],
+        pieces: &[Piece<'_>],
         gradients: &mut FlatGradients,
+        elements: usize,
         s: &AdamWStep,
         clip: &Clip,
     ) -> Result<()> {
@@ -104,37 +161,17 @@ impl DeviceMoments {
             Factor::Host { norm, factor } => gpu.shared(&[*norm, *factor, 0.0])?,
         };
         let gradients = gradients.device_values()?;
-        if gradients.len() != self.first.len() {
+        if gradients.len() != elements.max(1) {
             return Err(error("adamw", "the gradients are not those of these parameters"));
+        }
+        if pieces.is_empty() {
+            return Ok(());
         }
         let stream = gpu.stream();
         let (grad, _grad) = gradients.device_ptr(&stream);
         let (m, _m) = self.first.device_ptr(&stream);
         let (v, _v) = self.second.device_ptr(&stream);
-        let mut table = Vec::with_capacity(parameters.len());
-        let mut copies = Vec::new();
-        let (mut at, mut chunk) = (0u64, 0u64);
-        for (parameter, decays) in parameters {
-            let values = view::<f32>("adamw", parameter)?;
-            let values = values.get();
-            let (value, _value) = values.device_ptr(&stream);
-            let count = parameter.elem_count() as u64;
-            let bytes = 4 * at;
-            let copy = copy_of(&gpu, parameter);
-            table.push(Parameter {
-                value,
-                grad: grad + bytes,
-                m: m + bytes,
-                v: v + bytes,
-                compute: copy.as_ref().map_or(0, |copy| copy.address),
-                count,
-                first_chunk: chunk,
-                decays: u64::from(*decays),
-            });
-            copies.extend(copy);
-            at += count;
-            chunk += count.div_ceil(CHUNK as u64);
-        }
+        let table = Table::new(&gpu, pieces, grad, [m, v])?;
         let t = f64::from(s.step.max(1));
         let factors = Factors {
             keep: (1.0 - s.lr * s.weight_decay) as f32,
@@ -146,18 +183,39 @@ impl DeviceMoments {
             eps: s.eps as f32,
         };
         // The same in every step, so it is copied once.
-        let device_table = gpu.shared(&table)?;
-        let launch = Launch::of(chunk as usize, 1, ROW_THREADS);
-        let (count, chunks) = (table.len() as u32, chunk as u32);
+        let device_table = gpu.shared(&table.rows)?;
+        let launch = Launch::of(table.chunks as usize, 1, ROW_THREADS);
+        let (count, chunks) = (table.rows.len() as u32, table.chunks as u32);
         launch!(gpu, ADAMW, "adamw", launch, &*device_table, &count, &chunks, &factors, &*factor);
         Ok(())
     }
 
+    /// See [`crate::Moments::lay_parameters`].
+    pub(crate) fn lay(&self, pieces: &[Piece<'_>], list: &mut CudaSlice<f32>) -> Result<()> {
+        let stream = self.gpu.stream();
+        let (place, _written) = list.device_ptr_mut(&stream);
+        let mut table = Table::new(&self.gpu, pieces, place, [0; 2])?;
+        for row in &mut table.rows {
+            // The other way round.
+            (row.value, row.grad, row.compute) = (row.grad, row.value, 0);
+        }
+        table.replace(&self.gpu)
+    }
+
+    /// See [`crate::Moments::take_parameters`].
+    pub(crate) fn take(&self, pieces: &[Piece<'_>], list: &CudaSlice<f32>) -> Result<()> {
+        let stream = self.gpu.stream();
+        let (place, _read) = list.device_ptr(&stream);
+        Table::new(&self.gpu, pieces, place, [0; 2])?.replace(&self.gpu)
+    }
+
+    /// A copy of a range of the part; waits for the GPU.
     pub(crate) fn read(&self, range: Range<usize>) -> Result<[Vec<f32>; 2]> {
         let copy = |m: &CudaSlice<f32>| self.gpu.cuda().clone_dtoh(&m.slice(range.clone()));
         Ok([copy(&self.first)?, copy(&self.second)?])
     }
 
+    /// Sets a range of the part.
     pub(crate) fn write(&mut self, range: Range<usize>, moments: [&[f32]; 2]) -> Result<()> {
         let stream = self.gpu.stream();
         for (to, from) in [&mut self.first, &mut self.second].into_iter().zip(moments) {

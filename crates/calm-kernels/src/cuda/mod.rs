@@ -46,6 +46,7 @@ pub(crate) mod noise;
 pub(crate) mod rms_norm;
 pub(crate) mod rotary;
 pub(crate) mod silu;
+pub(crate) mod smooth;
 pub(crate) mod swiglu;
 
 pub(crate) use gpu::{Element, Gpu, Launch, View, view};

@@ -21,3 +21,4 @@ mod linear;
 mod mixed_precision;
 mod noise;
 mod norms;
+mod smooth;

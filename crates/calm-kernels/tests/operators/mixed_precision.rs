@@ -205,3 +205,58 @@ fn a_step_does_not_wait_for_the_gpu() {
     step(1).unwrap();
     assert_eq!(waits(), before);
 }
+
+#[test]
+fn parts_of_the_moments_update_and_hand_out_what_the_whole_does() {
+    let Some(gpu) = gpu() else { return };
+    let shapes: [&[usize]; 3] = [&[37, 11], &[5], &[70, 300]];
+    let end: usize = 407 + 5 + 21_000;
+    let settings = ops::AdamWStep {
+        lr: 0.01,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        step: 1,
+        grad_scale: 1.0,
+    };
+    // Each in a context of its own, after one update of its part.
+    let updated = |part: std::ops::Range<usize>| {
+        let context = Context::new(&gpu);
+        let of =
+            |i: usize, seed| random(shapes[i], seed).to_dtype(DType::F32).unwrap().to_device(&gpu).unwrap();
+        let all = [0, 1, 2].map(|i| Var::from_tensor(&of(i, 5)).unwrap().into_inner());
+        context.keep_copies(&all, DType::BF16).unwrap();
+        let parameters = all.iter().map(|p| (p.clone(), p.rank() > 1)).collect();
+        let mut moments = ops::Moments::of_part(&context, parameters, part).unwrap();
+        let mut flat = FlatGradients::new(&context, &all).unwrap();
+        (0..3).for_each(|i| flat.add(i, &of(i, 6)).unwrap());
+        let clip = flat.clip(1.0).unwrap();
+        moments.update(&mut flat, &settings, &clip).unwrap();
+        (context, all, moments, flat)
+    };
+    let numbers = |all: &[Tensor]| all.iter().flat_map(flat).collect::<Vec<_>>();
+    // What products read.
+    let copy = |context: &Context, all: &[Tensor]| {
+        let eye = Tensor::eye(300, DType::BF16, &gpu).unwrap();
+        flat(&ops::linear(&eye, &context.parameter(all[2].clone()).unwrap(), None).unwrap())
+    };
+    let whole = updated(0..end);
+    let want = (numbers(&whole.1), copy(&whole.0, &whole.1), whole.2.of_own().unwrap());
+    // Borders inside of parameters, a part of nothing, and one of many chunks.
+    let parts = [0..3, 3..3, 3..409, 409..end].map(updated);
+    let both = parts.each_ref().map(|part| part.2.of_own().unwrap());
+    for which in 0..2 {
+        assert_eq!(both.each_ref().map(|both| both[which].to_vec()).concat(), want.2[which].to_vec());
+    }
+    let mut list = updated(0..0).3;
+    for part in &parts {
+        assert_ne!(numbers(&part.1), want.0);
+        part.2.lay_parameters(list.whole().unwrap()).unwrap();
+    }
+    for part in &parts {
+        part.2.take_parameters(list.whole().unwrap()).unwrap();
+        assert_eq!(numbers(&part.1), want.0);
+        assert_eq!(copy(&part.0, &part.1), want.1);
+    }
+}

@@ -125,6 +125,12 @@ pub trait FamilyConfig: Plain {
         None
     }
 
+    /// The same model as if a segment were so many tokens on average, for the costs of a ratio that training realised; None of
+    /// a family without segments.
+    fn at_ratio(&self, _ratio: f64) -> Option<ModelConfig> {
+        None
+    }
+
     /// The same model on this autoencoder, of chunks of so many tokens; None of a family without an autoencoder.
     fn on_autoencoder(&self, _chunk_size: usize, _autoencoder: &AutoencoderConfig) -> Option<ModelConfig> {
         None
@@ -196,6 +202,32 @@ pub struct LossPart {
     pub count: usize,
 }
 
+/// What a model chooses in a part of a global batch, where the loss of each part needs the choice of all: a whole number,
+/// whose sum over the parts has no order and no rounding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// Predicting positions that it chose, such as those at which a concept begins.
+    pub chosen: u64,
+}
+
+/// The global batch that a batch is a part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Whole {
+    /// Its targets.
+    pub targets: usize,
+    /// What all its parts chose together; None where this batch is the whole.
+    pub chosen: Option<Survey>,
+}
+
+/// Where a model cuts the text of a batch into segments of its own, such as concepts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Segmentation {
+    /// Whether a segment begins at a position, `[B, S]` row-major.
+    pub opens: Vec<bool>,
+    /// How probable that was, `[B, S]`; None where no probability decides.
+    pub probabilities: Option<Vec<f32>>,
+}
+
 /// How the next token is drawn from probabilities.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TokenDecoding {
@@ -228,11 +260,40 @@ pub trait LanguageModel: Send + Sync {
     /// See [`crate::Backbone::set_recompute`].
     fn set_recompute(&mut self, recompute: bool);
 
-    /// Training loss. All noise comes from `noise`, whose rows are those of the batch.
+    /// Training loss. All noise comes from `noise`, whose rows are those of the batch. Validation measures it, too: what a
+    /// model minimises beside and needs a global batch for belongs into [`Self::surveyed_loss`].
     ///
     /// # Errors
     /// A batch of another chunk size; what a GPU answers.
     fn loss(&self, batch: &ChunkBatch, noise: &Noise<'_>) -> Result<Loss>;
+
+    /// Whether the training loss of a part of a global batch needs what [`Self::survey`] gives of all parts.
+    fn surveys(&self) -> bool {
+        false
+    }
+
+    /// What the model chooses in a batch, by the same operators and noise as in [`Self::surveyed_loss`], so that both choose
+    /// the same; without gradient. Asked only of a model that [`Self::surveys`].
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    fn survey(&self, _batch: &ChunkBatch, _noise: &Noise<'_>) -> Result<Survey> {
+        Ok(Survey::default())
+    }
+
+    /// The training loss of a part of a global batch, such that the sum over all parts is that of the whole, whatever
+    /// the parts; and what was chosen in this part, by a model that [`Self::surveys`].
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    fn surveyed_loss(
+        &self,
+        batch: &ChunkBatch,
+        noise: &Noise<'_>,
+        _of: Whole,
+    ) -> Result<(Loss, Option<Survey>)> {
+        Ok((self.loss(batch, noise)?, None))
+    }
 
     /// Draws at every predicting position of a batch, without gradient: samples of a black box, or exact
     /// probabilities.
@@ -277,6 +338,15 @@ pub trait LanguageModel: Send + Sync {
     /// # Errors
     /// As [`Self::loss`].
     fn hidden_streams(&self, _batch: &ChunkBatch) -> Result<Option<Vec<Tensor>>> {
+        Ok(None)
+    }
+
+    /// Where the model cuts the text of a batch, as it does where its probabilities are measured; None of a model whose
+    /// positions all stand for the same number of tokens.
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    fn segmentation(&self, _batch: &ChunkBatch) -> Result<Option<Segmentation>> {
         Ok(None)
     }
 

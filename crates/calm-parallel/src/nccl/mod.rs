@@ -167,6 +167,37 @@ impl Gpus {
         })
     }
 
+    /// Puts the hand-out of parts of `values` on the stream, the r-th from rank r to all others.
+    ///
+    /// # Errors
+    /// As [`Gpus::sum`].
+    pub(crate) fn share(&self, values: &mut CudaSlice<f32>, parts: &[Range<usize>]) -> Result<()> {
+        let stream = &self.stream;
+        self.exchange(stream, "the exchange of parameters", Some(self.limit), |comm| {
+            let (place, _written) = values.device_ptr_mut(stream);
+            result::group_start()?;
+            let shared =
+                parts.iter().enumerate().filter(|(_, part)| !part.is_empty()).try_for_each(|(rank, part)| {
+                    let at = place + size_of::<f32>() as u64 * part.start as u64;
+                    // SAFETY: `part` is of `values`, which stay there until the stream is done with them.
+                    let put = unsafe {
+                        result::broadcast(
+                            at as _,
+                            at as _,
+                            part.len(),
+                            sys::ncclDataType_t::ncclFloat32,
+                            rank as _,
+                            comm,
+                            stream.cu_stream() as _,
+                        )
+                    };
+                    put.map(|_| ())
+                });
+            let ended = result::group_end();
+            shared.and(ended)
+        })
+    }
+
     /// Everybody's bytes, as many of each, one after the other by rank; waits for the GPU, and for others no longer than the limit.
     ///
     /// # Errors

@@ -1,8 +1,8 @@
-//! AdamW and norm clipping over several parameters against the CPU's, to the bit.
+//! AdamW, norm clipping and what takes over parameters that others updated, over several parameters against the CPU's, to the bit.
 
 use crate::common::*;
 use calm_kernels::{AdamWStep, squared_norm};
-use calm_twins::{ADAMW_CHUNK, AdamWFactors, Parameter, adamw, clip_scale, squared_norms};
+use calm_twins::{ADAMW_CHUNK, AdamWFactors, Parameter, adamw, clip_scale, replace, squared_norms};
 use half::bf16;
 
 const SIZES: [usize; 5] = [1, 16_384, 40_003, 5, 16_385];
@@ -105,5 +105,39 @@ fn clipped_steps_are_the_cpus() {
             }
         }
         assert!(state == want, "a parameter, moment or copy differs, max_norm {max_norm}");
+    }
+}
+
+#[test]
+fn what_others_updated_is_taken_over_with_its_copy() {
+    let list: Vec<Vec<f32>> = SIZES.iter().map(|&n| randn(n, "list", 1.0)).collect();
+    let run = |launch: calm_twins::Launch| {
+        let mut values: Vec<_> = SIZES.iter().map(|&n| vec![f32::NAN; n]).collect();
+        let mut copies: Vec<_> = SIZES.iter().map(|&n| vec![bf16::NAN; n]).collect();
+        let (mut table, mut chunks) = (Vec::new(), 0);
+        for (i, (value, copy)) in values.iter_mut().zip(&mut copies).enumerate() {
+            let null = std::ptr::null_mut();
+            table.push(Parameter {
+                value: value.as_mut_ptr(),
+                grad: list[i].as_ptr(),
+                m: null,
+                v: null,
+                compute: if i % 2 == 0 { copy.as_mut_ptr() } else { std::ptr::null_mut() },
+                count: value.len() as u64,
+                first_chunk: chunks,
+                decays: 0,
+            });
+            chunks += (value.len() as u64).div_ceil(ADAMW_CHUNK);
+        }
+        // SAFETY: the table's pointers are valid for `count` elements each, but for those that are null.
+        unsafe { replace(launch, table.as_ptr(), table.len() as u32, chunks as u32) };
+        let bits = |copy: &Vec<bf16>| copy.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        (values, copies.iter().map(bits).collect::<Vec<_>>())
+    };
+    let (values, copies) = same_for(&launches(), run);
+    assert_eq!(values, list);
+    for (i, list) in list.iter().enumerate() {
+        let want = list.iter().map(|&x| if i % 2 == 0 { bf16::from_f32(x) } else { bf16::NAN });
+        assert_eq!(copies[i], want.map(bf16::to_bits).collect::<Vec<_>>());
     }
 }

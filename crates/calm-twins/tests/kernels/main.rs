@@ -18,3 +18,4 @@ mod linear;
 mod matrix;
 mod norms;
 mod philox;
+mod smooth;
