@@ -32,8 +32,10 @@ const OTHERS: [(&str, &str, &str); 8] = [
     ("calm-cli", "shipped", "baseline"),
     ("calm-cli", "shipped", "patch"),
     ("calm-cli", "shipped", "multi-token"),
+    ("calm-cli", "shipped", "dlcm"),
     // A page of the book.
     ("calm-cli", "book", "patch"),
+    ("calm-cli", "book", "dlcm"),
 ];
 
 /// Keys of configurations, values of `architectures` and `model_type`.

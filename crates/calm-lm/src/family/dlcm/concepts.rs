@@ -11,7 +11,7 @@ use calm_kernels as ops;
 use calm_kernels::Spans;
 use calm_nn::device::upload;
 use calm_nn::{Builder, Context, Linear};
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::config::{DlcmConfig, Pooling, Smoothing};
 use super::slots::Slots;
@@ -86,22 +86,6 @@ impl Concepts {
         let (Smoothing::Ema, Some(p)) = (self.smoothing, p) else { return Ok(z) };
         let opened = upload(&slots.opened, (b, m), batch.destination())?;
         let p = ops::embedding(&opened, &p.reshape((b * s, 1))?, None)?.reshape((b, m))?;
-        smooth(&z, &p, &documents)
+        ops::smooth(&z, &p, &documents)
     }
-}
-
-/// z̃ of `z [B, M, Dc]`, `p [B, M]`, documents U32 `[B, M]`.
-pub(super) fn smooth(z: &Tensor, p: &Tensor, documents: &Tensor) -> Result<Tensor> {
-    let (b, m, _) = z.dims3()?;
-    let dtype = if z.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-    let (wide, p) = (z.to_dtype(dtype)?, p.to_dtype(dtype)?);
-    let ones = Tensor::ones((b, 1), dtype, z.device())?;
-    let mut out = vec![wide.narrow(1, 0, 1)?];
-    for k in 1..m {
-        let begins = documents.narrow(1, k, 1)?.ne(&documents.narrow(1, k - 1, 1)?)?;
-        let p = begins.where_cond(&ones, &p.narrow(1, k, 1)?)?.unsqueeze(2)?;
-        let mixed = (wide.narrow(1, k, 1)?.broadcast_mul(&p)? + out[k - 1].broadcast_mul(&(1.0 - &p)?)?)?;
-        out.push(mixed);
-    }
-    Tensor::cat(&out, 1)?.to_dtype(z.dtype())
 }

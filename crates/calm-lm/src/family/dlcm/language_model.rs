@@ -1,16 +1,18 @@
 //! The dynamic concept model as a language model.
 
-use calm_kernels as ops;
 use calm_nn::{Noise, ParamStore, Parameter};
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
-use super::boundaries::Decisions;
+use super::boundaries::{Boundaries, Decisions};
+use super::config::BoundaryRule;
 use super::model::Dlcm;
 use super::text::DlcmCache;
 use crate::ChunkBatch;
 use crate::family::token_draws::log_probabilities;
 use crate::family::token_sampler::{Tempered, TokenModel};
-use crate::family::{DrawKind, DrawRequest, Draws, LanguageModel, Loss, TextFormat, TokenDecoding};
+use crate::family::{
+    DrawKind, DrawRequest, Draws, LanguageModel, Loss, Segmentation, Survey, TextFormat, TokenDecoding, Whole,
+};
 use crate::sampler::{Sampler, SpecialIds};
 
 impl LanguageModel for Dlcm {
@@ -36,10 +38,26 @@ impl LanguageModel for Dlcm {
 
     /// Cross-entropy, nats, with the boundaries that use has: what is comparable with other families.
     fn loss(&self, batch: &ChunkBatch, _noise: &Noise<'_>) -> Result<Loss> {
-        let hidden = self.hidden(batch)?;
-        let targets = batch.targets()?.flatten_all()?;
-        let sum = ops::tied_cross_entropy(&hidden, &self.output, &targets, None)?;
+        let sum = self.cross_entropy(&self.hidden(batch)?, batch)?;
         Ok(Loss { sum, targets: batch.sources.len(), parts: Vec::new() })
+    }
+
+    fn surveys(&self) -> bool {
+        self.boundaries.weight > 0.0 && self.boundaries.by != BoundaryRule::Every
+    }
+
+    fn survey(&self, batch: &ChunkBatch, noise: &Noise<'_>) -> Result<Survey> {
+        self.choose(batch, noise)
+    }
+
+    fn surveyed_loss(
+        &self,
+        batch: &ChunkBatch,
+        noise: &Noise<'_>,
+        of: Whole,
+    ) -> Result<(Loss, Option<Survey>)> {
+        let (loss, chosen) = self.training_loss(batch, noise, of)?;
+        Ok((loss, Some(chosen)))
     }
 
     fn draw(&self, batch: &ChunkBatch, request: &DrawRequest<'_>) -> Result<Draws> {
@@ -58,6 +76,12 @@ impl LanguageModel for Dlcm {
         let hidden = batch.pick(&self.pass(batch, Decisions::Settled)?.hidden)?.detach();
         let targets: Vec<u32> = batch.targets()?.flatten_all()?.to_vec1()?;
         log_probabilities(&hidden, &self.output, &targets).map(Some)
+    }
+
+    fn segmentation(&self, batch: &ChunkBatch) -> Result<Option<Segmentation>> {
+        let Boundaries { probability, opens } = self.settled_boundaries(batch)?;
+        let host = |p: Tensor| p.flatten_all()?.to_dtype(DType::F32)?.to_vec1();
+        Ok(Some(Segmentation { opens, probabilities: probability.map(host).transpose()? }))
     }
 
     /// Those of the encoder, which leads to the boundaries.

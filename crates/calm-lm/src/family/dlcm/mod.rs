@@ -16,7 +16,8 @@
 //! | `slots.rs` | from b who is made of whom, who sees whom |
 //! | `concepts.rs`, `cross.rs` | tokens to concepts, and back |
 //! | `model.rs`, `text.rs` | whole rows; texts that grow |
-//! | `draws.rs` | both, for scores |
+//! | `loss.rs` | cross-entropy, and what holds the ratio |
+//! | `draws.rs` | whole rows and texts, for scores |
 
 mod boundaries;
 mod concepts;
@@ -27,6 +28,7 @@ mod draws;
 mod language_model;
 #[cfg(test)]
 mod leak;
+mod loss;
 mod model;
 mod slots;
 #[cfg(test)]
@@ -39,7 +41,7 @@ use calm_nn::costs::{Flops, Parameters};
 use calm_nn::{Footing, Held, ParamStore};
 use candle_core::Result;
 
-use super::{DrawKind, FamilyConfig, LanguageModel, TextFormat};
+use super::{DrawKind, FamilyConfig, LanguageModel, ModelConfig, TextFormat};
 pub use boundaries::Boundaries;
 pub use config::{
     BoundariesConfig, BoundaryRule, CosineConfig, CrossConfig, CrossKeys, DlcmConfig, LearntConfig, Pooling,
@@ -94,6 +96,11 @@ impl FamilyConfig for DlcmConfig {
 
     fn inference_flops(&self, vocab: usize, context: usize, _draws: usize) -> Flops {
         costs::inference_flops(self, vocab, context)
+    }
+
+    fn at_ratio(&self, ratio: f64) -> Option<ModelConfig> {
+        let boundaries = BoundariesConfig { ratio, ..self.boundaries.clone() };
+        Some(Self { boundaries, ..self.clone() }.into())
     }
 
     fn held(&self, vocab: usize, positions: f64, on: Footing, recompute: bool) -> Held {

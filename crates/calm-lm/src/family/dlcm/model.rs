@@ -4,11 +4,11 @@ use calm_nn::device::upload;
 use calm_nn::{Embedding, Init, ParamStore, Parameter};
 use candle_core::{Result, Tensor, bail};
 
-use super::DlcmConfig;
 use super::boundaries::{Boundaries, Decisions, Predictor};
 use super::concepts::Concepts;
 use super::cross::Cross;
 use super::slots::Slots;
+use super::{BoundariesConfig, DlcmConfig};
 use crate::family::{TextFormat, softmax};
 use crate::side_by_side::least_rows;
 use crate::{Backbone, ChunkBatch};
@@ -25,6 +25,7 @@ pub struct Dlcm {
     /// `[V, D]`
     pub(super) output: Parameter,
     pub(super) text: TextFormat,
+    pub(super) boundaries: BoundariesConfig,
     straight_through: bool,
     /// From so many rows on a product has the same bits in any company.
     pub(super) least: usize,
@@ -55,6 +56,7 @@ impl Dlcm {
             decoder: Backbone::new(&b.under("decoder"), &config.decoder())?,
             output: b.under("lm_head").weight("weight", &[v, d], init)?,
             text: *text,
+            boundaries: config.boundaries.clone(),
             straight_through: config.straight_through,
             least: least_rows([store]),
         })
@@ -115,7 +117,7 @@ impl Dlcm {
     ///
     /// # Errors
     /// As [`Self::hidden`].
-    pub fn boundaries(&self, batch: &ChunkBatch) -> Result<Boundaries> {
+    pub fn settled_boundaries(&self, batch: &ChunkBatch) -> Result<Boundaries> {
         self.predictor.boundaries(&self.encode(batch)?, batch, Decisions::Settled)
     }
 

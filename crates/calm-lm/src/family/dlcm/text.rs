@@ -7,12 +7,12 @@
 //! Boundaries leap where p crosses ½: a text has the same ones in any company because every product has at least as
 //! many rows as make its bits steady; fewer are filled up, those over concepts too.
 
+use calm_kernels as ops;
 use calm_kernels::Spans;
 use calm_nn::device::upload;
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::boundaries::Predictor;
-use super::concepts::smooth;
 use super::config::{CrossKeys, Pooling, Smoothing};
 use super::cross::KeysValues;
 use super::model::Dlcm;
@@ -63,8 +63,15 @@ fn cut((k, v): &KeysValues, at: usize, n: usize) -> Result<KeysValues> {
     Ok((k.narrow(1, at, n)?, v.narrow(1, at, n)?))
 }
 
+/// Positions `[1, .., ..]` of all of these, of which one at least has some.
+fn beside<'a>(parts: impl IntoIterator<Item = &'a Tensor>) -> Result<Tensor> {
+    // What is empty is left out: a GPU launches nothing for it.
+    let parts: Vec<&Tensor> = parts.into_iter().filter(|t| t.elem_count() > 0).collect();
+    Tensor::cat(&parts, 1)
+}
+
 fn joined((k, v): &KeysValues, (more_k, more_v): &KeysValues) -> Result<KeysValues> {
-    Ok((Tensor::cat(&[k, more_k], 1)?, Tensor::cat(&[v, more_v], 1)?))
+    Ok((beside([k, more_k])?, beside([v, more_v])?))
 }
 
 impl Trail {
@@ -170,9 +177,7 @@ impl Dlcm {
             // What the tokens may look up: the concept that was open before them, if any, and the new ones.
             let was_open = usize::from(cache.last.is_some());
             let (known, smoothed) = match &cache.last {
-                Some(last) => {
-                    (joined(&last.keys_values, &fresh)?, Tensor::cat(&[&last.smoothed, &smoothed], 1)?)
-                }
+                Some(last) => (joined(&last.keys_values, &fresh)?, beside([&last.smoothed, &smoothed])?),
                 None => (fresh.clone(), smoothed),
             };
             let new: Vec<u32> = opens
@@ -221,7 +226,7 @@ impl Dlcm {
             });
             trails.push(Trail { opens, queries, states, smoothed, keys_values: known });
         }
-        let x = (h + self.cross.output(&Tensor::cat(&mixed, 1)?)?)?.detach();
+        let x = (h + self.cross.output(&beside(&mixed)?)?)?.detach();
         let mut decoders: Vec<&mut Cache> = caches.iter_mut().map(|c| &mut c.decoder).collect();
         Ok((self.decoder.forward_side_by_side(&x, lengths, &mut decoders)?.detach(), trails))
     }
@@ -242,8 +247,7 @@ impl Dlcm {
             before.push(last.map_or_else(|| q.narrow(1, *begin, 1), Ok)?);
             before.push(q.narrow(1, *begin, length - 1)?);
         }
-        before.retain(|t| t.dims()[1] > 0);
-        let p = Predictor::between(&Tensor::cat(&before, 1)?, &k)?;
+        let p = Predictor::between(&beside(&before)?, &k)?;
         Ok((Some(q), Some(p)))
     }
 
@@ -277,7 +281,7 @@ impl Dlcm {
             lengths.push(self.least - total);
             layers.push(&mut nobody);
         }
-        let wide = self.concepts.widen(&Tensor::cat(&contents, 1)?)?.detach();
+        let wide = self.concepts.widen(&beside(&contents)?)?.detach();
         let z = self.concepts.backbone.forward_side_by_side(&wide, &lengths, &mut layers)?.detach();
         let mut smoothed = Vec::with_capacity(counts.len());
         let mut at = 0;
@@ -289,8 +293,7 @@ impl Dlcm {
         }
         let rest = z.dim(1)? - at;
         let filler = z.narrow(1, at, rest)?;
-        let rows: Vec<&Tensor> = smoothed.iter().chain([&filler]).filter(|t| t.dims()[1] > 0).collect();
-        let all = self.cross.keys_values(&Tensor::cat(&rows, 1)?)?;
+        let all = self.cross.keys_values(&beside(smoothed.iter().chain([&filler]))?)?;
         let all = (all.0.detach(), all.1.detach());
         let mut at = 0;
         let mut out = Vec::with_capacity(counts.len());
@@ -349,8 +352,8 @@ impl Dlcm {
             Some(z) => (z, Tensor::cat(&[&p.narrow(1, 0, 1)?.ones_like()?, &p], 1)?),
             None => (z.clone(), p),
         };
-        let one_document = upload(&vec![0; z.dim(1)?], (1, z.dim(1)?), &self.output)?;
-        let all = smooth(&z, &p, &one_document)?.detach();
+        let one_document = upload(&vec![0u32; z.dim(1)?], (1, z.dim(1)?), &self.output)?;
+        let all = ops::smooth(&z, &p, &one_document)?.detach();
         all.narrow(1, z.dim(1)? - m, m)
     }
 }
