@@ -94,7 +94,7 @@ fn a_batch_in_pieces_has_the_loss_and_gradients_of_the_whole() {
             (sum, gradients)
         };
         let want = value(&loss(&model, &rows(0..4), 5, None).sum);
-        let (whole, gradients) = of(&[0..4], true);
+        let (whole, gradients) = of(std::slice::from_ref(&(0..4)), true);
         assert!((whole - want).abs() < 1e-6 * want);
         for pieces in [&[0..2, 2..4][..], &[0..1, 1..2, 2..3, 3..4]] {
             let (sum, parts) = of(pieces, true);
