@@ -20,18 +20,23 @@ struct Parameter {
     bf16* compute; // a copy in bf16 for the model's products, or null
     uint64_t count;
     uint64_t first_chunk;
-    uint64_t decays; // whether weight decay applies: 0 or 1
+    uint64_t group; // its kind
 };
 
-// What is the same for all elements of a step; computed on the CPU in double precision.
+// What is the same for all parameters of a kind in a step, with the kind's own learning rate, decay and eps.
+struct AdamWGroup {
+    float keep; // 1 - lr decay
+    float rate; // lr / (1 - b1^t)
+    float eps;
+};
+
+// What is the same for all of a step; computed on the CPU in double precision.
 struct AdamWFactors {
-    float keep;   // 1 - lr decay
     float first;  // 1 - b1
     float beta2;  // b2
     float second; // 1 - b2
-    float rate;   // lr / (1 - b1^t)
     float root;   // 1 / sqrt(1 - b2^t)
-    float eps;
+    AdamWGroup groups[8];
 };
 
 DEVICE bool is_finite(double x) { return x - x == 0.0; }
@@ -169,7 +174,7 @@ DEVICE void adamw(const Block& block, const Parameter* parameters, uint32_t coun
     for (uint32_t c = block.index(); c < chunks; c += block.grid()) {
         const Chunk chunk = chunk_of(parameters, count, c);
         const Parameter& p = chunk.parameter;
-        const float keep = p.decays != 0 ? f.keep : 1.0f;
+        const AdamWGroup own = f.groups[p.group];
         const auto step = [&](uint64_t i, auto width) {
             float value[width.value], g[width.value], m[width.value], v[width.value];
             load_run(p.value + i, value);
@@ -180,7 +185,7 @@ DEVICE void adamw(const Block& block, const Parameter* parameters, uint32_t coun
                 g[j] = g[j] * scale;
                 m[j] = m[j] + (g[j] - m[j]) * f.first;
                 v[j] = v[j] * f.beta2 + (g[j] * g[j]) * f.second;
-                value[j] = value[j] * keep - f.rate * (m[j] / (sqrtf(v[j]) * f.root + f.eps));
+                value[j] = value[j] * own.keep - own.rate * (m[j] / (sqrtf(v[j]) * f.root + own.eps));
             }
             store_run(p.m + i, m);
             store_run(p.v + i, v);

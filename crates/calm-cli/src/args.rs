@@ -6,6 +6,7 @@ mod exchange;
 mod guide;
 mod measure;
 mod prompts;
+mod segments;
 mod shared;
 mod watch;
 
@@ -23,6 +24,7 @@ pub use exchange::{DtypeName, ExportArgs, ExportFormat, ImportArgs};
 pub use guide::{ExplainArgs, InitConfigArgs, ManArgs};
 pub use measure::{BenchArgs, BenchItem, DoctorArgs, PrecisionName};
 pub use prompts::PromptsArgs;
+pub use segments::{SegmentsArgs, TextKind};
 use shared::whole;
 pub use shared::{CheckpointName, ConfigSource, DecodeName, Format, LossOnName, OtherText, RunSource};
 pub use watch::{MetricsArgs, MetricsFormat, WatchArgs};
@@ -243,6 +245,8 @@ pub enum EvalCommand {
     Brierlm(BrierArgs),
     /// How well the autoencoder rebuilds held-out text, and how much noise it stands.
     Autoencoder(ReconstructArgs),
+    /// How a model with segments of its own cuts text: tokens a segment by kind of text, and the loss by place.
+    Segments(SegmentsArgs),
 }
 
 /// Which text is scored.

@@ -94,6 +94,7 @@ fn run(cli: &Cli, fitting: &Fitting, stop: &Stop, printer: &Printer) -> anyhow::
         Some(Command::Data(a)) => commands::data::run(a, printer),
         Some(Command::Eval(EvalCommand::Brierlm(a))) => commands::eval::brierlm(a, device, printer),
         Some(Command::Eval(EvalCommand::Autoencoder(a))) => commands::eval::autoencoder(a, device, printer),
+        Some(Command::Eval(EvalCommand::Segments(a))) => commands::segments::segments(a, device, printer),
         Some(Command::Ablate(a)) => commands::ablate::run(a, cli.threads, device, stop, printer),
         Some(Command::Watch(a)) => commands::watch::run(a, stop, printer),
         Some(Command::Metrics(a)) => commands::metrics::run(a, printer),

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use calm_eval::protocol::Protocol;
 use calm_eval::reconstruction::ReconstructionReport;
+use calm_eval::segments::Place;
 use calm_lm::{Decode, DrawKind, ModelConfig};
 use calm_nn::Precision;
 use calm_run::Stage;
-use calm_run::results::{BoundResults, BrierResults, ConditionCheck};
+use calm_run::results::{BoundResults, BrierResults, ConditionCheck, SegmentResults};
 use calm_stats::bootstrap::BrierReport;
 use calm_train::memory::names;
 use calm_train::plan::cluster::ClusterPlan;
@@ -180,6 +181,39 @@ pub fn autoencoder(r: &ReconstructionReport) -> String {
         "{table}\ncross-entropy {:.4} nats/token, KL {:.1} nats/chunk, posterior std {:.2},\n{} of {} dimensions collapsed\n",
         r.cross_entropy, r.kl, r.posterior_std, r.collapsed_dimensions, r.latent_size
     )
+}
+
+/// How a model cuts texts: one line a kind, then the loss by place in each.
+pub fn segments(found: &[SegmentResults]) -> String {
+    let mut kinds =
+        Table::new(&["text", "tokens", "segments", "tokens a segment", "nats a token"]).title("segments");
+    for SegmentResults { kind, segments } in found {
+        kinds.row([
+            kind.clone(),
+            segments.tokens.to_string(),
+            segments.segments.to_string(),
+            cell(segments.ratio.value, segments.ratio.se),
+            cell(segments.nats.value, segments.nats.se),
+        ]);
+    }
+    let mut out = kinds.to_string();
+    for SegmentResults { kind, segments } in found {
+        let mut table = Table::new(&["place", "tokens", "nats", "from the end", "tokens", "nats"])
+            .title(format!("{kind}: nats a token, by the place of the token before it"));
+        let side = |place: Option<&Place>| match place {
+            None => [String::new(), String::new(), String::new()],
+            Some(p) => {
+                let beyond = if p.and_beyond { "+" } else { "" };
+                [format!("{}{beyond}", p.place), p.tokens.to_string(), cell(p.nats.value, p.nats.se)]
+            }
+        };
+        for i in 0..segments.from_start.len().max(segments.from_end.len()) {
+            let sides = [&segments.from_start, &segments.from_end].map(|places| side(places.get(i)));
+            table.row(sides.concat());
+        }
+        out.push_str(&format!("\n{table}"));
+    }
+    out
 }
 
 /// `7.09 ±0.24`: all cells of a table with the same two decimals.

@@ -11,6 +11,7 @@ pub mod prompts;
 pub mod protocol;
 pub mod reconstruction;
 pub mod score;
+pub mod segments;
 pub mod workers;
 
 pub use config::EvalConfig;

@@ -697,9 +697,8 @@ fn an_imported_run_generates_evaluates_and_trains_further() {
         let cache = s.path("cache");
         let corpus = prepare_data(&run, &cache, &mut Silent).unwrap();
         let means = Means::alone(&run.config.eval, &cpu);
-        let (brier, _) =
-            score_run(&run, &corpus, &corpus.validation, Which::Best, &means, &mut Silent).unwrap();
-        assert_eq!(brier.step, 0);
+        let found = score_run(&run, &corpus, &corpus.validation, Which::Best, &means, &mut Silent).unwrap();
+        assert_eq!(found.brier.step, 0);
 
         let mut tree = serde_json::to_value(&run.config).unwrap();
         tree["train"]["lm"]["steps"] = json!(2);

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 /// Elements that one parallel task takes: fixed, so that sums have one order.
 pub const CHUNK: usize = 16_384;
 
-/// One optimiser step: what is the same for all elements.
+/// One optimiser step: what is the same for all elements of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWStep {
     /// Learning rate of this step.
@@ -33,6 +33,42 @@ pub struct AdamWStep {
     pub grad_scale: f64,
 }
 
+impl AdamWStep {
+    /// The same as it is made of a parameter.
+    pub fn of(&self, treatment: Treatment) -> Self {
+        let Treatment { decays, rate, eps } = treatment;
+        let weight_decay = if decays { self.weight_decay } else { 0.0 };
+        Self { lr: self.lr * rate, eps: self.eps * eps, weight_decay, ..*self }
+    }
+
+    /// What the loops take, on every device.
+    pub(crate) fn factors(&self) -> Factors {
+        let t = f64::from(self.step.max(1));
+        Factors {
+            grad_scale: self.grad_scale as f32,
+            keep: (1.0 - self.lr * self.weight_decay) as f32,
+            first: (1.0 - self.beta1) as f32,
+            beta2: self.beta2 as f32,
+            second: (1.0 - self.beta2) as f32,
+            rate: (self.lr / (1.0 - self.beta1.powf(t))) as f32,
+            root: (1.0 / (1.0 - self.beta2.powf(t)).sqrt()) as f32,
+            eps: self.eps as f32,
+        }
+    }
+}
+
+/// How a parameter is treated beside others. The decay of a step is a part of its learning rate, so it follows the
+/// factor of that.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Treatment {
+    /// Whether weight decay applies.
+    pub decays: bool,
+    /// Factor of the learning rate.
+    pub rate: f64,
+    /// Factor of ε.
+    pub eps: f64,
+}
+
 /// Updates `param` and its moments `m` and `v` in place. Element by element, hence the same bits for any
 /// number of threads.
 ///
@@ -47,17 +83,7 @@ pub fn adamw(param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32], s: &
         m.len(),
         v.len()
     );
-    let t = f64::from(s.step.max(1));
-    let factors = Factors {
-        grad_scale: s.grad_scale as f32,
-        keep: (1.0 - s.lr * s.weight_decay) as f32,
-        first: (1.0 - s.beta1) as f32,
-        beta2: s.beta2 as f32,
-        second: (1.0 - s.beta2) as f32,
-        rate: (s.lr / (1.0 - s.beta1.powf(t))) as f32,
-        root: (1.0 / (1.0 - s.beta2.powf(t)).sqrt()) as f32,
-        eps: s.eps as f32,
-    };
+    let factors = s.factors();
     let moments = m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK));
     let values = param.par_chunks_mut(CHUNK).zip(grad.par_chunks(CHUNK));
     values.zip(moments).for_each(|((p, g), (m, v))| {
@@ -68,15 +94,16 @@ pub fn adamw(param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32], s: &
     });
 }
 
-struct Factors {
-    grad_scale: f32,
-    keep: f32,
-    first: f32,
-    beta2: f32,
-    second: f32,
-    rate: f32,
-    root: f32,
-    eps: f32,
+/// What is the same for all elements of a parameter in a step.
+pub(crate) struct Factors {
+    pub(crate) grad_scale: f32,
+    pub(crate) keep: f32,
+    pub(crate) first: f32,
+    pub(crate) beta2: f32,
+    pub(crate) second: f32,
+    pub(crate) rate: f32,
+    pub(crate) root: f32,
+    pub(crate) eps: f32,
 }
 
 #[inline(always)]

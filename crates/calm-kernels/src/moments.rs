@@ -4,7 +4,7 @@
 //! factor, and the update of all parameters with their copies in bf16; the factor stays on the GPU, so that
 //! nothing waits.
 
-use crate::adamw::{AdamWStep, adamw, squares_by_chunk};
+use crate::adamw::{AdamWStep, Treatment, adamw, squares_by_chunk};
 use crate::clip::{Clip, Factor};
 use crate::context::Context;
 use crate::gradients::FlatGradients;
@@ -42,7 +42,7 @@ impl FlatGradients {
 /// First and second moments of a list of f32 parameters, or of a part of it.
 #[derive(Debug)]
 pub struct Moments {
-    parameters: Vec<(Tensor, bool)>,
+    parameters: Vec<(Tensor, Treatment)>,
     /// Of each parameter in the list of all, one after the other.
     ranges: Vec<Range<usize>>,
     /// What there are moments of.
@@ -58,11 +58,11 @@ enum Values {
 }
 
 impl Moments {
-    /// Zeros for these parameters of `context`; the flag says whether weight decay applies to them.
+    /// Zeros for these parameters of `context`.
     ///
     /// # Errors
     /// Parameters on a GPU that has no memory left for it.
-    pub fn new(context: &Context, parameters: Vec<(Tensor, bool)>) -> Result<Self> {
+    pub fn new(context: &Context, parameters: Vec<(Tensor, Treatment)>) -> Result<Self> {
         let end = parameters.iter().map(|(parameter, _)| parameter.elem_count()).sum();
         Self::of_part(context, parameters, 0..end)
     }
@@ -71,7 +71,11 @@ impl Moments {
     ///
     /// # Errors
     /// As [`Moments::new`]; a part that the list does not have.
-    pub fn of_part(context: &Context, parameters: Vec<(Tensor, bool)>, part: Range<usize>) -> Result<Self> {
+    pub fn of_part(
+        context: &Context,
+        parameters: Vec<(Tensor, Treatment)>,
+        part: Range<usize>,
+    ) -> Result<Self> {
         let mut ranges = Vec::with_capacity(parameters.len());
         let mut end = 0;
         for (parameter, _) in &parameters {
@@ -93,7 +97,7 @@ impl Moments {
     }
 
     /// Updates all parameters and their moments; `settings.grad_scale` is not looked at: `clip` has the factor, and
-    /// `settings.weight_decay` is that of the parameters that take any. Copies in bf16 follow.
+    /// `settings` are those of a parameter without factors that takes weight decay. Copies in bf16 follow.
     ///
     /// # Errors
     /// Gradients of other parameters; what a GPU answers.
@@ -116,14 +120,13 @@ impl Moments {
                     return Err(error("adamw", "the gradients are not those of these parameters"));
                 }
                 for piece in pieces(&self.parameters, &self.ranges, &self.part) {
-                    let weight_decay = if piece.decays { settings.weight_decay } else { 0.0 };
                     let held = within(&piece.elements, &self.part);
                     piece.parameter.inplace_op1(&Update {
                         from: piece.from,
                         grad: &gradients[piece.elements],
                         first: RefCell::new(&mut first[held.clone()]),
                         second: RefCell::new(&mut second[held]),
-                        settings: AdamWStep { weight_decay, grad_scale: factor, ..*settings },
+                        settings: AdamWStep { grad_scale: factor, ..settings.of(piece.treatment) },
                     })?;
                 }
                 Ok(())
@@ -248,7 +251,7 @@ impl Moments {
 /// A parameter, as far as it is of a part.
 pub(crate) struct Piece<'a> {
     pub(crate) parameter: &'a Tensor,
-    pub(crate) decays: bool,
+    pub(crate) treatment: Treatment,
     /// Where it begins in the parameter.
     pub(crate) from: usize,
     /// In the list of all elements.
@@ -257,14 +260,14 @@ pub(crate) struct Piece<'a> {
 
 /// The pieces of a part, in order.
 fn pieces<'a>(
-    parameters: &'a [(Tensor, bool)],
+    parameters: &'a [(Tensor, Treatment)],
     ranges: &'a [Range<usize>],
     part: &Range<usize>,
 ) -> impl Iterator<Item = Piece<'a>> + use<'a> {
     let part = part.clone();
-    parameters.iter().zip(ranges).filter_map(move |((parameter, decays), range)| {
+    parameters.iter().zip(ranges).filter_map(move |((parameter, treatment), range)| {
         let elements = common(range, &part)?;
-        Some(Piece { parameter, decays: *decays, from: elements.start - range.start, elements })
+        Some(Piece { parameter, treatment: *treatment, from: elements.start - range.start, elements })
     })
 }
 

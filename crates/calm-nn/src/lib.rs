@@ -24,7 +24,7 @@ pub use held::{Footing, Held};
 pub use layers::{Embedding, LayerNorm, Linear, RmsNorm, SwiGlu};
 pub use noise::Noise;
 pub use optim::{AdamW, AdamWConfig, GradientBucket};
-pub use store::{Builder, Init, LoadReport, ParamStore};
+pub use store::{Builder, Init, LoadReport, ParamStore, Scale};
 pub use weight_init::WeightInit;
 
 /// The README's example is a test.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
-use calm_kernels::{AdamWStep, Clip, Course, FlatGradients, HandOut, Moments, Part};
+use calm_kernels::{AdamWStep, Clip, Course, FlatGradients, HandOut, Moments, Part, Treatment};
 use candle_core::{Device, Result, Tensor, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -299,16 +299,17 @@ impl AdamW {
 /// Names of the moments in a checkpoint.
 const MOMENTS: [&str; 2] = ["first", "second"];
 
-/// The parameters of a store in the order of its bucket, and whether weight decay applies to them.
-fn parameters(store: &ParamStore) -> Vec<(Tensor, bool)> {
-    store.params().into_iter().map(|(_, p)| (p.var.as_tensor().clone(), p.decay)).collect()
+/// The parameters of a store in the order of its bucket, and how they are treated.
+fn parameters(store: &ParamStore) -> Vec<(Tensor, Treatment)> {
+    let treatment = |p: &Param| Treatment { decays: p.decay, rate: p.scale.rate, eps: p.scale.eps };
+    store.params().into_iter().map(|(_, p)| (p.var.as_tensor().clone(), treatment(&p))).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::layers::{Embedding, LayerNorm, Linear, RmsNorm, SwiGlu};
-    use crate::store::Init;
+    use crate::store::{Init, Scale};
     use calm_kernels::{Parameter, device};
     use candle_core::DType;
 
@@ -329,6 +330,36 @@ mod tests {
             opt.update(&mut bucket, 0.02, &Clip::by(1.0)).unwrap();
         }
         assert!(x.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() < 1e-2);
+    }
+
+    #[test]
+    fn scaled_weights_move_by_their_own_rate_and_epsilon() {
+        const RATE: f64 = 0.01;
+        // After one step with gradients of 1: what a parameter has moved by, without decay and of decay alone.
+        let moved = |scale: Scale, config: AdamWConfig| -> [f32; 2] {
+            let store = ParamStore::new(&Device::Cpu, DType::F32, 3);
+            let b = store.builder().scaled(scale);
+            let (x, y) =
+                (b.weight("x", &[2, 2], Init::Ones).unwrap(), b.plain("y", &[2], Init::Ones).unwrap());
+            let mut opt = AdamW::new(&store, config).unwrap();
+            let mut bucket = GradientBucket::new(&store).unwrap();
+            bucket.backward(&(x.sum_all().unwrap() + y.sum_all().unwrap()).unwrap()).unwrap();
+            opt.update(&mut bucket, RATE, &Clip::by(1.0)).unwrap();
+            [&x, &y].map(|t| 1.0 - t.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0])
+        };
+        let near = |got: f32, want: f64| assert!((f64::from(got) - want).abs() < 1e-6, "{got}, not {want}");
+        let plain = AdamWConfig { weight_decay: 0.0, eps: 0.0, ..AdamWConfig::default() };
+        let quarter = Scale { rate: 0.25, eps: 1.0 };
+        let [x, y] = moved(quarter, plain);
+        near(x, RATE / 4.0);
+        near(y, RATE);
+        let decaying = AdamWConfig { weight_decay: 0.5, ..plain };
+        near(moved(quarter, decaying)[0], RATE / 4.0 * 1.5);
+        // g/(|g| + ε): with ε of 1 half of a step, with a third of it three quarters.
+        let soft = AdamWConfig { eps: 1.0, ..plain };
+        near(moved(Scale::ONE, soft)[0], RATE / 2.0);
+        near(moved(Scale { rate: 1.0, eps: 1.0 / 3.0 }, soft)[0], RATE * 0.75);
+        assert_eq!(moved(Scale::of_width(64, 64), soft), moved(Scale::ONE, soft));
     }
 
     #[test]

@@ -25,6 +25,29 @@ pub enum Init {
     Zeros,
     /// All 1.
     Ones,
+    /// 1 on the diagonal of a square matrix, 0 elsewhere.
+    Identity,
+}
+
+/// Factors of what the optimiser does to a matrix, by which a wide model trains as a narrow one does (Yang and others: "Tensor
+/// programs V: tuning large neural networks via zero-shot hyperparameter transfer", 2022).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scale {
+    /// Of the learning rate, and so of the weight decay of a step.
+    pub rate: f64,
+    /// Of AdamW's ε.
+    pub eps: f64,
+}
+
+impl Scale {
+    /// As the settings say it.
+    pub const ONE: Self = Self { rate: 1.0, eps: 1.0 };
+
+    /// Of matrices that take `width` numbers, where the settings are those of a model in which they take `base`.
+    pub fn of_width(width: usize, base: usize) -> Self {
+        let narrow = base as f64 / width as f64;
+        Self { rate: narrow, eps: narrow }
+    }
 }
 
 /// One parameter.
@@ -38,6 +61,8 @@ pub struct Param {
     pub decay: bool,
     /// A row that stays as it is (the PAD row of an embedding).
     pub frozen_row: Option<u32>,
+    /// Factors of its learning rate and ε.
+    pub scale: Scale,
 }
 
 #[derive(Debug)]
@@ -148,7 +173,7 @@ impl ParamStore {
 
     /// The root of the names.
     pub fn builder(&self) -> Builder {
-        Builder { store: self.clone(), prefix: String::new() }
+        Builder { store: self.clone(), prefix: String::new(), scale: Scale::ONE }
     }
 
     /// Parameters in name order.
@@ -232,6 +257,7 @@ impl ParamStore {
         init: Init,
         decay: bool,
         frozen_row: Option<u32>,
+        scale: Scale,
     ) -> Result<Parameter> {
         let mut inner = self.lock();
         if inner.params.contains_key(&name) {
@@ -240,7 +266,7 @@ impl ParamStore {
         let var = self.initial(&name, shape, init, frozen_row)?;
         let value = if self.frozen { var.as_tensor().detach() } else { var.as_tensor().clone() };
         let parameter = self.context.parameter(value.clone())?;
-        inner.params.insert(name, Param { var, value, decay, frozen_row });
+        inner.params.insert(name, Param { var, value, decay, frozen_row, scale });
         Ok(parameter)
     }
 
@@ -253,6 +279,12 @@ impl ParamStore {
         let mut values = match init {
             Init::Zeros => vec![0f32; count],
             Init::Ones => vec![1f32; count],
+            Init::Identity => {
+                if *shape != [width, width] {
+                    bail!("parameter {name} {shape:?} is no square matrix: it cannot begin as an identity")
+                }
+                (0..count).map(|i| if i % (width + 1) == 0 { 1f32 } else { 0f32 }).collect()
+            }
             Init::Normal(_) | Init::FanIn | Init::Xavier => self.draw(name, shape, width, init),
         };
         if let Some(row) = frozen_row {
@@ -281,7 +313,7 @@ impl ParamStore {
             }
             Init::Normal(std) => scaled(philox::normal(key, &rows, 1, piece), std),
             Init::FanIn => scaled(philox::normal(key, &rows, 1, piece), (width as f64).sqrt().recip()),
-            Init::Zeros | Init::Ones => Vec::new(),
+            Init::Zeros | Init::Ones | Init::Identity => Vec::new(),
         };
         values.truncate(count);
         values
@@ -298,12 +330,19 @@ fn scaled(mut values: Vec<f32>, by: f64) -> Vec<f32> {
 pub struct Builder {
     store: ParamStore,
     prefix: String,
+    scale: Scale,
 }
 
 impl Builder {
     /// The same store one level down: `a` -> `a.name`.
     pub fn under(&self, name: impl std::fmt::Display) -> Self {
-        Self { store: self.store.clone(), prefix: self.path(name) }
+        Self { prefix: self.path(name), ..self.clone() }
+    }
+
+    /// The same, whose weights ([`Builder::weight`]) the optimiser treats by these factors. Tables and what takes no weight decay
+    /// are not scaled.
+    pub fn scaled(&self, scale: Scale) -> Self {
+        Self { scale, ..self.clone() }
     }
 
     fn path(&self, name: impl std::fmt::Display) -> String {
@@ -340,7 +379,7 @@ impl Builder {
     /// # Errors
     /// A name that is taken, a shape without elements; no memory left on a GPU.
     pub fn weight(&self, name: &str, shape: &[usize], init: Init) -> Result<Parameter> {
-        self.store.register(self.path(name), shape, init, true, None)
+        self.store.register(self.path(name), shape, init, true, None, self.scale)
     }
 
     /// A parameter without weight decay (biases, norms).
@@ -348,7 +387,7 @@ impl Builder {
     /// # Errors
     /// As [`Builder::weight`].
     pub fn plain(&self, name: &str, shape: &[usize], init: Init) -> Result<Parameter> {
-        self.store.register(self.path(name), shape, init, false, None)
+        self.store.register(self.path(name), shape, init, false, None, Scale::ONE)
     }
 
     /// An embedding table `[V, D]`; the frozen row starts at zero.
@@ -362,7 +401,7 @@ impl Builder {
         init: Init,
         frozen_row: Option<u32>,
     ) -> Result<Parameter> {
-        self.store.register(self.path(name), &shape, init, true, frozen_row)
+        self.store.register(self.path(name), &shape, init, true, frozen_row, Scale::ONE)
     }
 
     /// Declares `alias.*` as another name of every parameter `name.*` created so far (both relative to this
@@ -406,6 +445,30 @@ mod tests {
         assert_eq!(values(&a, "x"), values(&b, "x"));
         assert_eq!(values(&a, "m.y"), values(&b, "m.y"));
         assert_eq!(a.params().iter().map(|p| p.0.clone()).collect::<Vec<_>>(), ["m.y", "x"]);
+    }
+
+    #[test]
+    fn an_identity_is_square_and_gives_what_it_takes() {
+        let s = store();
+        let t = s.builder().weight("w", &[3, 3], Init::Identity).unwrap();
+        assert_eq!(t.to_vec2::<f32>().unwrap(), [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]);
+        for wrong in [&[2, 3][..], &[4], &[2, 2, 2]] {
+            let e = s.builder().weight("no", wrong, Init::Identity).unwrap_err().to_string();
+            assert!(e.contains("no") && e.contains("square"), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_scale_is_that_of_weights_alone() {
+        let s = store();
+        let b = s.builder().under("m").scaled(Scale::of_width(256, 64)).under("deep");
+        b.weight("w", &[2, 2], Init::Ones).unwrap();
+        b.plain("b", &[2], Init::Ones).unwrap();
+        b.table("t", [2, 2], Init::Ones, None).unwrap();
+        s.builder().weight("w", &[2, 2], Init::Ones).unwrap();
+        let scale = |name: &str| s.get(name).unwrap().scale;
+        assert_eq!(scale("m.deep.w"), Scale { rate: 0.25, eps: 0.25 });
+        assert!(["m.deep.b", "m.deep.t", "w"].map(scale).iter().all(|scale| *scale == Scale::ONE));
     }
 
     #[test]

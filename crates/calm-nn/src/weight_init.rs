@@ -33,6 +33,16 @@ impl WeightInit {
         }
     }
 
+    /// The same for matrices that are `width` times as wide as those that it was chosen for: the variance falls with the
+    /// width, which that of `fan_in` does by itself.
+    #[must_use]
+    pub fn at_scale(self, width: f64) -> Self {
+        match self {
+            Self::FanIn => Self::FanIn,
+            Self::Normal(std) => Self::Normal(std / width.sqrt()),
+        }
+    }
+
     /// The standard deviation in a matrix that takes `width` numbers.
     pub fn std(self, width: usize) -> f64 {
         match self {
@@ -125,6 +135,9 @@ mod tests {
             let e = read(wrong).unwrap_err().to_string();
             assert!(e.contains(says), "{wrong}: {e}");
         }
+        assert_eq!(WeightInit::Normal(0.12).at_scale(1.0), WeightInit::Normal(0.12));
+        assert_eq!(WeightInit::Normal(0.12).at_scale(4.0), WeightInit::Normal(0.06));
+        assert_eq!(WeightInit::FanIn.at_scale(4.0), WeightInit::FanIn);
         assert!(WeightInit::Normal(0.0).problem().is_some() && WeightInit::FanIn.problem().is_none());
     }
 }

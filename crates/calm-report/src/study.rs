@@ -234,6 +234,56 @@ pub struct SeedRun {
     pub curve: Vec<CurvePoint>,
     /// Texts it wrote.
     pub samples: Vec<Sample>,
+    /// How a model that cuts text into segments of its own does it.
+    #[serde(default)]
+    pub segments: Option<Segments>,
+}
+
+/// Segments that a model makes of text.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Segments {
+    /// Tokens a segment that training aimed at.
+    pub target: Option<f64>,
+    /// Tokens a segment over the whole training.
+    pub realised: Option<f64>,
+    /// Training tokens, and tokens a segment at that step.
+    pub training: Vec<(u64, f64)>,
+    /// Tokens a segment of held-out text.
+    pub ratio: f64,
+    /// Its standard error over documents.
+    pub ratio_se: Option<f64>,
+    /// Held-out tokens.
+    pub tokens: u64,
+    /// Nats a token by the place of the token before it in its segment: 0, 1, ..
+    pub from_start: Vec<Place>,
+    /// From the end: 1 is the last token.
+    pub from_end: Vec<Place>,
+    /// The opening of a held-out document.
+    pub text: Vec<Piece>,
+}
+
+/// Nats at one place of a segment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Place {
+    /// Which; the last of a list stands for all beyond, too.
+    pub place: usize,
+    /// Nats a token.
+    pub nats: f64,
+    /// Standard error over documents.
+    pub nats_se: Option<f64>,
+}
+
+/// Whole characters of a text with what a model says of them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Piece {
+    /// The characters.
+    pub text: String,
+    /// Whether a segment begins here.
+    pub opens: bool,
+    /// How probable that was.
+    pub probability: Option<f64>,
+    /// Nats of its tokens.
+    pub nats: Option<f64>,
 }
 
 /// An upper bound on the cross-entropy of drawing a latent vector and sampling the decoder, with a share of uniform

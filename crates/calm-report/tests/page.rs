@@ -245,6 +245,49 @@ fn markup_in_names_and_samples_is_shown_and_not_obeyed() {
 }
 
 #[test]
+fn a_text_that_is_cut_shows_every_character_and_where_segments_begin() {
+    let mut study = fixture::full();
+    assert!(!html(&study).unwrap().contains("<pre class=\"segments\">"));
+    let piece =
+        |text: &str, opens, probability| Piece { text: text.into(), opens, probability, nats: Some(1.25) };
+    let place = |place, nats| Place { place, nats, nats_se: Some(0.1) };
+    study.variants[0].runs[0].segments = Some(Segments {
+        target: Some(4.0),
+        realised: Some(3.56),
+        training: vec![(100, 2.0), (200, 3.5), (300, 3.9)],
+        ratio: 3.75,
+        ratio_se: Some(0.06),
+        tokens: 12_345,
+        from_start: vec![place(0, 2.5), place(1, 2.0), place(2, 1.75)],
+        from_end: vec![place(1, 1.5), place(2, 2.0)],
+        text: vec![
+            piece("\nlet ", true, Some(0.987)),
+            piece("x < y", false, Some(0.012)),
+            piece("é\u{1b}[31m", true, None),
+        ],
+    });
+    parsed(&study, |document| {
+        let found = section(document, "segments").expect("segments");
+        for needle in ["3.75 ± 0.06", "3.56", "12,345", "dashed line"] {
+            assert!(found.contains(needle), "no {needle} in {found}");
+        }
+        let class = |n: &roxmltree::Node<'_, '_>, class| n.attribute("class") == Some(class);
+        let pre = document.descendants().find(|n| class(n, "segments") && n.has_tag_name("pre")).unwrap();
+        // The first line feed is the one that HTML drops.
+        assert_eq!(text(pre), "\n\nlet x < yé␛[31m");
+        let spans: Vec<_> = pre.children().filter(roxmltree::Node::is_element).collect();
+        let classes: Vec<_> = spans.iter().map(|n| n.attribute("class").unwrap()).collect();
+        assert_eq!(classes, ["odd opens", "odd", "even opens"]);
+        let title = spans[0].attribute("title").unwrap();
+        assert!(title.contains("p = 0.987") && title.contains("1.25 nats"), "{title}");
+        assert_eq!(spans[2].attribute("title"), Some("1.25 nats"));
+        let plots = document.descendants().filter(|n| n.attribute("id") == Some("segments"));
+        let plots = plots.flat_map(|n| n.descendants()).filter(|n| n.has_tag_name("svg") && class(n, "plot"));
+        assert_eq!(plots.count(), 3, "training, places from the beginning, from the end");
+    });
+}
+
+#[test]
 fn numbers_that_are_not_finite_leave_the_page_whole() {
     let mut study = fixture::full();
     for variant in &mut study.variants {

@@ -28,6 +28,9 @@ pub struct StageState {
     pub finished: bool,
     /// Tokens seen.
     pub tokens: u64,
+    /// What a model chose of them, such as tokens at which a concept begins: tokens / units is the ratio that was realised.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub units: u64,
     /// Seconds of training so far (scoring left out).
     pub seconds: f64,
     /// The best validation so far.

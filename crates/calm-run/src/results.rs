@@ -2,6 +2,7 @@
 
 use calm_eval::protocol::Protocol;
 use calm_eval::reconstruction::ReconstructionReport;
+use calm_eval::segments::Segments;
 use calm_lm::Decode;
 use calm_stats::bootstrap::BrierReport;
 use calm_stats::bound::Point;
@@ -20,6 +21,9 @@ pub struct Results {
     /// Mean loss with true and with exchanged hidden states.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub condition: Option<ConditionCheck>,
+    /// How a model with segments of its own cuts the held-out text.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub segments: Vec<SegmentResults>,
     /// A short text of the language model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sample: Option<String>,
@@ -27,6 +31,21 @@ pub struct Results {
     pub corpus_hash: String,
     /// Hash of the tokenizer.
     pub tokenizer_hash: String,
+}
+
+/// How a model cuts one kind of text.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SegmentResults {
+    /// The kind, as the reader knows it.
+    pub kind: String,
+    /// Its segments.
+    #[serde(flatten)]
+    pub segments: Segments,
+}
+
+impl SegmentResults {
+    /// How the held-out text of a run is called.
+    pub const HELD_OUT: &str = "held-out text";
 }
 
 /// Does the head use its condition?

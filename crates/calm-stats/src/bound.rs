@@ -26,6 +26,7 @@
 //! assert!(curve[1].nats < curve[0].nats && curve[1].nats > 1.0);
 //! ```
 
+use crate::ratio;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -134,22 +135,13 @@ impl Bound {
 
     /// The bound at every size, in nats a token; empty without tokens.
     ///
-    /// The standard error is that of a ratio of sums over documents (to first order): documents are the units that are
-    /// drawn independently.
+    /// The standard error is that of a ratio of sums over documents ([`crate::ratio`]).
     pub fn curve(&self) -> Vec<Point> {
-        let tokens = self.tokens() as f64;
-        if tokens == 0.0 {
-            return Vec::new();
-        }
         let at = |(i, samples): (usize, &usize)| {
-            let nats = self.documents.values().map(|d| d.nats[i]).sum::<f64>() / tokens;
-            let n = self.documents.len() as f64;
-            let squares: f64 =
-                self.documents.values().map(|d| (d.nats[i] - nats * d.tokens as f64).powi(2)).sum();
-            let nats_se = (n > 1.0).then(|| (n / (n - 1.0) * squares).sqrt() / tokens);
-            Point { samples: *samples, nats, nats_se }
+            let nats = ratio::of(self.documents.values().map(|d| (d.nats[i], d.tokens as f64)))?;
+            Some(Point { samples: *samples, nats: nats.value, nats_se: nats.se })
         };
-        self.sizes.iter().enumerate().map(at).collect()
+        self.sizes.iter().enumerate().filter_map(at).collect()
     }
 }
 

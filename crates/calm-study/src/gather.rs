@@ -6,8 +6,9 @@ use calm_lm::DrawKind;
 use calm_nn::costs::Flops;
 use calm_report::study::{
     Autoencoder, Bound, Costs, Difference, DifferenceEstimate, Estimate, Failure, Machine, Score, SeedRun,
-    Study, Variant,
+    Segments, Study, Variant,
 };
+use calm_run::checkpoint::StageState;
 use calm_run::{Error, Result};
 use calm_run::{Run, RunRecord, Stage};
 use calm_stats::bootstrap::Bootstrap;
@@ -20,6 +21,7 @@ use crate::done::finished;
 use crate::plan::{Ablation, PlannedRun};
 use crate::queue::Failures;
 use crate::score::{RunScores, Scored, curve, kept, kept_reconstruction};
+use crate::segments;
 
 /// A run that is trained and scored.
 struct Finished<'a> {
@@ -40,8 +42,10 @@ pub fn gather(ablation: &Ablation, failures: &Failures, machine: Machine) -> Res
     let first = all.iter().flatten().next();
     let record = first.map(|f| f.run.record()).transpose()?.flatten().unwrap_or_default();
     same_text(all.iter().flatten(), &record)?;
-    if let Budget::Seconds(seconds) = config.budget {
-        note_off_budget(all.iter().flatten(), seconds, &mut notes)?;
+    match config.budget {
+        Budget::Seconds(seconds) => note_off_budget(all.iter().flatten(), seconds, &mut notes)?,
+        Budget::Flops(flops) => note_off_flops(all.iter().flatten(), flops, record.vocab_size, &mut notes)?,
+        Budget::Tokens(_) | Budget::AsConfigured {} => {}
     }
     let differences = differences(ablation, &all, &bootstrap, &mut notes)?;
     Ok(Study {
@@ -108,6 +112,28 @@ fn note_off_budget<'a>(
         let spent = f.run.checkpoints(Stage::Lm).latest()?.map_or(0.0, |s| s.seconds);
         if (spent / seconds - 1.0).abs() > OFF_BUDGET {
             notes.push(format!("{} trained for {spent:.1} s instead of {seconds} s", f.planned.name));
+        }
+    }
+    Ok(())
+}
+
+/// Notes runs of models that cut text whose ratio took clearly more or less than their FLOPs: these are planned at the ratio that
+/// was to be.
+fn note_off_flops<'a>(
+    runs: impl Iterator<Item = &'a Finished<'a>>,
+    flops: f64,
+    vocab: usize,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    for f in runs {
+        let state = f.run.checkpoints(Stage::Lm).latest()?.unwrap_or_default();
+        let Some(ratio) = ratio(&state) else { continue };
+        let spent = seed_run(f, vocab)?.flops;
+        if (spent / flops - 1.0).abs() > OFF_BUDGET {
+            notes.push(format!(
+                "{} trained for {spent:.2e} FLOPs instead of {flops:.2e}: at {ratio:.2} tokens a segment",
+                f.planned.name
+            ));
         }
     }
     Ok(())
@@ -329,9 +355,12 @@ fn seed_run(f: &Finished<'_>, vocab: usize) -> Result<SeedRun> {
     let segments = f.run.token_count(Stage::Lm)?.by_context(state.step);
     let all: u64 = segments.iter().map(|(_, tokens)| tokens).sum();
     let share = |tokens: u64| if all > 0 { tokens as f64 / all as f64 } else { 1.0 };
+    // Of a model that cuts text, at the ratio that it realised.
+    let realised = ratio(&state).and_then(|ratio| f.run.config.model.at_ratio(ratio));
+    let model = realised.as_ref().unwrap_or(&f.run.config.model);
     let flops_per_token: f64 = segments
         .iter()
-        .map(|(context, tokens)| share(*tokens) * f.run.config.model.training_flops(vocab, *context).total())
+        .map(|(context, tokens)| share(*tokens) * model.training_flops(vocab, *context).total())
         .sum();
     let brier = f.scores.aligned.sums.brier();
     Ok(SeedRun {
@@ -347,7 +376,17 @@ fn seed_run(f: &Finished<'_>, vocab: usize) -> Result<SeedRun> {
         bound: bounds(&f.scores.aligned),
         curve: curve(&f.run),
         samples: f.scores.samples.clone(),
+        segments: f.scores.segments.clone().map(|found| Segments {
+            realised: ratio(&state),
+            training: segments::training(&f.run),
+            ..found
+        }),
     })
+}
+
+/// Tokens for each unit that a model chose while it was trained; None of a model that chooses none.
+fn ratio(state: &StageState) -> Option<f64> {
+    (state.units > 0).then(|| state.tokens as f64 / state.units as f64)
 }
 
 fn bounds(scored: &Scored) -> Vec<Bound> {

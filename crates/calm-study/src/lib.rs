@@ -5,7 +5,7 @@
 //! ```text
 //!   ablation.yaml ── expand ──> plan: autoencoders, runs      (config, survey, plan)
 //!        folder  <── execute ── one process a run             (execute, queue)
-//! scores-*.json  <── score ──── the same positions for all    (alignment, score)
+//! scores-*.json  <── score ──── the same positions for all    (alignment, score, segments)
 //!    costs.json  <── measure ── all variants in turn          (costs)
 //!    study.json  <── gather ─── means over seeds, differences (gather)
 //! ```
@@ -24,6 +24,7 @@ pub mod outlook;
 pub mod plan;
 mod queue;
 pub mod score;
+mod segments;
 mod settings;
 pub mod survey;
 

@@ -11,7 +11,7 @@ use calm_eval::protocol::{Protocol, REFERENCE_EXACT_BLOCK, REFERENCE_SAMPLED_BLO
 use calm_eval::reconstruction::ReconstructionReport;
 use calm_eval::score::VERSION;
 use calm_lm::{DrawKind, LanguageModel, Sampler, TokenDecoding};
-use calm_report::study::{Reference, Sample};
+use calm_report::study::{Reference, Sample, Segments};
 use calm_run::checkpoint::{Which, read_json, write_json};
 use calm_run::results::BoundResults;
 use calm_run::{Error, Result, Run, Stage, metrics};
@@ -30,6 +30,7 @@ use crate::config::ScoreConfig;
 use crate::done::finished;
 use crate::hash;
 use crate::plan::Ablation;
+use crate::segments;
 
 /// File with scores of a run, or the reconstruction of an autoencoder, in its folder: one a protocol, so that
 /// several comparisons of one run stand beside each other.
@@ -63,6 +64,9 @@ pub struct RunScores {
     pub ngrams: Vec<Reference>,
     /// Texts.
     pub samples: Vec<Sample>,
+    /// How a model that cuts text does it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segments: Option<Segments>,
 }
 
 /// Scores by one protocol.
@@ -290,7 +294,8 @@ fn score_run(
     let ngrams =
         ngram.map_or_else(Vec::new, |n| vec![named("bigram", &n.bigram), named("unigram", &n.unigram)]);
     let samples = samples(run, &*scorer.model, corpus, score)?;
-    Ok(RunScores { aligned, reference, ngrams, samples })
+    let segments = segments::of_run(run, &scorer, corpus, &eval, reporter)?;
+    Ok(RunScores { aligned, reference, ngrams, samples, segments })
 }
 
 /// The opening of a held-out document, continued at T = 1 and T = 1/2.

@@ -28,6 +28,7 @@ mod settle;
 mod shard;
 mod share;
 pub mod step;
+mod survey;
 pub mod task;
 mod together;
 pub mod training;

@@ -4,7 +4,7 @@ use calm_data::Batch;
 use calm_eval::reconstruction::text_chunks;
 use calm_eval::score::to_tensors;
 use calm_eval::workers::{Exact, Workers};
-use calm_lm::{LanguageModel, Loss, LossPart};
+use calm_lm::{LanguageModel, Loss, LossPart, Survey, Whole};
 use calm_nn::device::upload;
 use calm_nn::{Noise, ParamStore};
 use calm_run::Stage;
@@ -32,6 +32,34 @@ pub trait Objective {
     /// # Errors
     /// What a GPU answers.
     fn loss(&self, batch: &Batch, seed: u64, purpose: &str, step: u32) -> Result<Loss>;
+
+    /// See [`LanguageModel::surveys`].
+    fn surveys(&self) -> bool {
+        false
+    }
+
+    /// See [`LanguageModel::survey`].
+    ///
+    /// # Errors
+    /// What a GPU answers.
+    fn survey(&self, _batch: &Batch, _seed: u64, _purpose: &str, _step: u32) -> Result<Survey> {
+        Ok(Survey::default())
+    }
+
+    /// What a step minimises of a micro-batch: see [`LanguageModel::surveyed_loss`].
+    ///
+    /// # Errors
+    /// What a GPU answers.
+    fn surveyed_loss(
+        &self,
+        batch: &Batch,
+        seed: u64,
+        purpose: &str,
+        step: u32,
+        _of: Whole,
+    ) -> Result<(Loss, Option<Survey>)> {
+        Ok((self.loss(batch, seed, purpose, step)?, None))
+    }
 }
 
 /// How targets of a stage are counted, without its model.
@@ -92,6 +120,27 @@ impl Objective for dyn LanguageModel + '_ {
     fn loss(&self, batch: &Batch, seed: u64, purpose: &str, step: u32) -> Result<Loss> {
         let b = to_tensors(batch, LanguageModel::store(self).context())?;
         LanguageModel::loss(self, &b, &Noise::Keyed { seed, purpose, step, rows: &b.rows })
+    }
+
+    fn surveys(&self) -> bool {
+        LanguageModel::surveys(self)
+    }
+
+    fn survey(&self, batch: &Batch, seed: u64, purpose: &str, step: u32) -> Result<Survey> {
+        let b = to_tensors(batch, LanguageModel::store(self).context())?;
+        LanguageModel::survey(self, &b, &Noise::Keyed { seed, purpose, step, rows: &b.rows })
+    }
+
+    fn surveyed_loss(
+        &self,
+        batch: &Batch,
+        seed: u64,
+        purpose: &str,
+        step: u32,
+        of: Whole,
+    ) -> Result<(Loss, Option<Survey>)> {
+        let b = to_tensors(batch, LanguageModel::store(self).context())?;
+        LanguageModel::surveyed_loss(self, &b, &Noise::Keyed { seed, purpose, step, rows: &b.rows }, of)
     }
 }
 

@@ -29,7 +29,7 @@ use crate::share::{can_be_shared, told};
 use crate::together::Together;
 use crate::training::{Training, Validation};
 use calm_run::checkpoint::{Checkpoints, Which, write_json};
-use calm_run::results::BoundResults;
+use calm_run::results::{BoundResults, SegmentResults};
 pub use calm_run::results::{BrierResults, ConditionCheck, Results};
 use calm_run::resumption::autoencoder_is_settled;
 use calm_run::{Error, Result};
@@ -178,9 +178,12 @@ fn score_all(
     }
     // Whatever was trained now, the results are those of the whole run.
     if options.only != Some(Stage::Autoencoder) || has_language_model(run)? {
-        let (brier, condition) = score_run(run, corpus, held_out, Which::Best, &means, reporter)?;
-        results.brier = Some(brier);
-        results.condition = condition;
+        let found = score_run(run, corpus, held_out, Which::Best, &means, reporter)?;
+        results.brier = Some(found.brier);
+        results.condition = found.condition;
+        let kind = SegmentResults::HELD_OUT.to_owned();
+        results.segments =
+            found.segments.map(|segments| SegmentResults { kind, segments }).into_iter().collect();
     }
     if !ranks.leads() {
         return Ok(());

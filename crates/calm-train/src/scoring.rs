@@ -8,8 +8,9 @@ use calm_eval::bound::{BoundOptions, FLOOR, bound};
 use calm_eval::protocol::{Protocol, Reader};
 use calm_eval::reconstruction::{ReconstructionReport, reconstruct};
 use calm_eval::score::{Position, ScoreOptions, Scores, score, to_tensors};
+use calm_eval::segments::{Segments, segments};
 use calm_eval::workers::{Exact, Workers};
-use calm_lm::{DrawKind, LanguageModel};
+use calm_lm::{DrawKind, LanguageModel, ModelConfig};
 use calm_nn::Noise;
 use calm_parallel::Ranks;
 use calm_stats::bootstrap::{Bootstrap, report};
@@ -137,6 +138,30 @@ impl<'a> Scorer<'a> {
         Ok((results, scores))
     }
 
+    /// How the model cuts this text, with the loss by place; None of a model that cuts none ([`cuts_text`]), or of a text with
+    /// nothing to predict.
+    ///
+    /// # Errors
+    /// As [`evaluation_rows`]; what a GPU answers.
+    pub fn segments(
+        &self,
+        held_out: &TokenFile,
+        eval: &EvalConfig,
+        reporter: &mut dyn Reporter,
+    ) -> Result<Option<Segments>> {
+        if !cuts_text(&self.run.config.model) {
+            return Ok(None);
+        }
+        let (documents, chunks) = (eval.documents, eval.chunks_per_document);
+        let rows =
+            evaluation_rows(held_out, self.tokenizer.special(), self.run.lm_layout(), documents, chunks)?;
+        let batches = rows.batches(SCORE_ROWS);
+        let total = batches.len();
+        let progress = |done| reporter.scoring("segments", done, total);
+        let found = segments(&*self.model, batches, Together { ranks: &self.ranks, progress })?;
+        Ok(found.filter(|found| found.tokens > 0))
+    }
+
     /// Whether the model uses its condition, on the first rows of these documents; None of a model without a head, or
     /// of a text of one chunk, which has nothing to exchange.
     ///
@@ -262,6 +287,11 @@ pub fn ngram_scores(
     models.score(positions, bootstrap).map_err(ngram_error)
 }
 
+/// Whether models of these settings cut text into segments of their own.
+pub fn cuts_text(model: &ModelConfig) -> bool {
+    model.ratio().is_some()
+}
+
 /// With what a run is scored.
 #[derive(Clone, Debug)]
 pub struct Means<'a> {
@@ -280,12 +310,23 @@ impl<'a> Means<'a> {
     }
 }
 
+/// What a language model is found to do on held-out documents.
+#[derive(Clone, Debug)]
+pub struct RunScores {
+    /// Its scores.
+    pub brier: BrierResults,
+    /// Whether a head uses its condition.
+    pub condition: Option<ConditionCheck>,
+    /// How a model with segments of its own cuts the text.
+    pub segments: Option<Segments>,
+}
+
 /// Scores the language model of a run on held-out documents, beside n-gram models of the training split on
 /// the same positions: aligned with the run's own chunks and context (see [`Scorer`] for other protocols). Of several processes
 /// the first has the n-gram models.
 ///
 /// # Errors
-/// As [`ngram_models`], [`Scorer::load`] and [`Scorer::score`].
+/// As [`ngram_models`], [`Scorer::load`], [`Scorer::score`] and [`Scorer::segments`].
 pub fn score_run(
     run: &Run,
     corpus: &Corpus,
@@ -293,15 +334,16 @@ pub fn score_run(
     which: Which,
     means: &Means<'_>,
     reporter: &mut dyn Reporter,
-) -> Result<(BrierResults, Option<ConditionCheck>)> {
+) -> Result<RunScores> {
     let Means { eval, device, ranks } = means;
     let documents = spread(held_out.len(), eval.documents);
     let protocol = Protocol::own(&reader(run), eval.chunks_per_document);
     let ngram = ranks.leads().then(|| ngram_models(&corpus.train, &corpus.tokenizer)).transpose()?;
     let scorer = Scorer::load(run, which, &corpus.tokenizer, device)?.among(ranks);
-    let (results, _) = scorer.score(held_out, &documents, &protocol, eval, ngram.as_ref(), reporter)?;
+    let (brier, _) = scorer.score(held_out, &documents, &protocol, eval, ngram.as_ref(), reporter)?;
     let condition = scorer.condition_check(held_out, eval)?;
-    Ok((results, condition))
+    let segments = scorer.segments(held_out, eval, reporter)?;
+    Ok(RunScores { brier, condition, segments })
 }
 
 /// Scores a run's autoencoder on held-out documents.

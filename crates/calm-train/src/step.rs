@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use calm_data::Batch;
 use calm_kernels::Clip;
+use calm_lm::Survey;
 use calm_nn::{AdamW, GradientBucket, ParamStore};
 use calm_parallel::{Patience, Ranks, tree};
 use calm_run::checkpoint::{Checkpoints, StageState};
@@ -17,6 +18,7 @@ use crate::objective::{Objective, scalar};
 use crate::overlap::Overlap;
 use crate::shard::Shard;
 use crate::share::{can_be_shared, told};
+use crate::survey::{self, PURPOSE};
 
 /// One step.
 #[derive(Clone, Debug)]
@@ -33,6 +35,9 @@ pub struct StepReport {
     pub learning_rate: f64,
     /// Tokens of targets in this step.
     pub tokens: u64,
+    /// Of these, what the model chose, such as tokens at which a concept begins; 0 of a model that chooses none, and where
+    /// several processes train one that needs no survey.
+    pub units: u64,
     /// Seconds of this step; on a GPU, which works behind, steps that read their values wait for those before.
     pub seconds: f64,
     /// Seconds of these in which it waited for its rows; 0 where they lay ready.
@@ -218,6 +223,7 @@ impl Stepper {
             values: None,
             learning_rate,
             tokens: (targets * objective.tokens_per_target()) as u64,
+            units: 0,
             seconds: 0.0,
             data_seconds: 0.0,
             log: false,
@@ -228,7 +234,8 @@ impl Stepper {
             self.optimizer.skip();
             return Ok(report);
         }
-        let sums = self.gradients(objective, pieces, targets, step)?;
+        let (sums, survey) = self.gradients(objective, pieces, targets, step)?;
+        report.units = survey.chosen;
         let clip = match self.shard.as_ref().filter(|shard| shard.scatters()) {
             Some(shard) => shard.clip(&mut self.bucket, c.clip_norm)?,
             None => self.bucket.clip(c.clip_norm)?,
@@ -283,15 +290,17 @@ impl Stepper {
     }
 
     /// The backward passes of this process's pieces, and the sum of the gradients over all processes, where these are shared out
-    /// those of the own part. The losses of each piece come back.
+    /// those of the own part. The losses of each piece come back, and what was chosen in the whole batch.
     fn gradients<O: Objective + ?Sized>(
         &mut self,
         objective: &O,
         pieces: &[impl AsRef<[Batch]>],
         targets: usize,
         step: u64,
-    ) -> Result<Vec<Sums>> {
+    ) -> Result<(Vec<Sums>, Survey)> {
         let mean = 1.0 / targets.max(1) as f64;
+        let whole = survey::of_all(objective, pieces, targets, (self.seed, step), &self.ranks)?;
+        let mut chosen = whole.chosen.unwrap_or_default();
         let fixed = self.config.reduction == Reduction::Fixed;
         // Of several processes, and where each needs all gradients, the last pass exchanges them.
         let exchanges = !self.ranks.is_alone() && !fixed && !self.shard.as_ref().is_some_and(Shard::scatters);
@@ -305,7 +314,10 @@ impl Stepper {
                     continue;
                 }
                 left -= 1;
-                let loss = objective.loss(batch, self.seed, "train", step as u32)?;
+                let (loss, own) = objective.surveyed_loss(batch, self.seed, PURPOSE, step as u32, whole)?;
+                if let (None, Some(own)) = (whole.chosen, own) {
+                    chosen.chosen += own.chosen;
+                }
                 let mean = (&loss.sum * mean)?;
                 match exchanges && left == 0 {
                     true => self.overlap.last(&mut self.bucket, Some(&mean), &self.ranks)?,
@@ -334,7 +346,9 @@ impl Stepper {
             }
             None => {}
         }
-        Ok(losses)
+        // What other processes chose is known by a survey alone.
+        let known = whole.chosen.is_some() || self.ranks.is_alone();
+        Ok((losses, if known { chosen } else { Survey::default() }))
     }
 
     /// The losses of all pieces of all processes, in their order. The norm of the summed gradients and the number of targets

@@ -130,6 +130,7 @@ impl Training<'_> {
             }
             state.step = next;
             state.tokens += report.tokens;
+            state.units += report.units;
             state.left_out += u64::from(report.skipped);
             report.left_out = state.left_out;
             state.rows = Some(Rows::after(state.rows.take(), &share.hash, (c.batch_rows, c.context)));

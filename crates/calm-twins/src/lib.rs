@@ -387,19 +387,26 @@ pub struct Parameter {
     pub compute: *mut bf16,
     pub count: u64,
     pub first_chunk: u64,
-    pub decays: u64,
+    pub group: u64,
 }
 
-/// What is the same for all elements of an optimiser step.
+/// What is the same for all parameters of an optimiser step, and for those of each kind.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct AdamWFactors {
-    pub keep: f32,
     pub first: f32,
     pub beta2: f32,
     pub second: f32,
-    pub rate: f32,
     pub root: f32,
+    pub groups: [AdamWGroup; 8],
+}
+
+/// What is the same for all parameters of a kind.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct AdamWGroup {
+    pub keep: f32,
+    pub rate: f32,
     pub eps: f32,
 }
 

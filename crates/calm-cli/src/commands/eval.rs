@@ -79,7 +79,8 @@ pub fn brierlm(args: &BrierArgs, device: Choice, printer: &Printer) -> Result<()
         None => (corpus.validation.clone(), corpus.tokenizer.clone()),
     };
     let means = Means::alone(&eval, &device);
-    let (results, condition) = score_run(&run, &corpus, &held_out, which(&args.source), &means, &mut screen)?;
+    let found = score_run(&run, &corpus, &held_out, which(&args.source), &means, &mut screen)?;
+    let (results, condition) = (found.brier, found.condition);
     drop(screen);
     match args.text.format {
         Format::Json => printer.result(&serde_json::to_string_pretty(&results)?)?,

@@ -21,6 +21,7 @@ mod prompts;
 pub mod protocols;
 pub mod report;
 mod runs;
+pub mod segments;
 pub mod train;
 pub mod watch;
 

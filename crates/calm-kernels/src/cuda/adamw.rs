@@ -5,7 +5,7 @@ use super::copies::{KeptCopy, copy_of};
 use super::driver::failed;
 use super::{Gpu, Launch, view};
 use crate::Context;
-use crate::adamw::AdamWStep;
+use crate::adamw::{AdamWStep, Treatment};
 use crate::clip::{Clip, Factor};
 use crate::gradients::FlatGradients;
 use crate::moments::Piece;
@@ -36,27 +36,55 @@ struct Parameter {
     compute: u64,
     count: u64,
     first_chunk: u64,
-    decays: u64,
+    group: u64,
 }
 
 // SAFETY: eight words without padding, as the kernels declare it.
 unsafe impl DeviceRepr for Parameter {}
 
-/// What is the same for all elements of a step.
-#[derive(Clone, Copy)]
+/// Kinds of parameters that one launch tells apart.
+const GROUPS: usize = 8;
+
+/// What is the same for all parameters of a step, and for those of each kind.
+#[derive(Clone, Copy, Default)]
 #[repr(C)]
 struct Factors {
-    keep: f32,
     first: f32,
     beta2: f32,
     second: f32,
-    rate: f32,
     root: f32,
+    groups: [Group; GROUPS],
+}
+
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct Group {
+    keep: f32,
+    rate: f32,
     eps: f32,
 }
 
-// SAFETY: seven f32 without padding, as the kernels declare it.
+// SAFETY: f32 without padding, as the kernels declare it.
 unsafe impl DeviceRepr for Factors {}
+
+impl Factors {
+    /// Of a step and the kinds of parameters, computed as on the CPU.
+    fn new(step: &AdamWStep, kinds: &[Treatment]) -> Self {
+        let all = step.factors();
+        let mut factors = Self {
+            first: all.first,
+            beta2: all.beta2,
+            second: all.second,
+            root: all.root,
+            groups: Default::default(),
+        };
+        for (group, kind) in factors.groups.iter_mut().zip(kinds) {
+            let of = step.of(*kind).factors();
+            *group = Group { keep: of.keep, rate: of.rate, eps: of.eps };
+        }
+        factors
+    }
+}
 
 /// See [`FlatGradients::clip`]; the flat gradients are one parameter to the kernels.
 pub(crate) fn clip(gradients: &mut FlatGradients, max_norm: f64) -> Result<DeviceFactor> {
@@ -67,7 +95,7 @@ pub(crate) fn clip(gradients: &mut FlatGradients, max_norm: f64) -> Result<Devic
     let stream = gpu.stream();
     let (grad, _read) = values.device_ptr(&stream);
     let whole =
-        Parameter { value: 0, grad, m: 0, v: 0, compute: 0, count: count as u64, first_chunk: 0, decays: 0 };
+        Parameter { value: 0, grad, m: 0, v: 0, compute: 0, count: count as u64, first_chunk: 0, group: 0 };
     let table = gpu.shared(&[whole])?;
     let mut norms = gpu.raw::<f64>(chunks)?;
     let chunks_ = chunks as u32;
@@ -90,6 +118,7 @@ pub(crate) struct DeviceMoments {
 struct Table {
     rows: Vec<Parameter>,
     chunks: u64,
+    kinds: Vec<Treatment>,
     /// Hold the copies until the launch.
     _copies: Vec<KeptCopy>,
 }
@@ -99,7 +128,12 @@ impl Table {
     /// `m` and `v` on.
     fn new(gpu: &Gpu, pieces: &[Piece<'_>], grad: u64, [m, v]: [u64; 2]) -> Result<Self> {
         let stream = gpu.stream();
-        let mut table = Self { rows: Vec::with_capacity(pieces.len()), chunks: 0, _copies: Vec::new() };
+        let mut table = Self {
+            rows: Vec::with_capacity(pieces.len()),
+            chunks: 0,
+            kinds: Vec::new(),
+            _copies: Vec::new(),
+        };
         let mut held = 0;
         for piece in pieces {
             let values = view::<f32>("adamw", piece.parameter)?;
@@ -107,6 +141,7 @@ impl Table {
             let (value, _value) = values.device_ptr(&stream);
             let copy = copy_of(gpu, piece.parameter);
             let (from, count) = (piece.from as u64, piece.elements.len() as u64);
+            let group = table.group(piece.treatment)?;
             table.rows.push(Parameter {
                 value: value + FLOAT * from,
                 grad: grad + FLOAT * piece.elements.start as u64,
@@ -115,13 +150,30 @@ impl Table {
                 compute: copy.as_ref().map_or(0, |copy| copy.address + BF16 * from),
                 count,
                 first_chunk: table.chunks,
-                decays: u64::from(piece.decays),
+                group,
             });
             table._copies.extend(copy);
             held += count;
             table.chunks += count.div_ceil(CHUNK as u64);
         }
         Ok(table)
+    }
+
+    /// The place of a treatment among those that there are.
+    fn group(&mut self, treatment: Treatment) -> Result<u64> {
+        let found = self.kinds.iter().position(|kind| *kind == treatment);
+        if found.is_none() {
+            if self.kinds.len() == GROUPS {
+                return Err(error(
+                    "adamw",
+                    format_args!(
+                        "parameters with more than {GROUPS} kinds of rates, ε and decay are not for a GPU"
+                    ),
+                ));
+            }
+            self.kinds.push(treatment);
+        }
+        Ok(found.unwrap_or(self.kinds.len() - 1) as u64)
     }
 
     /// Values and bf16 copies become what lies where the gradients do.
@@ -172,16 +224,7 @@ impl DeviceMoments {
         let (m, _m) = self.first.device_ptr(&stream);
         let (v, _v) = self.second.device_ptr(&stream);
         let table = Table::new(&gpu, pieces, grad, [m, v])?;
-        let t = f64::from(s.step.max(1));
-        let factors = Factors {
-            keep: (1.0 - s.lr * s.weight_decay) as f32,
-            first: (1.0 - s.beta1) as f32,
-            beta2: s.beta2 as f32,
-            second: (1.0 - s.beta2) as f32,
-            rate: (s.lr / (1.0 - s.beta1.powf(t))) as f32,
-            root: (1.0 / (1.0 - s.beta2.powf(t)).sqrt()) as f32,
-            eps: s.eps as f32,
-        };
+        let factors = Factors::new(s, &table.kinds);
         // The same in every step, so it is copied once.
         let device_table = gpu.shared(&table.rows)?;
         let launch = Launch::of(table.chunks as usize, 1, ROW_THREADS);

@@ -227,7 +227,13 @@ fn parts_of_the_moments_update_and_hand_out_what_the_whole_does() {
             |i: usize, seed| random(shapes[i], seed).to_dtype(DType::F32).unwrap().to_device(&gpu).unwrap();
         let all = [0, 1, 2].map(|i| Var::from_tensor(&of(i, 5)).unwrap().into_inner());
         context.keep_copies(&all, DType::BF16).unwrap();
-        let parameters = all.iter().map(|p| (p.clone(), p.rank() > 1)).collect();
+        // Matrices decay; the largest parameter has a rate of its own.
+        let treatment = |p: &Tensor| ops::Treatment {
+            decays: p.rank() > 1,
+            rate: if p.elem_count() > 1000 { 0.5 } else { 1.0 },
+            eps: 1.0,
+        };
+        let parameters = all.iter().map(|p| (p.clone(), treatment(p))).collect();
         let mut moments = ops::Moments::of_part(&context, parameters, part).unwrap();
         let mut flat = FlatGradients::new(&context, &all).unwrap();
         (0..3).for_each(|i| flat.add(i, &of(i, 6)).unwrap());

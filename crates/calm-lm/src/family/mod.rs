@@ -125,6 +125,11 @@ pub trait FamilyConfig: Plain {
         None
     }
 
+    /// Tokens that a segment is to have on average, of a family that cuts text into segments of its own; None of others.
+    fn ratio(&self) -> Option<f64> {
+        None
+    }
+
     /// The same model as if a segment were so many tokens on average, for the costs of a ratio that training realised; None of
     /// a family without segments.
     fn at_ratio(&self, _ratio: f64) -> Option<ModelConfig> {

@@ -11,6 +11,7 @@ mod frontier;
 mod parts;
 mod samples;
 mod scores;
+mod segments;
 mod summary;
 
 use maud::{DOCTYPE, PreEscaped, html as markup};
@@ -32,6 +33,7 @@ pub fn html(study: &Study) -> Result<String, ReportError> {
         curves::against_cross_entropy(study)?,
         bounds::section(study)?,
         autoencoders::section(study)?,
+        segments::section(study)?,
         scores::reference(study),
         samples::section(study),
         costs::section(study)?,

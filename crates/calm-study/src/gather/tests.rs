@@ -85,7 +85,8 @@ fn score(ablation: &Ablation, run: &Run, brier: f64, documents: std::ops::Range<
     }
     let bigram = Reference { name: "bigram".into(), brierlm: None, brier: vec![1.5] };
     let aligned = Scored { sums, cross_entropy: Some(2.5), bits_per_byte: None, bound: None };
-    let scores = RunScores { aligned, reference: None, ngrams: vec![bigram], samples: Vec::new() };
+    let scores =
+        RunScores { aligned, reference: None, ngrams: vec![bigram], samples: Vec::new(), segments: None };
     keep_made_up(ablation, run, &scores).unwrap();
 }
 

@@ -1,11 +1,20 @@
 //! AdamW, norm clipping and what takes over parameters that others updated, over several parameters against the CPU's, to the bit.
 
 use crate::common::*;
-use calm_kernels::{AdamWStep, squared_norm};
-use calm_twins::{ADAMW_CHUNK, AdamWFactors, Parameter, adamw, clip_scale, replace, squared_norms};
+use calm_kernels::{AdamWStep, Treatment, squared_norm};
+use calm_twins::{
+    ADAMW_CHUNK, AdamWFactors, AdamWGroup, Parameter, adamw, clip_scale, replace, squared_norms,
+};
 use half::bf16;
 
 const SIZES: [usize; 5] = [1, 16_384, 40_003, 5, 16_385];
+/// What the parameters are treated as, by number.
+const KINDS: [Treatment; 3] = [
+    Treatment { decays: true, rate: 1.0, eps: 1.0 },
+    Treatment { decays: false, rate: 1.0, eps: 1.0 },
+    Treatment { decays: true, rate: 0.25, eps: 0.3 },
+];
+const KIND_OF: [usize; 5] = [0, 2, 0, 1, 2];
 
 /// Values and moments of all parameters, and bf16 copies of every second one.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,14 +27,21 @@ struct State {
 
 fn factors(s: &AdamWStep) -> AdamWFactors {
     let t = f64::from(s.step);
+    let mut groups = [AdamWGroup::default(); 8];
+    for (group, kind) in groups.iter_mut().zip(KINDS) {
+        let lr = s.lr * kind.rate;
+        *group = AdamWGroup {
+            keep: if kind.decays { (1.0 - lr * s.weight_decay) as f32 } else { 1.0 },
+            rate: (lr / (1.0 - s.beta1.powf(t))) as f32,
+            eps: (s.eps * kind.eps) as f32,
+        };
+    }
     AdamWFactors {
-        keep: (1.0 - s.lr * s.weight_decay) as f32,
         first: (1.0 - s.beta1) as f32,
         beta2: s.beta2 as f32,
         second: (1.0 - s.beta2) as f32,
-        rate: (s.lr / (1.0 - s.beta1.powf(t))) as f32,
         root: (1.0 / (1.0 - s.beta2.powf(t)).sqrt()) as f32,
-        eps: s.eps as f32,
+        groups,
     }
 }
 
@@ -67,7 +83,7 @@ fn clipped_steps_are_the_cpus() {
                     compute: if i % 2 == 0 { copy } else { std::ptr::null_mut() },
                     count: grad.len() as u64,
                     first_chunk: chunks,
-                    decays: u64::from(i != 3),
+                    group: KIND_OF[i] as u64,
                 });
                 chunks += (grad.len() as u64).div_ceil(ADAMW_CHUNK);
             }
@@ -97,9 +113,8 @@ fn clipped_steps_are_the_cpus() {
 
         let mut want = start.clone();
         for (i, grad) in grads.iter().enumerate() {
-            let weight_decay = if i == 3 { 0.0 } else { step.weight_decay };
             let (m, v) = (&mut want.m[i], &mut want.v[i]);
-            calm_kernels::adamw(&mut want.values[i], grad, m, v, &AdamWStep { weight_decay, ..step });
+            calm_kernels::adamw(&mut want.values[i], grad, m, v, &step.of(KINDS[KIND_OF[i]]));
             if i % 2 == 0 {
                 want.compute[i] = want.values[i].iter().map(|&x| bf16::from_f32(x)).collect();
             }
@@ -125,7 +140,7 @@ fn what_others_updated_is_taken_over_with_its_copy() {
                 compute: if i % 2 == 0 { copy.as_mut_ptr() } else { std::ptr::null_mut() },
                 count: value.len() as u64,
                 first_chunk: chunks,
-                decays: 0,
+                group: 0,
             });
             chunks += (value.len() as u64).div_ceil(ADAMW_CHUNK);
         }
