@@ -19,6 +19,7 @@ pub const SHIPPED: &[(&str, &str)] = &[
     ("baseline", include_str!("../configs/baseline.yaml")),
     ("patch", include_str!("../configs/patch.yaml")),
     ("multi-token", include_str!("../configs/multi-token.yaml")),
+    ("dlcm", include_str!("../configs/dlcm.yaml")),
     ("shakespeare-char", include_str!("../configs/shakespeare-char.yaml")),
     ("paper/calm-m", include_str!("../configs/paper/calm-m.yaml")),
     ("paper/calm-l", include_str!("../configs/paper/calm-l.yaml")),

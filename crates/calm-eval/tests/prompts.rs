@@ -8,9 +8,9 @@ use calm_autoencoder::{Autoencoder, AutoencoderConfig};
 use calm_eval::generate::{Decoding, GenerateOptions, generate};
 use calm_eval::prompts::{Answer, Prompt, Stopped, answer};
 use calm_lm::{
-    BackboneConfig, BaselineConfig, CalmConfig, Decode, DiffusionConfig, EnergyConfig, FlowConfig,
-    HeadConfig, LanguageModel, LocalConfig, ModelConfig, MultiTokenConfig, PatchConfig, SpecialIds,
-    TextFormat,
+    BackboneConfig, BaselineConfig, CalmConfig, Decode, DiffusionConfig, DlcmConfig, EnergyConfig,
+    FlowConfig, HeadConfig, LanguageModel, LocalConfig, ModelConfig, MultiTokenConfig, PatchConfig,
+    SpecialIds, TextFormat,
 };
 use calm_nn::{NoiseKey, ParamStore, RowId, philox};
 use calm_stats::temperature::Temperature;
@@ -93,6 +93,7 @@ fn models() -> Vec<(&'static str, Box<dyn LanguageModel>)> {
             "multi-token",
             MultiTokenConfig { chunk_size: 2, backbone: backbone(), heads: Default::default() }.into(),
         ),
+        ("dlcm", DlcmConfig { tokens: backbone(), concepts: backbone(), ..Default::default() }.into()),
     ];
     configs.iter().map(|(name, config)| (*name, build(config))).collect()
 }

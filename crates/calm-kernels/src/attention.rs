@@ -1,7 +1,7 @@
-//! Causal attention inside segments, with grouped key heads, without the [S, S] matrix.
+//! Attention over spans of keys, causal attention inside segments for one, with grouped key heads, without the [S, S] matrix.
 //!
 //! ```text
-//! s_tu = q_t·k_u / √Dh  for u ≤ t in the segment of t
+//! s_tu = q_t·k_u / √Dh  for u in the span of t; causal: u ≤ t in the segment of t
 //! p_tu = exp(s_tu − L_t),  L_t = ln Σ_u exp s_tu          o_t = Σ_u p_tu v_u
 //! dv_u = Σ_t p_tu do_t      dp_tu = do_t·v_u              ds_tu = p_tu (dp_tu − do_t·o_t)
 //! dq_t = Σ_u ds_tu k_u / √Dh                              dk_u = Σ_t ds_tu q_t / √Dh
@@ -11,7 +11,7 @@
 //! the forward pass, one a (row, key head) in the backward pass, whose key gradients add up in a fixed
 //! order.
 
-use crate::attention_sizes::{AttentionSizes, Span, segment_spans};
+use crate::attention_sizes::{AttentionSizes, Span, Spans, segment_spans};
 use crate::context::Operand;
 use crate::simd::{self, LANES, Mat, Real, dispatch, dot, fold};
 use crate::storage::{self, Saved, error, slice, tensor, view};
@@ -24,6 +24,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 const OP: &str = "causal_attention";
+const SPANS: &str = "span_attention";
 /// Queries whose scores are computed together.
 const BLOCK: usize = 64;
 
@@ -56,8 +57,37 @@ pub fn causal_attention(queries: &dyn Operand, k: &Tensor, v: &Tensor, segments:
     }
     on_gpu!(q, crate::cuda::attention::causal_attention(sizes, queries, k, v, segments));
     let spans = segment_spans(&storage::ids(OP, segments)?, sizes.queries);
+    over_spans(OP, sizes, Arc::new(spans), [q, k, v])
+}
+
+/// Attention of q `[B, T, H, Dh]` over k, v `[B, U, Hkv, Dh]`, where each query sees its span of the keys: a tensor
+/// like q. Key heads, scale, element types and sizes of heads as in [`causal_attention`]; without gradient, and of
+/// fewer than sixteen queries, a GPU takes any head of up to 256.
+///
+/// # Errors
+/// Spans of other sizes; otherwise as [`causal_attention`].
+pub fn span_attention(queries: &dyn Operand, k: &Tensor, v: &Tensor, spans: &Spans) -> Result<Tensor> {
+    let q = queries.tensor();
+    let sizes = AttentionSizes::new(SPANS, q, k, v)?;
+    let needed = [sizes.batch, sizes.queries, sizes.keys];
+    if spans.sizes() != needed {
+        return Err(error(
+            SPANS,
+            format_args!("spans of {:?} (rows, queries, keys) do not fit {needed:?}", spans.sizes()),
+        ));
+    }
+    on_gpu!(q, crate::cuda::attention_inference::span_attention(SPANS, sizes, queries, [k, v], spans));
+    over_spans(SPANS, sizes, spans.of_queries.clone(), [q, k, v])
+}
+
+fn over_spans(
+    name: &'static str,
+    sizes: AttentionSizes,
+    spans: Arc<Vec<Span>>,
+    [q, k, v]: [&Tensor; 3],
+) -> Result<Tensor> {
     let keep = q.track_op() || k.track_op() || v.track_op();
-    let op = CausalAttention { sizes, spans: Arc::new(spans), keep, log_sums: Saved::new() };
+    let op = SpanAttention { name, sizes, spans, keep, log_sums: Saved::new() };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
 }
 
@@ -369,18 +399,19 @@ pub(crate) fn backward<T: Real>(
     (dq, dk, dv)
 }
 
-struct CausalAttention {
+struct SpanAttention {
+    name: &'static str,
     sizes: AttentionSizes,
     spans: Arc<Vec<Span>>,
     /// Whether a backward pass may follow.
     keep: bool,
-    /// L `[B, S, H]`.
+    /// L `[B, T, H]`.
     log_sums: Saved<Tensor>,
 }
 
-impl CustomOp3 for CausalAttention {
+impl CustomOp3 for SpanAttention {
     fn name(&self) -> &'static str {
-        OP
+        self.name
     }
 
     fn cpu_fwd(
@@ -392,8 +423,8 @@ impl CustomOp3 for CausalAttention {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        with_float!(OP, s1.dtype(), T => {
-            let inputs = (slice::<T>(OP, s1, l1)?, slice::<T>(OP, s2, l2)?, slice::<T>(OP, s3, l3)?);
+        with_float!(self.name, s1.dtype(), T => {
+            let inputs = (slice::<T>(self.name, s1, l1)?, slice::<T>(self.name, s2, l2)?, slice::<T>(self.name, s3, l3)?);
             let (out, log_sums) = attend(self.sizes, &self.spans, inputs, &[], self.keep);
             if self.keep {
                 let entries = log_sums.len();
@@ -412,9 +443,9 @@ impl CustomOp3 for CausalAttention {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
-        let log_sums = self.log_sums.get(OP)?;
-        with_float!(OP, q.dtype(), T => {
-            let views = [q, k, v, res, &log_sums, &grad].map(|t| view::<T>(OP, t));
+        let log_sums = self.log_sums.get(self.name)?;
+        with_float!(self.name, q.dtype(), T => {
+            let views = [q, k, v, res, &log_sums, &grad].map(|t| view::<T>(self.name, t));
             let [q_, k_, v_, out, log_sums, grad] = views;
             let (q_, k_, v_, out, log_sums, grad) = (q_?, k_?, v_?, out?, log_sums?, grad?);
             let kept = Forward { q: &q_, k: &k_, v: &v_, out: &out, log_sums: &log_sums };

@@ -3,6 +3,7 @@
 use crate::simd::{Mat, Real};
 use crate::storage::error;
 use candle_core::{Result, Tensor};
+use std::sync::Arc;
 
 /// Numbers a head may have in attention on a GPU.
 pub const GPU_HEAD_SIZES: [usize; 6] = [32, 48, 64, 96, 128, 160];
@@ -71,7 +72,46 @@ impl AttentionSizes {
 }
 
 /// The keys `start..end` that a query sees; both ends never decrease from a query to the next.
-pub(crate) type Span = (u32, u32);
+pub type Span = (u32, u32);
+
+/// Which keys each query of a batch sees, for [`crate::span_attention`]. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Spans {
+    pub(crate) of_queries: Arc<Vec<Span>>,
+    /// B, T, U.
+    sizes: [usize; 3],
+}
+
+impl Spans {
+    /// Of T queries over U keys in each of B rows: `start..end` of query t of row b at b·T + t.
+    ///
+    /// # Errors
+    /// Another number of spans; one that is empty or goes beyond U; an end that decreases from a query of a row to the
+    /// next.
+    pub fn new([batch, queries, keys]: [usize; 3], spans: Vec<Span>) -> Result<Self> {
+        if spans.len() != batch * queries {
+            return Err(error(
+                "spans",
+                format_args!("{} spans for {batch} rows of {queries} queries", spans.len()),
+            ));
+        }
+        for (i, &(start, end)) in spans.iter().enumerate() {
+            if start >= end || end as usize > keys {
+                return Err(error("spans", format_args!("{start}..{end} is no part of {keys} keys")));
+            }
+            if i % queries > 0 && (start < spans[i - 1].0 || end < spans[i - 1].1) {
+                let before = spans[i - 1];
+                return Err(error("spans", format_args!("{start}..{end} comes after {before:?} in a row")));
+            }
+        }
+        Ok(Self { of_queries: Arc::new(spans), sizes: [batch, queries, keys] })
+    }
+
+    /// B, T and U.
+    pub fn sizes(&self) -> [usize; 3] {
+        self.sizes
+    }
+}
 
 /// Spans `[B, S]` of positions that see their segment up to themselves.
 pub(crate) fn segment_spans(segments: &[u32], s: usize) -> Vec<Span> {

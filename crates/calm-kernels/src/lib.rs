@@ -78,9 +78,9 @@ pub use swiglu::{swiglu, swiglu_packed};
 mod attention;
 mod attention_inference;
 mod attention_sizes;
-pub use attention::causal_attention;
+pub use attention::{causal_attention, span_attention};
 pub use attention_inference::{branch_attention, cached_attention};
-pub use attention_sizes::GPU_HEAD_SIZES;
+pub use attention_sizes::{GPU_HEAD_SIZES, Span, Spans};
 
 // Parts of layers as one operator each, written over `backend` for both.
 mod attention_block;

@@ -1,5 +1,7 @@
 //! A batch of chunk rows as tensors.
 
+use std::sync::Arc;
+
 use calm_nn::device::upload;
 use calm_nn::{Destination, RowId};
 use candle_core::{Result, Tensor, bail};
@@ -18,8 +20,21 @@ pub struct ChunkBatch {
     pub sources: Vec<u32>,
     /// Noise identity of these R positions.
     pub rows: Vec<RowId>,
+    /// `segments` and `positions` on the host, for families that look at them there.
+    pub(crate) on_host: Arc<OnHost>,
     /// Of the store that it was made for, if it was.
     context: Option<calm_nn::Context>,
+}
+
+/// Where the positions of a batch stand.
+#[derive(Debug)]
+pub(crate) struct OnHost {
+    /// `[B·S]`: position b·S + s and the one before it in its row are of one document if these are equal.
+    pub(crate) segments: Vec<u32>,
+    /// `[B·S]`: position inside the document's window.
+    pub(crate) positions: Vec<u32>,
+    /// Noise identity of all B·S positions.
+    pub(crate) rows: Vec<RowId>,
 }
 
 impl ChunkBatch {
@@ -58,6 +73,13 @@ impl ChunkBatch {
             segments: upload(segments, (b, s), to)?,
             sources,
             rows,
+            on_host: Arc::new(OnHost {
+                segments: segments.to_vec(),
+                positions: positions.to_vec(),
+                rows: (0..b * s)
+                    .map(|at| RowId { example: examples[at / s], position: (at % s) as u32 })
+                    .collect(),
+            }),
             context: to.context().cloned(),
         })
     }

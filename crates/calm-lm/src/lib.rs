@@ -67,6 +67,7 @@ pub use backbone::{Backbone, BackboneConfig, Cache};
 pub use batch::ChunkBatch;
 pub use family::baseline::{Baseline, BaselineConfig};
 pub use family::calm::{Calm, CalmConfig};
+pub use family::dlcm::{Dlcm, DlcmConfig};
 pub use family::multi_token::{HeadsConfig, MultiTokenConfig};
 pub use family::patch::{LocalConfig, PatchConfig};
 pub use family::{

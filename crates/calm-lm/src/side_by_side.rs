@@ -12,10 +12,10 @@ use calm_kernels::steady_rows;
 use calm_nn::{ParamStore, RowId};
 use candle_core::{Result, Tensor, bail};
 
+use crate::TextState;
 use crate::family::TextFormat;
 use crate::sampler::{SideBySide, TextKey};
-use crate::text_state::push_all;
-use crate::{Cache, TextState};
+use crate::text_state::{Kept, push_all};
 
 /// First half of the names of noise streams.
 pub(crate) const PURPOSE: &str = "prompts";
@@ -34,6 +34,9 @@ pub(crate) struct DrawSeed {
 
 /// What a family does for texts side by side.
 pub(crate) trait Reader {
+    /// What it keeps of a text.
+    type Cache: Kept;
+
     /// The text as the model meets it.
     fn format(&self) -> &TextFormat;
 
@@ -47,13 +50,13 @@ pub(crate) trait Reader {
     ///
     /// # Errors
     /// What a GPU answers.
-    fn begin(&self) -> Result<TextState>;
+    fn begin(&self) -> Result<TextState<Self::Cache>>;
 
     /// Chunks of several texts, as in [`push_all`] -> hidden states `[1, N, D]`.
     ///
     /// # Errors
     /// What a GPU answers.
-    fn read(&self, tokens: &[u32], lengths: &[usize], caches: &mut [&mut Cache]) -> Result<Tensor>;
+    fn read(&self, tokens: &[u32], lengths: &[usize], caches: &mut [&mut Self::Cache]) -> Result<Tensor>;
 
     /// N chunks after each of the hidden states `[R, D]`: tokens, row-major `[R, N, K]`. Noise streams of [`PURPOSE`].
     /// With N = 1 and [`steady_rows`] or more, no row depends on the others.
@@ -69,12 +72,26 @@ pub(crate) fn even_parts(n: usize, most: usize) -> impl Iterator<Item = (usize, 
     (0..parts).map(move |i| (i * n / parts, (i + 1) * n / parts - i * n / parts))
 }
 
+/// From so many rows on each row of all products with these parameters is the same to the bit; 1 on a GPU, where none is.
+pub(crate) fn least_rows<'a>(stores: impl IntoIterator<Item = &'a ParamStore>) -> usize {
+    let mut least = 1;
+    for store in stores {
+        for (_, parameter) in store.params() {
+            let parameter = parameter.var.as_tensor();
+            if let (&[outputs, inputs], true) = (parameter.dims(), parameter.device().is_cpu()) {
+                least = least.max(steady_rows(outputs, inputs));
+            }
+        }
+    }
+    least
+}
+
 /// Texts of a family in their places.
-pub(crate) struct Places<R> {
+pub(crate) struct Places<R: Reader> {
     reader: R,
-    texts: Vec<Option<TextState>>,
+    texts: Vec<Option<TextState<R::Cache>>>,
     /// Copied for every text that begins.
-    blank: TextState,
+    blank: TextState<R::Cache>,
     least: usize,
 }
 
@@ -85,19 +102,11 @@ impl<R: Reader> Places<R> {
     /// What a GPU answers.
     pub(crate) fn new(reader: R, places: usize) -> Result<Self> {
         let blank = reader.begin()?;
-        let mut least = 1;
-        for store in reader.stores() {
-            for (_, parameter) in store.params() {
-                let parameter = parameter.var.as_tensor();
-                if let (&[outputs, inputs], true) = (parameter.dims(), parameter.device().is_cpu()) {
-                    least = least.max(steady_rows(outputs, inputs));
-                }
-            }
-        }
+        let least = least_rows(reader.stores());
         Ok(Self { reader, texts: vec![None; places], blank, least })
     }
 
-    fn text(&self, place: usize) -> Result<&TextState> {
+    fn text(&self, place: usize) -> Result<&TextState<R::Cache>> {
         match self.texts.get(place) {
             Some(Some(text)) => Ok(text),
             _ => bail!("no text was begun at {place}"),

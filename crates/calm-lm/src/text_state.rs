@@ -6,16 +6,28 @@ use crate::Cache;
 use crate::family::TextFormat;
 use crate::sampler::SpecialIds;
 
+/// What a family keeps of a text that it has read.
+pub trait Kept: Clone + Default {
+    /// Positions read.
+    fn positions(&self) -> usize;
+}
+
+impl Kept for Cache {
+    fn positions(&self) -> usize {
+        self.len()
+    }
+}
+
 /// A text so far; cloning shares the cached tensors.
 #[derive(Clone, Debug, Default)]
-pub struct TextState {
+pub struct TextState<C = Cache> {
     tokens: Vec<u32>,
-    cache: Cache,
+    cache: C,
     hidden: Option<Tensor>,
     ended: bool,
 }
 
-impl TextState {
+impl<C: Kept> TextState<C> {
     /// The tokens pushed so far (without BOS).
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
@@ -44,7 +56,7 @@ impl TextState {
     pub(crate) fn extend(
         &mut self,
         tokens: &[u32],
-        forward: impl Fn(&[u32], &mut Cache) -> Result<Tensor>,
+        forward: impl Fn(&[u32], &mut C) -> Result<Tensor>,
     ) -> Result<()> {
         let x = forward(tokens, &mut self.cache)?;
         self.hidden = Some(x.narrow(1, x.dim(1)? - 1, 1)?.squeeze(1)?.detach());
@@ -59,7 +71,7 @@ impl TextState {
         chunk_size: usize,
         limit: usize,
         special: SpecialIds,
-        forward: impl Fn(&[u32], &mut Cache) -> Result<Tensor>,
+        forward: impl Fn(&[u32], &mut C) -> Result<Tensor>,
     ) -> Result<()> {
         let Some(unread) = self.take(tokens, chunk_size, limit, special)? else { return Ok(()) };
         self.extend(&unread, forward)
@@ -81,11 +93,11 @@ impl TextState {
         }
         self.tokens.extend_from_slice(tokens);
         self.ended |= tokens.contains(&special.eos);
-        if self.cache.len() + tokens.len() / chunk_size <= limit {
+        if self.cache.positions() + tokens.len() / chunk_size <= limit {
             return Ok(Some(tokens.to_vec()));
         }
         let keep = (limit / 2).max(1) * chunk_size;
-        self.cache = Cache::default();
+        self.cache = C::default();
         Ok(Some(self.tokens[self.tokens.len().saturating_sub(keep)..].to_vec()))
     }
 }
@@ -96,14 +108,14 @@ const READ: usize = 4096;
 /// [`TextState::push`] for several texts at once. `forward` gets the chunks of all of them one after the other, the
 /// number of chunks of each, and their caches -> hidden `[1, chunks of all, D]`. It is never given fewer chunks than
 /// `least`: chunks of PAD, as a text of their own, make up for those that are missing.
-pub(crate) fn push_all(
-    texts: Vec<(&mut TextState, &[u32])>,
+pub(crate) fn push_all<C: Kept>(
+    texts: Vec<(&mut TextState<C>, &[u32])>,
     format: &TextFormat,
     chunk_size: usize,
     least: usize,
-    forward: impl Fn(&[u32], &[usize], &mut [&mut Cache]) -> Result<Tensor>,
+    forward: impl Fn(&[u32], &[usize], &mut [&mut C]) -> Result<Tensor>,
 ) -> Result<()> {
-    let mut unread: Vec<(&mut TextState, Vec<u32>)> = Vec::with_capacity(texts.len());
+    let mut unread: Vec<(&mut TextState<C>, Vec<u32>)> = Vec::with_capacity(texts.len());
     for (text, tokens) in texts {
         if let Some(tokens) = text.take(tokens, chunk_size, format.context, format.special)? {
             unread.push((text, tokens));
@@ -120,8 +132,8 @@ pub(crate) fn push_all(
             tokens.extend(more);
             group.push(text);
         }
-        let mut nobody = Cache::default();
-        let (mut caches, mut hiddens): (Vec<&mut Cache>, Vec<&mut Option<Tensor>>) =
+        let mut nobody = C::default();
+        let (mut caches, mut hiddens): (Vec<&mut C>, Vec<&mut Option<Tensor>>) =
             group.into_iter().map(|text| (&mut text.cache, &mut text.hidden)).unzip();
         if chunks < least {
             lengths.push(least - chunks);

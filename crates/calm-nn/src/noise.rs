@@ -28,6 +28,17 @@ pub enum Noise<'a> {
 }
 
 impl<'a> Noise<'a> {
+    /// The same source for other rows; tensors that are given stay what they are.
+    pub fn with_rows<'b>(&self, rows: &'b [RowId]) -> Noise<'b>
+    where
+        'a: 'b,
+    {
+        match *self {
+            Self::Keyed { seed, purpose, step, .. } => Noise::Keyed { seed, purpose, step, rows },
+            Self::Given(tensors) => Noise::Given(tensors),
+        }
+    }
+
     /// The key of one stream.
     fn key(seed: u64, purpose: &str, stream: &str, step: u32) -> NoiseKey {
         NoiseKey::new(seed, &format!("{purpose}/{stream}"), step)

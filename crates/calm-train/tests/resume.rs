@@ -125,12 +125,22 @@ train:
   lm: { steps: 8, batch_rows: 4, context: 24, learning_rate: 3e-3, warmup_steps: 2, eval_every: 3 }
 ";
 
+const DLCM: &str = "
+model:
+  dlcm:
+    tokens: { layers: 2, hidden_size: 32, intermediate_size: 48, heads: 2, init: { normal: 0.1 } }
+    concepts: { layers: 1, hidden_size: 48, intermediate_size: 64, heads: 2, init: { normal: 0.1 } }
+train:
+  lm: { steps: 8, batch_rows: 4, context: 48, learning_rate: 3e-3, warmup_steps: 2, eval_every: 3 }
+";
+
 /// A model of each family, and what it trains.
-const KINDS: [(&str, &str, &[Stage]); 4] = [
+const KINDS: [(&str, &str, &[Stage]); 5] = [
     ("calm", CALM, &Stage::ALL),
     ("baseline", BASELINE, &[Stage::Lm]),
     ("patch", PATCH, &[Stage::Lm]),
     ("multi-token", MULTI_TOKEN, &[Stage::Lm]),
+    ("dlcm", DLCM, &[Stage::Lm]),
 ];
 
 /// A folder with a text, a cache and runs.

@@ -44,6 +44,19 @@ train:
 eval: { training_documents: 2, documents: 2, chunks_per_document: 24, bootstrap: 50 }
 ";
 
+const CONCEPTS: &str = r"version: 1
+seed: 3
+data: { source: { path: text.txt }, validation: 0.3 }
+tokenizer: { bpe: { vocab_size: 300 } }
+model:
+  dlcm:
+    tokens: { layers: 3, hidden_size: 48, intermediate_size: 64, heads: 2, kv_heads: 1, init: { normal: 0.1 } }
+    concepts: { layers: 1, hidden_size: 64, intermediate_size: 96, heads: 2, init: { normal: 0.1 } }
+train:
+  lm: { steps: 20, batch_rows: 4, accumulation: 2, context: 64, learning_rate: 5e-3, warmup_steps: 5, log_every: 1, eval_every: 10 }
+eval: { training_documents: 2, documents: 2, chunks_per_document: 24, bootstrap: 50 }
+";
+
 /// Models with probabilities of chunks, and what is each one's own.
 const CHUNKS: [(&str, &str); 2] =
     [("patch", "local: { layers: 1, hidden_size: 24 }"), ("multi-token", "heads: { intermediate_size: 40 }")];
@@ -153,6 +166,11 @@ fn models_with_probabilities_of_chunks_train_as_recorded() {
     for (name, own) in CHUNKS {
         hold(name, &CHUNK.replace("FAMILY", name).replace("OWN", own));
     }
+}
+
+#[test]
+fn a_dynamic_concept_model_trains_as_recorded() {
+    hold("dlcm", CONCEPTS);
 }
 
 #[test]

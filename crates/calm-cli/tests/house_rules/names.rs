@@ -22,7 +22,7 @@ const HOMES: [(&str, &str); 5] = [
 ];
 
 /// Texts that are spelled as a name and mean something else: the crate, the module and the text.
-const OTHERS: [(&str, &str, &str); 8] = [
+const OTHERS: [(&str, &str, &str); 10] = [
     // The program.
     ("calm-cli", "args", "calm"),
     ("calm-cli", "the root", "calm"),
@@ -32,8 +32,10 @@ const OTHERS: [(&str, &str, &str); 8] = [
     ("calm-cli", "shipped", "baseline"),
     ("calm-cli", "shipped", "patch"),
     ("calm-cli", "shipped", "multi-token"),
+    ("calm-cli", "shipped", "dlcm"),
     // A page of the book.
     ("calm-cli", "book", "patch"),
+    ("calm-cli", "book", "dlcm"),
 ];
 
 /// Keys of configurations, values of `architectures` and `model_type`.

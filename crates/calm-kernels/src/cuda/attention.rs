@@ -261,22 +261,32 @@ pub(crate) fn causal_attention(
     v: &Tensor,
     segments: &Tensor,
 ) -> Result<Tensor> {
-    let spans = segment_spans(&Gpu::of(CausalAttention::NAME, q)?, CausalAttention::NAME, segments)?;
-    let keep = q.tensor().track_op() || k.track_op() || v.track_op();
-    apply(CausalAttention { sizes, spans, keep, log_sums: Saved::new() }, &[q, k, v])
+    const OP: &str = "causal_attention";
+    over_spans(sizes, q, [k, v], segment_spans(&Gpu::of(OP, q)?, OP, segments)?)
 }
 
-struct CausalAttention {
+/// Shapes checked by the caller.
+pub(super) fn over_spans(
+    sizes: AttentionSizes,
+    q: &dyn Operand,
+    [k, v]: [&Tensor; 2],
+    spans: Arc<CudaSlice<Span>>,
+) -> Result<Tensor> {
+    let keep = q.tensor().track_op() || k.track_op() || v.track_op();
+    apply(SpanAttention { sizes, spans, keep, log_sums: Saved::new() }, &[q, k, v])
+}
+
+struct SpanAttention {
     sizes: AttentionSizes,
     spans: Arc<CudaSlice<Span>>,
     /// Whether a backward pass may follow.
     keep: bool,
-    /// L `[B, S, H]`.
+    /// L `[B, T, H]`.
     log_sums: Saved<Arc<CudaSlice<f32>>>,
 }
 
-impl Operator<Gpu> for CausalAttention {
-    const NAME: &'static str = "causal_attention";
+impl Operator<Gpu> for SpanAttention {
+    const NAME: &'static str = "attention";
 
     fn forward(&self, gpu: &Gpu, inputs: &[Tensor]) -> Result<(CudaStorage, Shape)> {
         let inputs = inputs.iter().map(aligned).collect::<Result<Vec<_>>>()?;

@@ -1,10 +1,10 @@
 //! Twin of `../attention_inference.rs` on `kernels/attention_inference.cu`, and on `attention.cu` where a tile
 //! of queries is full enough.
 
-use super::attention::{DeviceSizes, HEAD_SIZES, Span, aligned, forward, segment_spans};
+use super::attention::{DeviceSizes, HEAD_SIZES, Span, aligned, forward, over_spans, segment_spans};
 use super::{Element, Gpu, Launch, View, rows, view};
 use crate::Operand;
-use crate::attention_sizes::AttentionSizes;
+use crate::attention_sizes::{AttentionSizes, Spans};
 use crate::storage::error;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DevicePtr, DeviceRepr};
 use candle_core::{Result, Tensor};
@@ -55,11 +55,38 @@ pub(crate) fn cached_attention(
     q: &dyn Operand,
     [k, v]: [&Tensor; 2],
 ) -> Result<Tensor> {
-    let gpu = Gpu::of(op, q)?;
-    let inputs = plain(op, &gpu, [q.tensor(), k, v])?;
     let cached = sizes.keys - sizes.queries;
     let row = (0..sizes.queries).map(|t| Span { start: 0, end: (cached + t + 1) as u32 });
     let spans: Vec<Span> = (0..sizes.batch).flat_map(|_| row.clone()).collect();
+    without_gradient(op, sizes, q, [k, v], &spans)
+}
+
+/// Shapes checked by the caller.
+pub(crate) fn span_attention(
+    op: &str,
+    sizes: AttentionSizes,
+    q: &dyn Operand,
+    [k, v]: [&Tensor; 2],
+    spans: &Spans,
+) -> Result<Tensor> {
+    let spans: Vec<Span> = spans.of_queries.iter().map(|&(start, end)| Span { start, end }).collect();
+    let tracked = q.tensor().track_op() || k.track_op() || v.track_op();
+    if !tracked && !sizes.is_empty() {
+        return without_gradient(op, sizes, q, [k, v], &spans);
+    }
+    let spans = Gpu::of(op, q)?.shared(&spans)?;
+    over_spans(sizes, q, [k, v], spans)
+}
+
+fn without_gradient(
+    op: &str,
+    sizes: AttentionSizes,
+    q: &dyn Operand,
+    [k, v]: [&Tensor; 2],
+    spans: &[Span],
+) -> Result<Tensor> {
+    let gpu = Gpu::of(op, q)?;
+    let inputs = plain(op, &gpu, [q.tensor(), k, v])?;
     with_element!(op, inputs[0].dtype(), T => {
         let views = views::<T>(op, &inputs)?;
         let of = [&views[0].get(), &views[1].get(), &views[2].get()];
@@ -67,7 +94,7 @@ pub(crate) fn cached_attention(
             gpu.empty::<T>(0)?
         } else {
             // The same for all layers of a step.
-            let spans = gpu.shared(&spans)?;
+            let spans = gpu.shared(spans)?;
             if sizes.queries >= TILE_QUERIES && HEAD_SIZES.contains(&sizes.head) {
                 forward(&gpu, op, sizes, &spans, of, false)?.0
             } else {

@@ -30,12 +30,13 @@ struct Layer {
     mlp: SwiGlu,
 }
 
-/// The stack of layers with its final norm.
+/// The stack of layers with its final norm, if it has one.
 #[derive(Clone, Debug)]
 pub struct Backbone {
     layers: Vec<Layer>,
-    norm: RmsNorm,
+    norm: Option<RmsNorm>,
     config: BackboneConfig,
+    context: ops::Context,
     recompute: bool,
 }
 
@@ -59,6 +60,15 @@ impl Cache {
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
+
+    /// What it held when it held its first `length` positions, of which there must be so many.
+    ///
+    /// # Errors
+    /// Fewer positions.
+    pub(crate) fn first(&self, length: usize) -> Result<Self> {
+        let cut = |(k, v): &KeysValues| Ok((k.narrow(1, 0, length)?, v.narrow(1, 0, length)?));
+        Ok(Self { layers: self.layers.iter().map(cut).collect::<Result<_>>()?, length })
+    }
 }
 
 /// Keys and values of whole rows, kept for branches.
@@ -81,6 +91,15 @@ impl Backbone {
     /// # Errors
     /// As [`Builder::weight`].
     pub fn new(b: &Builder, config: &BackboneConfig) -> Result<Self> {
+        let norm = RmsNorm::new(b, "norm", config.hidden_size, config.norm_eps)?;
+        Ok(Self { norm: Some(norm), ..Self::open(b, config)? })
+    }
+
+    /// As [`Self::new`] without the final norm: what comes out is the residual stream, for more layers.
+    ///
+    /// # Errors
+    /// As [`Builder::weight`].
+    pub fn open(b: &Builder, config: &BackboneConfig) -> Result<Self> {
         let init: Init = config.init.into();
         let (d, eps) = (config.hidden_size, config.norm_eps);
         let kv = config.kv_heads() * config.head_size();
@@ -99,8 +118,9 @@ impl Backbone {
         };
         Ok(Self {
             layers: (0..config.layers).map(layer).collect::<Result<_>>()?,
-            norm: RmsNorm::new(b, "norm", d, eps)?,
+            norm: None,
             config: config.clone(),
+            context: b.context().clone(),
             recompute: false,
         })
     }
@@ -112,7 +132,15 @@ impl Backbone {
 
     /// What operators on its parameters share.
     fn context(&self) -> &ops::Context {
-        self.norm.weight.context()
+        &self.context
+    }
+
+    /// The final norm of `x [.., D]`, if there is one.
+    fn close(&self, x: Tensor) -> Result<Tensor> {
+        match &self.norm {
+            Some(norm) => norm.forward(&x),
+            None => Ok(x),
+        }
     }
 
     /// One layer on whole rows, as two fused operators: `x [B, S, D]`, `positions` and `segments` U32 `[B, S]`.
@@ -178,7 +206,7 @@ impl Backbone {
             // Without gradient: what a backward pass would need goes at once.
             x = self.layer(layer, &x, positions, |q, k, v| attend(i, q, k, v))?.detach();
         }
-        self.norm.forward(&x)
+        self.close(x)
     }
 
     /// The residual streams `[B, S, D]` that enter each layer, and the one that leaves the last (before the
@@ -210,7 +238,7 @@ impl Backbone {
                 self.fused_layer(&self.layers[i], &x, positions, segments)?
             };
         }
-        self.norm.forward(&x)
+        self.close(x)
     }
 
     /// As [`Backbone::forward`], keeping keys and values for branches (no gradient).

@@ -13,12 +13,15 @@
 pub mod baseline;
 pub mod calm;
 mod chunk_softmax;
+pub mod dlcm;
 mod draws;
 mod filler;
 mod input;
 pub mod multi_token;
 pub mod patch;
 mod softmax;
+mod token_draws;
+mod token_sampler;
 
 use calm_autoencoder::{Autoencoder, AutoencoderConfig};
 use calm_config::Problems;

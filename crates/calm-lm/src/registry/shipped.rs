@@ -3,7 +3,7 @@
 use std::sync::RwLock;
 
 use super::{Entry, Registered};
-use crate::family::{FamilyConfig, PublishedFamily, baseline, calm, multi_token, patch};
+use crate::family::{FamilyConfig, PublishedFamily, baseline, calm, dlcm, multi_token, patch};
 use crate::head::{HeadConfig, HeadSettings, PublishedHead, diffusion, energy, flow};
 
 /// The families of this crate.
@@ -22,6 +22,10 @@ const FAMILIES: &[Entry<dyn FamilyConfig>] = &[
     Entry::family::<multi_token::MultiTokenConfig>(
         multi_token::NAME,
         "The same backbone on chunks, with a head for each of the next tokens.",
+    ),
+    Entry::family::<dlcm::DlcmConfig>(
+        dlcm::NAME,
+        "Token layers around a transformer over concepts, whose boundaries the model finds itself.",
     ),
 ];
 

@@ -2,9 +2,10 @@
 
 use calm_autoencoder::AutoencoderConfig;
 use calm_lm::family::calm::{DecoderKind, LikelihoodConfig};
+use calm_lm::family::dlcm::{BoundariesConfig, CrossConfig, CrossKeys};
 use calm_lm::{
-    BackboneConfig, BaselineConfig, CalmConfig, DiffusionConfig, EnergyConfig, FamilyConfig, FlowConfig,
-    HeadSettings, LocalConfig, MultiTokenConfig, PatchConfig, Solver,
+    BackboneConfig, BaselineConfig, CalmConfig, DiffusionConfig, DlcmConfig, EnergyConfig, FamilyConfig,
+    FlowConfig, HeadSettings, LocalConfig, MultiTokenConfig, PatchConfig, Solver,
 };
 use calm_nn::costs::{Count, Flops, Parameters};
 use calm_nn::{Footing, Precision};
@@ -274,4 +275,37 @@ fn the_autoencoder_trains_mostly_in_its_vocabulary() {
     );
     let json = serde_json::to_value(autoencoder.parameters(4, VOCAB)).unwrap();
     assert_eq!(json["parts"][0][1], 65_667_584);
+}
+
+#[test]
+fn concepts_run_once_in_r_tokens_and_the_token_layers_are_those_of_a_baseline() {
+    let config = |ratio, keys| DlcmConfig {
+        tokens: backbone(16, 512, 1408),
+        concepts: backbone(16, 1024, 2752),
+        boundaries: BoundariesConfig { ratio, ..Default::default() },
+        cross: CrossConfig { keys, ..Default::default() },
+        ..Default::default()
+    };
+    let part = |f: &Flops, name: &str| f.parts.iter().find(|(n, _)| *n == name).map_or(0.0, |(_, x)| *x);
+    let four = config(4.0, CrossKeys::Concepts);
+    let (found, tokens) = (inference(&four), inference(&baseline(16, 512, 1408)));
+    assert_eq!(part(&found, "encoder") + part(&found, "decoder"), part(&tokens, "backbone"));
+    assert_eq!(part(&found, "vocabulary"), part(&tokens, "vocabulary"));
+    let (one, eight) =
+        (inference(&config(1.0, CrossKeys::Concepts)), inference(&config(8.0, CrossKeys::Concepts)));
+    assert_eq!(part(&one, "concepts"), 4.0 * part(&found, "concepts"));
+    // W_up, and twice what a token layer of this width costs.
+    let layers = 2.0 * (512.0 * 1024.0 + 16.0 * (4.0 * 1024.0 * 1024.0 + 3.0 * 1024.0 * 2752.0));
+    assert_eq!(part(&one, "concepts"), layers);
+    // Among concepts: 1/R of the positions, each over 1/R of the context.
+    let among = |f: &Flops| part(f, "attention") - part(&tokens, "attention");
+    assert_eq!(among(&one), 16.0 * among(&found));
+    // Every token sees a concept for R tokens, or one for each.
+    let replicated = inference(&config(4.0, CrossKeys::Replicated));
+    let more = 4.0 * 512.0 * (CONTEXT as f64 - CONTEXT as f64 / 4.0);
+    assert_eq!(part(&replicated, "cross") - part(&found, "cross"), more);
+    assert!(eight.total() < found.total() && found.total() < one.total());
+    assert_eq!(training(&four).total(), 3.0 * found.total());
+    let realised = four.at_ratio(8.0).unwrap();
+    assert_eq!(realised.inference_flops(VOCAB, CONTEXT, 1), eight);
 }

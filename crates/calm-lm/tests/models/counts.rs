@@ -4,8 +4,8 @@
 use crate::common::*;
 use calm_lm::registry::entries;
 use calm_lm::{
-    BaselineConfig, CalmConfig, FamilyConfig, HeadConfig, HeadSettings, HeadsConfig, LanguageModel,
-    LocalConfig, ModelConfig, MultiTokenConfig, PatchConfig,
+    BackboneConfig, BaselineConfig, CalmConfig, DlcmConfig, FamilyConfig, HeadConfig, HeadSettings,
+    HeadsConfig, LanguageModel, LocalConfig, ModelConfig, MultiTokenConfig, PatchConfig,
 };
 use calm_nn::{Builder, ParamStore};
 use candle_core::{DType, Device};
@@ -39,6 +39,15 @@ fn every_family_counts_the_parameters_that_it_has() {
     families.push(PatchConfig { chunk_size: 2, backbone: backbone(), local: narrow }.into());
     let heads = HeadsConfig { intermediate_size: Some(5) };
     families.push(MultiTokenConfig { chunk_size: 2, backbone: backbone(), heads }.into());
+    let wide = BackboneConfig { hidden_size: 36, heads: 3, kv_heads: Some(1), ..backbone() };
+    for by in ["\"every\"", "{\"learnt\": {}}", "{\"cosine\": {}}"] {
+        let boundaries = serde_json::from_str(&format!("{{\"by\": {by}}}")).unwrap();
+        let cross = serde_json::from_str("{\"heads\": 4, \"kv_heads\": 2}").unwrap();
+        let tokens = BackboneConfig { layers: 3, ..backbone() };
+        families.push(
+            DlcmConfig { tokens, concepts: wide.clone(), boundaries, cross, ..Default::default() }.into(),
+        );
+    }
     for entry in entries::<dyn HeadSettings>() {
         let (autoencoder, backbone, head) = (autoencoder_config(), backbone(), head(entry.name));
         families.push(

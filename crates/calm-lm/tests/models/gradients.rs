@@ -16,7 +16,7 @@ fn largest(t: &Tensor) -> f64 {
 
 /// Every parameter gets a finite gradient that is not 0 everywhere, and a frozen row one of exactly 0; the
 /// bucket, where training leaves gradients, holds the same as candle's. `loss(step)` has noise of its step.
-fn assert_all_learn(store: &ParamStore, loss: impl Fn(u32) -> Tensor) {
+pub fn assert_all_learn(store: &ParamStore, loss: impl Fn(u32) -> Tensor) {
     let grads = [1, 2].map(|step| loss(step).backward().unwrap());
     let mut bucket = GradientBucket::new(store).unwrap();
     // What an earlier step left must not show.

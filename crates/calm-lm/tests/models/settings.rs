@@ -70,6 +70,44 @@ fn what_is_wrong_inside_a_chunk_is_named_by_its_own_keys() {
 }
 
 #[test]
+fn what_is_impossible_of_concepts_is_named_by_its_key() {
+    let found = |settings: &str| {
+        let text = format!("{{ \"dlcm\": {settings} }}");
+        let model: ModelConfig = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            serde_json::from_str::<ModelConfig>(&serde_json::to_string(&model).unwrap()).unwrap(),
+            model
+        );
+        let mut problems = Problems::new();
+        model.validate(&mut problems);
+        problems.paths()
+    };
+    assert!(found("{}").is_empty());
+    assert!(found(r#"{ "boundaries": { "by": "every" }, "encoder_layers": 0 }"#).is_empty());
+    assert!(
+        found(r#"{ "boundaries": { "by": { "cosine": {} }, "weight": 0 }, "smoothing": "none" }"#).is_empty()
+    );
+    assert_eq!(found(r#"{ "tokens": { "heads": 3 } }"#), ["tokens.heads"]);
+    assert_eq!(found(r#"{ "concepts": { "layers": 0 } }"#), ["concepts.layers"]);
+    assert_eq!(found(r#"{ "encoder_layers": 5 }"#), ["encoder_layers"]);
+    assert_eq!(found(r#"{ "boundaries": { "by": "every", "ratio": 2.5 } }"#), ["boundaries.ratio"]);
+    assert_eq!(
+        found(r#"{ "boundaries": { "ratio": 1, "weight": -1 } }"#),
+        ["boundaries.ratio", "boundaries.weight"]
+    );
+    let sharpness = r#"{ "boundaries": { "by": { "learnt": { "sharpness": 0 } } } }"#;
+    assert_eq!(found(sharpness), ["boundaries.by.learnt.sharpness"]);
+    let threshold = r#"{ "boundaries": { "by": { "cosine": { "threshold": 1 } } } }"#;
+    assert_eq!(found(threshold), ["boundaries.by.cosine.threshold"]);
+    assert_eq!(found(r#"{ "cross": { "heads": 4, "kv_heads": 3 } }"#), ["cross"]);
+    // Nothing would teach the learnt boundaries.
+    assert_eq!(found(r#"{ "boundaries": { "weight": 0 }, "smoothing": "none" }"#), ["boundaries"]);
+    for taught in [r#""straight_through": true, "smoothing": "none""#, r#""smoothing": "ema""#] {
+        assert!(found(&format!("{{ \"boundaries\": {{ \"weight\": 0 }}, {taught} }}")).is_empty());
+    }
+}
+
+#[test]
 fn a_choice_writes_what_it_reads_and_equals_only_its_like() {
     let read = |text: &str| serde_json::from_str::<ModelConfig>(text);
     let calm = read(r#"{ "calm": { "chunk_size": 4, "head": { "flow": { "repeats": 2 } } } }"#).unwrap();

@@ -1,7 +1,7 @@
 //! Causal attention with segments, its gradients, and attention over a cache against the CPU operators.
 
 use crate::common::*;
-use calm_kernels::{branch_attention, cached_attention, causal_attention};
+use calm_kernels::{Spans, branch_attention, cached_attention, causal_attention, span_attention};
 use calm_twins::{
     AttentionSizes, BRANCHES, Branches, CACHED_PART, Element, Launch, Span, TileLaunch, cached_shared_bytes,
     segment_spans,
@@ -89,8 +89,18 @@ struct Results<T> {
 
 /// The kernels on [q, k, v, dout], the backward pass with `delta` where it is given.
 fn twin<T: Element + PartialEq + Debug>(c: Case, x: [&[T]; 4], given: Option<&[f32]>) -> Results<T> {
-    let (head, sizes, spans) = (c.dh as u32, c.sizes(), c.spans());
-    let (n_q, n_k, entries) = (x[0].len(), x[1].len(), x[0].len() / c.dh);
+    twin_of(c.dh, c.sizes(), &c.spans(), x, given)
+}
+
+fn twin_of<T: Element + PartialEq + Debug>(
+    dh: usize,
+    sizes: AttentionSizes,
+    spans: &[Span],
+    x: [&[T]; 4],
+    given: Option<&[f32]>,
+) -> Results<T> {
+    let head = dh as u32;
+    let (n_q, n_k, entries) = (x[0].len(), x[1].len(), x[0].len() / dh);
     let (attention, queries, keys) = T::KERNELS.attention(head).unwrap();
     let blank = |n: usize| vec![T::of(f32::NAN); n];
     same_for(&grids(128, 0), |launch| {
@@ -100,8 +110,8 @@ fn twin<T: Element + PartialEq + Debug>(c: Case, x: [&[T]; 4], given: Option<&[f
         let [forward, of_queries, of_keys] = T::attention_launches(head).map(of_tiles);
         let [q, k, v, dout] = x.map(<[T]>::as_ptr);
         let spans = spans.as_ptr();
-        // SAFETY: q, out, dout, dq are [b, s, h, dh], k, v, dk, dv [b, s, g, dh], spans [b, s] with ends up
-        // to s, log_sums and delta [b, s, h].
+        // SAFETY: q, out, dout, dq are [b, t, h, dh], k, v, dk, dv [b, u, g, dh], spans [b, t] with ends up
+        // to u, log_sums and delta [b, t, h].
         unsafe {
             attention(forward, q, k, v, spans, out.as_mut_ptr(), log_sums.as_mut_ptr(), sizes);
             let (o, d) = (out.as_ptr(), delta.as_mut_ptr());
@@ -159,6 +169,58 @@ fn causal_attention_agrees() {
     attention_is_the_cpus::<f32>(3e-6, 3e-6);
     // Weights are rounded to bf16.
     attention_is_the_cpus::<bf16>(6e-3, 1e-2);
+}
+
+/// T queries over U keys, each with a span of its own.
+fn spans_are_the_cpus<T: Element + PartialEq + Debug>(tolerance: f32, of_gradients: f32) {
+    for (b, t, u, h, g, dh) in [
+        (2usize, 40usize, 9usize, 4usize, 2usize, 32usize),
+        (1, 300, 80, 2, 1, 64),
+        (2, 9, 200, 2, 2, 48),
+        (1, 130, 129, 1, 1, 128),
+        (2, 65, 1, 2, 1, 96),
+    ] {
+        let what = format!("{t} queries, {u} keys, batch {b}, heads {h}/{g} of {dh}");
+        let list: Vec<(u32, u32)> = (0..b * t)
+            .map(|i| {
+                let at = i % t;
+                let end = (1 + at * u * 3 / (2 * t)).min(u);
+                // A second document begins at a third of the queries.
+                let start = if at * 3 < t { 0 } else { (t.div_ceil(3) * u * 3 / (2 * t)).min(end - 1) };
+                (start as u32, end as u32)
+            })
+            .collect();
+        let device: Vec<Span> = list.iter().map(|&(start, end)| Span { start, end }).collect();
+        let sizes = AttentionSizes {
+            batch: b as u32,
+            queries: t as u32,
+            keys: u as u32,
+            heads: h as u32,
+            kv_heads: g as u32,
+            scale: (1.0 / (dh as f64).sqrt()) as f32,
+        };
+        let (n_q, n_k) = (b * t * h * dh, b * u * g * dh);
+        let [q, dout]: [Vec<T>; 2] = [randn(n_q, "q", 1.5), randn(n_q, "dout", 1.0)];
+        let [k, v]: [Vec<T>; 2] = [randn(n_k, "k", 1.5), randn(n_k, "v", 1.0)];
+        let (of_q, of_k) = ((b, t, h, dh), (b, u, g, dh));
+        let vars = [var(&q, of_q), var(&k, of_k), var(&v, of_k)];
+        let spans = Spans::new([b, t, u], list).unwrap();
+        let want = span_attention(&vars[0], &vars[1], &vars[2], &spans).unwrap();
+        let grads = gradients(&want, &dout, &[&vars[0], &vars[1], &vars[2]]);
+        let got = twin_of(dh, sizes, &device, [&q[..], &k, &v, &dout], None);
+        assert_close(&got.out, &flat(&want), tolerance, &format!("output of {what}"));
+        for ((got, name), want) in [(got.dq, "dq"), (got.dk, "dk"), (got.dv, "dv")].iter().zip(&grads) {
+            let allowed = of_gradients * largest(want).max(1.0);
+            assert_near(got, want, allowed, &format!("{name} of {what}"));
+        }
+    }
+}
+
+#[test]
+fn span_attention_agrees() {
+    // A gradient over one key is 0, left over from numbers of about 10.
+    spans_are_the_cpus::<f32>(3e-6, 1e-5);
+    spans_are_the_cpus::<bf16>(6e-3, 1e-2);
 }
 
 #[test]

@@ -1,14 +1,15 @@
 //! The baseline as a language model.
 
 use calm_kernels as ops;
-use calm_nn::{Noise, NoiseKey, ParamStore};
+use calm_nn::{Noise, ParamStore, Parameter};
 use candle_core::{Result, Tensor};
 
 use super::Baseline;
-use super::sampler::Tempered;
-use crate::ChunkBatch;
-use crate::family::{DrawKind, DrawRequest, Draws, LanguageModel, Loss, TokenDecoding};
+use crate::family::token_draws::log_probabilities;
+use crate::family::token_sampler::{Tempered, TokenModel};
+use crate::family::{DrawKind, DrawRequest, Draws, LanguageModel, Loss, TextFormat, TokenDecoding};
 use crate::sampler::{Sampler, SpecialIds};
+use crate::{Cache, ChunkBatch};
 
 impl LanguageModel for Baseline {
     fn store(&self) -> &ParamStore {
@@ -54,13 +55,27 @@ impl LanguageModel for Baseline {
     fn log_probabilities(&self, batch: &ChunkBatch) -> Result<Option<Vec<f64>>> {
         let hidden = self.hidden(batch)?.detach();
         let targets: Vec<u32> = batch.targets()?.flatten_all()?.to_vec1()?;
-        let key = NoiseKey::new(0, "unused", 0);
-        let statistics = self.statistics(&hidden, &targets, key, &batch.rows)?;
-        Ok(Some(statistics.iter().map(|s| s.log_p_target).collect()))
+        log_probabilities(&hidden, &self.output, &targets).map(Some)
     }
 
     fn hidden_streams(&self, batch: &ChunkBatch) -> Result<Option<Vec<Tensor>>> {
         let inputs = self.embed(&batch.ids)?.detach();
         self.backbone.residual_streams(&inputs, &batch.positions, &batch.segments).map(Some)
+    }
+}
+
+impl TokenModel for Baseline {
+    type Cache = Cache;
+
+    fn text(&self) -> &TextFormat {
+        &self.text
+    }
+
+    fn output(&self) -> &Parameter {
+        &self.output
+    }
+
+    fn read(&self, tokens: &[u32], lengths: &[usize], caches: &mut [&mut Cache]) -> Result<Tensor> {
+        self.backbone.forward_side_by_side(&self.inputs(tokens)?, lengths, caches)
     }
 }

@@ -4,7 +4,6 @@ mod config;
 mod language_model;
 mod model;
 mod published;
-mod sampler;
 
 use calm_autoencoder::Autoencoder;
 use calm_config::Problems;

@@ -1,14 +1,14 @@
 //! The baseline's network, its loss and its draws.
 
 use calm_nn::device::upload;
-use calm_nn::{Embedding, Init, NoiseKey, ParamStore, Parameter, RowId, philox};
+use calm_nn::{Embedding, Init, ParamStore, Parameter};
 use candle_core::{Result, Tensor, bail};
 
 use super::BaselineConfig;
 use crate::backbone::Branch;
-use crate::family::softmax::{self, each_distribution, invert, ln};
-use crate::family::{ExactDraws, GRAM, TextFormat, TokenDecoding};
-use crate::sampler::SpecialIds;
+use crate::family::softmax;
+use crate::family::token_draws::TokenDraws;
+use crate::family::{ExactDraws, TextFormat};
 use crate::{Backbone, ChunkBatch};
 
 /// A Llama language model; parameter names as in published Llama checkpoints.
@@ -19,13 +19,6 @@ pub struct Baseline {
     /// `[V, D]`
     pub(super) output: Parameter,
     pub(super) text: TextFormat,
-}
-
-/// What scoring needs of one next-token distribution.
-pub(super) struct RowStatistics {
-    pub(super) log_p_target: f64,
-    sum_p_squared: f64,
-    draws: [u32; 2],
 }
 
 impl Baseline {
@@ -78,65 +71,22 @@ impl Baseline {
     /// What a GPU answers.
     pub fn draw_positions(&self, batch: &ChunkBatch, seed: u64, purpose: &str) -> Result<ExactDraws> {
         let (b, s, _) = batch.ids.dims3()?;
-        let rows = batch.sources.len();
         let targets: Vec<u32> = batch.targets()?.flatten_all()?.to_vec1()?;
         let inputs = self.embed(&batch.ids)?.detach();
         let (x, trunk) = self.backbone.forward_trunk(&inputs, &batch.positions, &batch.segments)?;
-        let mut hidden = batch.pick(&x)?.detach();
         let mut branch = Branch::default();
-        let SpecialIds { pad, eos, .. } = self.text.special;
-        let mut out = ExactDraws {
-            log_p: Vec::with_capacity(rows),
-            gram_log_p: Vec::new(),
-            paths: vec![[[pad; GRAM - 1]; 2]; rows],
-            squares: vec![[1.0; GRAM]; rows],
-        };
-        let mut ended = vec![false; rows];
-        for step in 0..GRAM {
-            let key = NoiseKey::new(seed, &format!("{purpose}/token"), step as u32);
-            let stats = self.statistics(&hidden, &targets, key, &batch.rows)?;
-            let mut next = vec![pad; b * s];
-            for (row, st) in stats.iter().enumerate() {
-                if step == 0 {
-                    out.log_p.push(st.log_p_target);
-                }
-                // After EOS the next token is PAD with certainty: squares stay 1, paths PAD.
-                if ended[row] {
-                    continue;
-                }
-                out.squares[row][step] = st.sum_p_squared;
-                if step + 1 < GRAM {
-                    out.paths[row][0][step] = st.draws[0];
-                    out.paths[row][1][step] = st.draws[1];
-                    next[batch.sources[row] as usize] = st.draws[0];
-                    ended[row] = st.draws[0] == eos;
-                }
+        let draws = TokenDraws { output: &self.output, special: self.text.special, seed, purpose };
+        let mut out = draws.along(batch.pick(&x)?.detach(), &targets, &batch.rows, |tokens| {
+            let mut next = vec![self.text.special.pad; b * s];
+            for (at, token) in batch.sources.iter().zip(tokens) {
+                next[*at as usize] = *token;
             }
-            if step + 1 < GRAM {
-                let ids = upload(&next, (b, s, 1), batch.destination())?;
-                let x = self.backbone.forward_branch(&self.embed(&ids)?.detach(), &trunk, &mut branch)?;
-                hidden = batch.pick(&x)?.detach();
-            }
-        }
-        // The next tokens of a text are the targets of the positions after it (where a text ends, those of the next).
-        let after = |row: usize| std::array::from_fn(|n| out.log_p.get(row + n).copied().unwrap_or(0.0));
-        out.gram_log_p = (0..rows).map(after).collect();
+            let ids = upload(&next, (b, s, 1), batch.destination())?;
+            let x = self.backbone.forward_branch(&self.embed(&ids)?.detach(), &trunk, &mut branch)?;
+            Ok(batch.pick(&x)?.detach())
+        })?;
+        out.follow_targets();
         Ok(out)
-    }
-
-    pub(super) fn statistics(
-        &self,
-        hidden: &Tensor,
-        targets: &[u32],
-        key: NoiseKey,
-        ids: &[RowId],
-    ) -> Result<Vec<RowStatistics>> {
-        let u = philox::uniform(key, ids, 2, 1);
-        each_distribution(hidden, &self.output, TokenDecoding::default(), |row, p| RowStatistics {
-            log_p_target: ln(p[targets[row] as usize]),
-            sum_p_squared: p.iter().map(|p| p * p).sum(),
-            draws: [invert(p, f64::from(u[2 * row])), invert(p, f64::from(u[2 * row + 1]))],
-        })
     }
 }
 

@@ -36,6 +36,8 @@ impl Sampler for Sampled<'_> {
 }
 
 impl Reader for Sampled<'_> {
+    type Cache = Cache;
+
     fn format(&self) -> &TextFormat {
         self.model.format()
     }

@@ -59,6 +59,8 @@ impl Tempered<'_> {
 }
 
 impl Reader for Tempered<'_> {
+    type Cache = Cache;
+
     fn format(&self) -> &TextFormat {
         &self.model.text
     }
