@@ -48,6 +48,16 @@ fn every_parameter_receives_a_gradient() {
 }
 
 #[test]
+fn a_batch_that_has_its_ratio_is_learnt_from() {
+    for config in ways() {
+        let (store, model) = model(&config);
+        // R is 2: half of the targets begin a concept, and the auxiliary loss pulls nowhere.
+        let loss = loss(&model, &rows(0..4), 0, Some(16));
+        GradientBucket::new(&store).unwrap().backward(&loss.sum).unwrap();
+    }
+}
+
+#[test]
 fn a_batch_whose_documents_have_one_concept_each_is_learnt_from() {
     for config in ways() {
         let (store, model) = model(&config);
