@@ -11,10 +11,11 @@
 //! number: on a GPU every forward pass waits for p once.
 
 use calm_nn::device::upload;
-use calm_nn::{Builder, Linear, Noise};
+use calm_nn::{Builder, Init, Linear, Noise};
 use candle_core::{D, DType, Result, Tensor, bail};
 
 use super::config::{BoundariesConfig, BoundaryRule, CosineConfig, DlcmConfig, LearntConfig};
+use super::scales::Width;
 use super::slots::{lawful, starts};
 use crate::ChunkBatch;
 
@@ -53,10 +54,12 @@ pub(super) struct Predictor {
 impl Predictor {
     /// `boundary.{q,k}_proj.weight` under `b`, if it learns.
     pub(super) fn new(b: &Builder, config: &DlcmConfig) -> Result<Self> {
-        let (b, d) = (b.under("boundary"), config.tokens.hidden_size);
+        // They begin as identities, as in H-Net: at first the angles are those of the states.
+        let b = Width::of_tokens(config).builder(&b.under("boundary"));
+        let d = config.tokens.hidden_size;
         let projections = match config.boundaries.by {
             BoundaryRule::Learnt(_) => {
-                let one = |name| Linear::no_bias(&b, name, d, d, config.tokens.init.into());
+                let one = |name| Linear::no_bias(&b, name, d, d, Init::Identity);
                 Some([one("q_proj")?, one("k_proj")?])
             }
             BoundaryRule::Cosine(_) | BoundaryRule::Every => None,

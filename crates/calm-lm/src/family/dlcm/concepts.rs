@@ -14,6 +14,7 @@ use calm_nn::{Builder, Context, Linear};
 use candle_core::{Result, Tensor};
 
 use super::config::{DlcmConfig, Pooling, Smoothing};
+use super::scales::Width;
 use super::slots::Slots;
 use crate::{Backbone, ChunkBatch};
 
@@ -34,9 +35,11 @@ impl Concepts {
     pub(super) fn new(b: &Builder, config: &DlcmConfig) -> Result<Self> {
         let b = b.under("concepts");
         let (d, wide) = (config.tokens.hidden_size, config.concepts.hidden_size);
+        let (of_tokens, of_concepts) = (Width::of_tokens(config), Width::of_concepts(config));
+        let init = of_tokens.init(config.tokens.init);
         Ok(Self {
-            up: Linear::no_bias(&b, "up", d, wide, config.tokens.init.into())?,
-            backbone: Backbone::new(&b, &config.concepts)?,
+            up: Linear::no_bias(&of_tokens.builder(&b), "up", d, wide, init)?,
+            backbone: Backbone::new(&of_concepts.builder(&b), &of_concepts.layers(config.concepts.clone()))?,
             pooling: config.pooling,
             smoothing: config.smoothing,
             heads: config.tokens.heads,

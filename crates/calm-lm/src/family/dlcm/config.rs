@@ -26,6 +26,18 @@ pub struct DlcmConfig {
     pub straight_through: bool,
     /// How tokens look at concepts.
     pub cross: CrossConfig,
+    /// Widths of the model that learning rate, ε and initial values were chosen for; null: of this one.
+    pub mup: Option<MupConfig>,
+}
+
+/// Base widths of the two parts (decoupled muP). Heads must be as large as in the base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MupConfig {
+    /// Of `tokens.hidden_size`.
+    pub tokens: usize,
+    /// Of `concepts.hidden_size`.
+    pub concepts: usize,
 }
 
 impl Default for DlcmConfig {
@@ -44,6 +56,7 @@ impl Default for DlcmConfig {
             smoothing: Smoothing::default(),
             straight_through: false,
             cross: CrossConfig::default(),
+            mup: None,
         }
     }
 }
@@ -203,6 +216,9 @@ impl DlcmConfig {
             problems.add("cross", "must have at least 1 head");
         } else if !heads.is_multiple_of(kv) {
             problems.add("cross", format!("heads {heads} must be a multiple of kv_heads {kv}"));
+        }
+        if self.mup.is_some_and(|mup| mup.tokens == 0 || mup.concepts == 0) {
+            problems.add("mup", "base widths must be at least 1");
         }
         if matches!(self.boundaries.by, BoundaryRule::Learnt(_)) && !self.probability_counts() {
             problems.add(

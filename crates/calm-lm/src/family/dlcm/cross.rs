@@ -15,6 +15,7 @@ use calm_nn::{Builder, Context, Linear, RmsNorm};
 use candle_core::{Result, Tensor};
 
 use super::config::{CrossKeys, DlcmConfig};
+use super::scales::Width;
 use super::slots::Slots;
 use crate::ChunkBatch;
 use calm_nn::device::upload;
@@ -45,12 +46,14 @@ impl Cross {
         let (heads, kv_heads) = config.cross_heads();
         let (tokens, concepts) = (&config.tokens, &config.concepts);
         let (d, wide, size) = (tokens.hidden_size, concepts.hidden_size, tokens.head_size());
-        let (of_tokens, of_concepts) = (tokens.init.into(), concepts.init.into());
+        let (of_tokens, of_concepts) = (Width::of_tokens(config), Width::of_concepts(config));
+        let (outer, inner) = (of_tokens.init(tokens.init), of_concepts.init(concepts.init));
+        let (narrow, broad) = (of_tokens.builder(&b), of_concepts.builder(&b));
         Ok(Self {
-            query: Linear::no_bias(&b, "q_proj", d, heads * size, of_tokens)?,
-            key: Linear::no_bias(&b, "k_proj", wide, kv_heads * size, of_concepts)?,
-            value: Linear::no_bias(&b, "v_proj", wide, kv_heads * size, of_concepts)?,
-            output: Linear::no_bias(&b, "o_proj", heads * size, d, of_tokens)?,
+            query: Linear::no_bias(&narrow, "q_proj", d, heads * size, outer)?,
+            key: Linear::no_bias(&broad, "k_proj", wide, kv_heads * size, inner)?,
+            value: Linear::no_bias(&broad, "v_proj", wide, kv_heads * size, inner)?,
+            output: Linear::no_bias(&narrow, "o_proj", heads * size, d, outer)?,
             query_norm: RmsNorm::new(&b, "q_norm", size, tokens.norm_eps)?,
             key_norm: RmsNorm::new(&b, "k_norm", size, tokens.norm_eps)?,
             heads,

@@ -63,7 +63,9 @@ impl Dlcm {
         if self.boundaries.weight > 0.0 {
             let all = of.chosen.unwrap_or(own).chosen as f64 / (of.targets.max(1)) as f64;
             let (slope, constant) = share(self.boundaries.ratio, all);
-            let aux = p.affine(slope, constant * n as f64)?;
+            // A factor of 0, at F = 1/R, must not cut the graph as one of `affine` would: no gradient is an error.
+            let slope = p.zeros_like()?.affine(1.0, slope)?;
+            let aux = ((&p * slope)? + constant * n as f64)?;
             parts.push(("boundary_loss", aux.detach()));
             loss.sum = (&loss.sum + aux.affine(self.boundaries.weight, 0.0)?)?;
         }

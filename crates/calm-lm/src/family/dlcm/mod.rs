@@ -16,6 +16,7 @@
 //! | `slots.rs` | from b who is made of whom, who sees whom |
 //! | `concepts.rs`, `cross.rs` | tokens to concepts, and back |
 //! | `model.rs`, `text.rs` | whole rows; texts that grow |
+//! | `scales.rs` | rates and initial values of wide models |
 //! | `loss.rs` | cross-entropy, and what holds the ratio |
 //! | `draws.rs` | whole rows and texts, for scores |
 
@@ -30,6 +31,7 @@ mod language_model;
 mod leak;
 mod loss;
 mod model;
+mod scales;
 mod slots;
 #[cfg(test)]
 mod testing;
@@ -44,8 +46,8 @@ use candle_core::Result;
 use super::{DrawKind, FamilyConfig, LanguageModel, ModelConfig, TextFormat};
 pub use boundaries::Boundaries;
 pub use config::{
-    BoundariesConfig, BoundaryRule, CosineConfig, CrossConfig, CrossKeys, DlcmConfig, LearntConfig, Pooling,
-    Smoothing,
+    BoundariesConfig, BoundaryRule, CosineConfig, CrossConfig, CrossKeys, DlcmConfig, LearntConfig,
+    MupConfig, Pooling, Smoothing,
 };
 pub use model::Dlcm;
 

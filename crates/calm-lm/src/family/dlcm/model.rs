@@ -7,6 +7,7 @@ use candle_core::{Result, Tensor, bail};
 use super::boundaries::{Boundaries, Decisions, Predictor};
 use super::concepts::Concepts;
 use super::cross::Cross;
+use super::scales::Width;
 use super::slots::Slots;
 use super::{BoundariesConfig, DlcmConfig};
 use crate::family::{TextFormat, softmax};
@@ -27,6 +28,8 @@ pub struct Dlcm {
     pub(super) text: TextFormat,
     pub(super) boundaries: BoundariesConfig,
     straight_through: bool,
+    /// s of the token part, by which logits are divided.
+    width: f64,
     /// From so many rows on a product has the same bits in any company.
     pub(super) least: usize,
 }
@@ -45,19 +48,20 @@ impl Dlcm {
     /// No memory left on a GPU.
     pub fn new(store: &ParamStore, config: &DlcmConfig, text: &TextFormat) -> Result<Self> {
         let (b, v, d) = (store.builder(), text.vocab_size, config.tokens.hidden_size);
-        let init: Init = config.tokens.init.into();
+        let (init, wide): (Init, _) = (config.tokens.init.into(), Width::of_tokens(config));
         Ok(Self {
             store: store.clone(),
             embedding: Embedding::new(&b.under("model"), "embed_tokens", v, d, init, None)?,
-            encoder: Backbone::open(&b.under("encoder"), &config.encoder())?,
+            encoder: Backbone::open(&wide.builder(&b.under("encoder")), &wide.layers(config.encoder()))?,
             predictor: Predictor::new(&b, config)?,
             concepts: Concepts::new(&b, config)?,
             cross: Cross::new(&b, config)?,
-            decoder: Backbone::new(&b.under("decoder"), &config.decoder())?,
+            decoder: Backbone::new(&wide.builder(&b.under("decoder")), &wide.layers(config.decoder()))?,
             output: b.under("lm_head").weight("weight", &[v, d], init)?,
             text: *text,
             boundaries: config.boundaries.clone(),
             straight_through: config.straight_through,
+            width: wide.factor(),
             least: least_rows([store]),
         })
     }
@@ -110,7 +114,12 @@ impl Dlcm {
             taken = taken.broadcast_mul(&one.to_dtype(taken.dtype())?)?;
         }
         let x = self.decoder.forward(&(h + taken)?, &batch.positions, &batch.segments)?;
-        Ok(Pass { hidden: x, boundaries })
+        Ok(Pass { hidden: self.at_width(x)?, boundaries })
+    }
+
+    /// Hidden states as the vocabulary takes them.
+    pub(super) fn at_width(&self, hidden: Tensor) -> Result<Tensor> {
+        if self.width == 1.0 { Ok(hidden) } else { hidden.affine(self.width.recip(), 0.0) }
     }
 
     /// The boundaries that are taken of a batch where nothing is drawn.

@@ -228,7 +228,8 @@ impl Dlcm {
         }
         let x = (h + self.cross.output(&beside(&mixed)?)?)?.detach();
         let mut decoders: Vec<&mut Cache> = caches.iter_mut().map(|c| &mut c.decoder).collect();
-        Ok((self.decoder.forward_side_by_side(&x, lengths, &mut decoders)?.detach(), trails))
+        let hidden = self.decoder.forward_side_by_side(&x, lengths, &mut decoders)?.detach();
+        Ok((self.at_width(hidden)?, trails))
     }
 
     /// q and p of states `h [1, N, D]`: `[1, N, D]` and `[1, N]`. At a text's first token p means nothing.
