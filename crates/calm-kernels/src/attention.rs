@@ -12,8 +12,8 @@
 //! order.
 
 use crate::attention_sizes::{AttentionSizes, Span, segment_spans};
-use crate::context::Operand;
-use crate::simd::{self, LANES, Mat, Real, dispatch, dot, fold};
+use crate::context::{self, Operand};
+use crate::simd::{self, LANES, Mat, Products, Real, dispatch, dot, fold};
 use crate::storage::{self, Saved, error, slice, tensor, view};
 use crate::with_float;
 use candle_core::backend::BackendStorage;
@@ -57,7 +57,8 @@ pub fn causal_attention(queries: &dyn Operand, k: &Tensor, v: &Tensor, segments:
     on_gpu!(q, crate::cuda::attention::causal_attention(sizes, queries, k, v, segments));
     let spans = segment_spans(&storage::ids(OP, segments)?, sizes.queries);
     let keep = q.track_op() || k.track_op() || v.track_op();
-    let op = CausalAttention { sizes, spans: Arc::new(spans), keep, log_sums: Saved::new() };
+    let products = context::products(&[queries]);
+    let op = CausalAttention { sizes, spans: Arc::new(spans), products, keep, log_sums: Saved::new() };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
 }
 
@@ -183,6 +184,7 @@ pub(crate) type Branch<'a, T> = (&'a [T], &'a [T]);
 pub(crate) fn attend<T: Real>(
     sizes: AttentionSizes,
     spans: &[Span],
+    products: Products,
     (q, k, v): (&[T], &[T], &[T]),
     branches: &[Branch<'_, T>],
     keep: bool,
@@ -207,7 +209,7 @@ pub(crate) fn attend<T: Real>(
             let scores = scratch(scores, panel.rows * n);
             let result = scratch(result, panel.rows * dh);
             let keys = sizes.keys_of(k, b, g, first, last);
-            simd::matmul(scores, panel.rows_of(q, dh), keys.t(), false, Parallelism::None);
+            products.matmul(scores, panel.rows_of(q, dh), keys.t(), false, Parallelism::None);
 
             // Row by row: the unnormalised probabilities in place, their sum and the branches'.
             let mut extra = vec![T::ZERO; branches.len() * panel.rows];
@@ -236,7 +238,7 @@ pub(crate) fn attend<T: Real>(
                 },
             );
             let values = sizes.keys_of(v, b, g, first, last);
-            simd::matmul(result, Mat::new(scores, panel.rows, n), values, false, Parallelism::None);
+            products.matmul(result, Mat::new(scores, panel.rows, n), values, false, Parallelism::None);
             dispatch(
                 #[inline(always)]
                 || {
@@ -372,6 +374,7 @@ pub(crate) fn backward<T: Real>(
 struct CausalAttention {
     sizes: AttentionSizes,
     spans: Arc<Vec<Span>>,
+    products: Products,
     /// Whether a backward pass may follow.
     keep: bool,
     /// L `[B, S, H]`.
@@ -394,7 +397,7 @@ impl CustomOp3 for CausalAttention {
     ) -> Result<(CpuStorage, Shape)> {
         with_float!(OP, s1.dtype(), T => {
             let inputs = (slice::<T>(OP, s1, l1)?, slice::<T>(OP, s2, l2)?, slice::<T>(OP, s3, l3)?);
-            let (out, log_sums) = attend(self.sizes, &self.spans, inputs, &[], self.keep);
+            let (out, log_sums) = attend(self.sizes, &self.spans, self.products, inputs, &[], self.keep);
             if self.keep {
                 let entries = log_sums.len();
                 self.log_sums.set(tensor(log_sums, entries)?);

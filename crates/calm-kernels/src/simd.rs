@@ -8,8 +8,11 @@
 //! twin give the same bits. The loops are written for the compiler to vectorise: wrap them in
 //! [`dispatch`] with an `#[inline(always)]` closure that calls `#[inline(always)]` functions.
 
+mod fixed;
+
 use candle_core::WithDType;
 use std::ops::Neg;
+use std::sync::OnceLock;
 
 /// Lanes of a fixed-order sum; two AVX2 or one AVX-512 register of `f32`.
 pub const LANES: usize = 16;
@@ -20,7 +23,19 @@ pub const LANES: usize = 16;
 /// and dispatch inside a parallel loop's body, not around the loop.
 #[inline(always)]
 pub fn dispatch<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
+    widest().dispatch(f)
+}
+
+/// Of this processor, or less: `CALM_VECTORS=avx2` or `plain`, to show that nothing depends on it.
+#[inline(always)]
+fn widest() -> pulp::Arch {
+    static WIDEST: OnceLock<pulp::Arch> = OnceLock::new();
+    *WIDEST.get_or_init(|| match std::env::var("CALM_VECTORS").as_deref() {
+        Ok("plain") => pulp::Arch::Scalar,
+        #[cfg(target_arch = "x86_64")]
+        Ok("avx2") => pulp::x86::V3::try_new().map_or(pulp::Arch::Scalar, pulp::Arch::V3),
+        _ => pulp::Arch::new(),
+    })
 }
 
 /// `f32` or `f64`: what the operators compute in (`f32` to be fast, `f64` for gradient checks).
@@ -332,6 +347,40 @@ impl<'a, T> Mat<'a, T> {
             row_stride: self.col_stride,
             col_stride: self.row_stride,
         }
+    }
+}
+
+/// How matrix products are computed on the CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Products {
+    /// As fast as this processor can: sums are cut as its registers and the sizes have it, and multiplications are fused
+    /// with additions.
+    #[default]
+    Fast,
+    /// In one order: the same bits on every processor, for any number of threads and of other rows.
+    Fixed,
+}
+
+impl Products {
+    /// [`matmul`] in this way.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn matmul<T: Real>(
+        self,
+        dst: &mut [T],
+        a: Mat<'_, T>,
+        b: Mat<'_, T>,
+        accumulate: bool,
+        parallelism: gemm::Parallelism,
+    ) {
+        if self == Self::Fast || a.rows == 0 || b.cols == 0 || a.cols == 0 {
+            return matmul(dst, a, b, accumulate, parallelism);
+        }
+        assert_eq!(a.cols, b.rows, "the inner sizes of a matrix product differ");
+        assert_eq!(dst.len(), a.rows * b.cols, "the destination of a matrix product has the wrong size");
+        let parallel = !matches!(parallelism, gemm::Parallelism::None);
+        fixed::product(dst, a, b, accumulate, parallel);
     }
 }
 

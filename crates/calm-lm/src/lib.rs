@@ -55,6 +55,7 @@
 pub mod backbone;
 pub mod batch;
 
+pub mod coding;
 pub mod family;
 pub mod head;
 pub mod published;
@@ -65,6 +66,7 @@ mod text_state;
 
 pub use backbone::{Backbone, BackboneConfig, Cache};
 pub use batch::ChunkBatch;
+pub use coding::{CodedChunks, Coding};
 pub use family::baseline::{Baseline, BaselineConfig};
 pub use family::calm::{Calm, CalmConfig};
 pub use family::multi_token::{HeadsConfig, MultiTokenConfig};

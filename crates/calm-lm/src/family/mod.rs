@@ -28,6 +28,7 @@ use candle_core::{Result, Tensor};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
+use crate::coding::Coding;
 use crate::published::{ConfigJson, Keys, Names};
 use crate::registry::{Choice, Entry, Plain};
 use crate::sampler::{Sampler, SpecialIds};
@@ -244,6 +245,12 @@ pub trait LanguageModel: Send + Sync {
     /// The model as a sampler of its tempered probabilities; None of a black box, which is sharpened by drawing more
     /// samples.
     fn tempered_sampler(&self, _decoding: TokenDecoding) -> Option<Box<dyn Sampler + '_>> {
+        None
+    }
+
+    /// The probabilities of the next tokens for a lossless coder; None of a model that has none, or none that come out the
+    /// same to the bit everywhere.
+    fn coding(&self) -> Option<Box<dyn Coding + '_>> {
         None
     }
 

@@ -7,6 +7,7 @@ use candle_core::{Result, Tensor};
 use super::Baseline;
 use super::sampler::Tempered;
 use crate::ChunkBatch;
+use crate::coding::Coding;
 use crate::family::{DrawKind, DrawRequest, Draws, LanguageModel, Loss, TokenDecoding};
 use crate::sampler::{Sampler, SpecialIds};
 
@@ -49,6 +50,10 @@ impl LanguageModel for Baseline {
 
     fn tempered_sampler(&self, decoding: TokenDecoding) -> Option<Box<dyn Sampler + '_>> {
         Some(Box::new(Tempered { model: self, decoding }))
+    }
+
+    fn coding(&self) -> Option<Box<dyn Coding + '_>> {
+        Some(Box::new(self))
     }
 
     fn log_probabilities(&self, batch: &ChunkBatch) -> Result<Option<Vec<f64>>> {
