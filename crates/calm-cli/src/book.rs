@@ -25,6 +25,7 @@ pub const PAGES: &[(&str, &str)] = pages![
     "gpu",
     "likelihood",
     "patch",
+    "compression",
     "adding-a-family",
     "adding-a-head",
     "adding-an-operator",
