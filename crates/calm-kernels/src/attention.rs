@@ -13,7 +13,8 @@
 
 use crate::attention_sizes::{AttentionSizes, Span, segment_spans};
 use crate::context::{self, Operand};
-use crate::simd::{self, LANES, Mat, Products, Real, dispatch, dot, fold};
+use crate::products::Products;
+use crate::simd::{self, LANES, Mat, Real, dispatch, dot, fold};
 use crate::storage::{self, Saved, error, slice, tensor, view};
 use crate::with_float;
 use candle_core::backend::BackendStorage;

@@ -11,7 +11,7 @@
 use crate::attention::{Branch, attend};
 use crate::attention_sizes::{AttentionSizes, Span, segment_spans};
 use crate::context::{self, Operand};
-use crate::simd::Products;
+use crate::products::Products;
 use crate::storage::{self, error, tensor, view};
 use crate::with_float;
 use candle_core::{Result, Tensor};

@@ -2,7 +2,7 @@
 
 use crate::buffer::Buffer;
 use crate::context::{self, Context, Operand};
-use crate::simd::Products;
+use crate::products::Products;
 use crate::storage::error;
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, TensorId};

@@ -36,7 +36,7 @@
 //! A handle is cheap to clone. A lock is held while something is looked up or, the first time, made (a table, an
 //! upload, the copies); never while an operator works on activations.
 
-use crate::simd::Products;
+use crate::products::Products;
 use crate::storage::error;
 use candle_core::{Device, Result, Tensor, Var};
 use std::any::Any;

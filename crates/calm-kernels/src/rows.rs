@@ -5,7 +5,8 @@
 //! A new buffer is touched for the first time inside the task that fills it: no pass that clears it
 //! beforehand on one thread.
 
-use crate::simd::{self, Mat, Products, Real, dispatch};
+use crate::products::Products;
+use crate::simd::{self, Mat, Real, dispatch};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 

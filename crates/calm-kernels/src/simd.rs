@@ -8,8 +8,6 @@
 //! twin give the same bits. The loops are written for the compiler to vectorise: wrap them in
 //! [`dispatch`] with an `#[inline(always)]` closure that calls `#[inline(always)]` functions.
 
-mod fixed;
-
 use candle_core::WithDType;
 use std::ops::Neg;
 use std::sync::OnceLock;
@@ -338,6 +336,11 @@ impl<'a, T> Mat<'a, T> {
         self.cols
     }
 
+    /// Its numbers, and the distances between rows and between columns.
+    pub(crate) fn strides(&self) -> (&'a [T], usize, usize) {
+        (self.data, self.row_stride, self.col_stride)
+    }
+
     /// The transpose: strides swapped, nothing copied.
     pub fn t(self) -> Self {
         Self {
@@ -347,40 +350,6 @@ impl<'a, T> Mat<'a, T> {
             row_stride: self.col_stride,
             col_stride: self.row_stride,
         }
-    }
-}
-
-/// How matrix products are computed on the CPU.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Products {
-    /// As fast as this processor can: sums are cut as its registers and the sizes have it, and multiplications are fused
-    /// with additions.
-    #[default]
-    Fast,
-    /// In one order: the same bits on every processor, for any number of threads and of other rows.
-    Fixed,
-}
-
-impl Products {
-    /// [`matmul`] in this way.
-    ///
-    /// # Panics
-    /// If the shapes do not fit.
-    pub fn matmul<T: Real>(
-        self,
-        dst: &mut [T],
-        a: Mat<'_, T>,
-        b: Mat<'_, T>,
-        accumulate: bool,
-        parallelism: gemm::Parallelism,
-    ) {
-        if self == Self::Fast || a.rows == 0 || b.cols == 0 || a.cols == 0 {
-            return matmul(dst, a, b, accumulate, parallelism);
-        }
-        assert_eq!(a.cols, b.rows, "the inner sizes of a matrix product differ");
-        assert_eq!(dst.len(), a.rows * b.cols, "the destination of a matrix product has the wrong size");
-        let parallel = !matches!(parallelism, gemm::Parallelism::None);
-        fixed::product(dst, a, b, accumulate, parallel);
     }
 }
 

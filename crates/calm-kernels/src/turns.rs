@@ -2,7 +2,7 @@
 //! asks for the same one.
 
 use crate::context::Context;
-use crate::simd::Products;
+use crate::products::Products;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Tables up to this many entries stay in the context for the next call.
@@ -60,10 +60,13 @@ fn fixed_frequencies(half: usize, theta: f64) -> Vec<f64> {
     (0..half).map(|i| libm::pow(theta, -(i as f64) / half as f64)).collect()
 }
 
+/// Sine and cosine of an angle.
+type SinCos = fn(f64) -> (f64, f64);
+
 fn table(positions: impl Iterator<Item = u32>, half: usize, theta: f64, products: Products) -> Arc<Vec<f64>> {
-    let (frequency, sin_cos): (_, fn(f64) -> (f64, f64)) = match products {
-        Products::Fast => (frequencies(half, theta), f64::sin_cos),
-        Products::Fixed => (fixed_frequencies(half, theta), libm::sincos),
+    let (frequency, sin_cos) = match products {
+        Products::Fast => (frequencies(half, theta), f64::sin_cos as SinCos),
+        Products::Fixed => (fixed_frequencies(half, theta), libm::sincos as SinCos),
     };
     let mut out = Vec::new();
     for position in positions {

@@ -55,7 +55,6 @@
 pub mod backbone;
 pub mod batch;
 
-pub mod coding;
 pub mod family;
 pub mod head;
 pub mod published;
@@ -66,14 +65,13 @@ mod text_state;
 
 pub use backbone::{Backbone, BackboneConfig, Cache};
 pub use batch::ChunkBatch;
-pub use coding::{CodedChunks, Coding};
 pub use family::baseline::{Baseline, BaselineConfig};
 pub use family::calm::{Calm, CalmConfig};
 pub use family::multi_token::{HeadsConfig, MultiTokenConfig};
 pub use family::patch::{LocalConfig, PatchConfig};
 pub use family::{
-    ChunkSoftmax, Decode, DecodedDraws, DrawKind, DrawRequest, Draws, ExactDraws, FamilyConfig,
-    LanguageModel, Loss, LossPart, ModelConfig, SampledDraws, TextFormat, TokenDecoding,
+    ChunkSoftmax, CodedChunks, Coding, Decode, DecodedDraws, DrawKind, DrawRequest, Draws, ExactDraws,
+    FamilyConfig, LanguageModel, Loss, LossPart, ModelConfig, SampledDraws, TextFormat, TokenDecoding,
 };
 pub use head::{
     DiffusionConfig, EnergyConfig, FlowConfig, FlowTime, Head, HeadConfig, HeadSettings, Solver,

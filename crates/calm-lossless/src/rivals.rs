@@ -8,9 +8,9 @@ use crate::bytes;
 
 /// Programs that compress what they are given, with their arguments.
 const PROGRAMS: [(&str, &str, &[&str]); 3] = [
-    ("xz -9e", "xz", &["-9e", "--stdout", "--threads=1"]),
-    ("zstd -19 --ultra", "zstd", &["-19", "--ultra", "--stdout", "--quiet"]),
-    ("brotli", "brotli", &["--best", "--stdout"]),
+    ("xz -9e", "xz", &["-9e", "-c", "-T1"]),
+    ("zstd -19 --ultra", "zstd", &["-19", "--ultra", "-c", "-q"]),
+    ("brotli", "brotli", &["-q", "11", "-c"]),
 ];
 
 /// Orders of the counts.

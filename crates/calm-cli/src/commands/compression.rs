@@ -122,7 +122,7 @@ fn measure(coder: &Coder<'_>, text: String, bytes: &[u8], options: &Options) -> 
     let mut rows = vec![Row {
         bits_per_byte_se: ratio_error(&blocks),
         seconds_back: Some(home.as_secs_f64()),
-        ..row("calm".to_owned(), Some(done.bytes.len()), coder.model_bytes(), there)
+        ..row("this model".to_owned(), Some(done.bytes.len()), coder.model_bytes(), there)
     }];
     rows.extend(rivals::all(bytes).into_iter().map(|rival| row(rival.name, rival.bytes, 0, rival.time)));
     Ok(OnText { text, bytes: bytes.len(), rows })

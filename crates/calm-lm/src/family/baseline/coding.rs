@@ -5,9 +5,8 @@ use candle_core::{Result, Tensor, bail};
 
 use super::Baseline;
 use crate::Cache;
-use crate::coding::{CodedChunks, Coding};
-use crate::family::TextFormat;
 use crate::family::softmax::weights;
+use crate::family::{CodedChunks, Coding, TextFormat};
 
 impl Coding for &Baseline {
     fn format(&self) -> &TextFormat {

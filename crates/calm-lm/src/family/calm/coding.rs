@@ -13,9 +13,8 @@ use rayon::prelude::*;
 
 use super::Calm;
 use crate::Cache;
-use crate::coding::{CodedChunks, Coding};
-use crate::family::TextFormat;
 use crate::family::softmax::weights;
+use crate::family::{CodedChunks, Coding, TextFormat};
 
 /// ε, the share of uniform tokens.
 const FLOOR: f64 = 1e-3;

@@ -8,10 +8,9 @@ use super::model::DRAWN;
 use super::sampler::Sampled;
 use super::{Calm, likelihood};
 use crate::ChunkBatch;
-use crate::coding::Coding;
 use crate::family::filler;
 use crate::family::{
-    Decode, DecodedDraws, DrawKind, DrawRequest, Draws, LanguageModel, Loss, LossPart, TokenDecoding,
+    Coding, Decode, DecodedDraws, DrawKind, DrawRequest, Draws, LanguageModel, Loss, LossPart, TokenDecoding,
 };
 use crate::sampler::{Sampler, SpecialIds};
 

@@ -5,9 +5,8 @@ use candle_core::{Result, Tensor};
 
 use super::{ChunkSoftmax, ChunkTokens};
 use crate::Cache;
-use crate::coding::{CodedChunks, Coding};
-use crate::family::TextFormat;
 use crate::family::softmax::{logits, weights};
+use crate::family::{CodedChunks, Coding, TextFormat};
 
 impl Coding for &ChunkSoftmax {
     fn format(&self) -> &TextFormat {

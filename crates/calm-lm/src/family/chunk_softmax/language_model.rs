@@ -7,8 +7,7 @@ use super::ChunkSoftmax;
 use super::draws::exact;
 use super::sampler::Tempered;
 use crate::ChunkBatch;
-use crate::coding::Coding;
-use crate::family::{DrawKind, DrawRequest, Draws, LanguageModel, Loss, TokenDecoding};
+use crate::family::{Coding, DrawKind, DrawRequest, Draws, LanguageModel, Loss, TokenDecoding};
 use crate::sampler::{Sampler, SpecialIds};
 
 impl LanguageModel for ChunkSoftmax {

@@ -8,8 +8,46 @@
 //! together. No multiplication is fused with an addition. Zeros behind the end of a sum change nothing either: attention
 //! over a longer row of keys, of which the last have no weight, has the same bits.
 
-use super::{Mat, Real, dispatch};
+use crate::simd::{Mat, Real, dispatch, matmul};
 use rayon::prelude::*;
+
+/// How matrix products are computed on the CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Products {
+    /// As fast as this processor can: sums are cut as its registers and the sizes have it, and multiplications are fused
+    /// with additions.
+    #[default]
+    Fast,
+    /// In one order: the same bits on every processor, for any number of threads and of other rows.
+    Fixed,
+}
+
+impl Products {
+    /// [`matmul`] in this way.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn matmul<T: Real>(
+        self,
+        dst: &mut [T],
+        a: Mat<'_, T>,
+        b: Mat<'_, T>,
+        accumulate: bool,
+        parallelism: gemm::Parallelism,
+    ) {
+        if self == Self::Fast || a.rows() == 0 || b.columns() == 0 || a.columns() == 0 {
+            return matmul(dst, a, b, accumulate, parallelism);
+        }
+        assert_eq!(a.columns(), b.rows(), "the inner sizes of a matrix product differ");
+        assert_eq!(
+            dst.len(),
+            a.rows() * b.columns(),
+            "the destination of a matrix product has the wrong size"
+        );
+        let parallel = !matches!(parallelism, gemm::Parallelism::None);
+        product(dst, a, b, accumulate, parallel);
+    }
+}
 
 /// Columns of a panel; one AVX-512 or two AVX2 registers of `f32`.
 const WIDTH: usize = 16;
@@ -19,38 +57,33 @@ const ROWS: usize = 6;
 const PARALLEL: usize = 1 << 16;
 
 /// `dst = a b`, or `dst += a b`. The caller has checked the sizes, none of which is 0.
-pub(super) fn product<T: Real>(
-    dst: &mut [T],
-    a: Mat<'_, T>,
-    b: Mat<'_, T>,
-    accumulate: bool,
-    parallel: bool,
-) {
-    let panel = a.cols * WIDTH;
-    let mut packed = vec![T::ZERO; b.cols.div_ceil(WIDTH) * panel];
-    let block = ROWS * b.cols;
-    if parallel && a.rows * b.cols * a.cols >= PARALLEL {
+fn product<T: Real>(dst: &mut [T], a: Mat<'_, T>, b: Mat<'_, T>, accumulate: bool, parallel: bool) {
+    let panel = a.columns() * WIDTH;
+    let mut packed = vec![T::ZERO; b.columns().div_ceil(WIDTH) * panel];
+    let block = ROWS * b.columns();
+    if parallel && a.rows() * b.columns() * a.columns() >= PARALLEL {
         packed.par_chunks_mut(panel).enumerate().for_each(|(i, into)| pack(b, i * WIDTH, into));
         let each = dst.par_chunks_mut(block).enumerate();
-        each.for_each(|(i, dst)| some_rows(dst, a, i * ROWS, b.cols, &packed, accumulate));
+        each.for_each(|(i, dst)| some_rows(dst, a, i * ROWS, b.columns(), &packed, accumulate));
     } else {
         packed.chunks_mut(panel).enumerate().for_each(|(i, into)| pack(b, i * WIDTH, into));
         for (i, dst) in dst.chunks_mut(block).enumerate() {
-            some_rows(dst, a, i * ROWS, b.cols, &packed, accumulate);
+            some_rows(dst, a, i * ROWS, b.columns(), &packed, accumulate);
         }
     }
 }
 
 /// Columns of b from `first` on, `[inner, WIDTH]`; what is beyond the last column stays 0.
 fn pack<T: Real>(b: Mat<'_, T>, first: usize, into: &mut [T]) {
-    let columns = WIDTH.min(b.cols - first);
-    if b.col_stride == 1 {
+    let columns = WIDTH.min(b.columns() - first);
+    let (data, row_stride, col_stride) = b.strides();
+    if col_stride == 1 {
         for (k, into) in into.chunks_exact_mut(WIDTH).enumerate() {
-            into[..columns].copy_from_slice(&b.data[k * b.row_stride + first..][..columns]);
+            into[..columns].copy_from_slice(&data[k * row_stride + first..][..columns]);
         }
     } else {
         for j in 0..columns {
-            let column = b.data[(first + j) * b.col_stride..].iter().step_by(b.row_stride);
+            let column = data[(first + j) * col_stride..].iter().step_by(row_stride);
             into.iter_mut().skip(j).step_by(WIDTH).zip(column).for_each(|(into, x)| *into = *x);
         }
     }
@@ -65,17 +98,18 @@ fn some_rows<T: Real>(
     packed: &[T],
     accumulate: bool,
 ) {
-    let rows = ROWS.min(a.rows - first);
+    let rows = ROWS.min(a.rows() - first);
     // The rows side by side, `[inner, ROWS]`; those that are missing are 0.
-    let mut left = vec![[T::ZERO; ROWS]; a.cols];
+    let mut left = vec![[T::ZERO; ROWS]; a.columns()];
+    let (data, row_stride, col_stride) = a.strides();
     for r in 0..rows {
-        let row = a.data[(first + r) * a.row_stride..].iter().step_by(a.col_stride);
+        let row = data[(first + r) * row_stride..].iter().step_by(col_stride);
         left.iter_mut().zip(row).for_each(|(left, x)| left[r] = *x);
     }
     dispatch(
         #[inline(always)]
         || {
-            for (i, panel) in packed.chunks_exact(a.cols * WIDTH).enumerate() {
+            for (i, panel) in packed.chunks_exact(a.columns() * WIDTH).enumerate() {
                 let (at, n) = (i * WIDTH, WIDTH.min(columns - i * WIDTH));
                 let mut sums = [[T::ZERO; WIDTH]; ROWS];
                 if accumulate {
@@ -112,7 +146,8 @@ fn add_products<T: Real>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Mat, Products};
+    use super::Products;
+    use crate::simd::Mat;
     use gemm::Parallelism;
 
     fn numbers(n: usize, seed: f32) -> Vec<f32> {
@@ -120,7 +155,7 @@ mod tests {
     }
 
     fn product(a: Mat<'_, f32>, b: Mat<'_, f32>, start: Option<&[f32]>) -> Vec<f32> {
-        let mut dst = start.map_or_else(|| vec![f32::NAN; a.rows() * b.columns()], <[f32]>::to_vec);
+        let mut dst = start.map_or_else(|| vec![f32::NAN; a.rows()() * b.columns()], <[f32]>::to_vec);
         Products::Fixed.matmul(&mut dst, a, b, start.is_some(), Parallelism::Rayon(0));
         dst
     }
