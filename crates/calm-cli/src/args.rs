@@ -1,6 +1,7 @@
 //! What can be typed.
 
 mod ablate;
+mod compress;
 mod data;
 mod exchange;
 mod guide;
@@ -19,6 +20,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use ablate::AblateArgs;
+pub use compress::{CompressArgs, CompressionArgs, DecompressArgs};
 pub use data::{DataArgs, DataCommand, SampleArgs};
 pub use exchange::{DtypeName, ExportArgs, ExportFormat, ImportArgs};
 pub use guide::{ExplainArgs, InitConfigArgs, ManArgs};
@@ -77,6 +79,10 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Write text with a trained model.
     Generate(GenerateArgs),
+    /// Make any file short with a trained model, so that `calm decompress` gives it back to the bit.
+    Compress(CompressArgs),
+    /// Give back a file that `calm compress` made short, with the same model, on any machine.
+    Decompress(DecompressArgs),
     /// Check a configuration and print it with all defaults, or explain a key.
     Config(ConfigArgs),
     /// Write a configuration with all settings, each with its explanation.
@@ -247,6 +253,8 @@ pub enum EvalCommand {
     Autoencoder(ReconstructArgs),
     /// How a model with segments of its own cuts text: tokens a segment by kind of text, and the loss by place.
     Segments(SegmentsArgs),
+    /// Bits a byte as a lossless compressor, beside xz, zstd, brotli and counts of bytes.
+    Compression(CompressionArgs),
 }
 
 /// Which text is scored.

@@ -26,6 +26,7 @@ pub const PAGES: &[(&str, &str)] = pages![
     "likelihood",
     "patch",
     "dlcm",
+    "compression",
     "adding-a-family",
     "adding-a-head",
     "adding-an-operator",

@@ -32,6 +32,9 @@ pub fn remedy(error: &anyhow::Error) -> Option<String> {
         if let Some(e) = cause.downcast_ref::<calm_run::Error>() {
             return e.remedy();
         }
+        if let Some(e) = cause.downcast_ref::<calm_lossless::Error>() {
+            return e.remedy();
+        }
         cause.downcast_ref::<calm_data::Error>().and_then(calm_data::Error::remedy)
     })
 }

@@ -12,7 +12,8 @@
 //! order.
 
 use crate::attention_sizes::{AttentionSizes, Span, Spans, segment_spans};
-use crate::context::Operand;
+use crate::context::{self, Operand};
+use crate::products::Products;
 use crate::simd::{self, LANES, Mat, Real, dispatch, dot, fold};
 use crate::storage::{self, Saved, error, slice, tensor, view};
 use crate::with_float;
@@ -57,7 +58,7 @@ pub fn causal_attention(queries: &dyn Operand, k: &Tensor, v: &Tensor, segments:
     }
     on_gpu!(q, crate::cuda::attention::causal_attention(sizes, queries, k, v, segments));
     let spans = segment_spans(&storage::ids(OP, segments)?, sizes.queries);
-    over_spans(OP, sizes, Arc::new(spans), [q, k, v])
+    over_spans(OP, sizes, (Arc::new(spans), context::products(&[queries])), [q, k, v])
 }
 
 /// Attention of q `[B, T, H, Dh]` over k, v `[B, U, Hkv, Dh]`, where each query sees its span of the keys: a tensor
@@ -77,17 +78,17 @@ pub fn span_attention(queries: &dyn Operand, k: &Tensor, v: &Tensor, spans: &Spa
         ));
     }
     on_gpu!(q, crate::cuda::attention_inference::span_attention(SPANS, sizes, queries, [k, v], spans));
-    over_spans(SPANS, sizes, spans.of_queries.clone(), [q, k, v])
+    over_spans(SPANS, sizes, (spans.of_queries.clone(), context::products(&[queries])), [q, k, v])
 }
 
 fn over_spans(
     name: &'static str,
     sizes: AttentionSizes,
-    spans: Arc<Vec<Span>>,
+    (spans, products): (Arc<Vec<Span>>, Products),
     [q, k, v]: [&Tensor; 3],
 ) -> Result<Tensor> {
     let keep = q.track_op() || k.track_op() || v.track_op();
-    let op = SpanAttention { name, sizes, spans, keep, log_sums: Saved::new() };
+    let op = SpanAttention { name, sizes, spans, products, keep, log_sums: Saved::new() };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
 }
 
@@ -213,6 +214,7 @@ pub(crate) type Branch<'a, T> = (&'a [T], &'a [T]);
 pub(crate) fn attend<T: Real>(
     sizes: AttentionSizes,
     spans: &[Span],
+    products: Products,
     (q, k, v): (&[T], &[T], &[T]),
     branches: &[Branch<'_, T>],
     keep: bool,
@@ -237,7 +239,7 @@ pub(crate) fn attend<T: Real>(
             let scores = scratch(scores, panel.rows * n);
             let result = scratch(result, panel.rows * dh);
             let keys = sizes.keys_of(k, b, g, first, last);
-            simd::matmul(scores, panel.rows_of(q, dh), keys.t(), false, Parallelism::None);
+            products.matmul(scores, panel.rows_of(q, dh), keys.t(), false, Parallelism::None);
 
             // Row by row: the unnormalised probabilities in place, their sum and the branches'.
             let mut extra = vec![T::ZERO; branches.len() * panel.rows];
@@ -266,7 +268,7 @@ pub(crate) fn attend<T: Real>(
                 },
             );
             let values = sizes.keys_of(v, b, g, first, last);
-            simd::matmul(result, Mat::new(scores, panel.rows, n), values, false, Parallelism::None);
+            products.matmul(result, Mat::new(scores, panel.rows, n), values, false, Parallelism::None);
             dispatch(
                 #[inline(always)]
                 || {
@@ -403,6 +405,7 @@ struct SpanAttention {
     name: &'static str,
     sizes: AttentionSizes,
     spans: Arc<Vec<Span>>,
+    products: Products,
     /// Whether a backward pass may follow.
     keep: bool,
     /// L `[B, T, H]`.
@@ -425,7 +428,7 @@ impl CustomOp3 for SpanAttention {
     ) -> Result<(CpuStorage, Shape)> {
         with_float!(self.name, s1.dtype(), T => {
             let inputs = (slice::<T>(self.name, s1, l1)?, slice::<T>(self.name, s2, l2)?, slice::<T>(self.name, s3, l3)?);
-            let (out, log_sums) = attend(self.sizes, &self.spans, inputs, &[], self.keep);
+            let (out, log_sums) = attend(self.sizes, &self.spans, self.products, inputs, &[], self.keep);
             if self.keep {
                 let entries = log_sums.len();
                 self.log_sums.set(tensor(log_sums, entries)?);

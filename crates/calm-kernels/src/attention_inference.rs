@@ -10,7 +10,8 @@
 
 use crate::attention::{Branch, attend};
 use crate::attention_sizes::{AttentionSizes, Span, segment_spans};
-use crate::context::Operand;
+use crate::context::{self, Operand};
+use crate::products::Products;
 use crate::storage::{self, error, tensor, view};
 use crate::with_float;
 use candle_core::{Result, Tensor};
@@ -42,7 +43,7 @@ pub fn cached_attention(queries: &dyn Operand, k: &Tensor, v: &Tensor) -> Result
     on_gpu!(q, crate::cuda::attention_inference::cached_attention(CACHED, sizes, queries, [k, v]));
     let spans: Vec<Span> =
         (0..sizes.batch).flat_map(|_| (0..sizes.queries).map(|t| (0, (cached + t + 1) as u32))).collect();
-    run(CACHED, sizes, &spans, [q, k, v], &[], &[])
+    run(CACHED, sizes, &spans, context::products(&[queries]), [q, k, v], &[], &[])
 }
 
 /// Attention of q `[B, S, H, Dh]`, where position (b, s) sees the shared keys u ≤ s of its segment in
@@ -97,13 +98,14 @@ pub fn branch_attention(
         )
     );
     let spans = segment_spans(&storage::ids(BRANCH, segments)?, sizes.queries);
-    run(BRANCH, sizes, &spans, [q, k, v], branch_k, branch_v)
+    run(BRANCH, sizes, &spans, context::products(&[queries]), [q, k, v], branch_k, branch_v)
 }
 
 fn run(
     op: &str,
     sizes: AttentionSizes,
     spans: &[Span],
+    products: Products,
     inputs: [&Tensor; 3],
     branch_k: &[Tensor],
     branch_v: &[Tensor],
@@ -120,7 +122,7 @@ fn run(
         let (keys, values) = branches.split_at(branch_k.len());
         let branches: Vec<Branch<'_, T>> = keys.iter().zip(values).map(|(k, v)| (&**k, &**v)).collect();
         let inputs = (&*shared[0], &*shared[1], &*shared[2]);
-        let (out, _) = attend::<T>(sizes, spans, inputs, &branches, false);
+        let (out, _) = attend::<T>(sizes, spans, products, inputs, &branches, false);
         tensor(out, all[0].shape())
     })
 }

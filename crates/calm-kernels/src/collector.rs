@@ -2,6 +2,7 @@
 
 use crate::buffer::Buffer;
 use crate::context::{self, Context, Operand};
+use crate::products::Products;
 use crate::storage::error;
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, TensorId};
@@ -169,5 +170,10 @@ impl Home {
         let tensors = operands.iter().map(|operand| operand.tensor());
         let collected = tensors.filter(|t| collector.collects(t)).map(Tensor::id).collect();
         Some(Self { context, collector, collected })
+    }
+
+    /// How products are computed; fast without a context.
+    pub(crate) fn products(home: Option<&Self>) -> Products {
+        home.map_or(Products::Fast, |home| home.context.products())
     }
 }

@@ -36,11 +36,13 @@
 //! A handle is cheap to clone. A lock is held while something is looked up or, the first time, made (a table, an
 //! upload, the copies); never while an operator works on activations.
 
+use crate::products::Products;
 use crate::storage::error;
 use candle_core::{Device, Result, Tensor, Var};
 use std::any::Any;
 use std::fmt::{Debug, Formatter};
 use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What operators on the parameters of one store share. Clones are the same context.
@@ -49,6 +51,8 @@ pub struct Context(Arc<Inner>);
 
 struct Inner {
     device: Device,
+    /// Whether matrix products are [`Products::Fixed`].
+    fixed: AtomicBool,
     /// At most one value of a type. A handful, so that a search is as quick as a table.
     kept: Mutex<Vec<Arc<dyn Any + Send + Sync>>>,
 }
@@ -56,12 +60,27 @@ struct Inner {
 impl Context {
     /// For parameters on `device`.
     pub fn new(device: &Device) -> Self {
-        Self(Arc::new(Inner { device: device.clone(), kept: Mutex::default() }))
+        Self(Arc::new(Inner {
+            device: device.clone(),
+            fixed: AtomicBool::new(false),
+            kept: Mutex::default(),
+        }))
     }
 
     /// Where its parameters live.
     pub fn device(&self) -> &Device {
         &self.0.device
+    }
+
+    /// From now on operators on the CPU compute in one fixed order, and without the C library: results are the same to
+    /// the bit on every processor, for any number of threads and of rows.
+    pub fn fix(&self) {
+        self.0.fixed.store(true, Ordering::Relaxed);
+    }
+
+    /// How matrix products are computed.
+    pub(crate) fn products(&self) -> Products {
+        if self.0.fixed.load(Ordering::Relaxed) { Products::Fixed } else { Products::Fast }
     }
 
     /// A parameter of this context.
@@ -192,6 +211,11 @@ impl Operand for InContext<'_> {
 /// The context of the first operand that has one.
 pub(crate) fn of<'a>(operands: &[&'a dyn Operand]) -> Option<&'a Context> {
     operands.iter().find_map(|operand| operand.context())
+}
+
+/// How operators on these operands compute products.
+pub(crate) fn products(operands: &[&dyn Operand]) -> Products {
+    of(operands).map_or(Products::Fast, Context::products)
 }
 
 /// Where a tensor is made: a device, or a context, whose staging memory is used then.

@@ -7,6 +7,7 @@ use crate::buffer::put;
 use crate::collector::Home;
 use crate::gradients::gradient_of;
 use crate::nary::Place;
+use crate::products::Products;
 use crate::rotary::Rotary;
 use crate::rows;
 use crate::simd::{Mat, Real, matmul, matmul_strided};
@@ -146,6 +147,10 @@ impl<T: Real> OnCpu<T> {
         Self { cpu: cpu.clone(), op, element: PhantomData }
     }
 
+    fn products(&self) -> Products {
+        Home::products(self.cpu.home.as_deref())
+    }
+
     /// The gradient of a parameter, written into a buffer or a tensor.
     fn gradient_of(&self, parameter: &Tensor, write: impl FnOnce(&mut [T], bool)) -> Result<Option<Tensor>> {
         gradient_of(self.cpu.home.as_deref(), parameter, write)
@@ -210,13 +215,13 @@ impl<T: Real> Backend for OnCpu<T> {
         if let Some(bias) = bias {
             rows::add_row(&mut y, &bias.data);
         }
-        matmul(&mut y, a, w.t(), true, Rayon(0));
+        self.products().matmul(&mut y, a, w.t(), true, Rayon(0));
         Ok(alike(y, x))
     }
 
     fn back(&self, slope: Mat<'_, T>, w: Mat<'_, T>) -> Result<Array<'static, Self>> {
         let (rows, columns) = (slope.rows(), w.columns());
-        Ok(own(rows::product(rows * columns, slope, w), rows, columns))
+        Ok(own(rows::product(self.products(), rows * columns, slope, w), rows, columns))
     }
 
     fn add_back(
@@ -305,7 +310,8 @@ impl<T: Real> Backend for OnCpu<T> {
         [q, k, v]: [&Array<'_, Self>; 3],
         keep: bool,
     ) -> Result<(Array<'static, Self>, Option<Tensor>)> {
-        let (out, log_sums) = attention::attend(sizes, &by.spans, (&q.data, &k.data, &v.data), &[], keep);
+        let (out, log_sums) =
+            attention::attend(sizes, &by.spans, self.products(), (&q.data, &k.data, &v.data), &[], keep);
         let entries = log_sums.len();
         Ok((alike(out, q), keep.then(|| storage::tensor(log_sums, entries)).transpose()?))
     }
@@ -332,7 +338,7 @@ impl<T: Real> Backend for OnCpu<T> {
         bias: &Array<'_, Self>,
     ) -> Result<Array<'static, Self>> {
         let mut y = rows::repeat(&bias.data, x.rows());
-        matmul(&mut y, x, w.t(), true, Rayon(0));
+        self.products().matmul(&mut y, x, w.t(), true, Rayon(0));
         Ok(own(y, x.rows(), bias.columns))
     }
 

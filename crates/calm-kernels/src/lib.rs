@@ -44,6 +44,7 @@ mod nary;
 mod noise;
 mod outputs;
 mod pieces;
+mod products;
 pub use adamw::{AdamWStep, CHUNK as NORM_CHUNK, Treatment, adamw, squared_norm};
 pub use context::{Context, Destination, InContext, Operand, Parameter};
 pub use cross_entropy::{tied_argmax, tied_cross_entropy, tied_cross_entropy_rows};

@@ -12,6 +12,7 @@ use crate::buffer::put;
 use crate::collector::Home;
 use crate::context::Operand;
 use crate::gradients::gradient_of;
+use crate::products::Products;
 use crate::rows;
 use crate::simd::{self, Mat, Real, rows_per_block};
 use crate::storage::{error, slice, tensor, view};
@@ -79,17 +80,23 @@ fn sizes(x: &Shape, w: &Shape) -> Result<(usize, usize, usize)> {
     Ok((leading, inputs, outputs))
 }
 
-fn forward<T: Real>(x: &[T], w: &[T], b: Option<&[T]>, (r, i, o): (usize, usize, usize)) -> Vec<T> {
+fn forward<T: Real>(
+    products: Products,
+    x: &[T],
+    w: &[T],
+    b: Option<&[T]>,
+    (r, i, o): (usize, usize, usize),
+) -> Vec<T> {
     let (x, w) = (Mat::new(x, r, i), Mat::new(w, o, i).t());
     let Some(b) = b else {
-        return rows::product(r * o, x, w);
+        return rows::product(products, r * o, x, w);
     };
     let mut y = rows::fill(r, o, rows_per_block(o), |_, block| {
         for row in block.chunks_exact_mut(o) {
             row.copy_from_slice(b);
         }
     });
-    simd::matmul(&mut y, x, w, true, gemm::Parallelism::Rayon(0));
+    products.matmul(&mut y, x, w, true, gemm::Parallelism::Rayon(0));
     y
 }
 
@@ -107,7 +114,8 @@ impl Linear {
         }
         with_float!(OP, x.dtype(), T => {
             let b = b.map(|(s, l)| slice::<T>(OP, s, l)).transpose()?;
-            let y = forward::<T>(slice(OP, x, lx)?, slice(OP, w, lw)?, b, sizes);
+            let products = Home::products(self.home.as_ref());
+            let y = forward::<T>(products, slice(OP, x, lx)?, slice(OP, w, lw)?, b, sizes);
             Ok((<T as candle_core::WithDType>::to_cpu_storage_owned(y), Shape::from(dims)))
         })
     }
@@ -119,7 +127,7 @@ impl Linear {
             let (xs, ws, dys) = (view::<T>(OP, x)?, view::<T>(OP, w)?, view::<T>(OP, dy)?);
             let grad = Mat::new(&dys, r, o);
             let dx = if x.track_op() {
-                Some(tensor(rows::product(r * i, grad, Mat::new(&ws, o, i)), x.shape())?)
+                Some(tensor(rows::product(Products::Fast, r * i, grad, Mat::new(&ws, o, i)), x.shape())?)
             } else {
                 None
             };

@@ -5,6 +5,7 @@
 //! A new buffer is touched for the first time inside the task that fills it: no pass that clears it
 //! beforehand on one thread.
 
+use crate::products::Products;
 use crate::simd::{self, Mat, Real, dispatch};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
@@ -74,14 +75,14 @@ pub(crate) fn fill_two<T: Real>(
 }
 
 /// The product `a b` as a new row-major buffer of `len` = a.rows * b.cols elements.
-pub(crate) fn product<T: Real>(len: usize, a: Mat<'_, T>, b: Mat<'_, T>) -> Vec<T> {
+pub(crate) fn product<T: Real>(products: Products, len: usize, a: Mat<'_, T>, b: Mat<'_, T>) -> Vec<T> {
     let mut out: Vec<T> = Vec::with_capacity(len);
     let spare = &mut out.spare_capacity_mut()[..len];
     // SAFETY: the memory is exclusively ours and aligned; `matmul` checks that it has a.rows * b.cols
     // elements and, not accumulating, writes each of them before it reads any (f32 and f64 have no
     // invalid bit patterns and no drop).
     let dst = unsafe { &mut *(std::ptr::from_mut(spare) as *mut [T]) };
-    simd::matmul(dst, a, b, false, gemm::Parallelism::Rayon(0));
+    products.matmul(dst, a, b, false, gemm::Parallelism::Rayon(0));
     // SAFETY: `matmul` has written all `len` elements.
     unsafe { out.set_len(len) };
     out
@@ -208,7 +209,10 @@ mod tests {
     #[test]
     fn a_product_fills_a_new_buffer() {
         let a = [1.0f32, 2.0, 3.0, 4.0];
-        assert_eq!(product(4, Mat::new(&a, 2, 2), Mat::new(&a, 2, 2).t()), [5.0, 11.0, 11.0, 25.0]);
-        assert_eq!(product(4, Mat::new(&a[..0], 2, 0), Mat::new(&a[..0], 0, 2)), [0.0; 4]);
+        for products in [Products::Fast, Products::Fixed] {
+            let square = product(products, 4, Mat::new(&a, 2, 2), Mat::new(&a, 2, 2).t());
+            assert_eq!(square, [5.0, 11.0, 11.0, 25.0]);
+            assert_eq!(product(products, 4, Mat::new(&a[..0], 2, 0), Mat::new(&a[..0], 0, 2)), [0.0; 4]);
+        }
     }
 }

@@ -10,6 +10,7 @@
 
 use candle_core::WithDType;
 use std::ops::Neg;
+use std::sync::OnceLock;
 
 /// Lanes of a fixed-order sum; two AVX2 or one AVX-512 register of `f32`.
 pub const LANES: usize = 16;
@@ -20,7 +21,19 @@ pub const LANES: usize = 16;
 /// and dispatch inside a parallel loop's body, not around the loop.
 #[inline(always)]
 pub fn dispatch<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
+    widest().dispatch(f)
+}
+
+/// Of this processor, or less: `CALM_VECTORS=avx2` or `plain`, to show that nothing depends on it.
+#[inline(always)]
+fn widest() -> pulp::Arch {
+    static WIDEST: OnceLock<pulp::Arch> = OnceLock::new();
+    *WIDEST.get_or_init(|| match std::env::var("CALM_VECTORS").as_deref() {
+        Ok("plain") => pulp::Arch::Scalar,
+        #[cfg(target_arch = "x86_64")]
+        Ok("avx2") => pulp::x86::V3::try_new().map_or(pulp::Arch::Scalar, pulp::Arch::V3),
+        _ => pulp::Arch::new(),
+    })
 }
 
 /// `f32` or `f64`: what the operators compute in (`f32` to be fast, `f64` for gradient checks).
@@ -321,6 +334,11 @@ impl<'a, T> Mat<'a, T> {
     /// Number of columns.
     pub fn columns(&self) -> usize {
         self.cols
+    }
+
+    /// Its numbers, and the distances between rows and between columns.
+    pub(crate) fn strides(&self) -> (&'a [T], usize, usize) {
+        (self.data, self.row_stride, self.col_stride)
     }
 
     /// The transpose: strides swapped, nothing copied.

@@ -2,6 +2,7 @@
 //! asks for the same one.
 
 use crate::context::Context;
+use crate::products::Products;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Tables up to this many entries stay in the context for the next call.
@@ -22,6 +23,7 @@ pub(crate) struct Turns {
 struct DenseTable {
     half: usize,
     theta: f64,
+    products: Products,
     table: Arc<Vec<f64>>,
 }
 
@@ -31,18 +33,19 @@ struct DenseTables(Mutex<Vec<DenseTable>>);
 
 impl DenseTables {
     /// The table for positions `0..rows` at least.
-    fn get(&self, rows: usize, half: usize, theta: f64) -> Arc<Vec<f64>> {
+    fn get(&self, rows: usize, half: usize, theta: f64, products: Products) -> Arc<Vec<f64>> {
         let mut tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let same = |t: &DenseTable| t.half == half && t.theta.to_bits() == theta.to_bits();
+        let same =
+            |t: &DenseTable| t.half == half && t.theta.to_bits() == theta.to_bits() && t.products == products;
         if let Some(t) = tables.iter().find(|t| same(t) && t.table.len() >= rows * 2 * half) {
             return t.table.clone();
         }
-        let new = table(0..rows.next_power_of_two() as u32, half, theta);
+        let new = table(0..rows.next_power_of_two() as u32, half, theta, products);
         tables.retain(|t| !same(t));
         if tables.len() == DENSE_TABLES {
             tables.remove(0);
         }
-        tables.push(DenseTable { half, theta, table: new.clone() });
+        tables.push(DenseTable { half, theta, products, table: new.clone() });
         new
     }
 }
@@ -52,12 +55,24 @@ pub(crate) fn frequencies(half: usize, theta: f64) -> Vec<f64> {
     (0..half).map(|i| theta.powf(-(i as f64) / half as f64)).collect()
 }
 
-fn table(positions: impl Iterator<Item = u32>, half: usize, theta: f64) -> Arc<Vec<f64>> {
-    let frequency = frequencies(half, theta);
+/// The same in Rust alone: the C library's functions differ in their last bits from system to system.
+fn fixed_frequencies(half: usize, theta: f64) -> Vec<f64> {
+    (0..half).map(|i| libm::pow(theta, -(i as f64) / half as f64)).collect()
+}
+
+/// Sine and cosine of an angle.
+type SinCos = fn(f64) -> (f64, f64);
+
+fn table(positions: impl Iterator<Item = u32>, half: usize, theta: f64, products: Products) -> Arc<Vec<f64>> {
+    let (frequency, sin_cos) = match products {
+        Products::Fast => (frequencies(half, theta), f64::sin_cos as SinCos),
+        Products::Fixed => (fixed_frequencies(half, theta), libm::sincos as SinCos),
+    };
     let mut out = Vec::new();
     for position in positions {
-        out.extend(frequency.iter().map(|f| (f64::from(position) * f).cos()));
-        out.extend(frequency.iter().map(|f| (f64::from(position) * f).sin()));
+        let turn = |f: &f64| sin_cos(f64::from(position) * f);
+        out.extend(frequency.iter().map(|f| turn(f).1));
+        out.extend(frequency.iter().map(|f| turn(f).0));
     }
     Arc::new(out)
 }
@@ -65,13 +80,14 @@ fn table(positions: impl Iterator<Item = u32>, half: usize, theta: f64) -> Arc<V
 impl Turns {
     /// For these positions and half the size of a head.
     pub(crate) fn new(context: Option<&Context>, positions: &[u32], half: usize, theta: f64) -> Self {
+        let products = context.map_or(Products::Fast, Context::products);
         let rows = positions.iter().max().map_or(0, |&m| m as usize + 1);
         if let Some(context) = context
             && rows.saturating_mul(2 * half) <= DENSE_ENTRIES
         {
             return Self {
                 index: positions.to_vec(),
-                table: context.kept::<DenseTables>().get(rows, half, theta),
+                table: context.kept::<DenseTables>().get(rows, half, theta, products),
             };
         }
         // Far positions, or a table for this call: of the distinct ones.
@@ -81,7 +97,7 @@ impl Turns {
         let row = |p: &u32| distinct.partition_point(|d| d < p) as u32;
         Self {
             index: positions.iter().map(row).collect(),
-            table: table(distinct.iter().copied(), half, theta),
+            table: table(distinct.iter().copied(), half, theta, products),
         }
     }
 }
@@ -112,7 +128,7 @@ mod tests {
         }
         assert_eq!(one.kept::<DenseTables>().0.lock().unwrap().len(), DENSE_TABLES);
         assert!(two.kept::<DenseTables>().0.lock().unwrap().is_empty());
-        let a = one.kept::<DenseTables>().get(10, 4, 77.0);
-        assert!(Arc::ptr_eq(&one.kept::<DenseTables>().get(9, 4, 77.0), &a));
+        let a = one.kept::<DenseTables>().get(10, 4, 77.0, Products::Fast);
+        assert!(Arc::ptr_eq(&one.kept::<DenseTables>().get(9, 4, 77.0, Products::Fast), &a));
     }
 }

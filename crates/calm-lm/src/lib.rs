@@ -71,8 +71,8 @@ pub use family::dlcm::{Dlcm, DlcmConfig};
 pub use family::multi_token::{HeadsConfig, MultiTokenConfig};
 pub use family::patch::{LocalConfig, PatchConfig};
 pub use family::{
-    ChunkSoftmax, Decode, DecodedDraws, DrawKind, DrawRequest, Draws, ExactDraws, FamilyConfig,
-    LanguageModel, Loss, LossPart, ModelConfig, SampledDraws, Segmentation, Survey, TextFormat,
+    ChunkSoftmax, CodedChunks, Coding, Decode, DecodedDraws, DrawKind, DrawRequest, Draws, ExactDraws,
+    FamilyConfig, LanguageModel, Loss, LossPart, ModelConfig, SampledDraws, Segmentation, Survey, TextFormat,
     TokenDecoding, Whole,
 };
 pub use head::{

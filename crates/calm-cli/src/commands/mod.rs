@@ -3,6 +3,8 @@
 pub mod ablate;
 pub mod bench;
 mod chat;
+pub mod compress;
+pub mod compression;
 pub mod config;
 pub mod data;
 pub mod doctor;

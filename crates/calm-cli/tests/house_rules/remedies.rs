@@ -15,7 +15,8 @@ use serde_json::Value;
 use crate::graphs;
 
 /// Options of other programs that our texts name: of cargo, of tensorboard, of mpirun, srun and sbatch, and of a page's style.
-const FOREIGN: [&str; 16] = [
+const FOREIGN: [&str; 17] = [
+    "--ultra",
     "--array",
     "--bind-to",
     "--dependency",

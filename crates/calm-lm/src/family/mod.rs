@@ -26,7 +26,7 @@ mod token_sampler;
 use calm_autoencoder::{Autoencoder, AutoencoderConfig};
 use calm_config::Problems;
 use calm_nn::costs::{Flops, Parameters};
-use calm_nn::{Footing, Held, Noise, ParamStore};
+use calm_nn::{Footing, Held, Noise, ParamStore, RowId};
 use candle_core::{Result, Tensor};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
@@ -34,7 +34,7 @@ use serde::de::DeserializeOwned;
 use crate::published::{ConfigJson, Keys, Names};
 use crate::registry::{Choice, Entry, Plain};
 use crate::sampler::{Sampler, SpecialIds};
-use crate::{ChunkBatch, HeadConfig};
+use crate::{Cache, ChunkBatch, HeadConfig};
 pub use chunk_softmax::ChunkSoftmax;
 pub use draws::{Decode, DecodedDraws, DrawKind, DrawRequest, Draws, ExactDraws, GRAM, SampledDraws};
 
@@ -316,6 +316,12 @@ pub trait LanguageModel: Send + Sync {
         None
     }
 
+    /// The probabilities of the next tokens for a lossless coder; None of a model that has none, or none that come out the
+    /// same to the bit everywhere.
+    fn coding(&self) -> Option<Box<dyn Coding + '_>> {
+        None
+    }
+
     /// ln p of every predicted token of a batch, `[R, K]` row-major; None of a black box.
     ///
     /// # Errors
@@ -363,4 +369,49 @@ pub trait LanguageModel: Send + Sync {
     fn condition_check(&self, _batch: &ChunkBatch, _noise: &Noise<'_>) -> Result<Option<(f64, f64)>> {
         Ok(None)
     }
+}
+
+/// What a lossless coder asks of a model: how likely each token is to be the next, in integers that come out the same to
+/// the bit wherever and however they are computed.
+///
+/// The one who writes reads a text in one pass and the one who reads token by token: both must see the same numbers. They
+/// do once the contexts of the stores are fixed ([`calm_kernels::Context::fix`]), on the CPU in 32 bits: no number of a
+/// position depends then on how many others were computed beside it, on threads or on the processor.
+pub trait Coding: Send + Sync {
+    /// The text as the model meets it.
+    fn format(&self) -> &TextFormat;
+
+    /// K.
+    fn chunk_size(&self) -> usize;
+
+    /// The parameters that texts go through.
+    fn stores(&self) -> Vec<&ParamStore>;
+
+    /// Whether probabilities are means over draws of latent vectors, of which a coder says how many.
+    fn is_drawn(&self) -> bool {
+        false
+    }
+
+    /// Chunks of several texts, one text after the other, with the number of chunks of each and their caches -> hidden
+    /// states `[1, N, D]`; the caches grow.
+    ///
+    /// # Errors
+    /// Lengths that do not fit; an id outside the vocabulary.
+    fn read(&self, tokens: &[u32], lengths: &[usize], caches: &mut [&mut Cache]) -> Result<Tensor>;
+
+    /// The chunks that follow hidden states `[R, D]`. What is drawn for a chunk is keyed by its row.
+    ///
+    /// # Errors
+    /// Another number of rows than of hidden states.
+    fn chunks(&self, hidden: &Tensor, rows: &[RowId], draws: usize) -> Result<Box<dyn CodedChunks + '_>>;
+}
+
+/// R chunks whose tokens become known one after another.
+pub trait CodedChunks {
+    /// The token before in each of the R chunks (None at the first) -> for each how likely every token is to be the next,
+    /// `[R][V]`: weights whose sum is at most 2⁶⁰, possibly 0.
+    ///
+    /// # Errors
+    /// More than K calls; numbers of the model that are none.
+    fn next(&mut self, before: Option<&[u32]>) -> Result<Vec<Vec<u64>>>;
 }

@@ -1,8 +1,9 @@
 //! Next-token distributions: of many hidden states, tempered, cut, drawn from.
 
 use calm_kernels as ops;
+use calm_kernels::simd::{dispatch, exp_f32};
 use calm_nn::Parameter;
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::TokenDecoding;
@@ -32,6 +33,26 @@ pub(super) fn each_distribution<T: Send>(
         out.par_extend(each.map(|(i, logits)| f(at + i, &distribution(logits, decoding))));
     }
     Ok(out)
+}
+
+/// e^(l − largest) of the logits l in units of 2⁻³⁰, for every row of `[R, V]`: a softmax in integers. Every number is a
+/// function of its row alone, to the bit.
+pub(super) fn weights(logits: &Tensor) -> Result<Vec<Vec<u64>>> {
+    const ONE: f32 = (1u32 << 30) as f32;
+    let logits = logits.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+    let of_row = |row: &Vec<f32>| {
+        let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        if !top.is_finite() || row.iter().any(|l| l.is_nan()) {
+            bail!("the model's logits are no numbers")
+        }
+        let mut weights = vec![0u64; row.len()];
+        dispatch(
+            #[inline(always)]
+            || weights.iter_mut().zip(row).for_each(|(w, l)| *w = (exp_f32(l - top) * ONE) as u64),
+        );
+        Ok(weights)
+    };
+    logits.par_iter().map(of_row).collect()
 }
 
 /// ln of a probability that may be rounded to 0.

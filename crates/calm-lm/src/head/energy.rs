@@ -268,4 +268,8 @@ impl Head for EnergyHead {
     fn sample(&self, hidden: &Tensor, samples: usize, noise: &Noise<'_>) -> Result<Tensor> {
         self.forward(hidden, &self.noise(hidden, samples, noise)?)
     }
+
+    fn is_fixed(&self) -> bool {
+        true
+    }
 }

@@ -44,6 +44,12 @@ pub trait Head: Send + Sync {
     /// # Errors
     /// Shapes that do not fit; as [`Noise::uniform`].
     fn sample(&self, hidden: &Tensor, samples: usize, noise: &Noise<'_>) -> Result<Tensor>;
+
+    /// Whether [`Self::sample`] takes no function of the C library on its way, so that in a fixed context
+    /// ([`calm_kernels::Context::fix`]) samples are the same to the bit on every machine.
+    fn is_fixed(&self) -> bool {
+        false
+    }
 }
 
 /// Settings of a head: what it is made of and what it costs. D is the backbone's width, L the latent size.

@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor};
 use super::Baseline;
 use crate::family::token_draws::log_probabilities;
 use crate::family::token_sampler::{Tempered, TokenModel};
-use crate::family::{DrawKind, DrawRequest, Draws, LanguageModel, Loss, TextFormat, TokenDecoding};
+use crate::family::{Coding, DrawKind, DrawRequest, Draws, LanguageModel, Loss, TextFormat, TokenDecoding};
 use crate::sampler::{Sampler, SpecialIds};
 use crate::{Cache, ChunkBatch};
 
@@ -50,6 +50,10 @@ impl LanguageModel for Baseline {
 
     fn tempered_sampler(&self, decoding: TokenDecoding) -> Option<Box<dyn Sampler + '_>> {
         Some(Box::new(Tempered { model: self, decoding }))
+    }
+
+    fn coding(&self) -> Option<Box<dyn Coding + '_>> {
+        Some(Box::new(self))
     }
 
     fn log_probabilities(&self, batch: &ChunkBatch) -> Result<Option<Vec<f64>>> {

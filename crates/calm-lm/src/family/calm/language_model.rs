@@ -10,7 +10,7 @@ use super::{Calm, likelihood};
 use crate::ChunkBatch;
 use crate::family::filler;
 use crate::family::{
-    Decode, DecodedDraws, DrawKind, DrawRequest, Draws, LanguageModel, Loss, LossPart, TokenDecoding,
+    Coding, Decode, DecodedDraws, DrawKind, DrawRequest, Draws, LanguageModel, Loss, LossPart, TokenDecoding,
 };
 use crate::sampler::{Sampler, SpecialIds};
 
@@ -66,6 +66,11 @@ impl LanguageModel for Calm {
     fn tempered_sampler(&self, decoding: TokenDecoding) -> Option<Box<dyn Sampler + '_>> {
         (self.decode == Decode::Sample)
             .then(|| Box::new(Sampled { model: self, decoding: Some(decoding) }) as Box<dyn Sampler>)
+    }
+
+    /// Of a decoder that is drawn from, behind a head whose draws are the same to the bit everywhere.
+    fn coding(&self) -> Option<Box<dyn Coding + '_>> {
+        (self.decode == Decode::Sample && self.head.is_fixed()).then(|| Box::new(self) as Box<dyn Coding>)
     }
 
     /// Noise stream `head` of the purpose, step 0.

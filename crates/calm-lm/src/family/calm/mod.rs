@@ -6,6 +6,7 @@
 //!   -> hidden [R,D] -> head -> latent [R,N,L] -> frozen autoencoder -> tokens [R,N,K]
 //! ```
 
+mod coding;
 mod config;
 mod costs;
 mod decode;

@@ -7,7 +7,7 @@ use super::ChunkSoftmax;
 use super::draws::exact;
 use super::sampler::Tempered;
 use crate::ChunkBatch;
-use crate::family::{DrawKind, DrawRequest, Draws, LanguageModel, Loss, TokenDecoding};
+use crate::family::{Coding, DrawKind, DrawRequest, Draws, LanguageModel, Loss, TokenDecoding};
 use crate::sampler::{Sampler, SpecialIds};
 
 impl LanguageModel for ChunkSoftmax {
@@ -48,6 +48,10 @@ impl LanguageModel for ChunkSoftmax {
 
     fn tempered_sampler(&self, decoding: TokenDecoding) -> Option<Box<dyn Sampler + '_>> {
         Some(Box::new(Tempered { model: self, decoding }))
+    }
+
+    fn coding(&self) -> Option<Box<dyn Coding + '_>> {
+        Some(Box::new(self))
     }
 
     fn log_probabilities(&self, batch: &ChunkBatch) -> Result<Option<Vec<f64>>> {

@@ -8,6 +8,7 @@
 //! A chunk's probability is the product over its tokens up to EOS; what follows EOS is PAD with certainty. So the loss
 //! is a likelihood, and nats a token compare with those of a model of single tokens.
 
+mod coding;
 mod decoder;
 mod draws;
 mod language_model;

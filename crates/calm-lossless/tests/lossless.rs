@@ -1,0 +1,342 @@
+//! Any file comes back, from every family; and what that rests on: the same bits in one pass and token by token, alone and
+//! side by side, for any number of threads and any width of vectors.
+
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
+use std::process::Command;
+
+use calm_autoencoder::Autoencoder;
+use calm_data::{Tokenizer, bpe};
+use calm_kernels::{NoiseKey, RowId, philox};
+use calm_lm::{Cache, ChunkBatch, Coding, LanguageModel, ModelConfig, SpecialIds, TextFormat};
+use calm_lossless::{Coder, Error, Kind, Options};
+use calm_nn::ParamStore;
+use candle_core::{DType, Device, Tensor};
+use proptest::prelude::*;
+
+const TEXT: &str = "It was the best of times, it was the worst of times; é, €, 😀.\nfn main() { println!(\"{}\", 2 + 2); }\n";
+
+/// Settings of each family that has probabilities.
+fn families() -> [(&'static str, ModelConfig); 4] {
+    let backbone = r#""backbone": {"layers": 2, "hidden_size": 24, "intermediate_size": 40, "heads": 2}"#;
+    let autoencoder = r#""autoencoder": {"latent_size": 8, "hidden_size": 16, "intermediate_size": 24}"#;
+    let settings = |text: String| serde_json::from_str(&text).unwrap();
+    [
+        ("baseline", settings(format!(r#"{{"baseline": {{{backbone}}}}}"#))),
+        ("patch", settings(format!(r#"{{"patch": {{"chunk_size": 4, {backbone}}}}}"#))),
+        ("multi-token", settings(format!(r#"{{"multi-token": {{"chunk_size": 3, {backbone}}}}}"#))),
+        (
+            "calm",
+            settings(format!(
+                r#"{{"calm": {{"chunk_size": 4, {autoencoder}, {backbone}, "decode": "sample",
+                    "head": {{"energy": {{"noise_size": 6}}}}}}}}"#
+            )),
+        ),
+    ]
+}
+
+fn tokenizer() -> Tokenizer {
+    // Tokens of several bytes, so that a model that has learnt nothing still makes text shorter.
+    bpe::train(&[&TEXT.repeat(3)], 330, &mut |_| ()).unwrap()
+}
+
+/// Far from the start, where every token is about as likely as any other.
+fn randomise(store: &ParamStore) {
+    for (name, param) in store.params() {
+        let n = param.var.elem_count();
+        let rows: Vec<RowId> = (0..n as u32).map(|example| RowId { example, position: 0 }).collect();
+        let noise = philox::normal(NoiseKey::new(5, &name, 0), &rows, 1, 1);
+        let noise = Tensor::from_vec(noise, param.var.dims(), &Device::Cpu).unwrap();
+        param.var.set(&((noise * 0.15).unwrap() + param.var.as_tensor()).unwrap()).unwrap();
+    }
+}
+
+fn model(config: &ModelConfig, context: usize, bos: bool) -> Box<dyn LanguageModel> {
+    let tokenizer = tokenizer();
+    let special = tokenizer.special();
+    let special = SpecialIds { bos: special.bos, eos: special.eos, pad: special.pad };
+    let text = TextFormat { vocab_size: tokenizer.vocab_size(), special, context, bos_chunk: bos };
+    let autoencoder = config.autoencoder().map(|settings| {
+        let store = ParamStore::new(&Device::Cpu, DType::F32, 1);
+        let k = config.chunk_size();
+        let model = Autoencoder::with_store(&store, settings, k, text.vocab_size, special.bos).unwrap();
+        randomise(&store);
+        model
+    });
+    let store = ParamStore::new(&Device::Cpu, DType::F32, 2);
+    let model = config.build(&store, &text, autoencoder).unwrap();
+    randomise(&store);
+    model
+}
+
+fn options(windows: usize) -> Options {
+    Options { windows: Some(windows), overlap: None, draws: Some(3) }
+}
+
+fn round(coder: &Coder<'_>, file: &[u8], options: &Options) -> Vec<u8> {
+    let done = coder.compress(file, options).unwrap();
+    let back = coder.decompress(&done.bytes).unwrap();
+    assert!(back == file, "{} bytes did not come back with {options:?}", file.len());
+    // Whatever it is, it does not become longer than its header.
+    assert!(done.bytes.len() <= file.len() + 64 + 40 * done.header.blocks.len());
+    done.bytes
+}
+
+#[test]
+fn files_at_the_edges_come_back_from_every_family() {
+    let tokenizer = tokenizer();
+    let all: Vec<u8> = (0..=255).collect();
+    let mixed = [TEXT.as_bytes(), &[0xff, 0xfe, 0, 0xc3], &all, TEXT.repeat(30).as_bytes()].concat();
+    let nasty = "<|bos|><|eos|></s>\u{0}\u{fffd}\u{feff}e\u{301}\r\n\t  ﬁ".repeat(3);
+    for (name, config) in families() {
+        for bos in [true, false] {
+            let model = model(&config, 10, bos);
+            let coder = Coder::new(model.as_ref(), &tokenizer, name).unwrap();
+            let files =
+                [b"".as_slice(), b"a", b"\xff", b"ab", &all, &mixed, nasty.as_bytes(), TEXT.as_bytes()];
+            for file in files {
+                for windows in [1, 3, 8] {
+                    round(&coder, file, &options(windows));
+                }
+                for overlap in [1, 5, 9] {
+                    round(&coder, file, &Options { overlap: Some(overlap), ..options(1) });
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn blocks_of_just_less_and_just_more_than_the_most_come_back() {
+    let (name, config) = &families()[0];
+    let (tokenizer, model) = (tokenizer(), model(config, 200, true));
+    let coder = Coder::new(model.as_ref(), &tokenizer, name).unwrap();
+    let long = TEXT.repeat(1000);
+    for length in [(1 << 16) - 1, 1 << 16, (1 << 16) + 1] {
+        let noise: Vec<u8> =
+            (0..length as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
+        round(&coder, &noise, &options(1));
+        round(&coder, &long.as_bytes()[..length], &options(1));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn any_file_comes_back(
+        bytes in prop::collection::vec(any::<u8>(), 0..400),
+        text in "\\PC{0,200}",
+        family in 0usize..4,
+        windows in prop::sample::select(vec![1usize, 3, 8]),
+        bos in any::<bool>(),
+    ) {
+        let (name, config) = &families()[family];
+        let (tokenizer, model) = (tokenizer(), model(config, 10, bos));
+        let coder = Coder::new(model.as_ref(), &tokenizer, name).unwrap();
+        for file in [&bytes[..], text.as_bytes(), &[text.as_bytes(), &bytes].concat()] {
+            round(&coder, file, &options(windows));
+        }
+    }
+}
+
+/// Hidden states after each of these chunks, and the weights of the chunks after them.
+fn asked(coding: &dyn Coding, hidden: &Tensor, chunks: &[Vec<u32>], from: usize) -> Vec<Vec<Vec<u64>>> {
+    let rows: Vec<RowId> =
+        (from..from + chunks.len()).map(|position| RowId { example: 0, position: position as u32 }).collect();
+    let mut asked = coding.chunks(hidden, &rows, 3).unwrap();
+    let mut out = Vec::new();
+    for place in 0..coding.chunk_size() {
+        let before: Option<Vec<u32>> =
+            (place > 0).then(|| chunks.iter().map(|chunk| chunk[place - 1]).collect());
+        out.push(asked.next(before.as_deref()).unwrap());
+    }
+    out
+}
+
+#[test]
+fn one_pass_and_step_by_step_have_the_same_bits() {
+    for (name, config) in families() {
+        let model = model(&config, 80, true);
+        let coding = model.coding().unwrap();
+        coding.stores().iter().for_each(|store| store.context().fix());
+        let k = coding.chunk_size();
+        let ids: Vec<u32> = (0..70 * k as u32).map(|i| i * i % 89).collect();
+        let chunks: Vec<Vec<u32>> = ids.chunks(k).map(<[u32]>::to_vec).collect();
+        let whole = coding.read(&ids, &[70], &mut [&mut Cache::default()]).unwrap();
+        let of_whole = asked(coding.as_ref(), &whole.squeeze(0).unwrap(), &chunks, 0);
+        let (mut alone, mut beside, mut other) = (Cache::default(), Cache::default(), Cache::default());
+        let bits = |x: &Tensor| -> Vec<u32> {
+            x.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+        };
+        for (at, chunk) in chunks.iter().enumerate() {
+            let step = coding.read(chunk, &[1], &mut [&mut alone]).unwrap();
+            // Another text stands before it; its length changes.
+            let both = [&ids[..(1 + at % 3) * k], chunk].concat();
+            let lengths = [1 + at % 3, 1];
+            let side = coding.read(&both, &lengths, &mut [&mut other, &mut beside]).unwrap();
+            let side = side.narrow(1, lengths[0], 1).unwrap();
+            let one = whole.narrow(1, at, 1).unwrap();
+            assert!(bits(&step) == bits(&one), "{name}, chunk {at}");
+            assert!(bits(&side) == bits(&one), "{name}, chunk {at} beside another text");
+            let of_step = asked(coding.as_ref(), &step.squeeze(0).unwrap(), std::slice::from_ref(chunk), at);
+            for place in 0..k {
+                assert!(of_step[place][0] == of_whole[place][at], "{name}, chunk {at}, token {place}");
+            }
+        }
+    }
+}
+
+/// Everything that could change with the machine, in one number.
+fn of_all_families() -> String {
+    let tokenizer = tokenizer();
+    let mut hasher = Vec::new();
+    for (name, config) in families() {
+        let model = model(&config, 40, true);
+        let coder = Coder::new(model.as_ref(), &tokenizer, name).unwrap();
+        let done = coder.compress(TEXT.repeat(12).as_bytes(), &options(3)).unwrap();
+        assert!(done.header.blocks.iter().any(|block| block.kind == Kind::Tokens));
+        assert_eq!(coder.decompress(&done.bytes).unwrap(), TEXT.repeat(12).as_bytes());
+        hasher.extend(done.bytes);
+    }
+    calm_lossless_sum(&hasher)
+}
+
+fn calm_lossless_sum(bytes: &[u8]) -> String {
+    // FNV-1a, 64 bits: short enough to stand below.
+    let hash = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
+    format!("{hash:016x}")
+}
+
+/// What the four files were when they were first written. It changes with `VERSION` alone.
+const GOLDEN: &str = "4824d0516fd297a8";
+/// Says that this process was started by the test below.
+const STARTED: &str = "CALM_TEST_STARTED";
+
+#[test]
+fn what_this_process_writes() {
+    if std::env::var_os(STARTED).is_some() {
+        println!("wrote {}", of_all_families());
+    }
+}
+
+#[test]
+fn the_same_file_on_any_processor_and_with_any_number_of_threads() {
+    let this = std::env::current_exe().unwrap();
+    let mut seen = Vec::new();
+    for (vectors, threads) in
+        [("plain", "1"), ("avx2", "2"), ("widest", "1"), ("widest", "2"), ("widest", "5")]
+    {
+        let mut command = Command::new(&this);
+        command.args(["--exact", "what_this_process_writes", "--nocapture"]);
+        command.envs([(STARTED, "1"), ("CALM_VECTORS", vectors), ("RAYON_NUM_THREADS", threads)]);
+        let output = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        let (_, wrote) = output.split_once("wrote ").unwrap_or_else(|| panic!("{output}"));
+        seen.push((vectors, threads, wrote.split_whitespace().next().unwrap().to_owned()));
+    }
+    assert!(seen.iter().all(|(_, _, wrote)| wrote == GOLDEN), "{seen:?}, and {GOLDEN} once");
+}
+
+#[test]
+fn whatever_is_damaged_is_named_and_nothing_else_comes_out() {
+    let tokenizer = tokenizer();
+    let file =
+        [TEXT.as_bytes(), &[0xff; 40], &(0..=255).collect::<Vec<u8>>(), TEXT.repeat(40).as_bytes()].concat();
+    let (name, config) = &families()[1];
+    let model = model(config, 12, true);
+    let coder = Coder::new(model.as_ref(), &tokenizer, name).unwrap();
+    let done = coder.compress(&file, &options(3)).unwrap();
+    let header = done.bytes.len() - done.header.blocks.iter().map(|b| b.code as usize).sum::<usize>();
+    assert!(done.header.blocks.len() > 2);
+    for at in 0..done.bytes.len() {
+        let mut damaged = done.bytes.clone();
+        damaged[at] ^= 1 << (at % 8);
+        match coder.decompress(&damaged) {
+            Err(Error::Block { number, blocks, bytes }) => {
+                assert!(at >= header && number <= blocks && bytes.end <= file.len() as u64, "{at}");
+            }
+            Err(Error::Foreign | Error::Version { .. } | Error::Header) => assert!(at < header, "{at}"),
+            other => panic!("byte {at}: {:?}", other.map(|bytes| bytes.len())),
+        }
+        assert!(coder.decompress(&done.bytes[..at]).is_err(), "cut at {at}");
+    }
+    let longer = [&done.bytes[..], b"x"].concat();
+    assert!(matches!(coder.decompress(&longer), Err(Error::Length { .. })));
+}
+
+#[test]
+fn one_other_bit_of_the_weights_or_other_settings_are_another_model() {
+    let tokenizer = tokenizer();
+    for (name, config) in families() {
+        let own = model(&config, 10, true);
+        let done = Coder::new(own.as_ref(), &tokenizer, name).unwrap().compress(b"abc", &options(1)).unwrap();
+        let refused = |model: &dyn LanguageModel, settings: &str| {
+            let coder = Coder::new(model, &tokenizer, settings).unwrap();
+            match coder.decompress(&done.bytes) {
+                Err(e @ Error::OtherModel { .. }) => e.to_string().matches(&coder.model()).count() == 1,
+                _ => false,
+            }
+        };
+        assert!(!refused(model(&config, 10, true).as_ref(), name));
+        assert!(refused(model(&config, 10, true).as_ref(), "other settings"));
+        assert!(refused(model(&config, 11, true).as_ref(), name));
+        assert!(refused(model(&config, 10, false).as_ref(), name));
+        let other = model(&config, 10, true);
+        let (_, param) = other.store().params().swap_remove(3);
+        let mut values: Vec<f32> = param.var.flatten_all().unwrap().to_vec1().unwrap();
+        values[0] = f32::from_bits(values[0].to_bits() ^ 1);
+        param.var.set(&Tensor::from_vec(values, param.var.dims(), &Device::Cpu).unwrap()).unwrap();
+        assert!(refused(other.as_ref(), name), "{name}");
+    }
+}
+
+#[test]
+fn a_file_is_as_long_as_its_probabilities_say() {
+    let tokenizer = tokenizer();
+    let text = TEXT.repeat(20);
+    let ids = tokenizer.encode(&text).unwrap();
+    let (name, config) = &families()[0];
+    // One pass, so that the model's own scores are those of the coder.
+    let model = model(config, ids.len() + 1, true);
+    let row: Vec<u32> = std::iter::once(tokenizer.special().bos).chain(ids.iter().copied()).collect();
+    let n = row.len();
+    let positions: Vec<u32> = (0..n as u32).collect();
+    let predicts: Vec<bool> = (1..=n).map(|at| at < n).collect();
+    let batch =
+        ChunkBatch::new((1, n, 1), &row, &positions, &vec![0; n], &predicts, &[0], &Device::Cpu).unwrap();
+    let bits =
+        -model.log_probabilities(&batch).unwrap().unwrap().iter().sum::<f64>() / std::f64::consts::LN_2;
+    let coder = Coder::new(model.as_ref(), &tokenizer, name).unwrap();
+    let done = coder.compress(text.as_bytes(), &options(1)).unwrap();
+    let code: f64 = done.header.blocks.iter().map(|b| 8.0 * f64::from(b.code)).sum();
+    assert!(done.header.blocks.iter().all(|block| block.kind == Kind::Tokens));
+    // What the model gives BOS, EOS and PAD is given to text: never more bits, and a little fewer.
+    let most = bits * 1.001 + 64.0 * done.header.blocks.len() as f64;
+    assert!(code <= most && code >= bits * 0.95, "{code} bits for {bits}");
+}
+
+#[test]
+fn options_out_of_range_and_models_without_probabilities_are_refused() {
+    let tokenizer = tokenizer();
+    let (name, config) = &families()[3];
+    let calm = model(config, 10, true);
+    let coder = Coder::new(calm.as_ref(), &tokenizer, name).unwrap();
+    for options in [
+        Options { windows: Some(0), ..Options::default() },
+        Options { overlap: Some(0), ..Options::default() },
+        Options { overlap: Some(41), ..Options::default() },
+        Options { draws: Some(0), ..Options::default() },
+    ] {
+        assert!(matches!(coder.compress(b"abc", &options), Err(Error::Option(_))), "{options:?}");
+    }
+    let argmax: ModelConfig = serde_json::from_str(
+        r#"{"calm": {"chunk_size": 4, "autoencoder": {"latent_size": 8, "hidden_size": 16, "intermediate_size": 24},
+            "backbone": {"layers": 1, "hidden_size": 24, "intermediate_size": 40, "heads": 2},
+            "head": {"energy": {"noise_size": 6}}}}"#,
+    )
+    .unwrap();
+    let argmax = model(&argmax, 10, true);
+    let refused = Coder::new(argmax.as_ref(), &tokenizer, "argmax").err();
+    assert!(matches!(refused, Some(Error::NoProbabilities)));
+}
