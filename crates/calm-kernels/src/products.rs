@@ -155,7 +155,7 @@ mod tests {
     }
 
     fn product(a: Mat<'_, f32>, b: Mat<'_, f32>, start: Option<&[f32]>) -> Vec<f32> {
-        let mut dst = start.map_or_else(|| vec![f32::NAN; a.rows()() * b.columns()], <[f32]>::to_vec);
+        let mut dst = start.map_or_else(|| vec![f32::NAN; a.rows() * b.columns()], <[f32]>::to_vec);
         Products::Fixed.matmul(&mut dst, a, b, start.is_some(), Parallelism::Rayon(0));
         dst
     }
