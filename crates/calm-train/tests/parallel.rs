@@ -48,6 +48,18 @@ fn models() -> Vec<(String, String)> {
     let chunk = "chunk_size: 2\n    ";
     let mut all: Vec<_> = heads.map(|(name, head)| (name.to_owned(), calm(head))).into();
     all.extend([other("baseline", ""), other("patch", chunk), other("multi-token", chunk)]);
+    // Its loss needs what all processes choose together.
+    let part = |layers: usize, width: usize| {
+        format!(
+            "{{ layers: {layers}, hidden_size: {width}, intermediate_size: 12, heads: 2, init_std: 0.1 }}"
+        )
+    };
+    let dlcm = format!(
+        "model:\n  dlcm:\n    tokens: {}\n    concepts: {}\ntrain:\n  lm: {STAGE}\n",
+        part(2, 8),
+        part(1, 12)
+    );
+    all.push(("dlcm".to_owned(), dlcm));
     all
 }
 
