@@ -28,7 +28,7 @@ pub use measure::{BenchArgs, BenchItem, DoctorArgs, PrecisionName};
 pub use prompts::PromptsArgs;
 pub use segments::{SegmentsArgs, TextKind};
 use shared::whole;
-pub use shared::{CheckpointName, ConfigSource, DecodeName, Format, LossOnName, OtherText, RunSource};
+pub use shared::{CheckpointName, ConfigSource, Count, DecodeName, Format, LossOnName, OtherText, RunSource};
 pub use watch::{MetricsArgs, MetricsFormat, WatchArgs};
 
 /// Train, measure and compare Continuous Autoregressive Language Models.
@@ -283,23 +283,6 @@ impl TextSource {
     pub fn other(&self) -> Option<OtherText<'_>> {
         let (column, documents) = (self.column.as_deref(), self.documents);
         self.data.as_deref().map(|data| OtherText { data, column, documents, loss_on: None })
-    }
-}
-
-/// A number or `all`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Count(pub Option<usize>);
-
-impl std::str::FromStr for Count {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
-        if s == "all" {
-            return Ok(Self(None));
-        }
-        match whole(s) {
-            Ok(n) if n > 0 => Ok(Self(Some(n))),
-            _ => Err("a number above 0, or `all`".into()),
-        }
     }
 }
 

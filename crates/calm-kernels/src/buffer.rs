@@ -89,7 +89,7 @@ impl Buffer {
 
     /// The course of the last pass, in so many pieces.
     pub(crate) fn course(&self, pieces: usize) -> Course {
-        pieces::course(&self.course, self.ranges.len(), &self.cut(pieces))
+        pieces::course(&self.course, &self.ranges, pieces)
     }
 
     /// From here on pieces are handed out; None: no more.

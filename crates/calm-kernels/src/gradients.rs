@@ -129,7 +129,7 @@ impl FlatGradients {
     /// # Errors
     /// A course of another buffer.
     pub fn hand_out(&mut self, course: &Arc<Course>, hand_out: HandOut) -> Result<()> {
-        let pieces = self.buffer.cut(course.order.len());
+        let pieces = self.buffer.cut(course.pieces);
         self.buffer.hand(Some(Handing::new(Arc::clone(course), pieces, hand_out)?));
         Ok(())
     }
@@ -302,13 +302,13 @@ mod tests {
         assert_eq!(handed.lock().unwrap().len(), 3);
         assert_eq!(flat.host_values().unwrap(), [0.5; 3], "what was put there stays");
         // A parameter that is used more often than in the course.
-        let course = Arc::new(Course { writes: vec![1, 1, 0], order: vec![1, 0, 2] });
+        let course = Arc::new(Course { pieces: 3, writes: vec![1, 1, 0], order: vec![1, 0, 2] });
         flat.hand_out(&course, take(&handed)).unwrap();
         let e = flat.collect(|| loss().backward()).unwrap_err();
         assert!(e.to_string().contains("overlap: false"), "{e}");
         flat.keep();
         flat.collect(|| loss().backward()).unwrap();
-        let other = Arc::new(Course { writes: vec![1], order: vec![0] });
+        let other = Arc::new(Course { pieces: 1, writes: vec![1], order: vec![0] });
         assert!(flat.hand_out(&other, take(&handed)).is_err());
     }
 

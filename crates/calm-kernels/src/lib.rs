@@ -39,6 +39,7 @@ mod dropout;
 mod embedding;
 mod energy_score;
 mod energy_targets;
+mod moment_pieces;
 mod moments;
 mod nary;
 mod noise;

@@ -8,6 +8,7 @@ use crate::adamw::{AdamWStep, Treatment, adamw, squares_by_chunk};
 use crate::clip::{Clip, Factor};
 use crate::context::Context;
 use crate::gradients::FlatGradients;
+use crate::moment_pieces::{common, pieces};
 use crate::pieces::Part;
 use crate::storage::{error, view};
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor};
@@ -248,38 +249,9 @@ impl Moments {
     }
 }
 
-/// A parameter, as far as it is of a part.
-pub(crate) struct Piece<'a> {
-    pub(crate) parameter: &'a Tensor,
-    pub(crate) treatment: Treatment,
-    /// Where it begins in the parameter.
-    pub(crate) from: usize,
-    /// In the list of all elements.
-    pub(crate) elements: Range<usize>,
-}
-
-/// The pieces of a part, in order.
-fn pieces<'a>(
-    parameters: &'a [(Tensor, Treatment)],
-    ranges: &'a [Range<usize>],
-    part: &Range<usize>,
-) -> impl Iterator<Item = Piece<'a>> + use<'a> {
-    let part = part.clone();
-    parameters.iter().zip(ranges).filter_map(move |((parameter, treatment), range)| {
-        let elements = common(range, &part)?;
-        Some(Piece { parameter, treatment: *treatment, from: elements.start - range.start, elements })
-    })
-}
-
 #[cfg(feature = "cuda")]
 fn elsewhere() -> candle_core::Error {
     error("adamw", "the list is not where the parameters are")
-}
-
-/// What two ranges have in common; None if nothing.
-fn common(a: &Range<usize>, b: &Range<usize>) -> Option<Range<usize>> {
-    let both = a.start.max(b.start)..a.end.min(b.end);
-    (both.start < both.end).then_some(both)
 }
 
 /// A range by its place in a larger one.

@@ -16,6 +16,8 @@ use std::sync::Arc;
 /// What a backward pass writes, and in which order its pieces are complete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Course {
+    /// How many pieces were asked for; there may be fewer, of which [`order`](Self::order) has each.
+    pub pieces: usize,
     /// Writes to the gradient of each parameter.
     pub writes: Vec<u32>,
     /// Pieces, the first that is complete first.
@@ -51,7 +53,8 @@ pub(crate) fn cut(ranges: &[Range<usize>], pieces: usize) -> Vec<Range<usize>> {
 }
 
 /// The course of a pass that wrote to parameters in this order, for pieces of these parameters.
-pub(crate) fn course(written: &[usize], parameters: usize, pieces: &[Range<usize>]) -> Course {
+pub(crate) fn course(written: &[usize], ranges: &[Range<usize>], asked: usize) -> Course {
+    let (parameters, pieces) = (ranges.len(), cut(ranges, asked));
     let (mut writes, mut last) = (vec![0; parameters], vec![0; parameters]);
     for (moment, i) in written.iter().enumerate() {
         writes[*i] += 1;
@@ -60,7 +63,7 @@ pub(crate) fn course(written: &[usize], parameters: usize, pieces: &[Range<usize
     let end = |piece: &Range<usize>| last[piece.clone()].iter().max().copied();
     let mut order: Vec<usize> = (0..pieces.len()).collect();
     order.sort_by_key(|piece| (end(&pieces[*piece]), *piece));
-    Course { writes, order }
+    Course { pieces: asked, writes, order }
 }
 
 /// A pass whose pieces are handed out.
@@ -95,7 +98,11 @@ impl Handing {
         let mut order = course.order.clone();
         order.sort_unstable();
         if course.writes.len() != parameters || order != (0..pieces.len()).collect::<Vec<_>>() {
-            return Err(error("backward", "a course of another buffer"));
+            let (of, here) = ((course.writes.len(), order), (parameters, pieces.len()));
+            return Err(error(
+                "backward",
+                format_args!("a course of another buffer: of {of:?}, for {here:?}"),
+            ));
         }
         let (writes, handed) = (vec![0; parameters], vec![false; pieces.len()]);
         Ok(Self { course, pieces, writes, handed, next: 0, hand_out })
@@ -155,8 +162,19 @@ mod tests {
 
     #[test]
     fn the_piece_that_is_written_last_is_last() {
-        let pieces = [0..2, 2..3, 3..4];
-        let found = course(&[3, 1, 2, 0, 2], 4, &pieces);
-        assert_eq!(found, Course { writes: vec![1, 1, 2, 1], order: vec![2, 0, 1] });
+        let ranges = [0..5, 5..10, 10..20, 20..30];
+        let found = course(&[3, 1, 2, 0, 2], &ranges, 3);
+        assert_eq!(found, Course { pieces: 3, writes: vec![1, 1, 2, 1], order: vec![2, 0, 1] });
+    }
+
+    #[test]
+    fn a_course_of_fewer_pieces_than_were_asked_for_fits_its_buffer() {
+        // A large parameter: cut for as many pieces as there are, there would be fewer still.
+        let ranges = [0..40, 40..70, 70..71, 71..72, 72..100];
+        let found = course(&[0, 1, 2, 3, 4], &ranges, 5);
+        let (there, again) = (cut(&ranges, 5).len(), cut(&ranges, found.order.len()).len());
+        assert!(there < 5 && again < there, "{there}, {again}");
+        let pieces = cut(&ranges, found.pieces);
+        Handing::new(Arc::new(found), pieces, Box::new(|_, _| Ok(()))).unwrap();
     }
 }

@@ -106,7 +106,7 @@ impl Ranks {
         gpus.end_sums().map_err(|e| self.explained(e, "the sum of gradients"))
     }
 
-    /// Replaces all parts of `values` on this process's GPU by those of their owners. It is put on the stream of the GPU; nothing
+    /// Replaces all parts of `values` on this process's GPU, one for each rank, by those of their owners. It is put on the stream of the GPU; nothing
     /// waits here.
     ///
     /// # Errors
@@ -115,11 +115,10 @@ impl Ranks {
     pub fn share_on_gpu(
         &self,
         values: &mut candle_core::cuda_backend::cudarc::driver::CudaSlice<f32>,
-        parts: &crate::Parts,
+        parts: &[std::ops::Range<usize>],
     ) -> Result<()> {
         let Some(gpus) = &self.gpus else { return Err(not_joined()) };
-        let parts: Vec<_> = (0..self.size()).map(|rank| parts.of(rank)).collect();
-        gpus.share(values, &parts).map_err(|e| self.explained(e, "the exchange of parameters"))
+        gpus.share(values, parts).map_err(|e| self.explained(e, "the exchange of parameters"))
     }
 
     /// Whether gradients go from GPU to GPU.

@@ -47,7 +47,11 @@ impl Overlap {
         }
         let own = bucket.course(PIECES);
         // In their own order, and none waits for anything.
-        let after = Course { writes: vec![0; own.writes.len()], order: (0..own.order.len()).collect() };
+        let after = Course {
+            writes: vec![0; own.writes.len()],
+            order: (0..own.order.len()).collect(),
+            ..own.clone()
+        };
         self.sum(bucket, None, &Arc::new(after), ranks)?;
         if self.wanted {
             self.learn(loss.is_some().then_some(own), ranks)?;
@@ -64,7 +68,7 @@ impl Overlap {
             let found: Option<(Vec<u32>, Vec<usize>)> =
                 serde_json::from_slice(&one).map_err(candle_core::Error::wrap)?;
             if let Some((writes, order)) = found {
-                self.course = Some(Arc::new(Course { writes, order }));
+                self.course = Some(Arc::new(Course { pieces: PIECES, writes, order }));
                 break;
             }
         }

@@ -84,7 +84,10 @@ impl Shard {
         optimizer.exchange_parameters(bucket, |list| match list {
             Part::Host(list) => self.parts.all_gather(&self.ranks, list).map_err(told),
             #[cfg(feature = "nccl")]
-            Part::Device(list, _) => self.ranks.share_on_gpu(list, &self.parts).map_err(told),
+            Part::Device(list, _) => {
+                let parts: Vec<_> = (0..self.ranks.size()).map(|rank| self.parts.of(rank)).collect();
+                self.ranks.share_on_gpu(list, &parts).map_err(told)
+            }
             #[allow(unreachable_patterns, reason = "with the feature `cuda` alone there are others")]
             _ => Err(not_joined()),
         })

@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::Count;
-use super::shared::{Format, OtherText, RunSource, whole};
+use super::shared::{Count, Format, OtherText, RunSource, whole};
 
 /// `calm eval segments`
 #[derive(Debug, Args)]

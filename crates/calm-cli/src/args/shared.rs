@@ -100,3 +100,20 @@ pub(super) fn whole<N: TryFrom<u64>>(text: &str) -> Result<N, String> {
 
 /// 2^53.
 const MOST_EXACT: f64 = 9_007_199_254_740_992.0;
+
+/// A number or `all`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count(pub Option<usize>);
+
+impl std::str::FromStr for Count {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        if s == "all" {
+            return Ok(Self(None));
+        }
+        match whole(s) {
+            Ok(n) if n > 0 => Ok(Self(Some(n))),
+            _ => Err("a number above 0, or `all`".into()),
+        }
+    }
+}

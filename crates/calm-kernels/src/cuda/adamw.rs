@@ -8,7 +8,7 @@ use crate::Context;
 use crate::adamw::{AdamWStep, Treatment};
 use crate::clip::{Clip, Factor};
 use crate::gradients::FlatGradients;
-use crate::moments::Piece;
+use crate::moment_pieces::Piece;
 use crate::storage::error;
 use candle_core::Result;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut, DeviceRepr};
