@@ -1,14 +1,12 @@
-//! Causal, span, cached and branch attention against naive loops, plain compositions and each other.
+//! Causal, cached and branch attention against naive loops, plain compositions and each other; spans: `spans.rs`.
 
 use crate::common::*;
-use calm_kernels::{
-    Span, Spans, branch_attention, cached_attention, causal_attention, gradcheck, span_attention,
-};
+use calm_kernels::{branch_attention, cached_attention, causal_attention, gradcheck};
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use std::slice::from_ref;
 
 /// Plain composition: all scores, minus infinity where `sees[b][t][u]` is false, softmax.
-fn attention_plain(q: &Tensor, k: &Tensor, v: &Tensor, sees: &Tensor) -> Result<Tensor> {
+pub fn attention_plain(q: &Tensor, k: &Tensor, v: &Tensor, sees: &Tensor) -> Result<Tensor> {
     let (b, t, h, dh) = q.dims4()?;
     let (_, u, g, _) = k.dims4()?;
     // Repeat every key head for its group of query heads.
@@ -126,100 +124,8 @@ fn values_and_gradients_equal_the_plain_composition() {
     }
 }
 
-/// Spans of T queries over U keys in each row: ends that stay, go on and leap; some of one key.
-fn spans([b, t, u]: [usize; 3]) -> Vec<Span> {
-    let mut all = Vec::new();
-    for row in 0..b {
-        let (mut start, mut end) = (row % u, row % u + 1);
-        for i in 0..t {
-            end = (end + [0, 1, 0, 0, 2, 5][(i * 7 + row) % 6]).min(u);
-            if i % 11 == 10 {
-                start = end - 1;
-            }
-            all.push((start as u32, end as u32));
-        }
-    }
-    all
-}
-
-/// `sees` of spans.
-fn seen([b, t, u]: [usize; 3], spans: &[Span]) -> Tensor {
-    let sees = spans
-        .iter()
-        .flat_map(|(start, end)| (0..u as u32).map(move |key| u8::from(*start <= key && key < *end)));
-    Tensor::from_vec(sees.collect::<Vec<u8>>(), (b, t, u), &Device::Cpu).unwrap()
-}
-
-#[test]
-fn each_query_sees_its_span_of_any_number_of_keys() {
-    // [B, T, U], heads, key heads, Dh: fewer keys than queries, more, one, and one query.
-    for ([b, t, u], h, g, dh) in [
-        ([2, 40, 9], 4, 2, 32),
-        ([3, 9, 70], 2, 1, 64),
-        ([1, 130, 66], 3, 3, 48),
-        ([2, 5, 1], 2, 2, 96),
-        ([3, 1, 20], 4, 1, 32),
-        ([1, 70, 300], 2, 1, 128),
-    ] {
-        let sizes = [b, t, u];
-        let list = spans(sizes);
-        let (spans, sees) = (Spans::new(sizes, list.clone()).unwrap(), seen(sizes, &list));
-        let inputs = [
-            (random(&[b, t, h, dh], 1) * 3.0).unwrap(),
-            (random(&[b, u, g, dh], 2) * 3.0).unwrap(),
-            random(&[b, u, g, dh], 3),
-        ];
-        compare(
-            &inputs,
-            |v| span_attention(&v[0], &v[1], &v[2], &spans),
-            |v| attention_plain(&v[0], &v[1], &v[2], &sees),
-            3e-6,
-        );
-        // Without gradient, in both ways that a GPU has for it.
-        let [q, k, v] = inputs.map(|t| t.to_dtype(DType::F32).unwrap());
-        let want = attention_plain(&q, &k, &v, &sees).unwrap();
-        assert!(worst(&span_attention(&q, &k, &v, &spans).unwrap(), &want) < 3e-6);
-        if let Some(device) = gpu() {
-            let [q, k, v] = [q, k, v].map(|t| t.to_device(&device).unwrap());
-            assert!(worst(&span_attention(&q, &k, &v, &spans).unwrap(), &want) < 1e-5);
-        }
-    }
-}
-
-#[test]
-fn scores_of_zero_give_the_mean_of_a_span() {
-    let spans = Spans::new([1, 3, 6], vec![(0, 1), (1, 4), (4, 6)]).unwrap();
-    let x = random(&[1, 6, 2, 32], 1);
-    let zeros = |n: usize| Tensor::zeros((1, n, 2, 32), DType::F64, &Device::Cpu).unwrap();
-    let means = span_attention(&zeros(3), &zeros(6), &x, &spans).unwrap();
-    for (slot, (start, end)) in [(0, 1), (1, 4), (4, 6)].into_iter().enumerate() {
-        let want = x.narrow(1, start, end - start).unwrap().mean_keepdim(1).unwrap();
-        assert!(worst(&means.narrow(1, slot, 1).unwrap(), &want) < 1e-15);
-    }
-}
-
-#[test]
-fn spans_that_no_kernel_could_take_are_refused() {
-    let wrong = |sizes, spans: &[Span]| Spans::new(sizes, spans.to_vec()).unwrap_err().to_string();
-    assert!(wrong([1, 2, 3], &[(0, 1)]).contains("1 spans for 1 rows of 2 queries"));
-    assert!(wrong([1, 2, 3], &[(0, 1), (1, 1)]).contains("1..1 is no part of 3 keys"));
-    assert!(wrong([1, 2, 3], &[(0, 1), (1, 4)]).contains("1..4"));
-    assert!(wrong([1, 2, 3], &[(1, 2), (0, 2)]).contains("comes after"));
-    assert!(wrong([1, 2, 3], &[(0, 3), (0, 2)]).contains("comes after"));
-    // From row to row they begin anew.
-    let spans = Spans::new([2, 1, 3], vec![(1, 3), (0, 1)]).unwrap();
-    let (q, k) = (random(&[2, 2, 2, 4], 1), random(&[2, 3, 2, 4], 1));
-    let e = span_attention(&q, &k, &k, &spans).unwrap_err().to_string();
-    assert!(e.contains("span_attention") && e.contains("[2, 1, 3]"), "{e}");
-}
-
 #[test]
 fn gradients_pass_the_check_by_differences() {
-    let spans = Spans::new([2, 3, 4], vec![(0, 2), (0, 3), (2, 4), (1, 2), (1, 2), (1, 4)]).unwrap();
-    let inputs = [random(&[2, 3, 4, 3], 1), random(&[2, 4, 2, 3], 2), random(&[2, 4, 2, 3], 3)];
-    gradcheck::check(&inputs, |v| span_attention(&v[0], &v[1], &v[2], &spans)?.powf(3.0)?.sum_all(), 1e-7)
-        .unwrap();
-
     let seg = segments(&[&[3, 2], &[4]], 5);
     let inputs = [random(&[2, 5, 4, 3], 1), random(&[2, 5, 2, 3], 2), random(&[2, 5, 2, 3], 3)];
     gradcheck::check(&inputs, |v| causal_attention(&v[0], &v[1], &v[2], &seg)?.powf(3.0)?.sum_all(), 1e-7)

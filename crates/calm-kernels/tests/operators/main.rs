@@ -22,3 +22,4 @@ mod mixed_precision;
 mod noise;
 mod norms;
 mod smooth;
+mod spans;
