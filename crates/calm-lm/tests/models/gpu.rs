@@ -320,7 +320,7 @@ fn a_dynamic_concept_model_learns_on_a_gpu_as_on_the_cpu() {
             let (store, model) = built(&family, device, precision);
             let batch = batch(1, store.context());
             let u: Vec<f32> = (0..60).map(|at| if at * at % 7 < 2 { 0.0 } else { 0.9999 }).collect();
-            let u = Tensor::from_vec(u, (60, 1, 1), &Device::Cpu).unwrap().to_device(device).unwrap();
+            let u = Tensor::from_vec(u, (60, 1, 1), &Device::Cpu).unwrap();
             let given = HashMap::from([("boundary".to_owned(), u)]);
             train_waiting(&store, waits, |_| {
                 let of = Whole { targets: batch.sources.len(), chosen: None };

@@ -12,7 +12,7 @@
 
 use calm_nn::device::upload;
 use calm_nn::{Builder, Init, Linear, Noise};
-use candle_core::{D, DType, Result, Tensor, bail};
+use candle_core::{D, DType, Device, Result, Tensor, bail};
 
 use super::config::{BoundariesConfig, BoundaryRule, CosineConfig, DlcmConfig, LearntConfig};
 use super::scales::Width;
@@ -23,6 +23,11 @@ use crate::ChunkBatch;
 const EDGE: f64 = 1e-4;
 /// Added to the product of the squared norms, so that a state of 0 has an angle.
 const TINY: f64 = 1e-12;
+
+/// In f32, or in f64 of a model in f64: angles, sums and averages of states in a smaller format.
+pub(super) fn precise(t: &Tensor) -> Result<Tensor> {
+    t.to_dtype(if t.dtype() == DType::F64 { DType::F64 } else { DType::F32 })
+}
 
 /// Where boundaries come from in a pass.
 #[derive(Clone, Copy)]
@@ -69,11 +74,10 @@ impl Predictor {
 
     /// q and k of states `[.., D]`, whose angles count; None without probabilities.
     pub(super) fn directions(&self, h: &Tensor) -> Result<Option<[Tensor; 2]>> {
-        let precise = |t: Tensor| t.to_dtype(if t.dtype() == DType::F64 { DType::F64 } else { DType::F32 });
         Ok(match (&self.projections, self.settings.by) {
             (_, BoundaryRule::Every) => None,
-            (Some([q, k]), _) => Some([precise(q.forward(h)?)?, precise(k.forward(h)?)?]),
-            (None, _) => Some([precise(h.clone())?, precise(h.clone())?]),
+            (Some([q, k]), _) => Some([precise(&q.forward(h)?)?, precise(&k.forward(h)?)?]),
+            (None, _) => Some([precise(h)?, precise(h)?]),
         })
     }
 
@@ -132,7 +136,8 @@ impl Predictor {
             }
             (Decisions::Drawn(noise), BoundaryRule::Learnt(LearntConfig { sharpness }), Some(p)) => {
                 let noise = noise.with_rows(&on_host.rows);
-                let u = noise.uniform("boundary", 1, 1, batch.destination())?.flatten_all()?;
+                // Made on the host, where they are needed: a GPU would have to be waited for a second time.
+                let u = noise.uniform("boundary", 1, 1, &Device::Cpu)?.flatten_all()?;
                 let u = u.to_dtype(DType::F32)?.to_vec1::<f32>()?;
                 if u.len() != b * s {
                     bail!("{} random numbers for {b} rows of {s} tokens", u.len())

@@ -12,7 +12,7 @@ use calm_kernels::Spans;
 use calm_nn::device::upload;
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::boundaries::Predictor;
+use super::boundaries::{Predictor, precise};
 use super::config::{CrossKeys, Pooling, Smoothing};
 use super::cross::KeysValues;
 use super::model::Dlcm;
@@ -35,11 +35,11 @@ pub struct DlcmCache {
 struct Last {
     /// `[1, 1, D]`: q, or nothing without probabilities.
     query: Option<Tensor>,
-    /// `[1, 1, Dc]`
+    /// `[1, 1, Dc]`, where it is averaged in f32.
     smoothed: Tensor,
     /// `[1, 1, Hkv, Dh]` each: what the open concept says.
     keys_values: KeysValues,
-    /// `[1, 1, D]`: sum of the states of the open segment, and how many.
+    /// `[1, 1, D]` in f32: sum of the states of the open segment, and how many.
     open: (Tensor, u32),
 }
 
@@ -86,7 +86,7 @@ impl DlcmCache {
     pub(super) fn until(&self, tokens: usize, trail: &Trail, keys: CrossKeys) -> Result<Self> {
         let concepts = trail.opens[..tokens].iter().filter(|o| **o).count();
         let opened = trail.opens[..tokens].iter().rposition(|o| *o).unwrap_or(0);
-        let open = trail.states.narrow(1, opened, tokens - opened)?.sum_keepdim(1)?;
+        let open = precise(&trail.states.narrow(1, opened, tokens - opened)?)?.sum_keepdim(1)?;
         let seen = match keys {
             CrossKeys::Concepts => concepts,
             CrossKeys::Replicated => tokens,
@@ -212,8 +212,9 @@ impl Dlcm {
             let queries = queries.as_ref().map(|q| of(q, text)).transpose()?;
             let found = smoothed.dim(1)?;
             let opened = opens.iter().rposition(|o| *o);
-            let rest = states.narrow(1, opened.unwrap_or(0), n - opened.unwrap_or(0))?.sum_keepdim(1)?;
-            let rest_count = (n - opened.unwrap_or(0)) as u32;
+            let from = opened.unwrap_or(0);
+            let rest = precise(&states.narrow(1, from, n - from)?)?.sum_keepdim(1)?;
+            let rest_count = (n - from) as u32;
             let open = match (&cache.last, opened) {
                 (Some(last), None) => ((&last.open.0 + rest)?, last.open.1 + rest_count),
                 _ => (rest, rest_count),
@@ -294,7 +295,10 @@ impl Dlcm {
         }
         let rest = z.dim(1)? - at;
         let filler = z.narrow(1, at, rest)?;
-        let all = self.cross.keys_values(&beside(smoothed.iter().chain([&filler]))?)?;
+        let rounded = |t: &Tensor| t.to_dtype(z.dtype());
+        let there = smoothed.iter().filter(|t| t.elem_count() > 0);
+        let there = there.map(rounded).collect::<Result<Vec<Tensor>>>()?;
+        let all = self.cross.keys_values(&beside(there.iter().chain([&filler]))?)?;
         let all = (all.0.detach(), all.1.detach());
         let mut at = 0;
         let mut out = Vec::with_capacity(counts.len());
@@ -319,7 +323,8 @@ impl Dlcm {
             return h.narrow(1, begin + at, 1);
         }
         let from = before.unwrap_or(0);
-        let closed = (at > from).then(|| h.narrow(1, begin + from, at - from)?.sum_keepdim(1)).transpose()?;
+        let sum_of = |h: Tensor| precise(&h)?.sum_keepdim(1);
+        let closed = (at > from).then(|| sum_of(h.narrow(1, begin + from, at - from)?)).transpose()?;
         let (sum, count) = match (closed, before, last) {
             (Some(closed), None, Some(Last { open: (sum, count), .. })) => {
                 ((sum + closed)?, *count as usize + at)
@@ -328,10 +333,10 @@ impl Dlcm {
             (Some(closed), ..) => (closed, at - from),
             (None, ..) => bail!("two concepts opened at the token {at}"),
         };
-        sum / count as f64
+        (sum / count as f64)?.to_dtype(h.dtype())
     }
 
-    /// Z̃ of the concepts `z [1, m, Dc]` that `opens` opens, after `last`.
+    /// Z̃ of the concepts `z [1, m, Dc]` that `opens` opens, after `last`; where they are averaged, in f32.
     fn smoothed(
         &self,
         z: &Tensor,
@@ -347,15 +352,16 @@ impl Dlcm {
         }
         let opened: Vec<u32> = (0..opens.len()).filter(|i| opens[*i]).map(|i| (begin + i) as u32).collect();
         let p = p.index_select(&upload(&opened, m, &self.output)?, 1)?;
+        let z = precise(z)?;
         // The concept before them goes in front, as one that is certain.
-        let with_last = last.map(|last| Tensor::cat(&[last, z], 1)).transpose()?;
+        let with_last = last.map(|last| Tensor::cat(&[last, &z], 1)).transpose()?;
         let (z, p) = match with_last {
             Some(z) => (z, Tensor::cat(&[&p.narrow(1, 0, 1)?.ones_like()?, &p], 1)?),
-            None => (z.clone(), p),
+            None => (z, p),
         };
         let one_document = upload(&vec![0u32; z.dim(1)?], (1, z.dim(1)?), &self.output)?;
         let all = ops::smooth(&z, &p, &one_document)?.detach();
-        all.narrow(1, z.dim(1)? - m, m)
+        all.narrow(1, all.dim(1)? - m, m)
     }
 }
 
