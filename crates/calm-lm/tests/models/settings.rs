@@ -91,6 +91,11 @@ fn what_is_impossible_of_concepts_is_named_by_its_key() {
     assert_eq!(found(r#"{ "concepts": { "layers": 0 } }"#), ["concepts.layers"]);
     assert_eq!(found(r#"{ "encoder_layers": 5 }"#), ["encoder_layers"]);
     assert_eq!(found(r#"{ "boundaries": { "by": "every", "ratio": 2.5 } }"#), ["boundaries.ratio"]);
+    assert_eq!(found(r#"{ "boundaries": { "ratio": 1.05 } }"#), ["boundaries.ratio"]);
+    assert_eq!(
+        found(r#"{ "boundaries": { "by": "every" }, "straight_through": true }"#),
+        ["straight_through"]
+    );
     assert_eq!(
         found(r#"{ "boundaries": { "ratio": 1, "weight": -1 } }"#),
         ["boundaries.ratio", "boundaries.weight"]

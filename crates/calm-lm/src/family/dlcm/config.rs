@@ -20,9 +20,10 @@ pub struct DlcmConfig {
     pub boundaries: BoundariesConfig,
     /// What a concept is made of.
     pub pooling: Pooling,
-    /// What becomes of concepts before tokens see them.
+    /// What becomes of concepts before tokens see them; without effect under `every`.
     pub smoothing: Smoothing,
-    /// Whether what a token takes from its concepts carries the gradient of its boundary's probability (H-Net).
+    /// Whether what a token takes from its concepts carries the gradient of its boundary's probability (H-Net);
+    /// not under `every`, which has none.
     pub straight_through: bool,
     /// How tokens look at concepts.
     pub cross: CrossConfig,
@@ -67,9 +68,10 @@ impl Default for DlcmConfig {
 pub struct BoundariesConfig {
     /// How boundaries are found.
     pub by: BoundaryRule,
-    /// R, tokens a concept on average over a global batch; of `every` exactly so many.
+    /// R, tokens a concept on average over a global batch, at least 1.1; of `every` exactly so many, a whole number.
     pub ratio: f64,
-    /// Weight of the auxiliary loss that holds the ratio; 0: none. The paper gives none, H-Net has 0.03.
+    /// Weight of the auxiliary loss that holds the ratio; 0: none. The paper gives none, H-Net has 0.03. Without effect
+    /// under `every`.
     pub weight: f64,
 }
 
@@ -87,7 +89,7 @@ pub enum BoundaryRule {
     Learnt(LearntConfig),
     /// By the angle between two neighbouring states themselves.
     Cosine(CosineConfig),
-    /// One every R tokens.
+    /// One every R tokens. There are no probabilities: `weight` and `smoothing` have no effect.
     Every,
 }
 
@@ -220,6 +222,10 @@ impl DlcmConfig {
         if self.mup.is_some_and(|mup| mup.tokens == 0 || mup.concepts == 0) {
             problems.add("mup", "base widths must be at least 1");
         }
+        if self.straight_through && !self.has_probability() {
+            problems
+                .add("straight_through", "by: every has no probabilities: take it out, or take another rule");
+        }
         if matches!(self.boundaries.by, BoundaryRule::Learnt(_)) && !self.probability_counts() {
             problems.add(
                 "boundaries",
@@ -230,6 +236,9 @@ impl DlcmConfig {
     }
 }
 
+/// Nearer to 1 the factor R/(R − 1) of the auxiliary loss grows beyond what its weight is meant for.
+const LEAST_RATIO: f64 = 1.1;
+
 impl BoundariesConfig {
     fn check(&self, problems: &mut Problems) {
         let Self { by, ratio, weight } = *self;
@@ -237,8 +246,10 @@ impl BoundariesConfig {
             BoundaryRule::Every if !(ratio >= 1.0 && ratio.fract() == 0.0) => {
                 problems.add("ratio", format!("is {ratio}: by: every needs a whole number from 1 on"));
             }
-            BoundaryRule::Learnt(_) | BoundaryRule::Cosine(_) if !(ratio > 1.0 && ratio.is_finite()) => {
-                problems.add("ratio", format!("is {ratio}: must be above 1"));
+            BoundaryRule::Learnt(_) | BoundaryRule::Cosine(_)
+                if !(ratio >= LEAST_RATIO && ratio.is_finite()) =>
+            {
+                problems.add("ratio", format!("is {ratio}: must be at least {LEAST_RATIO}"));
             }
             _ => {}
         }
