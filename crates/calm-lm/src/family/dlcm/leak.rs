@@ -1,6 +1,7 @@
 //! That nothing which is said of a token depends on a later one, and that this test would notice.
 
 use calm_nn::Noise;
+use candle_core::Device;
 
 use super::boundaries::Decisions;
 use super::config::{BoundaryRule, CrossKeys, LearntConfig, Pooling, Smoothing};
@@ -53,12 +54,17 @@ fn boundaries_differ_between_texts_and_are_drawn_where_they_are_learnt() {
         Smoothing::Ema,
         CrossKeys::Concepts,
     );
-    let (model, batch) = (model(&config), batch(&ids()));
+    let model = model(&config);
+    let of = |ids: &[u32]| model.pass(&batch(ids), Decisions::Settled).unwrap().boundaries.opens;
+    let settled = of(&ids());
+    // Five other texts, of other tokens everywhere.
+    let other = |by: u32| of(&ids().iter().map(|id| (id + by) % TEXT).collect::<Vec<u32>>());
+    assert!((1..TEXT).any(|by| other(by) != settled));
+    let batch = batch(&ids());
     let drawn = |step| {
         let noise = Noise::Keyed { seed: 1, purpose: "t", step, rows: &batch.rows };
         model.pass(&batch, Decisions::Drawn(&noise)).unwrap().boundaries.opens
     };
-    let settled = model.pass(&batch, Decisions::Settled).unwrap().boundaries.opens;
     assert_eq!(drawn(1), drawn(1));
     assert!((1..9).any(|step| drawn(step) != drawn(0)));
     let n = settled.iter().filter(|o| **o).count();
@@ -99,4 +105,34 @@ fn the_printed_pooling_would_show_a_token_its_successors() {
     };
     assert_eq!(influence(|batch| look(batch, false)).0, 0);
     assert!(influence(|batch| look(batch, true)).0 > 4, "this test must be able to fail");
+}
+
+/// Rows of concepts are filled up to a multiple of 16: with one more boundary they are twice as long.
+#[test]
+fn a_concept_that_makes_rows_longer_changes_nothing_before_it() {
+    let (n, late) = (40, 35);
+    let ids: Vec<u32> = (0..n as u32).map(|i| (i * i + i / 3) % TEXT).collect();
+    let positions: Vec<u32> = (0..n as u32).collect();
+    let predicts: Vec<bool> = (0..n).map(|at| at + 1 < n).collect();
+    let batch =
+        ChunkBatch::new((1, n, 1), &ids, &positions, &vec![0; n], &predicts, &[0], &Device::Cpu).unwrap();
+    // Sixteen concepts, and a seventeenth.
+    let few: Vec<bool> = (0..n).map(|t| t % 2 == 0 && t < 32).collect();
+    let more: Vec<bool> = (0..n).map(|t| few[t] || t == late).collect();
+    for (pooling, keys) in
+        [(Pooling::Boundary, CrossKeys::Replicated), (Pooling::Closed, CrossKeys::Concepts)]
+    {
+        let by = BoundaryRule::Learnt(LearntConfig::default());
+        let model = model(&config(by, pooling, Smoothing::Ema, keys));
+        let each = |opens: &[bool]| Slots::new((1, n), opens, &batch.on_host.segments, pooling).each;
+        assert_eq!((each(&few), each(&more)), (16, 32));
+        let hidden = |opens: &[bool]| -> Vec<Vec<f32>> {
+            model.pass(&batch, Decisions::Given(opens)).unwrap().hidden.squeeze(0).unwrap().to_vec2().unwrap()
+        };
+        let (before, after) = (hidden(&few), hidden(&more));
+        let off = |t: usize| before[t].iter().zip(&after[t]).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        // Sums over other numbers of rows, as of a text in pieces; what another concept changes is far more.
+        assert!((0..late).all(|t| off(t) < 3e-5), "{pooling:?}");
+        assert!(off(late) > 1e-3, "{pooling:?}: {}", off(late));
+    }
 }

@@ -92,6 +92,10 @@ pub(super) fn settings() -> Vec<DlcmConfig> {
     ];
     let mut all = Vec::new();
     for by in rules {
+        if by != BoundaryRule::Every {
+            let base = config(by, Pooling::Boundary, Smoothing::Ema, CrossKeys::Concepts);
+            all.push(DlcmConfig { straight_through: true, ..base });
+        }
         for pooling in [Pooling::Boundary, Pooling::Closed] {
             for smoothing in [Smoothing::Ema, Smoothing::None] {
                 for keys in [CrossKeys::Concepts, CrossKeys::Replicated] {

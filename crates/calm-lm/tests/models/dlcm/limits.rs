@@ -54,12 +54,50 @@ impl Plain {
         x.broadcast_matmul(&self.weight(name).t()?)
     }
 
-    /// Logits `[S, V]` of one document: `contents` of the states `[1, S, D]` gives `[1, M, D]`, to the scores of token
-    /// t and concept k `bias[t][k]` is added.
+    /// p `[1, S]` of the states `[1, S, D]` of one document, 1 of its first token.
+    fn probability(&self, h: &Tensor) -> Result<Tensor> {
+        let s = h.dim(1)?;
+        let (q, k) = match self.config.boundaries.by {
+            BoundaryRule::Learnt(_) => {
+                (self.linear(h, "boundary.q_proj.weight")?, self.linear(h, "boundary.k_proj.weight")?)
+            }
+            BoundaryRule::Cosine(_) | BoundaryRule::Every => (h.clone(), h.clone()),
+        };
+        let (q, k) = (q.narrow(1, 0, s - 1)?, k.narrow(1, 1, s - 1)?);
+        let length = |x: &Tensor| x.sqr()?.sum(D::Minus1)?.sqrt();
+        let cosine = ((&q * &k)?.sum(D::Minus1)? / (length(&q)? * length(&k)?)?)?;
+        let p = ((1.0 - cosine)? * 0.5)?.clamp(1e-4, 1.0 - 1e-4)?;
+        Tensor::cat(&[&Tensor::ones((1, 1), DType::F32, &Device::Cpu)?, &p], 1)
+    }
+
+    /// z̃_k = p_k z_k + (1 − p_k) z̃_{k−1} of `z [1, M, Dc]`, opened by these tokens.
+    fn smoothed(z: &Tensor, p: &Tensor, opened: &[u32]) -> Result<Tensor> {
+        let mut all = vec![z.narrow(1, 0, 1)?];
+        for (k, token) in opened.iter().enumerate().skip(1) {
+            let p = p.narrow(1, *token as usize, 1)?.unsqueeze(2)?;
+            let new = z.narrow(1, k, 1)?.broadcast_mul(&p)?;
+            let old = all[k - 1].broadcast_mul(&(1.0 - &p)?)?;
+            all.push((new + old)?);
+        }
+        Tensor::cat(&all, 1)
+    }
+
+    /// 1 `[1, S]`, with the gradient of p at the tokens `opened` and of 1 − p at the others.
+    fn certain(p: &Tensor, opened: &[u32]) -> Result<Tensor> {
+        let s = p.dim(1)?;
+        let opens: Vec<f32> = (0..s as u32).map(|t| if opened.contains(&t) { 1.0 } else { 0.0 }).collect();
+        let opens = Tensor::from_vec(opens, (1, s), &Device::Cpu)?;
+        let c = ((&opens * p)? + ((1.0 - &opens)? * (1.0 - p)?)?)?;
+        (&c - c.detach())? + 1.0
+    }
+
+    /// Logits `[S, V]` of one document: `contents` of the states `[1, S, D]` gives `[1, M, D]`, of concepts that the tokens
+    /// `opened` open; to the scores of token t and concept k `bias[t][k]` is added.
     fn logits(
         &self,
         ids: &[u32],
         contents: impl Fn(&Tensor) -> Result<Tensor>,
+        opened: &[u32],
         bias: &[Vec<f32>],
     ) -> Result<Tensor> {
         let (s, m) = (ids.len(), bias[0].len());
@@ -69,7 +107,11 @@ impl Plain {
         let x = self.weight("model.embed_tokens.weight").index_select(&ids, 0)?.unsqueeze(0)?;
         let h = self.encoder.forward(&x, &row(s)?, &zeros(s)?)?;
         let wide = self.linear(&contents(&h)?, "concepts.up.weight")?;
-        let z = self.concepts.forward(&wide, &row(m)?, &zeros(m)?)?;
+        let mut z = self.concepts.forward(&wide, &row(m)?, &zeros(m)?)?;
+        let cuts = self.config.boundaries.by != BoundaryRule::Every;
+        if cuts && self.config.smoothing == Smoothing::Ema {
+            z = Self::smoothed(&z, &self.probability(&h)?, opened)?;
+        }
 
         let (heads, size) = (self.config.tokens.heads, self.config.tokens.head_size());
         let split = |t: Tensor| {
@@ -86,7 +128,11 @@ impl Plain {
         let scores = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
         let p = scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?;
         let taken = p.matmul(&v)?.transpose(1, 2)?.contiguous()?.reshape((1, s, heads * size))?;
-        let x = (&h + self.linear(&taken, "cross.o_proj.weight")?)?;
+        let mut taken = self.linear(&taken, "cross.o_proj.weight")?;
+        if self.config.straight_through {
+            taken = taken.broadcast_mul(&Self::certain(&self.probability(&h)?, opened)?.unsqueeze(2)?)?;
+        }
+        let x = (&h + taken)?;
         let x = self.decoder.forward(&x, &row(s)?, &zeros(s)?)?.squeeze(0)?;
         x.matmul(&self.weight("lm_head.weight").t()?)
     }
@@ -119,8 +165,8 @@ fn assert_equal(store: &ParamStore, got: &Tensor, plain: &Plain, want: &Tensor) 
 
 #[test]
 fn the_fixed_ratio_is_a_patch_model() {
-    for (ratio, smoothing) in [(4, Smoothing::Ema), (3, Smoothing::None), (1, Smoothing::Ema)] {
-        let config = DlcmConfig { smoothing, ..config(BoundaryRule::Every, ratio as f64) };
+    for ratio in [4, 3, 1] {
+        let config = config(BoundaryRule::Every, ratio as f64);
         let (store, model) = model(&config);
         let ids = text(12);
         let got = model.logits(&model.hidden(&batch(&ids)).unwrap()).unwrap();
@@ -132,12 +178,13 @@ fn the_fixed_ratio_is_a_patch_model() {
             let d = h.dim(2)?;
             h.reshape((1, patches, ratio, d))?.narrow(2, 0, 1)?.squeeze(2)?.contiguous()
         };
+        let opened: Vec<u32> = (0..patches).map(|k| (k * ratio) as u32).collect();
         let see = |t: usize| (0..patches).map(move |k| if k <= t / ratio { 0.0 } else { f32::NEG_INFINITY });
         let bias: Vec<Vec<f32>> = (0..ids.len()).map(|t| see(t).collect()).collect();
-        assert_equal(&store, &got, &plain, &plain.logits(&ids, first, &bias).unwrap());
+        assert_equal(&store, &got, &plain, &plain.logits(&ids, first, &opened, &bias).unwrap());
         // It would notice a patch that is seen too late.
         let late: Vec<Vec<f32>> = (0..ids.len()).map(|t| see(t.saturating_sub(1)).collect()).collect();
-        let other = plain.logits(&ids, first, &late).unwrap().narrow(0, 0, ids.len() - 1).unwrap();
+        let other = plain.logits(&ids, first, &opened, &late).unwrap().narrow(0, 0, ids.len() - 1).unwrap();
         assert!(largest(&(&got - other).unwrap()) > 1e-3);
     }
 }
@@ -167,10 +214,41 @@ fn replication_weighs_a_concept_by_its_tokens() {
             (0..11).map(|t| (0..4).map(|k| of(t, k)).collect()).collect()
         };
         let weighed = keys == CrossKeys::Replicated;
-        let want = plain.logits(&ids, contents, &bias(weighed)).unwrap();
+        let tokens = [0u32, 1, 4, 6];
+        let want = plain.logits(&ids, contents, &tokens, &bias(weighed)).unwrap();
         assert_equal(&store, &got, &plain, &want);
-        let other = plain.logits(&ids, contents, &bias(!weighed)).unwrap().narrow(0, 0, 10).unwrap();
+        let other = plain.logits(&ids, contents, &tokens, &bias(!weighed)).unwrap().narrow(0, 0, 10).unwrap();
         assert!(largest(&(&got - other).unwrap()) > 1e-3, "they are two models");
+    }
+}
+
+#[test]
+fn smoothing_and_the_factor_of_1_are_their_formulas() {
+    let ids = text(11);
+    let opened = [0u32, 1, 4, 6];
+    let opens: Vec<bool> = (0..11u32).map(|t| opened.contains(&t)).collect();
+    let contents = |h: &Tensor| h.index_select(&Tensor::new(&[0u32, 1, 4, 6], &Device::Cpu)?, 1);
+    let see = |t: u32, at: u32| if at <= t { 0.0 } else { f32::NEG_INFINITY };
+    let bias: Vec<Vec<f32>> = (0..11u32).map(|t| opened.iter().map(|at| see(t, *at)).collect()).collect();
+    for by in [rules()[0], rules()[1]] {
+        let of = |smoothing, straight_through| {
+            let config = DlcmConfig { smoothing, straight_through, ..config(by, 2.0) };
+            let (store, model) = model(&config);
+            let got = model.logits(&model.hidden_given(&batch(&ids), &opens).unwrap()).unwrap();
+            (config, store, got)
+        };
+        let numbers = |t: &Tensor| t.to_vec2::<f32>().unwrap();
+        for (smoothing, straight_through) in
+            [(Smoothing::Ema, false), (Smoothing::None, true), (Smoothing::Ema, true)]
+        {
+            let (config, store, got) = of(smoothing, straight_through);
+            let plain = Plain::of(&store, &config);
+            assert_equal(&store, &got, &plain, &plain.logits(&ids, contents, &opened, &bias).unwrap());
+            let without = of(smoothing, false).2;
+            assert_eq!(numbers(&got), numbers(&without), "the factor is 1 to the bit");
+        }
+        let (smooth, raw) = (of(Smoothing::Ema, false).2, of(Smoothing::None, false).2);
+        assert!(largest(&(smooth - raw).unwrap()) > 1e-3, "they are two models");
     }
 }
 

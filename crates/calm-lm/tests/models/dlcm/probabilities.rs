@@ -4,7 +4,7 @@ use super::{EOS, FEW, TEXT, batch, log_p, model, settings, text};
 use crate::common;
 use calm_lm::family::dlcm::{BoundaryRule, CosineConfig};
 use calm_lm::{ChunkBatch, Dlcm, DrawKey, DrawRequest, Draws, ExactDraws, LanguageModel};
-use calm_nn::Noise;
+use calm_nn::{Noise, NoiseKey, RowId, philox};
 use candle_core::Device;
 
 #[test]
@@ -142,9 +142,32 @@ fn a_prompt_longer_than_the_context_is_continued() {
         for token in long.chunks(7) {
             continued.push(token).unwrap();
         }
-        // As the baseline: from its younger half on, which now begins the text.
-        let drawn = continued.draw(3, DrawKey { seed: 1, call: 0 }).unwrap();
-        assert!(drawn.iter().all(|t| t.len() == 1 && t[0] < FEW));
+        // As the baseline: when 35 tokens were too many, from the younger half of the context on, which now begins the text.
+        let n = 4096;
+        let drawn = continued.draw(n, DrawKey { seed: 1, call: 0 }).unwrap();
+        let rows = [RowId { example: 0, position: long.len() as u32 }];
+        let u = philox::uniform(NoiseKey::new(1, "generate/token", 0), &rows, n, 1);
+        // Draws that are not what a text from token `begin` on says, but for those that rounding decides.
+        let others = |begin: usize| {
+            let kept = &long[begin..];
+            let p = |token: u32| log_p(&model, &[kept, &[token]].concat())[kept.len() - 1].exp();
+            let ends: Vec<f64> = (0..FEW)
+                .scan(0.0, |sum, token| {
+                    *sum += p(token);
+                    Some(*sum)
+                })
+                .collect();
+            let differs = |(token, u): &(&Vec<u32>, &f32)| {
+                let u = f64::from(**u);
+                let clear = ends.iter().all(|end| (u - end).abs() > 1e-4);
+                clear && ends.iter().filter(|end| **end <= u).count() != token[0] as usize
+            };
+            drawn.iter().zip(&u).filter(differs).count()
+        };
+        let begin = 35 - TEXT.context / 2;
+        assert_eq!(others(begin), 0, "{config:?}");
+        // One token more or less would be noticed.
+        assert!(others(begin - 1) > 0 && others(begin + 1) > 0, "{config:?}");
     }
 }
 

@@ -20,6 +20,9 @@ fn ways() -> Vec<DlcmConfig> {
             (0.0, Smoothing::None, true),
             (0.03, Smoothing::Ema, true),
         ] {
+            if straight_through && base.boundaries.by == BoundaryRule::Every {
+                continue;
+            }
             let boundaries = BoundariesConfig { weight, ..base.boundaries.clone() };
             all.push(DlcmConfig { boundaries, smoothing, straight_through, ..base.clone() });
         }
@@ -92,23 +95,27 @@ fn a_batch_in_pieces_has_the_loss_and_gradients_of_the_whole() {
             let batches: Vec<ChunkBatch> = pieces.iter().map(|p| rows(p.clone())).collect();
             let chosen: u64 = batches.iter().map(survey).sum();
             let mut bucket = GradientBucket::new(&store).unwrap();
-            let mut sum = 0.0;
+            let (mut sum, mut auxiliary) = (0.0, 0.0);
             for batch in &batches {
                 let of = if whole { chosen } else { 4 * survey(batch) };
                 let loss = loss(&model, batch, 5, Some(of));
                 sum += value(&loss.sum);
+                let part = loss.parts.iter().find(|p| p.name == "boundary_loss");
+                auxiliary += part.map_or(0.0, |p| value(&p.sum));
                 bucket.backward(&loss.sum).unwrap();
             }
             let gradients: Vec<Vec<f32>> =
                 store.params().iter().map(|(name, _)| bucket.get(name).unwrap().unwrap().to_vec()).collect();
-            (sum, gradients)
+            (sum, auxiliary, gradients)
         };
         let want = value(&loss(&model, &rows(0..4), 5, None).sum);
-        let (whole, gradients) = of(std::slice::from_ref(&(0..4)), true);
+        let (whole, auxiliary, gradients) = of(std::slice::from_ref(&(0..4)), true);
         assert!((whole - want).abs() < 1e-6 * want);
         for pieces in [&[0..2, 2..4][..], &[0..1, 1..2, 2..3, 3..4]] {
-            let (sum, parts) = of(pieces, true);
+            let (sum, aux, parts) = of(pieces, true);
             assert!((sum - whole).abs() < 1e-5 * whole, "{config:?}: {sum} {whole}");
+            // A sum over 32 probabilities, which differ in the last bits.
+            assert!((aux - auxiliary).abs() < 1e-3, "{config:?}: {aux} {auxiliary}");
             for (a, b) in gradients.iter().zip(&parts) {
                 let most = a.iter().fold(1e-2f32, |m, x| m.max(x.abs()));
                 let off = a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0f32, f32::max) / most;
@@ -118,8 +125,8 @@ fn a_batch_in_pieces_has_the_loss_and_gradients_of_the_whole() {
         }
         if model.surveys() && matches!(config.boundaries.by, BoundaryRule::Learnt(_)) {
             // Each row by its own ratio is another loss.
-            let (sum, _) = of(&[0..1, 1..2, 2..3, 3..4], false);
-            assert!((sum - whole).abs() > 1e-5 * whole, "{config:?}: {sum} {whole}");
+            let (_, aux, _) = of(&[0..1, 1..2, 2..3, 3..4], false);
+            assert!((aux - auxiliary).abs() > 5e-3, "{config:?}: {aux} {auxiliary}");
         }
     }
 }
