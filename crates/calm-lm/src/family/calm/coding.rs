@@ -18,6 +18,9 @@ use crate::family::{CodedChunks, Coding, TextFormat};
 
 /// ε, the share of uniform tokens.
 const FLOOR: f64 = 1e-3;
+/// What ω_0 never falls below: after tokens that the vectors are sure of it would become 0, and a token that none of them
+/// gives anything would be 0/0.
+const LEAST: f64 = 1e-100;
 /// Weights of tokens are given in units of 2⁻⁴⁰.
 const ONE: f64 = (1u64 << 40) as f64;
 
@@ -84,6 +87,10 @@ impl CodedChunks for Mixture<'_> {
             bail!("place {} of a chunk of {k} tokens was asked for out of turn", self.place)
         }
         if let Some(before) = before {
+            let vocab = self.seen.first().map_or(0, Vec::len);
+            if let Some(token) = before.iter().find(|token| **token as usize >= vocab) {
+                bail!("token {token} is outside the vocabulary of {vocab}")
+            }
             let each = self.shares.iter_mut().zip(self.seen.chunks_exact(self.draws)).zip(before);
             each.for_each(|((shares, seen), token)| learn(shares, seen, *token as usize));
         }
@@ -104,6 +111,9 @@ fn learn(shares: &mut [f64], seen: &[Vec<u64>], token: usize) {
     let vocab = seen.first().map_or(1, Vec::len) as f64;
     let likely = seen.iter().map(|w| w[token] as f64 / sum(w)).chain([1.0 / vocab]);
     shares.iter_mut().zip(likely).for_each(|(share, p)| *share *= p);
+    if let Some(floor) = shares.last_mut() {
+        *floor = floor.max(LEAST);
+    }
     // The floor keeps this above 0.
     let all: f64 = shares.iter().sum();
     shares.iter_mut().for_each(|share| *share /= all);
@@ -143,5 +153,17 @@ mod tests {
             all += of_x * of_y;
         }
         assert!((all - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_token_that_no_vector_expects_after_many_that_all_are_sure_of_has_a_probability() {
+        let sure = vec![[vec![1u64 << 30], vec![0; 99_999]].concat(); 2];
+        let mut shares = vec![(1.0 - FLOOR) / 2.0, (1.0 - FLOOR) / 2.0, FLOOR];
+        for _ in 0..256 {
+            learn(&mut shares, &sure, 0);
+            assert!(shares.iter().all(|share| share.is_finite()) && shares[2] > 0.0, "{shares:?}");
+        }
+        learn(&mut shares, &sure, 1);
+        assert_eq!(shares, [0.0, 0.0, 1.0]);
     }
 }
