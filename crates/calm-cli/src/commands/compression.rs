@@ -18,7 +18,7 @@ use crate::ui::{Printer, Table, format};
 #[derive(Debug, Serialize)]
 struct Row {
     name: String,
-    /// None: it is not installed.
+    /// None: it is not installed, or failed.
     compressed: Option<usize>,
     bits_per_byte: Option<f64>,
     /// Over blocks; of the model alone, whose file says how long each is.
@@ -147,7 +147,7 @@ fn print(report: &Report, printer: &Printer) -> Result<()> {
         let mut table = Table::new(&headers).title(title);
         for row in &on.rows {
             let Some((length, bits)) = row.compressed.zip(row.bits_per_byte) else {
-                table.row([row.name.as_str(), "not installed", "", "", "", ""]);
+                table.row([row.name.as_str(), "not there, or failed", "", "", "", ""]);
                 continue;
             };
             table.row([
