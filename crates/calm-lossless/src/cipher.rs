@@ -7,16 +7,20 @@ use calm_lm::{Coding, LanguageModel};
 use candle_core::DType;
 
 use crate::bytes::{self, FALLBACK};
-use crate::container::{Entry, Header, Kind, Model as Name, hex, read_header, sum, window_of};
+use crate::container::{
+    BLOCK, DRAWS, Entry, Header, Kind, Model as Name, WINDOWS, hex, read_header, sum, window_of,
+};
 use crate::entropy::{Reader, Writer};
 use crate::error::{Error, Result};
 use crate::fingerprint;
-use crate::pieces::{BLOCK, Piece, cut};
+use crate::pieces::{Piece, cut};
 use crate::windows::{Codes, Limits, Model};
 
 /// Windows that are chosen where nobody says how many: one for so many bytes, and at most so many.
 const WINDOW: usize = 1 << 16;
-const WINDOWS: usize = 16;
+const CHOSEN: usize = 16;
+/// Times that a window is written anew for the sake of blocks that its model makes longer.
+const ROUNDS: usize = 8;
 
 /// What the one who writes may choose; the file says it to the one who reads.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,20 +54,22 @@ impl<'a> Coder<'a> {
     /// Fixes the arithmetic of the model's contexts. `settings` are all that the weights do not say of it.
     ///
     /// # Errors
-    /// A model without such probabilities, on a GPU, or not in 32 bits.
+    /// A model without such probabilities, on a GPU, or not in 32 bits; a tokenizer with another vocabulary.
     pub fn new(model: &'a dyn LanguageModel, tokenizer: &'a Tokenizer, settings: &str) -> Result<Self> {
-        let coding = model.coding().ok_or(Error::NoProbabilities)?;
-        for store in coding.stores() {
-            if !store.device().is_cpu() || store.compute() != DType::F32 {
-                return Err(Error::NotFixed);
-            }
-            store.context().fix();
-        }
-        let vocab = coding.format().vocab_size;
-        if !(2..1 << 24).contains(&vocab) {
-            return Err(Error::Vocabulary(vocab));
-        }
+        let coding = fixed(model, tokenizer)?;
         let model = fingerprint::of(coding.as_ref(), tokenizer, settings)?;
+        Ok(Self { coding, tokenizer, model })
+    }
+
+    /// As [`Self::new`], and what the weights do not say of the model is taken from what it makes of a fixed text: whatever
+    /// its probabilities depend on counts, and nothing else.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; numbers of the model that are none.
+    pub fn probed(model: &'a dyn LanguageModel, tokenizer: &'a Tokenizer) -> Result<Self> {
+        let coding = fixed(model, tokenizer)?;
+        let settings = fingerprint::probe(coding.as_ref())?;
+        let model = fingerprint::of(coding.as_ref(), tokenizer, &settings)?;
         Ok(Self { coding, tokenizer, model })
     }
 
@@ -98,12 +104,14 @@ impl<'a> Coder<'a> {
                 format!("an overlap of {overlap} tokens does not fit the model's context of {context}");
             return Err(Error::Option(what));
         }
-        let windows = options.windows.unwrap_or_else(|| length.div_ceil(WINDOW).clamp(1, WINDOWS));
+        let windows = options.windows.unwrap_or_else(|| length.div_ceil(WINDOW).clamp(1, CHOSEN));
         let draws = match (self.coding.is_drawn(), options.draws) {
             (false, _) => 0,
             (true, draws) => draws.unwrap_or(32),
         };
-        if windows == 0 || windows > 1 << 16 || (self.coding.is_drawn() && !(1..=1 << 12).contains(&draws)) {
+        if !(1..=WINDOWS as usize).contains(&windows)
+            || (self.coding.is_drawn() && !(1..=DRAWS as usize).contains(&draws))
+        {
             let what =
                 format!("{windows} windows and {draws} draws: give 1 to 65,536 windows, 1 to 4,096 draws");
             return Err(Error::Option(what));
@@ -135,11 +143,13 @@ impl<'a> Coder<'a> {
         let mut codes: Vec<Vec<u8>> = Vec::with_capacity(pieces.len());
         for (window, blocks) in windows.into_iter().enumerate() {
             // A block that the model makes longer than it was is coded as bytes; those behind it then follow other tokens.
-            loop {
+            // In the end all of those become bytes too, whose codes follow nothing of the model.
+            for round in 0.. {
                 let own = write_window(&model, window, &pieces[blocks.clone()])?;
                 let mut worse = false;
                 for (piece, code) in pieces[blocks.clone()].iter_mut().zip(&own) {
-                    if piece.tokens.is_some() && code.len() > piece.bytes.len() {
+                    let last = worse && round >= ROUNDS;
+                    if piece.tokens.is_some() && (last || code.len() > piece.bytes.len()) {
                         piece.tokens = None;
                         worse = true;
                     }
@@ -182,11 +192,13 @@ impl<'a> Coder<'a> {
         if header.model != self.model {
             return Err(Error::OtherModel { file: hex(&header.model), model: hex(&self.model) });
         }
+        if (header.draws > 0) != self.coding.is_drawn() {
+            return Err(Error::Header);
+        }
         let ends = starts(header.blocks.iter().map(|block| block.code as usize));
         let code = |block: usize| &codes[ends[block]..ends[block + 1]];
         for (i, block) in header.blocks.iter().enumerate() {
-            let most = BLOCK as u32;
-            if sum(code(i)) != block.code_sum || block.bytes > most || block.tokens > most {
+            if sum(code(i)) != block.code_sum {
                 return Err(header.damaged(i));
             }
         }
@@ -225,6 +237,25 @@ impl<'a> Coder<'a> {
     }
 }
 
+/// The model's probabilities, in the one arithmetic.
+fn fixed<'a>(model: &'a dyn LanguageModel, tokenizer: &Tokenizer) -> Result<Box<dyn Coding + 'a>> {
+    let coding = model.coding().ok_or(Error::NoProbabilities)?;
+    let vocab = coding.format().vocab_size;
+    if !(2..1 << 24).contains(&vocab) {
+        return Err(Error::Vocabulary(vocab));
+    }
+    if tokenizer.vocab_size() != vocab {
+        return Err(Error::Tokenizer { tokenizer: tokenizer.vocab_size(), model: vocab });
+    }
+    for store in coding.stores() {
+        if !store.device().is_cpu() || store.compute() != DType::F32 {
+            return Err(Error::NotFixed);
+        }
+        store.context().fix();
+    }
+    Ok(coding)
+}
+
 /// The codes of a window's pieces.
 fn write_window(model: &Model<'_>, window: usize, pieces: &[Piece<'_>]) -> Result<Vec<Vec<u8>>> {
     let tokens: Vec<u32> =
@@ -232,6 +263,10 @@ fn write_window(model: &Model<'_>, window: usize, pieces: &[Piece<'_>]) -> Resul
     let mut intervals = Vec::with_capacity(tokens.len());
     if !tokens.is_empty() {
         model.write(window, &tokens, |interval| intervals.push(interval))?;
+    }
+    if intervals.len() != tokens.len() {
+        let what = format!("{} of {} tokens were given probabilities", intervals.len(), tokens.len());
+        return Err(candle_core::Error::Msg(what).into());
     }
     let mut rest = intervals.into_iter();
     let code = |piece: &Piece<'_>| match &piece.tokens {

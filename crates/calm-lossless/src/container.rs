@@ -6,7 +6,7 @@
 //! sum of all that 8
 //! the blocks' codes, one after the other
 //! ```
-//! Numbers are little-endian; sums are the first bytes of BLAKE3. A block's window follows from where it begins. A damaged
+//! Every version keeps these places, so that a damaged version is told from another one. Numbers are little-endian; sums are the first bytes of BLAKE3. A block's window follows from where it begins. A damaged
 //! code is known before a model reads it; the sum of the bytes then proves what came out.
 
 use std::ops::Range;
@@ -17,6 +17,13 @@ use crate::error::{Error, Result};
 pub const MAGIC: [u8; 6] = *b"calm\0z";
 /// Raised when the same bytes become another file, or a file other bytes.
 pub const VERSION: u16 = 1;
+
+/// Most bytes of a block.
+pub(crate) const BLOCK: usize = 1 << 16;
+/// Most windows of a file.
+pub(crate) const WINDOWS: u32 = 1 << 16;
+/// Most latent vectors a chunk.
+pub(crate) const DRAWS: u32 = 1 << 12;
 
 const FIXED: usize = 6 + 2 + 16 + 4 + 4 + 4 + 8 + 4;
 const ENTRY: usize = 1 + 4 + 4 + 4 + 8 + 8;
@@ -57,6 +64,19 @@ pub struct Entry {
     pub code: u32,
     pub(crate) code_sum: Sum,
     pub(crate) plain_sum: Sum,
+}
+
+impl Entry {
+    /// Whether something that was written here could say this.
+    fn is_possible(&self) -> bool {
+        let words = self.code.is_multiple_of(4);
+        let fits = match self.kind {
+            Kind::Stored => self.tokens == 0 && self.code == self.bytes,
+            Kind::Bytes => self.tokens == 0 && self.code < self.bytes && words,
+            Kind::Tokens => (1..=self.bytes).contains(&self.tokens) && self.code <= self.bytes && words,
+        };
+        fits && (1..=BLOCK as u32).contains(&self.bytes)
+    }
 }
 
 /// Everything but the codes.
@@ -109,6 +129,23 @@ impl Header {
         Error::Block { number: block + 1, blocks: self.blocks.len(), bytes: self.range(block) }
     }
 
+    /// A file of which so many bytes of codes are there, and not all.
+    fn cut_off(&self, found: usize, expected: usize, codes: u64) -> Error {
+        let mut end = 0;
+        let whole = self.blocks.iter().take_while(|block| {
+            end += u64::from(block.code);
+            end <= codes
+        });
+        let first = whole.count();
+        Error::CutOff {
+            found,
+            expected,
+            number: first + 1,
+            blocks: self.blocks.len(),
+            bytes: self.range(first),
+        }
+    }
+
     pub(crate) fn differs(&self, block: usize) -> Error {
         Error::Differs { number: block + 1, blocks: self.blocks.len(), bytes: self.range(block) }
     }
@@ -136,14 +173,12 @@ impl Cursor<'_> {
 /// The header of a file, and the codes behind it.
 ///
 /// # Errors
-/// Something else than a file of ours; another version; a damaged header; codes that are longer or shorter than it says.
+/// Something else than a file of ours; a damaged header, or one that nothing here writes; another version; codes that are
+/// longer or shorter than it says.
 pub fn read_header(file: &[u8]) -> Result<(Header, &[u8])> {
     let Some(rest) = file.strip_prefix(&MAGIC) else { return Err(Error::Foreign) };
     let mut cursor = Cursor(rest);
     let version = u16::from_le_bytes(cursor.take()?);
-    if version != VERSION {
-        return Err(Error::Version { file: version, own: VERSION });
-    }
     let model = cursor.take()?;
     let (windows, overlap, draws) = (cursor.number()?, cursor.number()?, cursor.number()?);
     let length = u64::from_le_bytes(cursor.take()?);
@@ -152,6 +187,9 @@ pub fn read_header(file: &[u8]) -> Result<(Header, &[u8])> {
     let own = file.get(..size).ok_or(Error::Header)?;
     if file.get(size..size + SUM) != Some(&sum(own)) {
         return Err(Error::Header);
+    }
+    if version != VERSION {
+        return Err(Error::Version { file: version, own: VERSION });
     }
     let mut blocks = Vec::with_capacity(count);
     for _ in 0..count {
@@ -167,12 +205,119 @@ pub fn read_header(file: &[u8]) -> Result<(Header, &[u8])> {
     let header = Header { model, windows, overlap, draws, length, blocks };
     let codes = &file[size + SUM..];
     let all = |of: fn(&Entry) -> u32| header.blocks.iter().map(|b| u64::from(of(b))).sum::<u64>();
-    if windows == 0 || all(|b| b.bytes) != length {
+    // A sum proves no good will: what is said here decides how much is held and computed.
+    let possible = (1..=WINDOWS).contains(&windows)
+        && overlap >= 1
+        && draws <= DRAWS
+        && header.blocks.iter().all(Entry::is_possible)
+        && all(|b| b.bytes) == length;
+    if !possible {
         return Err(Error::Header);
     }
     let expected = size + SUM + all(|b| b.code) as usize;
-    if file.len() != expected {
+    if file.len() > expected {
         return Err(Error::Length { found: file.len(), expected });
     }
+    if file.len() < expected {
+        return Err(header.cut_off(file.len(), expected, codes.len() as u64));
+    }
     Ok((header, codes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One block of each kind.
+    fn honest() -> Header {
+        let entry = |kind: Kind, bytes: u32, tokens: u32, code: u32| Entry {
+            kind,
+            bytes,
+            tokens,
+            code,
+            code_sum: [0; SUM],
+            plain_sum: [0; SUM],
+        };
+        let blocks = vec![
+            entry(Kind::Stored, 5, 0, 5),
+            entry(Kind::Bytes, 900, 0, 8),
+            entry(Kind::Tokens, BLOCK as u32, 9, 12),
+        ];
+        let length = 905 + BLOCK as u64;
+        Header { model: [7; 16], windows: WINDOWS, overlap: 1, draws: DRAWS, length, blocks }
+    }
+
+    /// A header whose sum fits, before the codes of the honest one.
+    fn file(header: &Header) -> Vec<u8> {
+        let mut file = header.write();
+        file.extend([0; 5 + 8 + 12]);
+        file
+    }
+
+    #[test]
+    fn a_header_whose_sum_fits_says_nothing_that_is_not_written() {
+        let whole = file(&honest());
+        assert!(read_header(&whole).is_ok_and(|(header, codes)| header == honest() && codes.len() == 25));
+        let forgeries: [fn(&mut Header); 18] = [
+            |h: &mut Header| h.windows = 0,
+            |h: &mut Header| h.windows = WINDOWS + 1,
+            |h: &mut Header| h.windows = u32::MAX,
+            |h: &mut Header| h.overlap = 0,
+            |h: &mut Header| h.draws = DRAWS + 1,
+            |h: &mut Header| h.draws = u32::MAX,
+            |h: &mut Header| h.blocks[0].bytes = 0,
+            |h: &mut Header| h.blocks[0].tokens = 1,
+            |h: &mut Header| h.blocks[0].code = 4,
+            |h: &mut Header| h.blocks[1].tokens = 1,
+            |h: &mut Header| h.blocks[1].code = 900,
+            |h: &mut Header| h.blocks[1].code = 7,
+            |h: &mut Header| h.blocks[2].bytes = BLOCK as u32 + 1,
+            |h: &mut Header| h.blocks[2].tokens = 0,
+            |h: &mut Header| h.blocks[2].tokens = BLOCK as u32 + 1,
+            |h: &mut Header| h.blocks[2].tokens = u32::MAX,
+            |h: &mut Header| h.blocks[2].code = 13,
+            |h: &mut Header| h.blocks[2].code = BLOCK as u32 + 4,
+        ];
+        for (i, forge) in forgeries.iter().enumerate() {
+            let mut header = honest();
+            forge(&mut header);
+            header.length = header.blocks.iter().map(|block| u64::from(block.bytes)).sum();
+            assert!(matches!(read_header(&file(&header)), Err(Error::Header)), "forgery {i}");
+        }
+        for length in [0, honest().length - 1, u64::MAX] {
+            let header = Header { length, ..honest() };
+            assert!(matches!(read_header(&file(&header)), Err(Error::Header)), "{length} bytes");
+        }
+        // More blocks than there are bytes for.
+        let mut many = whole;
+        many[FIXED - 4..FIXED].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert!(matches!(read_header(&many), Err(Error::Header)));
+    }
+
+    #[test]
+    fn a_damaged_version_is_damage_and_a_whole_one_another_version() {
+        let mut other = file(&honest());
+        other[6] ^= 2;
+        assert!(matches!(read_header(&other), Err(Error::Header)));
+        let end = FIXED + 3 * ENTRY;
+        let own = sum(&other[..end]);
+        other[end..end + SUM].copy_from_slice(&own);
+        assert!(matches!(read_header(&other), Err(Error::Version { file: 3, own: VERSION })));
+    }
+
+    #[test]
+    fn a_file_that_is_cut_off_names_the_first_block_that_is_not_all_there() {
+        let whole = file(&honest());
+        let begin = whole.len() - 25;
+        for (codes, block, from) in [(0, 1, 0), (4, 1, 0), (5, 2, 5), (12, 2, 5), (13, 3, 905), (24, 3, 905)]
+        {
+            match read_header(&whole[..begin + codes]) {
+                Err(Error::CutOff { found, expected, number, blocks: 3, bytes }) => {
+                    assert_eq!((found, expected), (begin + codes, whole.len()));
+                    assert_eq!((number, bytes.start), (block, from));
+                }
+                other => panic!("{codes} bytes of codes: {:?}", other.map(|(header, _)| header)),
+            }
+        }
+    }
 }

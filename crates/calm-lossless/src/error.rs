@@ -18,6 +18,17 @@ pub enum Error {
     /// More ids than 31 bits hold, or too few to be told apart.
     #[error("a vocabulary of {0} tokens cannot be coded")]
     Vocabulary(usize),
+    /// A tokenizer with other ids than the model's.
+    #[error("the tokenizer has {tokenizer} tokens and the model {model}")]
+    Tokenizer {
+        /// Its tokens.
+        tokenizer: usize,
+        /// The model's.
+        model: usize,
+    },
+    /// A token beyond the model's vocabulary.
+    #[error("token {0} is none that the model knows")]
+    Token(u32),
     /// An option out of range.
     #[error("{0}")]
     Option(String),
@@ -46,7 +57,26 @@ pub enum Error {
     /// The header does not fit its checksum.
     #[error("the file's header is damaged")]
     Header,
-    /// More or fewer bytes than the header says.
+    /// Fewer bytes than the header says.
+    #[error(
+        "the file ends after {found} of {expected} bytes: block {number} of {blocks} (bytes {} to {} of the original) is \
+         the first that is not all there",
+        bytes.start,
+        bytes.end
+    )]
+    CutOff {
+        /// Bytes of the file.
+        found: usize,
+        /// There must be.
+        expected: usize,
+        /// From 1.
+        number: usize,
+        /// How many there are.
+        blocks: usize,
+        /// Of the original file.
+        bytes: Range<u64>,
+    },
+    /// More bytes than the header says.
     #[error("the file has {found} bytes where its header asks for {expected}")]
     Length {
         /// There are.
@@ -99,9 +129,15 @@ impl Error {
             Self::OtherModel { .. } => {
                 "name the run (and checkpoint) that compressed it with --run and --checkpoint".into()
             }
+            Self::NotFixed => "load the model on the CPU in 32 bits".into(),
+            Self::Vocabulary(_) => "train a model of 2 to 16,777,215 tokens".into(),
+            Self::Tokenizer { .. } | Self::Token(_) => "give the tokenizer that the model was trained with".into(),
+            Self::Option(_) => "leave the option out: what is chosen then fits".into(),
+            Self::TooLong(_) => "cut the file and compress its parts".into(),
             Self::Version { file, own } if file > own => "use a newer calm".into(),
+            Self::Version { .. } => "use the release that wrote it".into(),
             Self::Foreign => "give a file that `calm compress` wrote".into(),
-            Self::Header | Self::Length { .. } | Self::Block { .. } => {
+            Self::Header | Self::CutOff { .. } | Self::Length { .. } | Self::Block { .. } => {
                 "take an undamaged copy of the file".into()
             }
             Self::Differs { .. } => {

@@ -5,10 +5,8 @@
 
 use calm_data::Tokenizer;
 
-use crate::container::Kind;
+use crate::container::{BLOCK, Kind};
 
-/// Most bytes of a block.
-pub(crate) const BLOCK: usize = 1 << 16;
 /// Fewest bytes that a block is cut down to for the sake of its tokens, or of many windows.
 const SMALL: usize = 1 << 10;
 /// Where a piece of text should end, bytes before its limit that are looked through.

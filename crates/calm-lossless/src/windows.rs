@@ -16,7 +16,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use crate::entropy::{Frequencies, Interval, Reader};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Most weights that stand in memory together.
 const WEIGHTS: usize = 1 << 23;
@@ -113,6 +113,9 @@ impl Model<'_> {
     }
 
     /// Where each token of a window lies, in order.
+    ///
+    /// # Errors
+    /// A token that the model does not know; numbers of the model that are none.
     pub(crate) fn write(&self, window: usize, tokens: &[u32], mut each: impl FnMut(Interval)) -> Result<()> {
         let k = self.k();
         let pad = self.coding.format().special.pad;
@@ -120,9 +123,10 @@ impl Model<'_> {
             let Range { start, end } = pass.predict;
             let mut read = self.first(&pass.begin, tokens);
             if read.is_empty() {
-                let known = self.uniform();
-                let first = &tokens[start * k..(end * k).min(tokens.len())];
-                first.iter().filter_map(|token| known.interval(*token as usize)).for_each(&mut each);
+                let uniform = self.uniform();
+                for token in &tokens[start * k..(end * k).min(tokens.len())] {
+                    each(place_of(*token, &uniform)?);
+                }
                 continue;
             }
             read.extend(&tokens[start * k..(end - 1) * k]);
@@ -139,11 +143,11 @@ impl Model<'_> {
                     let weights = asked.next(before.as_deref())?;
                     let own: Vec<Option<u32>> =
                         part.iter().map(|chunk| tokens.get(chunk * k + place).copied()).collect();
-                    let intervals = weights.into_par_iter().zip(&own).map(|(weights, token)| {
-                        let token = (*token)?;
-                        self.frequencies(weights).interval(token as usize)
+                    let intervals = weights.into_par_iter().zip(&own).map(|(weights, token)| match token {
+                        Some(token) => place_of(*token, &self.frequencies(weights)).map(Some),
+                        None => Ok(None),
                     });
-                    found.push(intervals.collect());
+                    found.push(intervals.collect::<Result<Vec<Option<Interval>>>>()?);
                     before = Some(own.into_iter().map(|token| token.unwrap_or(pad)).collect());
                 }
                 for i in 0..part.len() {
@@ -224,6 +228,11 @@ impl Model<'_> {
         });
         Ok(Tensor::cat(&last.collect::<candle_core::Result<Vec<_>>>()?, 0)?.detach())
     }
+}
+
+/// Where a token lies.
+fn place_of(token: u32, frequencies: &Frequencies) -> Result<Interval> {
+    frequencies.interval(token as usize).ok_or(Error::Token(token))
 }
 
 /// Noise of a chunk: by its window and its place there.

@@ -259,7 +259,11 @@ fn whatever_is_damaged_is_named_and_nothing_else_comes_out() {
             Err(Error::Foreign | Error::Version { .. } | Error::Header) => assert!(at < header, "{at}"),
             other => panic!("byte {at}: {:?}", other.map(|bytes| bytes.len())),
         }
-        assert!(coder.decompress(&done.bytes[..at]).is_err(), "cut at {at}");
+        match coder.decompress(&done.bytes[..at]) {
+            Err(Error::CutOff { number, blocks, .. }) => assert!(at >= header && number <= blocks, "{at}"),
+            Err(Error::Foreign | Error::Header) => assert!(at < header, "cut at {at}"),
+            other => panic!("cut at {at}: {:?}", other.map(|bytes| bytes.len())),
+        }
     }
     let longer = [&done.bytes[..], b"x"].concat();
     assert!(matches!(coder.decompress(&longer), Err(Error::Length { .. })));
@@ -289,6 +293,52 @@ fn one_other_bit_of_the_weights_or_other_settings_are_another_model() {
         param.var.set(&Tensor::from_vec(values, param.var.dims(), &Device::Cpu).unwrap()).unwrap();
         assert!(refused(other.as_ref(), name), "{name}");
     }
+}
+
+#[test]
+fn a_probed_model_is_named_by_what_its_probabilities_depend_on_alone() {
+    let tokenizer = tokenizer();
+    for (name, config) in families() {
+        let named = |changes: &[(&str, &str, f64)]| {
+            let mut settings = serde_json::to_value(&config).unwrap();
+            for (part, key, value) in changes {
+                settings[name][*part][*key] = (*value).into();
+            }
+            let settings: ModelConfig = serde_json::from_value(settings).unwrap();
+            let model = model(&settings, 10, true);
+            let coder = Coder::probed(model.as_ref(), &tokenizer).unwrap();
+            let done = coder.compress(TEXT.as_bytes(), &options(2)).unwrap();
+            assert_eq!(coder.decompress(&done.bytes).unwrap(), TEXT.as_bytes());
+            coder.model()
+        };
+        let own = named(&[]);
+        assert_eq!(named(&[]), own, "{name}");
+        assert_ne!(named(&[("backbone", "rope_theta", 500.0)]), own, "{name}");
+        assert_ne!(named(&[("backbone", "norm_eps", 1e-3)]), own, "{name}");
+        if config.autoencoder().is_some() {
+            // What training alone reads.
+            let of_training = [("autoencoder", "kl_weight", 0.25), ("autoencoder", "token_dropout", 0.01)];
+            assert_eq!(named(&of_training), own, "{name}");
+        }
+    }
+}
+
+#[test]
+fn another_tokenizer_and_draws_of_a_model_that_draws_nothing_are_refused() {
+    let (name, config) = &families()[0];
+    let (own, other) = (tokenizer(), Tokenizer::characters(["abc"]));
+    let model = model(config, 10, true);
+    let refused = Coder::new(model.as_ref(), &other, name).err();
+    assert!(matches!(refused, Some(Error::Tokenizer { .. })));
+    let coder = Coder::new(model.as_ref(), &own, name).unwrap();
+    let mut forged = coder.compress(TEXT.as_bytes(), &options(1)).unwrap();
+    let codes: usize = forged.header.blocks.iter().map(|block| block.code as usize).sum();
+    // The number of draws, and the sum behind the table.
+    forged.bytes[32] = 1;
+    let end = forged.bytes.len() - codes - 8;
+    let sum = blake3::hash(&forged.bytes[..end]);
+    forged.bytes[end..end + 8].copy_from_slice(&sum.as_bytes()[..8]);
+    assert!(matches!(coder.decompress(&forged.bytes), Err(Error::Header)));
 }
 
 #[test]

@@ -42,8 +42,7 @@ impl Coding {
 
     /// As a coder.
     pub(super) fn coder(&self) -> Result<Coder<'_>> {
-        let settings = serde_json::to_string(&self.run.config.model)?;
-        Ok(Coder::new(self.model.as_ref(), &self.tokenizer, &settings)?)
+        Ok(Coder::probed(self.model.as_ref(), &self.tokenizer)?)
     }
 
     pub(super) fn run(&self) -> &Run {
@@ -83,6 +82,8 @@ pub fn compress(args: &CompressArgs, printer: &Printer) -> Result<()> {
     let begin = Instant::now();
     let done = coder.compress(&file, &args.coding.options())?;
     let seconds = begin.elapsed().as_secs_f64();
+    // Something may have been made there in the meantime.
+    refuse_to_replace(&out, args.force)?;
     write_new(&out, &done.bytes)?;
     let of = |kind: Kind| done.header.blocks.iter().filter(|block| block.kind == kind).count();
     let bits = |bytes: usize| 8.0 * bytes as f64 / file.len().max(1) as f64;
@@ -125,6 +126,8 @@ pub fn decompress(args: &DecompressArgs, printer: &Printer) -> Result<()> {
     let begin = Instant::now();
     let original = coder.decompress(&file)?;
     let seconds = begin.elapsed().as_secs_f64();
+    // Something may have been made there in the meantime.
+    refuse_to_replace(&out, args.force)?;
     write_new(&out, &original)?;
     match args.format {
         Format::Json => printer.result(&serde_json::to_string_pretty(&json!({
