@@ -152,7 +152,10 @@ fn every_configuration_trains_a_step_at_reduced_width() {
             ("heads", "2"),
             ("kv_heads", "null"),
         ] {
-            set.push(format!("model.{model}.backbone.{key}={value}"));
+            // One transformer, or one over tokens and one over concepts.
+            let one = serde_json::to_value(&full.model).unwrap()[model]["backbone"].is_object();
+            let parts: &[&str] = if one { &["backbone"] } else { &["tokens", "concepts"] };
+            set.extend(parts.iter().map(|part| format!("model.{model}.{part}.{key}={value}")));
         }
         let mut stages = vec![(Stage::Lm, &full.train.lm)];
         stages.extend(full.train.autoencoder.as_ref().map(|s| (Stage::Autoencoder, s)));
