@@ -106,7 +106,7 @@ impl House {
 }
 
 /// A model of every family, by name.
-pub fn models() -> [(&'static str, String); 4] {
+pub fn models() -> [(&'static str, String); 5] {
     let other = |name: &'static str, chunk: &str| {
         (name, format!("model:\n  {name}:\n    {chunk}{BACKBONE}\ntrain:\n  lm: {STAGE}\n"))
     };
@@ -116,7 +116,18 @@ pub fn models() -> [(&'static str, String); 4] {
          autoencoder: {STAGE}\n  lm: {STAGE}\n"
     );
     let chunk = "chunk_size: 2\n    ";
-    [other("baseline", ""), other("patch", chunk), other("multi-token", chunk), ("calm", calm)]
+    let concepts = format!(
+        "model:\n  dlcm:\n    tokens: {{ layers: 2, hidden_size: 8, intermediate_size: 12, heads: 2 }}\n    \
+         concepts: {{ layers: 1, hidden_size: 12, intermediate_size: 16, heads: 2 }}\n    \
+         boundaries: {{ by: {{ learnt: {{ sharpness: 2.0 }} }}, ratio: 2 }}\ntrain:\n  lm: {STAGE}\n"
+    );
+    [
+        other("baseline", ""),
+        other("patch", chunk),
+        other("multi-token", chunk),
+        ("calm", calm),
+        ("dlcm", concepts),
+    ]
 }
 
 /// The latest checkpoint of a run's language model.
