@@ -72,8 +72,9 @@ impl Context {
         &self.0.device
     }
 
-    /// From now on operators on the CPU compute in one fixed order, and without the C library: results are the same to
-    /// the bit on every processor, for any number of threads and of rows.
+    /// From now on, for good, the operators of inference on the CPU compute in one fixed order and without the C library:
+    /// what goes forward through them is the same to the bit on every processor, for any number of threads and of rows.
+    /// Training is not meant: products of gradients stay the fast ones.
     pub fn fix(&self) {
         self.0.fixed.store(true, Ordering::Relaxed);
     }
