@@ -106,7 +106,12 @@ impl<'a> Coder<'a> {
         }
         let windows = options.windows.unwrap_or_else(|| length.div_ceil(WINDOW).clamp(1, CHOSEN));
         let draws = match (self.coding.is_drawn(), options.draws) {
-            (false, _) => 0,
+            (false, None) => 0,
+            (false, Some(_)) => {
+                return Err(Error::Option(
+                    "this model draws no latent vectors, of which there could be some".into(),
+                ));
+            }
             (true, draws) => draws.unwrap_or(32),
         };
         if !(1..=WINDOWS as usize).contains(&windows)

@@ -1,7 +1,7 @@
 //! Which model: its text, the vocabulary, every number of the weights, and what it makes of them.
 
 use calm_data::Tokenizer;
-use calm_lm::{Cache, Coding};
+use calm_lm::Coding;
 use calm_nn::RowId;
 use candle_core::DType;
 
@@ -24,7 +24,7 @@ pub(crate) fn probe(coding: &dyn Coding) -> Result<String> {
     let chunks = coding.format().context.clamp(1, CHUNKS);
     let tokens: Vec<u32> =
         (0..(chunks * k) as u64).map(|i| ((i + 1).wrapping_mul(2_654_435_761) % vocab) as u32).collect();
-    let hidden = coding.read(&tokens, &[chunks], &mut [&mut Cache::default()])?;
+    let hidden = coding.texts(1).read(&tokens, &[(0, chunks)])?;
     let hidden = hidden.squeeze(0)?.contiguous()?.detach();
     let mut hasher = blake3::Hasher::new();
     for number in hidden.flatten_all()?.to_vec1::<f32>()? {

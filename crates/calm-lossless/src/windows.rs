@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use calm_lm::{Cache, Coding};
+use calm_lm::{CodedTexts, Coding};
 use calm_nn::RowId;
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -130,7 +130,7 @@ impl Model<'_> {
                 continue;
             }
             read.extend(&tokens[start * k..(end - 1) * k]);
-            let x = self.coding.read(&read, &[read.len() / k], &mut [&mut Cache::default()])?;
+            let x = self.coding.texts(1).read(&read, &[(0, read.len() / k)])?;
             let hidden = x.narrow(1, x.dim(1)? - (end - start), end - start)?.squeeze(0)?.detach();
             let chunks: Vec<usize> = (start..end).collect();
             for (part, at) in chunks.chunks(self.rows()).zip((0..).step_by(self.rows())) {
@@ -163,6 +163,7 @@ impl Model<'_> {
         let (k, special) = (self.k(), self.coding.format().special);
         let mut texts: Vec<Text> =
             windows.into_iter().map(|codes| Text::new(codes, k, &self.limits)).collect();
+        let mut caches = self.coding.texts(texts.len());
         let uniform = self.uniform();
         loop {
             // What each reads before its next chunk.
@@ -173,7 +174,7 @@ impl Model<'_> {
                     let from = (text.chunk - 1) * k;
                     active.push((window, text.tokens[from..from + k].to_vec()));
                 } else {
-                    text.cache = Cache::default();
+                    caches.forget(window);
                     active.push((window, self.first(&pass.begin, &text.tokens)));
                 }
             }
@@ -188,7 +189,7 @@ impl Model<'_> {
                 }
             }
             if !seeing.is_empty() {
-                let hidden = self.step(&mut texts, &seeing)?;
+                let hidden = self.step(caches.as_mut(), &seeing)?;
                 for (part, at) in seeing.chunks(self.rows()).zip((0..).step_by(self.rows())) {
                     let rows: Vec<RowId> =
                         part.iter().map(|(window, _)| row(*window, texts[*window].chunk)).collect();
@@ -209,20 +210,13 @@ impl Model<'_> {
     }
 
     /// Reads these chunks of each text -> the last hidden states `[R, D]`.
-    fn step(&self, texts: &mut [Text], seeing: &[(usize, Vec<u32>)]) -> Result<Tensor> {
+    fn step(&self, texts: &mut dyn CodedTexts, seeing: &[(usize, Vec<u32>)]) -> Result<Tensor> {
         let k = self.k();
-        let lengths: Vec<usize> = seeing.iter().map(|(_, read)| read.len() / k).collect();
+        let of: Vec<(usize, usize)> = seeing.iter().map(|(window, read)| (*window, read.len() / k)).collect();
         let tokens: Vec<u32> = seeing.iter().flat_map(|(_, read)| read.iter().copied()).collect();
-        let mut caches: Vec<&mut Cache> = Vec::with_capacity(seeing.len());
-        let mut named = seeing.iter().map(|(window, _)| *window).peekable();
-        for (window, text) in texts.iter_mut().enumerate() {
-            if named.next_if_eq(&window).is_some() {
-                caches.push(&mut text.cache);
-            }
-        }
-        let x = self.coding.read(&tokens, &lengths, &mut caches)?;
+        let x = texts.read(&tokens, &of)?;
         let mut end = 0;
-        let last = lengths.iter().map(|length| {
+        let last = of.iter().map(|(_, length)| {
             end += length;
             x.narrow(1, end - 1, 1)?.squeeze(1)
         });
@@ -254,15 +248,14 @@ struct Text {
     passes: Vec<Pass>,
     pass: usize,
     chunk: usize,
-    cache: Cache,
 }
 
 impl Text {
     fn new(codes: Codes, k: usize, limits: &Limits) -> Self {
         let total: usize = codes.iter().map(|(tokens, _)| tokens).sum();
         let passes = if total == 0 { Vec::new() } else { passes(total.div_ceil(k), limits) };
-        let (tokens, cache) = (Vec::with_capacity(total), Cache::default());
-        Self { tokens, total, codes: codes.into_iter(), open: (0, None), passes, pass: 0, chunk: 0, cache }
+        let tokens = Vec::with_capacity(total);
+        Self { tokens, total, codes: codes.into_iter(), open: (0, None), passes, pass: 0, chunk: 0 }
     }
 
     /// The next token, or PAD beyond the last.

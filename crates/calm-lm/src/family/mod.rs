@@ -13,6 +13,7 @@
 pub mod baseline;
 pub mod calm;
 mod chunk_softmax;
+mod coding;
 pub mod dlcm;
 mod draws;
 mod filler;
@@ -20,13 +21,14 @@ mod input;
 pub mod multi_token;
 pub mod patch;
 mod softmax;
+mod token_coding;
 mod token_draws;
 mod token_sampler;
 
 use calm_autoencoder::{Autoencoder, AutoencoderConfig};
 use calm_config::Problems;
 use calm_nn::costs::{Flops, Parameters};
-use calm_nn::{Footing, Held, Noise, ParamStore, RowId};
+use calm_nn::{Footing, Held, Noise, ParamStore};
 use candle_core::{Result, Tensor};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
@@ -34,8 +36,9 @@ use serde::de::DeserializeOwned;
 use crate::published::{ConfigJson, Keys, Names};
 use crate::registry::{Choice, Entry, Plain};
 use crate::sampler::{Sampler, SpecialIds};
-use crate::{Cache, ChunkBatch, HeadConfig};
+use crate::{ChunkBatch, HeadConfig};
 pub use chunk_softmax::ChunkSoftmax;
+pub use coding::{CodedChunks, CodedTexts, Coding};
 pub use draws::{Decode, DecodedDraws, DrawKind, DrawRequest, Draws, ExactDraws, GRAM, SampledDraws};
 
 /// Settings that runs of version 0.1 have under another name, each with its name of now, for whoever loads a
@@ -369,49 +372,4 @@ pub trait LanguageModel: Send + Sync {
     fn condition_check(&self, _batch: &ChunkBatch, _noise: &Noise<'_>) -> Result<Option<(f64, f64)>> {
         Ok(None)
     }
-}
-
-/// What a lossless coder asks of a model: how likely each token is to be the next, in integers that come out the same to
-/// the bit wherever and however they are computed.
-///
-/// The one who writes reads a text in one pass and the one who reads token by token: both must see the same numbers. They
-/// do once the contexts of the stores are fixed ([`calm_kernels::Context::fix`]), on the CPU in 32 bits: no number of a
-/// position depends then on how many others were computed beside it, on threads or on the processor.
-pub trait Coding: Send + Sync {
-    /// The text as the model meets it.
-    fn format(&self) -> &TextFormat;
-
-    /// K.
-    fn chunk_size(&self) -> usize;
-
-    /// The parameters that texts go through.
-    fn stores(&self) -> Vec<&ParamStore>;
-
-    /// Whether probabilities are means over draws of latent vectors, of which a coder says how many.
-    fn is_drawn(&self) -> bool {
-        false
-    }
-
-    /// Chunks of several texts, one text after the other, with the number of chunks of each and their caches -> hidden
-    /// states `[1, N, D]`; the caches grow.
-    ///
-    /// # Errors
-    /// Lengths that do not fit; an id outside the vocabulary.
-    fn read(&self, tokens: &[u32], lengths: &[usize], caches: &mut [&mut Cache]) -> Result<Tensor>;
-
-    /// The chunks that follow hidden states `[R, D]`. What is drawn for a chunk is keyed by its row.
-    ///
-    /// # Errors
-    /// Another number of rows than of hidden states.
-    fn chunks(&self, hidden: &Tensor, rows: &[RowId], draws: usize) -> Result<Box<dyn CodedChunks + '_>>;
-}
-
-/// R chunks whose tokens become known one after another.
-pub trait CodedChunks {
-    /// The token before in each of the R chunks (None at the first) -> for each how likely every token is to be the next,
-    /// `[R][V]`: weights whose sum is at most 2⁶⁰, possibly 0.
-    ///
-    /// # Errors
-    /// More than K calls; numbers of the model that are none.
-    fn next(&mut self, before: Option<&[u32]>) -> Result<Vec<Vec<u64>>>;
 }

@@ -5,6 +5,7 @@ use calm_nn::{Noise, ParamStore, Parameter};
 use candle_core::{Result, Tensor};
 
 use super::Baseline;
+use crate::family::token_coding::CodedTokens;
 use crate::family::token_draws::log_probabilities;
 use crate::family::token_sampler::{Tempered, TokenModel};
 use crate::family::{Coding, DrawKind, DrawRequest, Draws, LanguageModel, Loss, TextFormat, TokenDecoding};
@@ -53,7 +54,7 @@ impl LanguageModel for Baseline {
     }
 
     fn coding(&self) -> Option<Box<dyn Coding + '_>> {
-        Some(Box::new(self))
+        Some(Box::new(CodedTokens(self)))
     }
 
     fn log_probabilities(&self, batch: &ChunkBatch) -> Result<Option<Vec<f64>>> {

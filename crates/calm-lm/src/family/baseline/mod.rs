@@ -1,6 +1,5 @@
 //! The discrete baseline: the same backbone on tokens, with a vocabulary head and shifted cross-entropy.
 
-mod coding;
 mod config;
 mod language_model;
 mod model;

@@ -13,8 +13,9 @@ use rayon::prelude::*;
 
 use super::Calm;
 use crate::Cache;
+use crate::family::coding::Texts;
 use crate::family::softmax::weights;
-use crate::family::{CodedChunks, Coding, TextFormat};
+use crate::family::{CodedChunks, CodedTexts, Coding, TextFormat};
 
 /// ε, the share of uniform tokens.
 const FLOOR: f64 = 1e-3;
@@ -41,8 +42,10 @@ impl Coding for &Calm {
         true
     }
 
-    fn read(&self, tokens: &[u32], lengths: &[usize], caches: &mut [&mut Cache]) -> Result<Tensor> {
-        self.backbone.forward_side_by_side(&self.inputs(tokens)?, lengths, caches)
+    fn texts(&self, count: usize) -> Box<dyn CodedTexts + '_> {
+        Box::new(Texts::new(count, |tokens: &[u32], lengths: &[usize], caches: &mut [&mut Cache]| {
+            self.backbone.forward_side_by_side(&self.inputs(tokens)?, lengths, caches)
+        }))
     }
 
     /// Noise stream `head` of the purpose `compress`, step 0.

@@ -5,8 +5,9 @@ use candle_core::{Result, Tensor};
 
 use super::{ChunkSoftmax, ChunkTokens};
 use crate::Cache;
+use crate::family::coding::Texts;
 use crate::family::softmax::{logits, weights};
-use crate::family::{CodedChunks, Coding, TextFormat};
+use crate::family::{CodedChunks, CodedTexts, Coding, TextFormat};
 
 impl Coding for &ChunkSoftmax {
     fn format(&self) -> &TextFormat {
@@ -21,8 +22,10 @@ impl Coding for &ChunkSoftmax {
         vec![&self.store]
     }
 
-    fn read(&self, tokens: &[u32], lengths: &[usize], caches: &mut [&mut Cache]) -> Result<Tensor> {
-        self.backbone.forward_side_by_side(&self.inputs(tokens)?, lengths, caches)
+    fn texts(&self, count: usize) -> Box<dyn CodedTexts + '_> {
+        Box::new(Texts::new(count, |tokens: &[u32], lengths: &[usize], caches: &mut [&mut Cache]| {
+            self.backbone.forward_side_by_side(&self.inputs(tokens)?, lengths, caches)
+        }))
     }
 
     fn chunks(&self, hidden: &Tensor, _rows: &[RowId], _draws: usize) -> Result<Box<dyn CodedChunks + '_>> {

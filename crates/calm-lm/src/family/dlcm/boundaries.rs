@@ -10,6 +10,7 @@
 //! `loss.rs`, `concepts.rs` and `model.rs`. They are made on the host, since all sizes behind them depend on their
 //! number: on a GPU every forward pass waits for p once.
 
+use calm_kernels::simd::dot;
 use calm_nn::device::upload;
 use calm_nn::{Builder, Init, Linear, Noise};
 use candle_core::{D, DType, Device, Result, Tensor, bail};
@@ -87,6 +88,24 @@ impl Predictor {
         let norms = ((dot(q, q)? * dot(k, k)?)? + TINY)?.sqrt()?;
         let cosine = (dot(q, k)? / norms)?;
         ((1.0 - cosine)? * 0.5)?.clamp(EDGE, 1.0 - EDGE)
+    }
+
+    /// [`Self::between`] without gradient and, on a CPU in f32, the same to the bit on every processor: a lossless coder
+    /// rests on the boundaries of the texts it reads.
+    pub(super) fn between_texts(q: &Tensor, k: &Tensor) -> Result<Tensor> {
+        let (width, mut shape) = (q.dim(D::Minus1)?, q.dims().to_vec());
+        if !q.device().is_cpu() || q.dtype() != DType::F32 {
+            return Self::between(q, k);
+        }
+        let host = |t: &Tensor| t.flatten_all()?.to_vec1::<f32>();
+        let (q, k) = (host(q)?, host(k)?);
+        let of = |(q, k): (&[f32], &[f32])| {
+            let norms = (dot(q, q) * dot(k, k) + TINY as f32).sqrt();
+            ((1.0 - dot(q, k) / norms) * 0.5).clamp(EDGE as f32, (1.0 - EDGE) as f32)
+        };
+        let p: Vec<f32> = q.chunks_exact(width).zip(k.chunks_exact(width)).map(of).collect();
+        shape.pop();
+        Tensor::from_vec(p, shape, &Device::Cpu)
     }
 
     /// p of states `h [B, S, D]`, of which some begin a document: `[B, S]`.

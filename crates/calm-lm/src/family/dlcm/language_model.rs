@@ -8,10 +8,12 @@ use super::config::BoundaryRule;
 use super::model::Dlcm;
 use super::text::DlcmCache;
 use crate::ChunkBatch;
+use crate::family::token_coding::CodedTokens;
 use crate::family::token_draws::log_probabilities;
 use crate::family::token_sampler::{Tempered, TokenModel};
 use crate::family::{
-    DrawKind, DrawRequest, Draws, LanguageModel, Loss, Segmentation, Survey, TextFormat, TokenDecoding, Whole,
+    Coding, DrawKind, DrawRequest, Draws, LanguageModel, Loss, Segmentation, Survey, TextFormat,
+    TokenDecoding, Whole,
 };
 use crate::sampler::{Sampler, SpecialIds};
 
@@ -42,8 +44,9 @@ impl LanguageModel for Dlcm {
         Ok(Loss { sum, targets: batch.sources.len(), parts: Vec::new() })
     }
 
+    /// Also without an auxiliary loss: the realised ratio counts the concepts of all processes.
     fn surveys(&self) -> bool {
-        self.boundaries.weight > 0.0 && self.boundaries.by != BoundaryRule::Every
+        self.boundaries.by != BoundaryRule::Every
     }
 
     fn survey(&self, batch: &ChunkBatch, noise: &Noise<'_>) -> Result<Survey> {
@@ -70,6 +73,10 @@ impl LanguageModel for Dlcm {
 
     fn tempered_sampler(&self, decoding: TokenDecoding) -> Option<Box<dyn Sampler + '_>> {
         Some(Box::new(Tempered { model: self, decoding }))
+    }
+
+    fn coding(&self) -> Option<Box<dyn Coding + '_>> {
+        Some(Box::new(CodedTokens(self)))
     }
 
     fn log_probabilities(&self, batch: &ChunkBatch) -> Result<Option<Vec<f64>>> {

@@ -249,7 +249,7 @@ impl Dlcm {
             before.push(last.map_or_else(|| q.narrow(1, *begin, 1), Ok)?);
             before.push(q.narrow(1, *begin, length - 1)?);
         }
-        let p = Predictor::between(&beside(&before)?, &k)?;
+        let p = Predictor::between_texts(&beside(&before)?, &k)?;
         Ok((Some(q), Some(p)))
     }
 
