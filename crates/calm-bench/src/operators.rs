@@ -97,6 +97,7 @@ pub fn all(s: &Size, p: &Place) -> Result<Vec<OperatorCase>> {
         attention(s, p)?,
         parts_of_layers(s, p)?,
         vocabulary(s, p)?,
+        concepts(s, p)?,
         noise(s, p)?,
         optimiser,
     ];
@@ -360,6 +361,34 @@ fn parts_of_layers(s: &Size, p: &Place) -> Result<Vec<OperatorCase>> {
         }),
     ));
     Ok(list)
+}
+
+/// The moving average of a dynamic concept model, at four tokens a concept.
+fn concepts(s: &Size, p: &Place) -> Result<Vec<OperatorCase>> {
+    let (b, m, d) = (s.batch_rows, s.context_chunks.div_ceil(4), s.hidden);
+    let z = randn(p, "z", &[b, m, d])?;
+    let share = philox::uniform(NoiseKey::new(1, "p", 0), &row_ids(1), 1, b * m);
+    let share = Var::from_tensor(&Tensor::from_vec(share, (b, m), &Device::Cpu)?.to_device(&p.device)?)?;
+    let documents = Tensor::zeros((b, m), DType::U32, &p.device)?;
+    let (z2, share2) = (z.clone(), share.clone());
+    Ok(vec![operator(
+        "smooth",
+        format!("[{b}, {m}, {d}]"),
+        // Forward: z in, z̃ out. Backward: the gradient of z̃, z̃ and z in, the gradient of z out.
+        bytes(p, 6 * b * m * d),
+        tensor_run(move || ops::smooth(&z, &share, &documents)),
+        tensor_run(move || {
+            let one = |t: &Tensor, at: usize| t.narrow(1, at, 1);
+            let p = share2.unsqueeze(2)?.to_dtype(z2.dtype())?;
+            let mut all = vec![one(&z2, 0)?];
+            for at in 1..m {
+                let (new, p) = (one(&z2, at)?, one(&p, at)?);
+                let before = all.last().unwrap_or(&new);
+                all.push((new.broadcast_mul(&p)? + before.broadcast_mul(&(1.0 - p)?)?)?);
+            }
+            Tensor::cat(&all, 1)
+        }),
+    )])
 }
 
 /// What touches the table of the vocabulary, at the autoencoder's batch.

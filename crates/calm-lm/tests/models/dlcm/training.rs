@@ -6,8 +6,8 @@ use super::{TEXT, config, model, rules, settings, text};
 use crate::common;
 use crate::gradients::assert_all_learn;
 use calm_lm::family::dlcm::{BoundariesConfig, BoundaryRule, MupConfig, Smoothing};
-use calm_lm::{ChunkBatch, Dlcm, DlcmConfig, LanguageModel, Loss, Survey, Whole};
-use calm_nn::{GradientBucket, Noise, ParamStore, Scale};
+use calm_lm::{BackboneConfig, ChunkBatch, Dlcm, DlcmConfig, LanguageModel, Loss, Survey, Whole};
+use calm_nn::{AdamW, AdamWConfig, GradientBucket, Noise, ParamStore, Scale, WeightInit};
 use candle_core::{DType, Device, Tensor};
 
 /// Training settings that a configuration may have: each way on which p has a gradient alone, and all together.
@@ -123,7 +123,7 @@ fn a_batch_in_pieces_has_the_loss_and_gradients_of_the_whole() {
                 assert!(off < 1e-4, "{config:?}: off by {off}");
             }
         }
-        if model.surveys() && matches!(config.boundaries.by, BoundaryRule::Learnt(_)) {
+        if config.boundaries.weight > 0.0 && matches!(config.boundaries.by, BoundaryRule::Learnt(_)) {
             // Each row by its own ratio is another loss.
             let (_, aux, _) = of(&[0..1, 1..2, 2..3, 3..4], false);
             assert!((aux - auxiliary).abs() > 5e-3, "{config:?}: {aux} {auxiliary}");
@@ -184,4 +184,49 @@ fn a_wide_model_trains_by_the_rates_of_its_base() {
     let of = |model: &Dlcm| model.logits(&model.hidden(&rows(0..4)).unwrap()).unwrap();
     let off = (of(&model) - (of(&model_of_wide) * 4.0).unwrap()).unwrap().abs().unwrap().max_all().unwrap();
     assert!(value(&off) < 1e-6);
+}
+
+/// How far five steps of training move the logits of a model so many times as wide as its base, root mean square: the
+/// coordinate check of muP.
+fn moved(times: usize, mup: bool) -> f64 {
+    let wide = |narrow: BackboneConfig| BackboneConfig {
+        hidden_size: narrow.hidden_size * times,
+        intermediate_size: narrow.intermediate_size * times,
+        // Heads keep their size.
+        heads: narrow.heads * times,
+        kv_heads: narrow.kv_heads.map(|heads| heads * times),
+        init: WeightInit::Normal(0.2),
+        ..narrow
+    };
+    let base = config(rules()[0], 2.0);
+    let bases = MupConfig { tokens: base.tokens.hidden_size, concepts: base.concepts.hidden_size };
+    let settings = DlcmConfig {
+        tokens: wide(base.tokens.clone()),
+        concepts: wide(base.concepts.clone()),
+        mup: mup.then_some(bases),
+        ..base
+    };
+    let store = ParamStore::new(&Device::Cpu, DType::F32, 2);
+    let model = Dlcm::new(&store, &settings, &TEXT).unwrap();
+    let logits = || model.logits(&model.hidden(&rows(0..4)).unwrap()).unwrap().detach();
+    let before = logits();
+    let mut adam = AdamW::new(&store, AdamWConfig::default()).unwrap();
+    for step in 0..5 {
+        let mut bucket = GradientBucket::new(&store).unwrap();
+        bucket.backward(&(loss(&model, &rows(0..4), step, None).sum / 32.0).unwrap()).unwrap();
+        let clip = bucket.clip(1e9).unwrap();
+        adam.update(&mut bucket, 3e-3, &clip).unwrap();
+    }
+    let moved = (logits() - before).unwrap().sqr().unwrap().mean_all().unwrap();
+    value(&moved).sqrt()
+}
+
+#[test]
+fn what_a_model_learns_in_a_step_does_not_grow_with_its_width() {
+    let far = |mup: bool| [1, 2, 4, 8].map(|times| moved(times, mup));
+    let (with, without) = (far(true), far(false));
+    // The logits of a wide model start smaller, and a step moves them as far.
+    assert!(with.iter().all(|m| (0.5..2.0).contains(&(m / with[0]))), "{with:?}, without muP {without:?}");
+    assert!(without[3] > 3.0 * without[0], "{with:?}, without muP {without:?}");
+    assert_eq!(with[0], without[0], "a model as wide as its base is the base");
 }
