@@ -21,6 +21,7 @@ pub const SHIPPED: &[(&str, &str)] = &[
     ("multi-token", include_str!("../configs/multi-token.yaml")),
     ("dlcm", include_str!("../configs/dlcm.yaml")),
     ("shakespeare-char", include_str!("../configs/shakespeare-char.yaml")),
+    ("shakespeare-char-baseline", include_str!("../configs/shakespeare-char-baseline.yaml")),
     ("paper/calm-m", include_str!("../configs/paper/calm-m.yaml")),
     ("paper/calm-l", include_str!("../configs/paper/calm-l.yaml")),
     ("paper/calm-xl", include_str!("../configs/paper/calm-xl.yaml")),
