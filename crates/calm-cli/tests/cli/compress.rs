@@ -91,17 +91,7 @@ fn what_is_damaged_or_of_another_model_leaves_nothing_behind() {
     assert!(!house.path("damaged").exists() && !house.path("cut").exists());
 
     // The same settings with other weights.
-    house.ok(&[
-        "train",
-        "--config",
-        "baseline.yaml",
-        "--set",
-        "seed=9",
-        "--set",
-        "train.lm.steps=2",
-        "--out",
-        "other",
-    ]);
+    house.ok(&["init", "--config", "baseline.yaml", "--set", "seed=9", "--out", "other"]);
     let error = house.error(&["decompress", "whole.calmz", "--run", "other"]);
     assert!(error.contains("was compressed with model") && error.contains("--checkpoint"), "{error}");
     assert!(!house.path("whole").exists());
