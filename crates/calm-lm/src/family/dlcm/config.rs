@@ -103,13 +103,14 @@ impl Default for BoundaryRule {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LearntConfig {
-    /// α: in training boundaries are drawn from p^α / (p^α + (1 − p)^α).
+    /// α: in training boundaries are drawn from p^α / (p^α + (1 − p)^α). The smaller it is, the fewer boundaries use has
+    /// than training.
     pub sharpness: f64,
 }
 
 impl Default for LearntConfig {
     fn default() -> Self {
-        Self { sharpness: 2.0 }
+        Self { sharpness: 8.0 }
     }
 }
 
