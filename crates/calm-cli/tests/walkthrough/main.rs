@@ -10,7 +10,7 @@
 //! - `console`: commands after `$ `, each with its output. Words must be the same, in the same order; numbers and units may differ,
 //!   since times do, and since less is trained here than on the page. A line of `...` stands for any lines.
 //! - `console,exact`: to the character.
-//! - `console,said`: what a model says is another text after another training; only that something is said is looked at.
+//! - `console,said`: what a model says is another text after another training, and is not compared.
 //! - `console,not-run`: needs a compiler, a browser or a GPU. It is parsed with all others (`tests/docs`).
 //!
 //! What is made smaller is listed in [`SMALLER`], and said on the pages.
