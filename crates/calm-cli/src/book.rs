@@ -10,6 +10,10 @@ macro_rules! pages {
 pub const PAGES: &[(&str, &str)] = pages![
     "introduction",
     "installing",
+    "tutorial",
+    "recipes",
+    "troubleshooting",
+    "comparison",
     "architecture",
     "input",
     "corpora",

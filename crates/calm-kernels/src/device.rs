@@ -60,7 +60,8 @@ pub fn gpus() -> std::result::Result<(Vec<GpuInfo>, i32), NoGpu> {
     #[cfg(not(feature = "cuda"))]
     Err(NoGpu {
         reason: "this build of calm has no CUDA backend".into(),
-        remedy: "build it with `--features cuda`, or use `--device cpu`".into(),
+        remedy: "build it with `cargo build --release -p calm-cli --features cuda`, or use `--device cpu`"
+            .into(),
     })
 }
 

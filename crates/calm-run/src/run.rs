@@ -64,7 +64,7 @@ impl Run {
         if !path.is_file() {
             return Err(Error::user(
                 format!("{} is not a run: it has no {CONFIG}", folder.display()),
-                "name the folder of a run with --run (runs/NAME), or train one first",
+                "name the folder of a run (runs/NAME), or train one first",
             ));
         }
         let text = read_config(&path)?;

@@ -31,6 +31,8 @@ pub struct Found {
 pub struct Block {
     /// What follows the fence: `console`, `rust,ignore`, ...
     pub language: String,
+    /// The file that the block is, where the line before it ends in its name, such as `` `a.yaml`: ``
+    pub file: Option<String>,
     /// Its lines.
     pub lines: Vec<Found>,
 }
@@ -45,6 +47,7 @@ impl Page {
     pub fn parse(text: &str) -> Self {
         let mut page = Self::default();
         let mut fence: Option<(String, usize)> = None;
+        let mut before = "";
         for (line, content) in (1..).zip(text.lines()) {
             let trimmed = content.trim_start();
             let ticks: String = trimmed.chars().take_while(|c| *c == '`').collect();
@@ -58,7 +61,7 @@ impl Page {
                 }
                 None if ticks.len() >= 3 => {
                     let language = trimmed[ticks.len()..].trim().to_owned();
-                    page.blocks.push(Block { language, ..Block::default() });
+                    page.blocks.push(Block { language, file: named(before), ..Block::default() });
                     fence = Some((ticks, content.len() - trimmed.len()));
                 }
                 None => {
@@ -71,6 +74,9 @@ impl Page {
                     }
                     page.inline(line, content);
                 }
+            }
+            if !trimmed.is_empty() {
+                before = trimmed;
             }
         }
         assert!(fence.is_none(), "a fenced block is not closed");
@@ -108,6 +114,13 @@ impl Page {
     }
 }
 
+/// The file that a line announces: it ends in a name with an ending in code, and a colon.
+fn named(line: &str) -> Option<String> {
+    let (_, name) = line.trim_end().strip_suffix("`:")?.rsplit_once('`')?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    (name.contains('.') && name.chars().all(plain)).then(|| name.to_owned())
+}
+
 /// A heading's anchor, as GitHub and mdBook make it.
 pub fn anchor(heading: &str) -> String {
     let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
@@ -117,15 +130,17 @@ pub fn anchor(heading: &str) -> String {
 #[test]
 fn a_page_is_taken_apart() {
     let page = Page::parse(
-        "# One `two`, three!\n\na [link](x.md#y), `code](no)` and [b](c)\n\n1. list\n   ```sh\n   $ a\n     b\n   ```\n",
+        "# One `two`, three!\n\na [link](x.md#y), `code](no)` and [b](c)\n\n1. list\n   ```sh\n   $ a\n     b\n   ```\n\
+         Save as `a-1.yaml`:\n\n```yaml\nb: 1\n```\n",
     );
     assert_eq!(page.anchors, ["one-two-three"]);
     let texts = |found: &[Found]| found.iter().map(|f| f.text.clone()).collect::<Vec<_>>();
     assert_eq!(texts(&page.links), ["x.md#y", "c"]);
-    assert_eq!(texts(&page.spans), ["two", "code](no)"]);
+    assert_eq!(texts(&page.spans), ["two", "code](no)", "a-1.yaml"]);
     assert_eq!(page.blocks[0].language, "sh");
     assert_eq!(
         page.blocks[0].lines,
         [Found { line: 7, text: "$ a".into() }, Found { line: 8, text: "  b".into() }]
     );
+    assert_eq!((&page.blocks[0].file, page.blocks[1].file.as_deref()), (&None, Some("a-1.yaml")));
 }

@@ -5,6 +5,7 @@
 
 mod circles;
 mod graph;
+mod messages;
 mod names;
 mod packages;
 mod remedies;
