@@ -39,7 +39,8 @@ pub(super) fn write(path: &Path, shape: &[usize], values: &[f32], option: &str) 
             let hint = format!("name a file in a folder that is there and may be written to with {option}");
             Hinted::new(message, hint).into()
         }
-    })
+    })?;
+    Ok(())
 }
 
 /// Reads a matrix: rows, columns, numbers.
