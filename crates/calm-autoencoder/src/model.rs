@@ -154,8 +154,32 @@ impl Autoencoder {
         if k != self.chunk_size {
             bail!("autoencoder: chunks of {k} tokens, trained for {}", self.chunk_size)
         }
+        self.encode_rows(self.embedding.forward(&ids.flatten_all()?)?, rows)
+    }
+
+    /// U32 ids `[..]` -> their rows of the table `[.., D]`.
+    ///
+    /// # Errors
+    /// On the CPU an id outside the vocabulary; what a GPU answers.
+    pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+        self.embedding.forward(ids)
+    }
+
+    /// As [`Self::encode`] of vectors `[R, K, D]` in the place of the tokens' embeddings.
+    ///
+    /// # Errors
+    /// Chunks of another size; what a GPU answers.
+    pub fn encode_embeddings(&self, embeddings: &Tensor) -> Result<Posterior> {
+        let (rows, k, d) = embeddings.dims3()?;
+        if k != self.chunk_size {
+            bail!("autoencoder: chunks of {k} tokens, trained for {}", self.chunk_size)
+        }
+        self.encode_rows(embeddings.reshape((rows * k, d))?, rows)
+    }
+
+    /// Embeddings `[R·K, D]` -> posterior.
+    fn encode_rows(&self, mut x: Tensor, rows: usize) -> Result<Posterior> {
         let half = self.encoder_blocks.len() / 2;
-        let mut x = self.embedding.forward(&ids.flatten_all()?)?;
         for block in &self.encoder_blocks[..half] {
             x = block.forward(&x)?;
         }

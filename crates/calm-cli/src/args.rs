@@ -6,6 +6,7 @@ mod compress;
 mod data;
 mod exchange;
 mod guide;
+mod invert;
 mod measure;
 mod prompts;
 mod segments;
@@ -26,6 +27,7 @@ pub use compress::{CompressArgs, CompressionArgs, DecompressArgs};
 pub use data::{DataArgs, DataCommand, SampleArgs};
 pub use exchange::{DtypeName, ExportArgs, ExportFormat, ImportArgs};
 pub use guide::{ExplainArgs, InitConfigArgs, ManArgs};
+pub use invert::{InvertArgs, KeptName, LayerName, PassName, PolicyName};
 pub use measure::{BenchArgs, BenchItem, DoctorArgs, PrecisionName};
 pub use prompts::PromptsArgs;
 pub use segments::{SegmentsArgs, TextKind};
@@ -93,6 +95,8 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Write posterior latents of held-out text as a NumPy file.
     Latents(LatentsArgs),
+    /// Find text behind the hidden states of a model, or latent vectors, and say how far they give it away.
+    Invert(InvertArgs),
     /// Make a run of a checkpoint of the reference implementation (or a Llama baseline).
     Import(ImportArgs),
     /// Write a run as a checkpoint of the reference implementation.

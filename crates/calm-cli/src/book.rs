@@ -31,6 +31,7 @@ pub const PAGES: &[(&str, &str)] = pages![
     "patch",
     "dlcm",
     "compression",
+    "inversion",
     "adding-a-family",
     "adding-a-head",
     "adding-an-operator",

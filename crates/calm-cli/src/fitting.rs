@@ -46,6 +46,7 @@ impl Fitting {
             Some(Command::Explain(_)) => &["explain"],
             Some(Command::Man(_)) => &["man"],
             Some(Command::Latents(_)) => &["latents"],
+            Some(Command::Invert(_)) => &["invert"],
             Some(Command::Import(_)) => &["import"],
             Some(Command::Export(_)) => &["export"],
             Some(Command::Completions { .. }) => &["completions"],

@@ -111,6 +111,7 @@ fn run(cli: &Cli, fitting: &Fitting, stop: &Stop, printer: &Printer) -> anyhow::
         Some(Command::Explain(a)) => commands::explain::run(a, printer),
         Some(Command::Man(a)) => commands::man::run(a, printer),
         Some(Command::Latents(a)) => commands::latents::run(a, device, printer),
+        Some(Command::Invert(a)) => commands::invert::run(a, device, printer),
         Some(Command::Import(a)) => commands::import::run(a, printer),
         Some(Command::Export(a)) => commands::export::run(a, printer),
         Some(Command::Completions { shell }) => {

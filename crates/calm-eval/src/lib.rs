@@ -1,5 +1,5 @@
 //! models -> tokens -> scores: the positions that a protocol scores, draws from a model at them, reconstruction
-//! by an autoencoder, and generated text.
+//! by an autoencoder, generated text, and text found again behind hidden states.
 //!
 //! The arithmetic of the scores is `calm-stats`; this room brings models to it. It may use the models
 //! (`calm-lm`, `calm-autoencoder`) and all below them, and knows nothing of runs or folders.
@@ -8,6 +8,7 @@ pub mod attention;
 pub mod bound;
 pub mod config;
 pub mod generate;
+pub mod invert;
 pub mod prompts;
 pub mod protocol;
 pub mod reconstruction;

@@ -72,8 +72,8 @@ pub use family::multi_token::{HeadsConfig, MultiTokenConfig};
 pub use family::patch::{LocalConfig, PatchConfig};
 pub use family::{
     ChunkSoftmax, CodedChunks, CodedTexts, Coding, Decode, DecodedDraws, DrawKind, DrawRequest, Draws,
-    ExactDraws, FamilyConfig, LanguageModel, Loss, LossPart, ModelConfig, SampledDraws, Segmentation, Survey,
-    TextFormat, TokenDecoding, Whole,
+    ExactDraws, FamilyConfig, Inversion, LanguageModel, Loss, LossPart, ModelConfig, SampledDraws,
+    Segmentation, Survey, TextFormat, TokenDecoding, Whole,
 };
 pub use head::{
     DiffusionConfig, EnergyConfig, FlowConfig, FlowTime, Head, HeadConfig, HeadSettings, Solver,

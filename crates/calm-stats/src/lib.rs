@@ -46,6 +46,7 @@ pub mod bootstrap;
 pub mod bound;
 pub mod brier;
 pub mod ngram;
+pub mod proportion;
 pub mod ratio;
 pub mod rng;
 pub mod samples;

@@ -94,7 +94,15 @@ pub fn new_lm(
     tokenizer: &Tokenizer,
     device: &Device,
 ) -> Result<Box<dyn LanguageModel>> {
-    let store = new_store(run, device)?;
+    lm_in(new_store(run, device)?, run, autoencoder, tokenizer)
+}
+
+fn lm_in(
+    store: ParamStore,
+    run: &Run,
+    autoencoder: Option<Autoencoder>,
+    tokenizer: &Tokenizer,
+) -> Result<Box<dyn LanguageModel>> {
     let mut model = run.config.model.build(&store, &text_format(run, tokenizer), autoencoder)?;
     model.set_recompute(run.config.train.lm.recompute);
     store.prepare()?;
@@ -124,6 +132,29 @@ pub fn load_lm_with_step(
     tokenizer: &Tokenizer,
     device: &Device,
 ) -> Result<(Box<dyn LanguageModel>, u64)> {
+    load_in(new_store(run, device)?, run, which, tokenizer, device)
+}
+
+/// The same with constant weights: gradients flow through it to what goes in, and none are computed for the weights.
+///
+/// # Errors
+/// As [`load_lm`].
+pub fn load_frozen_lm(
+    run: &Run,
+    which: Which,
+    tokenizer: &Tokenizer,
+    device: &Device,
+) -> Result<(Box<dyn LanguageModel>, u64)> {
+    load_in(new_store(run, device)?.frozen(), run, which, tokenizer, device)
+}
+
+fn load_in(
+    store: ParamStore,
+    run: &Run,
+    which: Which,
+    tokenizer: &Tokenizer,
+    device: &Device,
+) -> Result<(Box<dyn LanguageModel>, u64)> {
     let checkpoints = run.checkpoints(Stage::Lm);
     let first = match run.config.model.autoencoder() {
         Some(_) => Some(load_autoencoder(run, Which::Best, tokenizer, device)?),
@@ -131,7 +162,7 @@ pub fn load_lm_with_step(
     };
     let (autoencoder, hash) = first.map(|(stage_one, hash)| (stage_one.model, hash)).unzip();
     checkpoints.step(which)?;
-    let model = new_lm(run, autoencoder, tokenizer, device)?;
+    let model = lm_in(store, run, autoencoder, tokenizer)?;
     let step = checkpoints.reading(which, |step| {
         let weights = checkpoints.read_model(step)?;
         if let Some(hash) = &hash

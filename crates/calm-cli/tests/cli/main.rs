@@ -20,6 +20,7 @@ mod guide;
 mod house;
 mod hub;
 mod input;
+mod invert;
 mod loss_trace;
 mod old_run;
 mod prompts;

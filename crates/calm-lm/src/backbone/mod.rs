@@ -1,13 +1,15 @@
 //! The Llama decoder: RMSNorm before attention and MLP, rotate-half rotary angles, grouped key/value heads.
 //!
-//! Four ways through the same layers, which differ only in what a position attends to (of a document with an input, in
+//! Five ways through the same layers, which differ only in what a position attends to (of a document with an input, in
 //! the directions of [`Direction`]):
 //! * [`Backbone::forward`]: whole rows at once (training, teacher-forced scoring);
 //! * [`Backbone::forward_cached`]: new positions after a cache (generation);
 //! * [`Backbone::forward_side_by_side`]: the same for several texts, which share everything but attention;
 //! * [`Backbone::forward_branch`]: one more position after *every* position of whole rows at once, each
-//!   continuing its own prefix with its own chunk (scoring n-grams that span several chunks).
+//!   continuing its own prefix with its own chunk (scoring n-grams that span several chunks);
+//! * [`Backbone::alternatives`]: many inputs for one and the same next position (which of them a state came from).
 
+mod alternatives;
 mod config;
 mod costs;
 mod direction;

@@ -18,6 +18,7 @@ pub mod dlcm;
 mod draws;
 mod filler;
 mod input;
+mod inversion;
 pub mod multi_token;
 pub mod patch;
 mod softmax;
@@ -40,6 +41,7 @@ use crate::{ChunkBatch, HeadConfig};
 pub use chunk_softmax::ChunkSoftmax;
 pub use coding::{CodedChunks, CodedTexts, Coding};
 pub use draws::{Decode, DecodedDraws, DrawKind, DrawRequest, Draws, ExactDraws, GRAM, SampledDraws};
+pub use inversion::Inversion;
 
 /// Settings that runs of version 0.1 have under another name, each with its name of now, for whoever loads a
 /// configuration with models in it.
@@ -371,6 +373,17 @@ pub trait LanguageModel: Send + Sync {
     /// As [`Self::loss`].
     fn segmentation(&self, _batch: &ChunkBatch) -> Result<Option<Segmentation>> {
         Ok(None)
+    }
+
+    /// The hidden states of a text, for a search for the text behind them; None of a model whose states are not those of a
+    /// transformer over its positions.
+    fn inversion(&self) -> Option<Box<dyn Inversion + '_>> {
+        None
+    }
+
+    /// The same of the latent vectors of chunks; None of a model without.
+    fn latent_inversion(&self) -> Option<Box<dyn Inversion + '_>> {
+        None
     }
 
     /// The mean loss with true and with exchanged hidden states (each row is given another row's), without gradient:

@@ -5,10 +5,13 @@ use calm_nn::{Noise, ParamStore, Parameter};
 use candle_core::{Result, Tensor};
 
 use super::Baseline;
+use crate::family::inversion::Streams;
 use crate::family::token_coding::CodedTokens;
 use crate::family::token_draws::log_probabilities;
 use crate::family::token_sampler::{Tempered, TokenModel};
-use crate::family::{Coding, DrawKind, DrawRequest, Draws, LanguageModel, Loss, TextFormat, TokenDecoding};
+use crate::family::{
+    Coding, DrawKind, DrawRequest, Draws, Inversion, LanguageModel, Loss, TextFormat, TokenDecoding,
+};
 use crate::sampler::{Sampler, SpecialIds};
 use crate::{Cache, ChunkBatch};
 
@@ -62,6 +65,15 @@ impl LanguageModel for Baseline {
         let hidden = self.hidden(batch)?.detach();
         let targets: Vec<u32> = batch.targets()?.flatten_all()?.to_vec1()?;
         log_probabilities(&hidden, &self.output, &targets).map(Some)
+    }
+
+    fn inversion(&self) -> Option<Box<dyn Inversion + '_>> {
+        if self.backbone.reads_input_whole() {
+            return None;
+        }
+        let bos = self.text.bos_chunk.then_some(self.text.special.bos);
+        let (embedding, chunk_size) = (&self.embedding, 1);
+        Some(Box::new(Streams { embedding, input: None, backbone: &self.backbone, chunk_size, bos }))
     }
 
     fn hidden_streams(&self, batch: &ChunkBatch) -> Result<Option<Vec<Tensor>>> {

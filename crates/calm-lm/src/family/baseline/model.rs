@@ -14,7 +14,7 @@ use crate::{Backbone, ChunkBatch};
 /// A Llama language model; parameter names as in published Llama checkpoints.
 pub struct Baseline {
     pub(super) store: ParamStore,
-    embedding: Embedding,
+    pub(super) embedding: Embedding,
     pub(super) backbone: Backbone,
     /// `[V, D]`
     pub(super) output: Parameter,

@@ -9,8 +9,10 @@ use super::sampler::Sampled;
 use super::{Calm, likelihood};
 use crate::ChunkBatch;
 use crate::family::filler;
+use crate::family::inversion::{Latents, Streams};
 use crate::family::{
-    Coding, Decode, DecodedDraws, DrawKind, DrawRequest, Draws, LanguageModel, Loss, LossPart, TokenDecoding,
+    Coding, Decode, DecodedDraws, DrawKind, DrawRequest, Draws, Inversion, LanguageModel, Loss, LossPart,
+    TokenDecoding,
 };
 use crate::sampler::{Sampler, SpecialIds};
 
@@ -113,6 +115,22 @@ impl LanguageModel for Calm {
             out.log_p.extend(log_p);
         }
         Ok(Some(out))
+    }
+
+    fn inversion(&self) -> Option<Box<dyn Inversion + '_>> {
+        let bos = self.text.bos_chunk.then_some(self.text.special.bos);
+        let (embedding, chunk_size) = (&self.embedding, self.chunk_size());
+        Some(Box::new(Streams {
+            embedding,
+            input: Some(&self.input),
+            backbone: &self.backbone,
+            chunk_size,
+            bos,
+        }))
+    }
+
+    fn latent_inversion(&self) -> Option<Box<dyn Inversion + '_>> {
+        Some(Box::new(Latents(&self.autoencoder)))
     }
 
     fn hidden_streams(&self, batch: &ChunkBatch) -> Result<Option<Vec<Tensor>>> {

@@ -24,8 +24,8 @@ pub(super) const DRAWN: usize = 4096;
 /// implementation (`transformer.*`, `embed_proj.*`, `mlp_generator.*`).
 pub struct Calm {
     pub(super) store: ParamStore,
-    embedding: Embedding,
-    input: ChunkInput,
+    pub(super) embedding: Embedding,
+    pub(super) input: ChunkInput,
     pub(super) backbone: Backbone,
     pub(super) head: Box<dyn Head>,
     pub(super) autoencoder: Autoencoder,

@@ -7,7 +7,8 @@ use super::ChunkSoftmax;
 use super::draws::exact;
 use super::sampler::Tempered;
 use crate::ChunkBatch;
-use crate::family::{Coding, DrawKind, DrawRequest, Draws, LanguageModel, Loss, TokenDecoding};
+use crate::family::inversion::Streams;
+use crate::family::{Coding, DrawKind, DrawRequest, Draws, Inversion, LanguageModel, Loss, TokenDecoding};
 use crate::sampler::{Sampler, SpecialIds};
 
 impl LanguageModel for ChunkSoftmax {
@@ -56,6 +57,18 @@ impl LanguageModel for ChunkSoftmax {
 
     fn log_probabilities(&self, batch: &ChunkBatch) -> Result<Option<Vec<f64>>> {
         self.log_p(&self.hidden(batch)?.detach(), &batch.targets()?).map(Some)
+    }
+
+    fn inversion(&self) -> Option<Box<dyn Inversion + '_>> {
+        let bos = self.text.bos_chunk.then_some(self.text.special.bos);
+        let (embedding, chunk_size) = (&self.embedding, self.chunk_size);
+        Some(Box::new(Streams {
+            embedding,
+            input: Some(&self.input),
+            backbone: &self.backbone,
+            chunk_size,
+            bos,
+        }))
     }
 
     fn hidden_streams(&self, batch: &ChunkBatch) -> Result<Option<Vec<Tensor>>> {

@@ -17,7 +17,7 @@ use crate::{Backbone, BackboneConfig, Cache, ChunkBatch, TextState};
 pub struct ChunkSoftmax {
     pub(super) store: ParamStore,
     pub(super) embedding: Embedding,
-    input: ChunkInput,
+    pub(super) input: ChunkInput,
     pub(super) backbone: Backbone,
     pub(super) decoder: Box<dyn ChunkDecoder>,
     /// `[V, W]`

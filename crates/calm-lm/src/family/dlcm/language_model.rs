@@ -8,11 +8,12 @@ use super::config::BoundaryRule;
 use super::model::Dlcm;
 use super::text::DlcmCache;
 use crate::ChunkBatch;
+use crate::family::inversion::Streams;
 use crate::family::token_coding::CodedTokens;
 use crate::family::token_draws::log_probabilities;
 use crate::family::token_sampler::{Tempered, TokenModel};
 use crate::family::{
-    Coding, DrawKind, DrawRequest, Draws, LanguageModel, Loss, Segmentation, Survey, TextFormat,
+    Coding, DrawKind, DrawRequest, Draws, Inversion, LanguageModel, Loss, Segmentation, Survey, TextFormat,
     TokenDecoding, Whole,
 };
 use crate::sampler::{Sampler, SpecialIds};
@@ -89,6 +90,13 @@ impl LanguageModel for Dlcm {
         let Boundaries { probability, opens } = self.settled_boundaries(batch)?;
         let host = |p: Tensor| p.flatten_all()?.to_dtype(DType::F32)?.to_vec1();
         Ok(Some(Segmentation { opens, probabilities: probability.map(host).transpose()? }))
+    }
+
+    /// Those of the encoder.
+    fn inversion(&self) -> Option<Box<dyn Inversion + '_>> {
+        let bos = self.text.bos_chunk.then_some(self.text.special.bos);
+        let (embedding, chunk_size) = (&self.embedding, 1);
+        Some(Box::new(Streams { embedding, input: None, backbone: &self.encoder, chunk_size, bos }))
     }
 
     /// Those of the encoder, which leads to the boundaries.

@@ -17,7 +17,7 @@ use crate::{Backbone, ChunkBatch};
 /// A dynamic concept model.
 pub struct Dlcm {
     pub(super) store: ParamStore,
-    embedding: Embedding,
+    pub(super) embedding: Embedding,
     pub(super) encoder: Backbone,
     pub(super) predictor: Predictor,
     pub(super) concepts: Concepts,
