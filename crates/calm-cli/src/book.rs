@@ -18,6 +18,7 @@ pub const PAGES: &[(&str, &str)] = pages![
     "input",
     "corpora",
     "prompts",
+    "python",
     "conversations",
     "files",
     "randomness",

@@ -333,6 +333,15 @@ pub trait LanguageModel: Send + Sync {
         Ok(None)
     }
 
+    /// The most probable token in the place of every predicted one, given the true tokens before it, `[R, K]` row-major;
+    /// None of a black box.
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    fn most_probable(&self, _batch: &ChunkBatch) -> Result<Option<Vec<u32>>> {
+        Ok(None)
+    }
+
     /// ln p of the true next chunk under each draw of a latent vector that a softmax decodes, at every predicting
     /// position; None of a model without such draws. Of the request only the samples, the seed and the purpose count.
     ///

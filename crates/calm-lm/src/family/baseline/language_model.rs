@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor};
 
 use super::Baseline;
 use crate::family::token_coding::CodedTokens;
-use crate::family::token_draws::log_probabilities;
+use crate::family::token_draws::{log_probabilities, most_probable};
 use crate::family::token_sampler::{Tempered, TokenModel};
 use crate::family::{Coding, DrawKind, DrawRequest, Draws, LanguageModel, Loss, TextFormat, TokenDecoding};
 use crate::sampler::{Sampler, SpecialIds};
@@ -61,6 +61,10 @@ impl LanguageModel for Baseline {
         let hidden = self.hidden(batch)?.detach();
         let targets: Vec<u32> = batch.targets()?.flatten_all()?.to_vec1()?;
         log_probabilities(&hidden, &self.output, &targets).map(Some)
+    }
+
+    fn most_probable(&self, batch: &ChunkBatch) -> Result<Option<Vec<u32>>> {
+        most_probable(&self.hidden(batch)?.detach(), &self.output).map(Some)
     }
 
     fn hidden_streams(&self, batch: &ChunkBatch) -> Result<Option<Vec<Tensor>>> {

@@ -84,7 +84,7 @@ impl LanguageModel for Calm {
         let targets = batch.targets()?;
         let (rows, k) = targets.dims2()?;
         let ids: Vec<u32> = targets.flatten_all()?.to_vec1()?;
-        let length = |chunk: &[u32]| filler::length(chunk, self.text.special.eos);
+        let length = |chunk: &[u32]| filler::length(chunk, self.text.special);
         let mut out =
             DecodedDraws { log_p: Vec::new(), tokens: ids.chunks(k).map(length).collect(), samples };
         let block = (DRAWN / samples.max(1)).max(1);

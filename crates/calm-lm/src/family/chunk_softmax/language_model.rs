@@ -7,6 +7,7 @@ use super::ChunkSoftmax;
 use super::draws::exact;
 use super::sampler::Tempered;
 use crate::ChunkBatch;
+use crate::family::token_draws::most_probable;
 use crate::family::{Coding, DrawKind, DrawRequest, Draws, LanguageModel, Loss, TokenDecoding};
 use crate::sampler::{Sampler, SpecialIds};
 
@@ -56,6 +57,11 @@ impl LanguageModel for ChunkSoftmax {
 
     fn log_probabilities(&self, batch: &ChunkBatch) -> Result<Option<Vec<f64>>> {
         self.log_p(&self.hidden(batch)?.detach(), &batch.targets()?).map(Some)
+    }
+
+    fn most_probable(&self, batch: &ChunkBatch) -> Result<Option<Vec<u32>>> {
+        let states = self.decoder.teacher_forced(&self.hidden(batch)?.detach(), &batch.targets()?)?.detach();
+        most_probable(&states.flatten_to(1)?, &self.output).map(Some)
     }
 
     fn hidden_streams(&self, batch: &ChunkBatch) -> Result<Option<Vec<Tensor>>> {
