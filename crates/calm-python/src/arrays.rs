@@ -30,7 +30,7 @@ numbers!(u32: "I", u64: "Q", f32: "f", f64: "d");
 /// Row-major numbers of this shape, as a view of memory that may be written to.
 pub fn view<'py, T: Number>(py: Python<'py>, values: &[T], shape: &[usize]) -> PyResult<Bound<'py, PyAny>> {
     let size = size_of::<T>();
-    let bytes = PyByteArray::new_with(py, values.len() * size, |bytes| {
+    let bytes = PyByteArray::new_with(py, size_of_val(values), |bytes| {
         for (place, value) in bytes.chunks_exact_mut(size).zip(values) {
             place.copy_from_slice(value.bytes().as_ref());
         }

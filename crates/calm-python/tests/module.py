@@ -9,7 +9,9 @@ import json
 import math
 import os
 import pathlib
+import signal
 import sys
+import time
 
 import calm_lm
 from calm_lm import _native
@@ -198,6 +200,26 @@ def probabilities_are_probabilities():
     assert calm.log_likelihoods([("a", "")]) == [(0.0, True)] and calm.log_likelihoods([]) == []
 
 
+def a_signal_ends_work():
+    if not hasattr(signal, "setitimer"):
+        return
+
+    def handler(number, frame):
+        raise TimeoutError("enough")
+
+    run = calm_lm.open("runs/baseline")
+    run.generate("ana ", max_tokens=1)
+    before = signal.signal(signal.SIGALRM, handler)
+    started = time.monotonic()
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    # Hours of text.
+    raises(TimeoutError, lambda: run.generate(["ana "] * 1000, max_tokens=100_000), "enough")
+    signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - started < 60.0
+    # It goes on as before.
+    run.generate("ana ", max_tokens=1)
+
+
 def scores_of_arrays_and_of_a_file_are_equal():
     targets = [[i % 5, 1, 2, 3, 9] for i in range(12)]
     samples = [[[i % 5, 1, j, 3, 8] for j in (2, 4, 2)] for i in range(12)]
@@ -240,6 +262,7 @@ buffers_go_in_and_out()
 errors_say_what_helps()
 text_is_that_of_the_program(folder / "runs")
 probabilities_are_probabilities()
+a_signal_ends_work()
 scores_of_arrays_and_of_a_file_are_equal()
 types_are_those_of_what_is_compiled()
 note = numpy_shares_the_memory()
