@@ -335,6 +335,8 @@ impl Run {
         places: usize,
         number: u32,
     ) -> PyResult<Bound<'py, PyAny>> {
+        // Everything begins with nothing.
+        let until = until.into_iter().filter(|stop| !stop.is_empty()).collect();
         let how = Writing { max_tokens, temperature, top_p, draws, until, seed };
         if let Ok(prompt) = prompt.cast::<PyString>() {
             let prompt = prompt.to_cow()?;

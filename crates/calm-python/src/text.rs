@@ -55,11 +55,17 @@ impl Text {
 /// How text is written.
 #[derive(Clone)]
 pub struct Writing {
+    /// Most tokens after the prompt.
     pub max_tokens: usize,
+    /// 1: as the model is.
     pub temperature: f64,
+    /// Of probabilities: the mass that is kept.
     pub top_p: f64,
+    /// Of a black box: draws of a chunk below temperature 1.
     pub draws: usize,
+    /// What a text ends before; none is empty.
     pub until: Vec<String>,
+    /// Seed of all draws.
     pub seed: u64,
 }
 
