@@ -241,7 +241,8 @@ fn measure(
         return Ok(());
     }
     let request = DrawRequest { samples, steps: 1, seed, purpose: "bound" };
-    let Some(draws) = model.decoded_log_probabilities(&batch, &request)? else {
+    let tokens: Vec<usize> = windows.iter().flat_map(|w| w.asked.iter().map(|asked| asked.end)).collect();
+    let Some(draws) = model.decoded_beginnings(&batch, &request, &tokens)? else {
         return Err(LikelihoodError::None);
     };
     let drawn = match greedy {
@@ -250,7 +251,7 @@ fn measure(
     };
     let bound = Bound::new(samples, floor);
     for (row, (question, ids, asked)) in chunks.enumerate() {
-        let nats = bound.of_chunk(&draws.log_p[row * samples..(row + 1) * samples], draws.tokens[row]);
+        let nats = bound.of_chunk(&draws.log_p[row * samples..(row + 1) * samples], asked.end);
         let answer = &mut answers[question];
         answer.log_p -= nats.last().copied().unwrap_or(f64::INFINITY);
         answer.greedy &= matches!(&drawn, Some(Draws::Sampled(drawn)) if {

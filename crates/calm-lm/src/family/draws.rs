@@ -79,8 +79,7 @@ pub struct ExactDraws {
 /// Latent vectors drawn without looking at the next chunk, and what a softmax decoder makes of it under each.
 #[derive(Clone, Debug, Default)]
 pub struct DecodedDraws {
-    /// `[R, N]`: ln p of the true chunk, its tokens up to EOS; of a chunk that is filled up with PAD without one, of the
-    /// tokens before, whatever follows.
+    /// `[R, N]`: ln p of the true chunk, its tokens up to EOS.
     pub log_p: Vec<f64>,
     /// `[R]`: how many tokens these are.
     pub tokens: Vec<usize>,

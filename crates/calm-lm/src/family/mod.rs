@@ -355,6 +355,19 @@ pub trait LanguageModel: Send + Sync {
         Ok(None)
     }
 
+    /// The same of the first `tokens[r]` tokens of each chunk, whatever follows them; `[R]` numbers from 0 to K.
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    fn decoded_beginnings(
+        &self,
+        _batch: &ChunkBatch,
+        _request: &DrawRequest<'_>,
+        _tokens: &[usize],
+    ) -> Result<Option<DecodedDraws>> {
+        Ok(None)
+    }
+
     /// The hidden streams `[B, S, D]` that enter each layer, and the one that leaves the last (before the final norm);
     /// None of a model that has none.
     ///

@@ -99,7 +99,7 @@ impl ChunkSoftmax {
             ln(p[ids[at] as usize])
         })?;
         for (log_p, ids) in log_p.chunks_exact_mut(k).zip(ids.chunks_exact(k)) {
-            log_p[length(ids, self.text.special)..].fill(0.0);
+            log_p[length(ids, self.text.special.eos)..].fill(0.0);
         }
         Ok(log_p)
     }
