@@ -12,6 +12,7 @@ pub const PAGES: &[(&str, &str)] = pages![
     "installing",
     "tutorial",
     "recipes",
+    "python",
     "troubleshooting",
     "comparison",
     "architecture",

@@ -9,6 +9,7 @@ pub mod bound;
 pub mod config;
 pub mod generate;
 pub mod invert;
+pub mod likelihood;
 pub mod prompts;
 pub mod protocol;
 pub mod reconstruction;

@@ -61,6 +61,8 @@ struct Open {
     report: GenerateReport,
     uniforms: Stream,
     calls: u32,
+    /// Whether it is enough.
+    enough: bool,
 }
 
 impl Open {
@@ -103,7 +105,22 @@ pub fn answer<E>(
     sampler: &dyn Sampler,
     options: &GenerateOptions,
     places: usize,
+    next: impl FnMut() -> Result<Option<Prompt>, E>,
+    done: impl FnMut(Answer) -> Result<(), E>,
+) -> Result<(), Stopped<E>> {
+    answer_until(sampler, options, places, next, |_, _| false, done)
+}
+
+/// The same, where a text ends as soon as `enough` says so of its prompt's number and the tokens after the prompt.
+///
+/// # Errors
+/// As [`answer`].
+pub fn answer_until<E>(
+    sampler: &dyn Sampler,
+    options: &GenerateOptions,
+    places: usize,
     mut next: impl FnMut() -> Result<Option<Prompt>, E>,
+    mut enough: impl FnMut(u32, &[u32]) -> bool,
     mut done: impl FnMut(Answer) -> Result<(), E>,
 ) -> Result<(), Stopped<E>> {
     let (k, special, places) = (sampler.chunk_size(), sampler.special(), places.max(1));
@@ -133,6 +150,7 @@ pub fn answer<E>(
                 report: GenerateReport::default(),
                 uniforms: Stream::new(options.seed, "prompts/choice", number),
                 calls: 0,
+                enough: false,
             });
             begun.push((place, tokens[..whole].to_vec()));
         }
@@ -158,10 +176,11 @@ pub fn answer<E>(
             if let Some(text) = &mut open[*place] {
                 let known = std::mem::take(&mut text.remainder).len();
                 text.fresh.extend(text.report.take(chunk, known, special, options));
+                text.enough = enough(text.number, &text.fresh);
             }
         }
         for slot in &mut open {
-            if let Some(text) = slot.take_if(|text| !text.report.goes_on(options)) {
+            if let Some(text) = slot.take_if(|text| text.enough || !text.report.goes_on(options)) {
                 let (number, tokens, report) = (text.number, text.fresh, text.report);
                 waiting.insert(number, Answer { number, tokens, report });
             }

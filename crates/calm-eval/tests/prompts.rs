@@ -2,101 +2,15 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests may panic
 
+mod families;
+
 use std::convert::Infallible;
 
-use calm_autoencoder::{Autoencoder, AutoencoderConfig};
 use calm_eval::generate::{Decoding, GenerateOptions, generate};
-use calm_eval::prompts::{Answer, Prompt, Stopped, answer};
-use calm_lm::{
-    BackboneConfig, BaselineConfig, CalmConfig, Decode, DiffusionConfig, DlcmConfig, EnergyConfig,
-    FlowConfig, HeadConfig, LanguageModel, LocalConfig, ModelConfig, MultiTokenConfig, PatchConfig,
-    SpecialIds, TextFormat,
-};
-use calm_nn::{NoiseKey, ParamStore, RowId, philox};
+use calm_eval::prompts::{Answer, Prompt, Stopped, answer, answer_until};
+use calm_lm::LanguageModel;
 use calm_stats::temperature::Temperature;
-use candle_core::{DType, Device, Tensor};
-
-const V: usize = 70;
-const TEXT: TextFormat = TextFormat {
-    vocab_size: V,
-    special: SpecialIds { bos: 67, eos: 68, pad: 69 },
-    context: 12,
-    bos_chunk: true,
-};
-
-fn autoencoder() -> AutoencoderConfig {
-    AutoencoderConfig {
-        hidden_size: 24,
-        intermediate_size: 40,
-        latent_size: Some(20),
-        ..AutoencoderConfig::default()
-    }
-}
-
-/// Numbers far from those of a beginning, where many are 0.
-fn randomise(store: &ParamStore, spread: f64) {
-    for (i, (_, parameter)) in store.params().into_iter().enumerate() {
-        let tensor = parameter.var.as_tensor();
-        if tensor.rank() < 2 {
-            continue;
-        }
-        let row = RowId { example: 0, position: 0 };
-        let u = philox::uniform(NoiseKey::new(i as u64, "test", 0), &[row], 1, tensor.elem_count());
-        let u = Tensor::from_vec(u, tensor.dims(), &Device::Cpu).unwrap();
-        parameter.var.set(&((u - 0.5).unwrap() * spread).unwrap()).unwrap();
-    }
-}
-
-fn build(config: &ModelConfig) -> Box<dyn LanguageModel> {
-    let store = ParamStore::new(&Device::Cpu, DType::F32, 3);
-    let autoencoder = config.autoencoder().map(|autoencoder| {
-        let latents = ParamStore::new(&Device::Cpu, DType::F32, 1).frozen();
-        let k = config.chunk_size();
-        let autoencoder = Autoencoder::with_store(&latents, autoencoder, k, V, TEXT.special.bos).unwrap();
-        randomise(&latents, 1.0);
-        autoencoder
-    });
-    let model = config.build(&store, &TEXT, autoencoder).unwrap();
-    randomise(&store, 1.0);
-    model
-}
-
-fn models() -> Vec<(&'static str, Box<dyn LanguageModel>)> {
-    let backbone = || BackboneConfig {
-        layers: 2,
-        hidden_size: 32,
-        intermediate_size: 48,
-        heads: 4,
-        ..BackboneConfig::default()
-    };
-    let calm = |head: HeadConfig, decode: Decode, chunk_size: usize| -> ModelConfig {
-        CalmConfig {
-            chunk_size,
-            autoencoder: autoencoder(),
-            backbone: backbone(),
-            head,
-            likelihood: None,
-            decode,
-        }
-        .into()
-    };
-    let energy = || EnergyConfig { noise_size: 8, samples: 4, targets: 4, ..Default::default() };
-    let configs: Vec<(&str, ModelConfig)> = vec![
-        ("energy", calm(energy().into(), Decode::Argmax, 4)),
-        ("energy, one token", calm(energy().into(), Decode::Argmax, 1)),
-        ("energy, sampled", calm(energy().into(), Decode::Sample, 3)),
-        ("diffusion", calm(DiffusionConfig::default().into(), Decode::Argmax, 2)),
-        ("flow", calm(FlowConfig::default().into(), Decode::Argmax, 2)),
-        ("baseline", BaselineConfig { backbone: backbone() }.into()),
-        ("patch", PatchConfig { chunk_size: 3, backbone: backbone(), local: LocalConfig::default() }.into()),
-        (
-            "multi-token",
-            MultiTokenConfig { chunk_size: 2, backbone: backbone(), heads: Default::default() }.into(),
-        ),
-        ("dlcm", DlcmConfig { tokens: backbone(), concepts: backbone(), ..Default::default() }.into()),
-    ];
-    configs.iter().map(|(name, config)| (*name, build(config))).collect()
-}
+use families::models;
 
 /// Prompts of all lengths up to more than a context, in no order.
 fn prompts(n: u32) -> Vec<Prompt> {
@@ -210,4 +124,31 @@ fn prompts_are_read_no_further_ahead_than_needed_and_the_caller_ends_it() {
     };
     let stopped = answer(&*model.sampler(), &options(Decoding::Plain), 5, next, done);
     assert!(matches!(stopped, Err(Stopped::Caller("enough"))), "{stopped:?}");
+}
+
+#[test]
+fn a_text_ends_where_it_is_enough_and_no_other_with_it() {
+    let prompts = prompts(12);
+    for (name, model) in models() {
+        let whole = answers(&*model, &prompts, Decoding::Plain, 4);
+        let (mut given, mut cut) = (prompts.iter().cloned(), Vec::new());
+        let next = || Ok::<_, Infallible>(given.next());
+        let done = |answer: Answer| {
+            cut.push(answer);
+            Ok(())
+        };
+        let enough = |number: u32, tokens: &[u32]| number % 3 == 1 && tokens.len() >= 8;
+        let sampler = model.sampler();
+        answer_until(&*sampler, &options(Decoding::Plain), 4, next, enough, done).unwrap();
+        for (cut, whole) in cut.iter().zip(&whole) {
+            let expected = match cut.number % 3 {
+                // The first whole chunk that makes it enough.
+                1 => whole.tokens.len().min(cut.tokens.len().max(8)),
+                _ => whole.tokens.len(),
+            };
+            assert_eq!(cut.tokens, whole.tokens[..expected], "{name}, {}", cut.number);
+            assert!(cut.number % 3 != 1 || cut.tokens.len() < 8 + model.chunk_size(), "{name}: {cut:?}");
+        }
+        assert!(cut.iter().map(|a| a.number).eq(0..12), "{name}");
+    }
 }

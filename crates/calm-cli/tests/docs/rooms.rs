@@ -27,11 +27,11 @@ fn crates() -> BTreeMap<String, Vec<String>> {
     found
 }
 
-/// The rooms of a page's picture, from top to bottom: the block that begins with the binary.
+/// The rooms of a page's picture, from top to bottom: the block that begins with the Python module.
 fn picture(page: &Page) -> Vec<String> {
     let first_word = |line: &str| line.split_whitespace().next().unwrap_or("").to_owned();
     let room = |line: &str| first_word(line.trim().trim_start_matches("crates/"));
-    let block = page.blocks.iter().find(|b| b.lines.first().is_some_and(|l| room(&l.text) == "calm-cli"));
+    let block = page.blocks.iter().find(|b| b.lines.first().is_some_and(|l| room(&l.text) == "calm-python"));
     let block = block.unwrap_or_else(|| panic!("{} has no picture of the rooms", page.path.display()));
     block.lines.iter().map(|line| room(&line.text)).filter(|name| name.starts_with("calm-")).collect()
 }

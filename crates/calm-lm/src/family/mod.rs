@@ -335,6 +335,15 @@ pub trait LanguageModel: Send + Sync {
         Ok(None)
     }
 
+    /// The most probable token in the place of every predicted one, given the true tokens before it, `[R, K]` row-major;
+    /// None of a black box.
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    fn most_probable(&self, _batch: &ChunkBatch) -> Result<Option<Vec<u32>>> {
+        Ok(None)
+    }
+
     /// ln p of the true next chunk under each draw of a latent vector that a softmax decodes, at every predicting
     /// position; None of a model without such draws. Of the request only the samples, the seed and the purpose count.
     ///
@@ -344,6 +353,19 @@ pub trait LanguageModel: Send + Sync {
         &self,
         _batch: &ChunkBatch,
         _request: &DrawRequest<'_>,
+    ) -> Result<Option<DecodedDraws>> {
+        Ok(None)
+    }
+
+    /// The same of the first `tokens[r]` tokens of each chunk, whatever follows them; `[R]` numbers from 0 to K.
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    fn decoded_beginnings(
+        &self,
+        _batch: &ChunkBatch,
+        _request: &DrawRequest<'_>,
+        _tokens: &[usize],
     ) -> Result<Option<DecodedDraws>> {
         Ok(None)
     }

@@ -85,6 +85,12 @@ pub(super) fn log_probabilities(hidden: &Tensor, output: &Parameter, targets: &[
     each_distribution(hidden, output, TokenDecoding::default(), |row, p| ln(p[targets[row] as usize]))
 }
 
+/// The most probable token after hidden states `[R, D]`.
+pub(super) fn most_probable(hidden: &Tensor, output: &Parameter) -> Result<Vec<u32>> {
+    let decoding = TokenDecoding { temperature: 0.0, ..TokenDecoding::default() };
+    each_distribution(hidden, output, decoding, |_, p| invert(p, 0.5))
+}
+
 fn statistics(
     hidden: &Tensor,
     output: &Parameter,

@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor};
 use super::Baseline;
 use crate::family::inversion::Streams;
 use crate::family::token_coding::CodedTokens;
-use crate::family::token_draws::log_probabilities;
+use crate::family::token_draws::{log_probabilities, most_probable};
 use crate::family::token_sampler::{Tempered, TokenModel};
 use crate::family::{
     Coding, DrawKind, DrawRequest, Draws, Inversion, LanguageModel, Loss, TextFormat, TokenDecoding,
@@ -74,6 +74,10 @@ impl LanguageModel for Baseline {
         let bos = self.text.bos_chunk.then_some(self.text.special.bos);
         let (embedding, chunk_size) = (&self.embedding, 1);
         Some(Box::new(Streams { embedding, input: None, backbone: &self.backbone, chunk_size, bos }))
+    }
+
+    fn most_probable(&self, batch: &ChunkBatch) -> Result<Option<Vec<u32>>> {
+        most_probable(&self.hidden(batch)?.detach(), &self.output).map(Some)
     }
 
     fn hidden_streams(&self, batch: &ChunkBatch) -> Result<Option<Vec<Tensor>>> {

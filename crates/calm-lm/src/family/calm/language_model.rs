@@ -2,7 +2,7 @@
 
 use calm_nn::device::upload;
 use calm_nn::{Noise, ParamStore};
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::model::DRAWN;
 use super::sampler::Sampled;
@@ -83,14 +83,26 @@ impl LanguageModel for Calm {
         batch: &ChunkBatch,
         request: &DrawRequest<'_>,
     ) -> Result<Option<DecodedDraws>> {
+        let ids: Vec<u32> = batch.targets()?.flatten_all()?.to_vec1()?;
+        let length = |chunk: &[u32]| filler::length(chunk, self.text.special.eos);
+        let tokens: Vec<usize> = ids.chunks(self.chunk_size()).map(length).collect();
+        self.decoded_beginnings(batch, request, &tokens)
+    }
+
+    fn decoded_beginnings(
+        &self,
+        batch: &ChunkBatch,
+        request: &DrawRequest<'_>,
+        tokens: &[usize],
+    ) -> Result<Option<DecodedDraws>> {
         let DrawRequest { samples, seed, purpose, .. } = *request;
         let hidden = self.hidden(batch)?.detach();
         let targets = batch.targets()?;
         let (rows, k) = targets.dims2()?;
-        let ids: Vec<u32> = targets.flatten_all()?.to_vec1()?;
-        let length = |chunk: &[u32]| filler::length(chunk, self.text.special.eos);
-        let mut out =
-            DecodedDraws { log_p: Vec::new(), tokens: ids.chunks(k).map(length).collect(), samples };
+        if tokens.len() != rows || tokens.iter().any(|n| *n > k) {
+            bail!("beginnings of {} chunks, {rows} of {k} tokens are predicted", tokens.len())
+        }
+        let mut out = DecodedDraws { log_p: Vec::new(), tokens: tokens.to_vec(), samples };
         let block = (DRAWN / samples.max(1)).max(1);
         for at in (0..rows).step_by(block) {
             let n = block.min(rows - at);

@@ -8,6 +8,7 @@ use super::draws::exact;
 use super::sampler::Tempered;
 use crate::ChunkBatch;
 use crate::family::inversion::Streams;
+use crate::family::token_draws::most_probable;
 use crate::family::{Coding, DrawKind, DrawRequest, Draws, Inversion, LanguageModel, Loss, TokenDecoding};
 use crate::sampler::{Sampler, SpecialIds};
 
@@ -69,6 +70,11 @@ impl LanguageModel for ChunkSoftmax {
             chunk_size,
             bos,
         }))
+    }
+
+    fn most_probable(&self, batch: &ChunkBatch) -> Result<Option<Vec<u32>>> {
+        let states = self.decoder.teacher_forced(&self.hidden(batch)?.detach(), &batch.targets()?)?.detach();
+        most_probable(&states.flatten_to(1)?, &self.output).map(Some)
     }
 
     fn hidden_streams(&self, batch: &ChunkBatch) -> Result<Option<Vec<Tensor>>> {

@@ -10,7 +10,7 @@ use super::text::DlcmCache;
 use crate::ChunkBatch;
 use crate::family::inversion::Streams;
 use crate::family::token_coding::CodedTokens;
-use crate::family::token_draws::log_probabilities;
+use crate::family::token_draws::{log_probabilities, most_probable};
 use crate::family::token_sampler::{Tempered, TokenModel};
 use crate::family::{
     Coding, DrawKind, DrawRequest, Draws, Inversion, LanguageModel, Loss, Segmentation, Survey, TextFormat,
@@ -84,6 +84,11 @@ impl LanguageModel for Dlcm {
         let hidden = batch.pick(&self.pass(batch, Decisions::Settled)?.hidden)?.detach();
         let targets: Vec<u32> = batch.targets()?.flatten_all()?.to_vec1()?;
         log_probabilities(&hidden, &self.output, &targets).map(Some)
+    }
+
+    fn most_probable(&self, batch: &ChunkBatch) -> Result<Option<Vec<u32>>> {
+        let hidden = batch.pick(&self.pass(batch, Decisions::Settled)?.hidden)?.detach();
+        most_probable(&hidden, &self.output).map(Some)
     }
 
     fn segmentation(&self, batch: &ChunkBatch) -> Result<Option<Segmentation>> {
