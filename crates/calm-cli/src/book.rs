@@ -27,6 +27,8 @@ pub const PAGES: &[(&str, &str)] = pages![
     "patch",
     "dlcm",
     "compression",
+    "hub",
+    "reports",
     "adding-a-family",
     "adding-a-head",
     "adding-an-operator",
