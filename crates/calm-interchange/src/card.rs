@@ -187,9 +187,7 @@ impl Card<'_> {
             "`{OURS_FOLDER}/config.yaml` has every setting, `{OURS_FOLDER}/run.json` the record.\n\n```console"
         )?;
         for entry in record.history.iter().filter(|entry| !entry.command.is_empty()) {
-            let mut words = entry.command.clone();
-            words[0] = "calm".to_owned();
-            let words: Vec<String> = words.iter().map(|word| for_a_shell(word)).collect();
+            let words: Vec<String> = entry.command.iter().map(|word| for_a_shell(word)).collect();
             writeln!(f, "$ {}", words.join(" "))?;
         }
         writeln!(f, "```\n")?;

@@ -71,6 +71,10 @@ fn fill(run: &Run, options: &PublishOptions, out: &Path) -> Result<PublishReport
     let mut record = run.record()?.unwrap_or_default();
     for entry in &mut record.history {
         entry.host = None;
+        // Where the program lay says who started it, and nothing about the run.
+        if let Some(program) = entry.command.first_mut() {
+            *program = "calm".to_owned();
+        }
     }
     write_json(&ours.join(RECORD), &record)?;
     let mut names = vec![CONFIG, RECORD];
@@ -108,7 +112,7 @@ fn fill(run: &Run, options: &PublishOptions, out: &Path) -> Result<PublishReport
 
 /// Paths of this machine that everybody will read.
 fn said_of_here(yaml: &str, record: &calm_run::RunRecord) -> Option<String> {
-    let commands = record.history.iter().flat_map(|entry| &entry.command);
+    let commands = record.history.iter().flat_map(|entry| entry.command.iter().skip(1));
     let values = yaml.lines().filter_map(|line| line.split_once(": ").map(|(_, value)| value));
     let absolute = |text: &&str| Path::new(text).is_absolute();
     let of_commands =

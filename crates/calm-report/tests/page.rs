@@ -364,11 +364,12 @@ fn a_saved_plot_needs_no_page_and_its_numbers_are_those_of_the_study() {
             .1
             .as_str()
     };
-    let first =
-        files.iter().find(|(file, _)| file.starts_with("brierlm") && file.ends_with(".csv")).expect("a plot");
     let variant = &study.variants[0];
     let brierlm = variant.aligned.as_ref().and_then(|s| s.brierlm).expect("a score").value;
-    let line = first.1.lines().find(|l| l.contains(&format!(",point,{},", variant.name))).expect("its point");
+    let line = of("brierlm-against-training-flops-of-a-run.csv")
+        .lines()
+        .find(|l| l.contains(&format!(",point,{},", variant.name)))
+        .expect("its point");
     assert!(line.contains(&brierlm.to_string()), "{line}");
     let scores = of("scores-aligned-protocol-percent.tex");
     assert!(

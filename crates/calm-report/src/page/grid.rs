@@ -26,7 +26,7 @@ impl Grid {
             let (tag, text) = piece.split_once('>').unwrap_or((piece, ""));
             match tag.split([' ', '/']).find(|word| !word.is_empty()).unwrap_or_default() {
                 "thead" => in_head = !tag.starts_with('/'),
-                "th" | "td" if tag.starts_with('/') => reader.close(),
+                "th" | "td" if tag.starts_with('/') => reader.close(in_head),
                 "th" | "td" => reader.open(tag),
                 "tr" if tag.starts_with('/') => {
                     let row = reader.end();
@@ -107,15 +107,17 @@ impl Rows {
         }
     }
 
-    fn close(&mut self) {
+    /// A heading stands over each of its columns, a cell in its first one alone.
+    fn close(&mut self, in_head: bool) {
         let Some(cell) = self.cell.take() else { return };
-        let text = plain(&cell.text);
-        for _ in 0..cell.columns {
+        let whole = plain(&cell.text);
+        for n in 0..cell.columns {
+            let text = if n == 0 || in_head { whole.clone() } else { String::new() };
             self.fill();
             let column = self.row.len();
             self.reaching.resize(self.reaching.len().max(column + 1), (0, String::new()));
             self.reaching[column] = (cell.rows - 1, text.clone());
-            self.row.push(text.clone());
+            self.row.push(text);
         }
     }
 
@@ -171,16 +173,19 @@ mod tests {
     const TABLE: &str = "<thead><tr><th rowspan=\"2\">Variant</th><th colspan=\"2\">FLOPs</th></tr>\
         <tr><th scope=\"col\">training</th><th>a &amp; b</th></tr></thead><tbody><tr><th scope=\"rowgroup\" rowspan=\"2\">\
         <span class=\"name\"><svg viewBox=\"0 0 1 1\"></svg><span>k_4, \"x\"</span></span></th><td>1.0 ± 0.1</td><td>–</td></tr>\
-        <tr><td>2 %</td><td>≤ 3</td></tr></tbody>";
+        <tr><td>2 %</td><td>≤ 3</td></tr><tr><th colspan=\"3\">all</th></tr></tbody>";
 
     #[test]
     fn spans_are_filled_and_headings_joined() {
         let grid = Grid::of(TABLE);
         assert_eq!(grid.head, ["Variant", "FLOPs: training", "FLOPs: a & b"]);
-        assert_eq!(grid.rows, [["k_4, \"x\"", "1.0 ± 0.1", "–"], ["k_4, \"x\"", "2 %", "≤ 3"]]);
+        assert_eq!(
+            grid.rows,
+            [["k_4, \"x\"", "1.0 ± 0.1", "–"], ["k_4, \"x\"", "2 %", "≤ 3"], ["all", "", ""]]
+        );
         assert_eq!(
             grid.csv(),
-            "Variant,FLOPs: training,FLOPs: a & b\r\n\"k_4, \"\"x\"\"\",1.0 ± 0.1,–\r\n\"k_4, \"\"x\"\"\",2 %,≤ 3\r\n"
+            "Variant,FLOPs: training,FLOPs: a & b\r\n\"k_4, \"\"x\"\"\",1.0 ± 0.1,–\r\n\"k_4, \"\"x\"\"\",2 %,≤ 3\r\nall,,\r\n"
         );
         let latex = grid.latex("100 % of it");
         assert!(latex.contains("\\caption{100 \\% of it}") && latex.contains("{lrr}"), "{latex}");

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use anyhow::Result;
-use calm_autoencoder::Autoencoder;
 use calm_data::Tokenizer;
 use calm_eval::generate::{Decoding, GenerateOptions, generate};
 use calm_lm::LanguageModel;
@@ -84,7 +83,8 @@ impl<'a> Parts<'a> {
 
     /// Mean and spread of the first numbers of some chunks' latent vectors.
     pub fn latents(&self) -> Result<Option<String>> {
-        let Some((autoencoder, ids)) = self.encoded(VECTORS)? else { return Ok(None) };
+        let Some((first, ids)) = self.encoded(VECTORS)? else { return Ok(None) };
+        let autoencoder = &first.model;
         let posterior = autoencoder.encode(&ids)?.detach();
         let (mean, std) = (posterior.mean.to_vec2::<f32>()?, posterior.log_std.exp()?.to_vec2::<f32>()?);
         let numbers = NUMBERS.min(autoencoder.latent_size());
@@ -103,7 +103,8 @@ impl<'a> Parts<'a> {
 
     /// The text as the decoder gives it back from vectors with noise.
     pub fn noise(&self) -> Result<Option<String>> {
-        let Some((autoencoder, ids)) = self.encoded(CHUNKS)? else { return Ok(None) };
+        let Some((first, ids)) = self.encoded(CHUNKS)? else { return Ok(None) };
+        let autoencoder = &first.model;
         let posterior = autoencoder.encode(&ids)?.detach();
         let chunks = ids.dim(0)?;
         let rows: Vec<RowId> = (0..chunks).map(|n| RowId { example: 0, position: n as u32 }).collect();
@@ -119,13 +120,13 @@ impl<'a> Parts<'a> {
     }
 
     /// The autoencoder, and the first chunks as a tensor `[R, K]`.
-    fn encoded(&self, most: usize) -> Result<Option<(&Autoencoder, Tensor)>> {
+    fn encoded(&self, most: usize) -> Result<Option<(&StageOne, Tensor)>> {
         let Some(stage_one) = self.autoencoder.as_ref().filter(|_| !self.ids.is_empty()) else {
             return Ok(None);
         };
         let ids: Vec<u32> = self.ids.iter().copied().take(most * self.k()).collect();
         let chunks = ids.len() / self.k();
-        Ok(Some((&stage_one.model, Tensor::from_vec(ids, (chunks, self.k()), self.device)?)))
+        Ok(Some((stage_one, Tensor::from_vec(ids, (chunks, self.k()), self.device)?)))
     }
 
     /// What the model writes, as it is and sharpened.
