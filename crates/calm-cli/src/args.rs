@@ -25,8 +25,8 @@ pub use ablate::AblateArgs;
 pub use attention::AttentionArgs;
 pub use compress::{CompressArgs, CompressionArgs, DecompressArgs};
 pub use data::{DataArgs, DataCommand, SampleArgs};
-pub use exchange::{DtypeName, ExportArgs, ExportFormat, ImportArgs};
-pub use guide::{ExplainArgs, InitConfigArgs, ManArgs};
+pub use exchange::{DtypeName, ExportArgs, ExportFormat, ImportArgs, PullArgs, PushArgs};
+pub use guide::{DemoArgs, ExplainArgs, InitConfigArgs, ManArgs};
 pub use invert::{InvertArgs, KeptName, LayerName, PassName, PolicyName};
 pub use measure::{BenchArgs, BenchItem, DoctorArgs, PrecisionName};
 pub use prompts::PromptsArgs;
@@ -59,6 +59,8 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Train a small model in two minutes, and show what it is made of.
+    Demo(DemoArgs),
     /// Train a model from a configuration: data, tokenizer, stages, scores.
     Train(TrainArgs),
     /// Make a run with random weights, to try a size before training it.
@@ -101,6 +103,10 @@ pub enum Command {
     Import(ImportArgs),
     /// Write a run as a checkpoint of the reference implementation.
     Export(ExportArgs),
+    /// Fetch a model from a Hugging Face hub as a run.
+    Pull(PullArgs),
+    /// Send a run to a Hugging Face hub, with a model card written from its record.
+    Push(PushArgs),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -186,6 +192,12 @@ pub struct ReportArgs {
     /// Where report.html, report.csv and study.json go (default: the ablation's folder; runs: runs/report).
     #[arg(short, long, value_name = "FOLDER")]
     pub out: Option<PathBuf>,
+    /// Write each plot (SVG, CSV) and each table (CSV, LaTeX) as a file too, into the folder `report-files` there.
+    #[arg(long)]
+    pub files: bool,
+    /// Show the page at http://127.0.0.1:PORT, and anew when something has come of the runs, until Ctrl-C.
+    #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "8722", conflicts_with = "format")]
+    pub serve: Option<u16>,
     /// What is printed.
     #[arg(long, default_value = "table")]
     pub format: Format,

@@ -33,6 +33,8 @@ pub const PAGES: &[(&str, &str)] = pages![
     "dlcm",
     "compression",
     "inversion",
+    "hub",
+    "reports",
     "adding-a-family",
     "adding-a-head",
     "adding-an-operator",

@@ -35,6 +35,10 @@ pub fn remedy(error: &anyhow::Error) -> Option<String> {
         if let Some(e) = cause.downcast_ref::<calm_lossless::Error>() {
             return e.remedy();
         }
+        #[cfg(feature = "hub")]
+        if let Some(e) = cause.downcast_ref::<calm_hub::Error>() {
+            return e.remedy();
+        }
         cause.downcast_ref::<calm_data::Error>().and_then(calm_data::Error::remedy)
     })
 }

@@ -21,6 +21,7 @@ impl Fitting {
     pub fn new(command: Option<&Command>) -> Self {
         let path: &[&'static str] = match command {
             None => &[],
+            Some(Command::Demo(_)) => &["demo"],
             Some(Command::Train(_)) => &["train"],
             Some(Command::Init(_)) => &["init"],
             Some(Command::Data(DataCommand::Prepare(_))) => &["data", "prepare"],
@@ -49,6 +50,8 @@ impl Fitting {
             Some(Command::Invert(_)) => &["invert"],
             Some(Command::Import(_)) => &["import"],
             Some(Command::Export(_)) => &["export"],
+            Some(Command::Pull(_)) => &["pull"],
+            Some(Command::Push(_)) => &["push"],
             Some(Command::Completions { .. }) => &["completions"],
         };
         Self::of(path)

@@ -89,6 +89,7 @@ fn run(cli: &Cli, fitting: &Fitting, stop: &Stop, printer: &Printer) -> anyhow::
             let help = Cli::command().render_help().to_string();
             Ok(printer.result(&help)?)
         }
+        Some(Command::Demo(a)) => commands::demo::run(a, device, stop, printer),
         Some(Command::Train(a)) => commands::train::run(a, device, fitting, stop, printer),
         Some(Command::Init(a)) => commands::init::run(a, printer),
         Some(Command::Data(a)) => commands::data::run(a, printer),
@@ -102,7 +103,7 @@ fn run(cli: &Cli, fitting: &Fitting, stop: &Stop, printer: &Printer) -> anyhow::
         Some(Command::Ablate(a)) => commands::ablate::run(a, cli.threads, device, stop, printer),
         Some(Command::Watch(a)) => commands::watch::run(a, stop, printer),
         Some(Command::Metrics(a)) => commands::metrics::run(a, printer),
-        Some(Command::Report(a)) => commands::report::run(a, device, printer),
+        Some(Command::Report(a)) => commands::report::run(a, device, stop, printer),
         Some(Command::Bench(a)) => commands::bench::run(a, device, fitting, stop, printer),
         Some(Command::Doctor(a)) => commands::doctor::run(a, device, printer),
         Some(Command::Generate(a)) => commands::generate::run(a, device, printer),
@@ -114,6 +115,8 @@ fn run(cli: &Cli, fitting: &Fitting, stop: &Stop, printer: &Printer) -> anyhow::
         Some(Command::Invert(a)) => commands::invert::run(a, device, printer),
         Some(Command::Import(a)) => commands::import::run(a, printer),
         Some(Command::Export(a)) => commands::export::run(a, printer),
+        Some(Command::Pull(a)) => commands::hub::pull(a, printer),
+        Some(Command::Push(a)) => commands::hub::push(a, stop, printer),
         Some(Command::Completions { shell }) => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "calm", &mut script);

@@ -11,6 +11,7 @@ use crate::ui::pasted;
 
 /// Name and text of every configuration in `configs/` (a test holds the list to the folder).
 pub const SHIPPED: &[(&str, &str)] = &[
+    ("demo", include_str!("../configs/demo.yaml")),
     ("quickstart", include_str!("../configs/quickstart.yaml")),
     ("k1", include_str!("../configs/k1.yaml")),
     ("k2", include_str!("../configs/k2.yaml")),

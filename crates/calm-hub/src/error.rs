@@ -49,6 +49,44 @@ pub enum Error {
         /// Whether a token was shown.
         with_token: bool,
     },
+    /// Something that may not be written.
+    #[error("{host} does not accept {what}: {reason}")]
+    Refused {
+        /// The hub.
+        host: String,
+        /// What was sent.
+        what: String,
+        /// What it said.
+        reason: String,
+    },
+    /// Something is asked that needs a token, and there is none.
+    #[error("{what} needs a token")]
+    NoToken {
+        /// What needs one.
+        what: String,
+    },
+    /// A repository that holds something already, which would go.
+    #[error("{repository} holds other files already: {files}")]
+    Exists {
+        /// Which.
+        repository: String,
+        /// Which files, shortened.
+        files: String,
+    },
+    /// Somebody else changed a repository at the same time.
+    #[error("{repository} was changed by somebody else meanwhile")]
+    Changed {
+        /// Which.
+        repository: String,
+    },
+    /// A file that is to be sent cannot be read.
+    #[error("{path}: cannot be read: {source}", path = path.display())]
+    Local {
+        /// Which.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
     /// A hub that asks for a long pause.
     #[error("{host} answers too many requests, and asks to wait for {} s", wait.as_secs())]
     Busy {
@@ -114,7 +152,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Whoever watches said to stop.
-    #[error("stopped while fetching")]
+    #[error("stopped")]
     Stopped,
 }
 
@@ -142,12 +180,23 @@ impl Error {
             Self::Denied { .. } => {
                 "accept its conditions on the hub's page, and set HF_TOKEN to a token of that account"
             }
-            Self::Busy { .. } => {
-                "start again later: what was fetched is kept; a token in HF_TOKEN may be given more requests"
+            Self::Refused { .. } => {
+                "HF_TOKEN must hold a token of somebody who may write there, made with the right to write"
             }
-            Self::Status { .. } => "start again later: what was fetched is kept",
+            Self::NoToken { .. } => {
+                "make one that may write in the settings of your account there, and set HF_TOKEN to it"
+            }
+            Self::Exists { .. } => {
+                "name another repository, or give --replace: the hub's history keeps what was there"
+            }
+            Self::Changed { .. } => "look at what is there now, and start again: what was sent is kept",
+            Self::Local { .. } => "check the file, and start again",
+            Self::Busy { .. } => {
+                "start again later: what came through is kept; a token in HF_TOKEN may be given more requests"
+            }
+            Self::Status { .. } => "start again later: what came through is kept",
             Self::Unreachable { .. } => {
-                "check the network (HF_ENDPOINT, HTTPS_PROXY) and start again: what was fetched is kept; \
+                "check the network (HF_ENDPOINT, HTTPS_PROXY) and start again: what came through is kept; \
                  HF_HUB_OFFLINE=1 uses only that"
             }
             Self::Answer { .. } => {
@@ -160,10 +209,10 @@ impl Error {
                 "unset HF_HUB_OFFLINE to fetch it, or set HF_HOME to the folder where it was downloaded"
             }
             Self::Cache { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                "free some space, or set HF_HOME to a folder on another disk: what was fetched is kept"
+                "free some space, or set HF_HOME to a folder on another disk: what came through is kept"
             }
             Self::Cache { .. } => "set HF_HOME to a folder that can be written",
-            Self::Stopped => "start again: what was fetched is kept",
+            Self::Stopped => "start again: what came through is kept",
         };
         Some(fixed.to_owned())
     }

@@ -19,23 +19,23 @@ const PAGE: u64 = 64 << 20;
 /// Who asks the hub.
 #[derive(Debug)]
 pub(crate) struct Client {
-    agent: Agent,
+    pub(crate) agent: Agent,
     endpoint: String,
-    origin: Origin,
+    pub(crate) origin: Origin,
     token: Option<Token>,
     pub(crate) patience: Patience,
 }
 
 /// Scheme, host and port: whom a secret is shown to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Origin {
-    scheme: String,
-    host: String,
+pub(crate) struct Origin {
+    pub(crate) scheme: String,
+    pub(crate) host: String,
     port: u16,
 }
 
 impl Origin {
-    fn of(address: &str) -> Option<Self> {
+    pub(crate) fn of(address: &str) -> Option<Self> {
         let uri: Uri = address.parse().ok()?;
         let scheme = uri.scheme_str()?.to_lowercase();
         let port = match scheme.as_str() {
@@ -98,6 +98,7 @@ impl Client {
             .timeout_connect(Some(settings.patience.silence))
             .timeout_recv_response(Some(settings.patience.silence))
             .timeout_per_read(Some(settings.patience.silence))
+            .timeout_per_write(Some(settings.patience.silence))
             .tls_config(tls);
         if !settings.proxy {
             config = config.proxy(None);
@@ -113,6 +114,23 @@ impl Client {
 
     pub(crate) fn host(&self) -> &str {
         &self.origin.host
+    }
+
+    /// The secret, for the hub itself and nobody else.
+    pub(crate) fn token_for(&self, origin: &Origin) -> Option<&Token> {
+        self.token.as_ref().filter(|_| *origin == self.origin)
+    }
+
+    pub(crate) fn has_token(&self) -> bool {
+        self.token.is_some()
+    }
+
+    /// What a server says of itself, for a message: without the secret, should it repeat what it was shown.
+    pub(crate) fn said(&self, text: &str) -> String {
+        match &self.token {
+            Some(token) => shortened(&token.hidden_in(text)),
+            None => shortened(text),
+        }
     }
 
     /// An address of the hub.
@@ -137,7 +155,7 @@ impl Client {
                 return Err(Failure::Final(self.wrong(what, "it leads away from https")));
             }
             let mut request = self.agent.get(&address);
-            if let Some(token) = self.token.as_ref().filter(|_| origin == self.origin) {
+            if let Some(token) = self.token_for(&origin) {
                 request = request.header("authorization", token.header());
             }
             if from > 0 {
@@ -169,7 +187,10 @@ impl Client {
     /// Errors among the answers, each with what can be done about it.
     fn judged(&self, answer: Answer, what: &str) -> Result<Answer, Failure> {
         let of_hub = answer.host == self.origin.host;
-        let said = |name| Answer::header(&answer.headers, name).map(shortened);
+        let said = |name| Answer::header(&answer.headers, name).map(|text| self.said(text));
+        if let Some(later) = self.later(answer.status, &answer.headers, &answer.host, what) {
+            return Err(later);
+        }
         let (host, what) = (answer.host.clone(), what.to_owned());
         let with_token = self.token.is_some();
         let code = said("x-error-code").unwrap_or_default();
@@ -187,22 +208,29 @@ impl Client {
             401 | 404 if of_hub => Err(Failure::Final(Error::NotFound { host, what, with_token })),
             // The address that the hub gave has run out: it gives a new one.
             401 | 403 => Err(Failure::again(Error::Status { host, status: answer.status, what }, None)),
+            status => Err(Failure::Final(Error::Status { host, status, what })),
+        }
+    }
+
+    /// Answers that ask for another try, after the pause that they name.
+    pub(crate) fn later(&self, status: u16, headers: &HeaderMap, host: &str, what: &str) -> Option<Failure> {
+        let said = |name| Answer::header(headers, name);
+        let asked = said("retry-after").and_then(|text| pause(text, SystemTime::now()));
+        let error = || Error::Status { host: host.to_owned(), status, what: what.to_owned() };
+        match status {
             429 => {
-                let asked = said("retry-after").and_then(|text| pause(&text, SystemTime::now()));
-                let asked = asked.or_else(|| said("ratelimit").and_then(|text| reset(&text)));
+                let asked = asked.or_else(|| said("ratelimit").and_then(reset));
                 match asked {
                     Some(wait) if wait > self.patience.longest => {
-                        Err(Failure::Final(Error::Busy { host, wait }))
+                        Some(Failure::Final(Error::Busy { host: host.to_owned(), wait }))
                     }
-                    _ => Err(Failure::again(Error::Status { host, status: 429, what }, asked)),
+                    _ => Some(Failure::again(error(), asked)),
                 }
             }
-            status @ (408 | 425 | 500 | 502 | 503 | 504) => {
-                let asked = said("retry-after").and_then(|text| pause(&text, SystemTime::now()));
-                let asked = asked.map(|wait| wait.min(self.patience.longest));
-                Err(Failure::again(Error::Status { host, status, what }, asked))
+            408 | 425 | 500 | 502 | 503 | 504 => {
+                Some(Failure::again(error(), asked.map(|wait| wait.min(self.patience.longest))))
             }
-            status => Err(Failure::Final(Error::Status { host, status, what })),
+            _ => None,
         }
     }
 
@@ -260,11 +288,11 @@ impl Client {
     }
 }
 
-fn unreachable(host: &str, reason: &str) -> Error {
+pub(crate) fn unreachable(host: &str, reason: &str) -> Error {
     Error::Unreachable { host: host.to_owned(), reason: reason.to_owned() }
 }
 
-fn failure(host: &str, error: &ureq::Error) -> Failure {
+pub(crate) fn failure(host: &str, error: &ureq::Error) -> Failure {
     let told = unreachable(host, &error.to_string());
     match error {
         // A certificate that is wrong stays wrong, and so does a proxy's address.

@@ -7,12 +7,16 @@ mod error;
 mod http;
 mod listing;
 mod names;
+mod push;
+mod send;
 mod settings;
+mod upload;
 mod watch;
 
 pub use error::{Error, Result};
 pub use listing::{Listing, Remote};
 pub use names::{Kind, Repository};
+pub use push::{Local, Push, Pushed};
 pub use settings::{Patience, Settings, Token};
 pub use watch::{Event, Watch};
 
@@ -72,6 +76,39 @@ impl Hub {
             return Err(Error::Offline { what: format!("{} of {}", file.path, listing.repository) });
         }
         download::file(&self.client, &self.cache, listing, file, watch)
+    }
+
+    /// Sends files to a repository, all in one commit or none; one that is not there is made.
+    ///
+    /// # Errors
+    /// There is no token, or it may not write there; the repository holds other files and nobody said to replace them;
+    /// somebody else changed it meanwhile; a file cannot be read; the hub cannot be asked.
+    pub fn push(&self, push: &Push<'_>, watch: &mut Watch) -> Result<Pushed> {
+        self.may_push(push.repository)?;
+        push::all_of(&self.client, push, watch)
+    }
+
+    /// Whether anything can be sent to a repository at all, as far as it is known without asking.
+    ///
+    /// # Errors
+    /// There is no token, no network is wanted, or the name does not say whose it is.
+    pub fn may_push(&self, repository: &Repository) -> Result<()> {
+        if self.offline {
+            let what = "nothing can be sent without the network".to_owned();
+            return Err(Error::Setting { variable: "HF_HUB_OFFLINE", what });
+        }
+        if !self.client.has_token() {
+            return Err(Error::NoToken {
+                what: format!("writing to {repository} at {}", self.client.host()),
+            });
+        }
+        if !repository.name().contains('/') {
+            return Err(Error::Name {
+                what: format!("`{}` does not say whose it is", repository.name()),
+                remedy: "write OWNER/NAME, with your account or organisation as the owner",
+            });
+        }
+        Ok(())
     }
 
     /// Whether a file of a listing is there whole, without fetching it.

@@ -76,8 +76,26 @@ struct Large {
 /// Pages of a listing; the hub gives a thousand files each.
 const PAGES: usize = 2_000;
 
-/// Asks the hub.
+/// Asks the hub, which must have something.
 pub(crate) fn ask(
+    client: &Client,
+    repository: &Repository,
+    revision: &str,
+    watch: &mut Watch,
+) -> Result<Listing> {
+    let listing = all(client, repository, revision, watch)?;
+    if listing.files.is_empty() {
+        return Err(Error::NotFound {
+            host: client.host().to_owned(),
+            what: format!("any file in {repository} at `{revision}`"),
+            with_token: false,
+        });
+    }
+    Ok(listing)
+}
+
+/// Asks the hub for all that a repository holds, if only nothing.
+pub(crate) fn all(
     client: &Client,
     repository: &Repository,
     revision: &str,
@@ -116,13 +134,6 @@ pub(crate) fn ask(
     files.sort_by(|a, b| a.path.cmp(&b.path));
     if files.windows(2).any(|pair| pair[0].path == pair[1].path) {
         return Err(client.wrong(&what, "it names a file twice"));
-    }
-    if files.is_empty() {
-        return Err(Error::NotFound {
-            host: client.host().to_owned(),
-            what: format!("any file in {what}"),
-            with_token: false,
-        });
     }
     Ok(Listing { repository: repository.clone(), commit, files })
 }

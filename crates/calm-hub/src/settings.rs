@@ -33,6 +33,11 @@ impl Token {
     pub(crate) fn header(&self) -> String {
         format!("Bearer {}", self.0)
     }
+
+    /// A text without it.
+    pub(crate) fn hidden_in(&self, text: &str) -> String {
+        text.replace(&self.0, "(the token)")
+    }
 }
 
 impl fmt::Debug for Token {

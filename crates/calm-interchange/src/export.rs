@@ -4,11 +4,11 @@ use calm_train::models;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use calm_lm::ModelConfig;
-use calm_lm::published::{ConfigJson, autoencoder};
+use calm_lm::published::{ConfigJson, autoencoder, object};
+use calm_lm::{ModelConfig, SpecialIds};
 use calm_nn::{ParamStore, write_tensors};
 use candle_core::{DType, Device, Tensor};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{AE_FOLDER, AE_PREFIX, Origin, OriginPart, dtype_of, require_empty, sums};
 use calm_run::checkpoint::{Which, write_plain_json};
@@ -34,9 +34,23 @@ pub struct ExportReport {
     pub files: Vec<PathBuf>,
     /// Tensors, aliases counted.
     pub tensors: usize,
+    /// Stages with their numbers of parameters and the steps of their checkpoints.
+    pub stages: Vec<(Stage, usize, u64)>,
     /// What a user should know.
     pub notes: Vec<String>,
 }
+
+/// What is done about a model that the reference implementation does not have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unpublished {
+    /// It is an error.
+    Refused,
+    /// Its weights are written under our names, with a `config.json` of ours.
+    Ours,
+}
+
+/// What `architectures` would say of a model that has no published form.
+pub(super) const OURS: &str = "calm";
 
 /// Writes `config.json` and `model.safetensors` with all aliases; the autoencoder of a model that has one goes to
 /// `ae/`.
@@ -47,10 +61,12 @@ pub fn export(run: &Run, options: &ExportOptions) -> Result<ExportReport> {
     require_empty(&options.out)?;
     // Half an export is none. An empty folder that is there already (and may be the working folder) is filled.
     let mut report = if options.out.is_dir() {
-        write(run, options, &options.out)?
+        write(run, options, &options.out, Unpublished::Refused)?
     } else {
         let refused = |e| Error::io("write", &options.out, e);
-        calm_files::write_folder(&options.out, refused, |partial| write(run, options, partial))?
+        calm_files::write_folder(&options.out, refused, |partial| {
+            write(run, options, partial, Unpublished::Refused)
+        })?
     };
     for file in &mut report.files {
         *file = options.out.join(&*file);
@@ -59,7 +75,12 @@ pub fn export(run: &Run, options: &ExportOptions) -> Result<ExportReport> {
 }
 
 /// Writes into a folder; the files of the report are named from there.
-fn write(run: &Run, options: &ExportOptions, out: &Path) -> Result<ExportReport> {
+pub(super) fn write(
+    run: &Run,
+    options: &ExportOptions,
+    out: &Path,
+    unpublished: Unpublished,
+) -> Result<ExportReport> {
     let mut export = Export {
         out: out.to_owned(),
         origin: Origin::read(run)?,
@@ -81,6 +102,11 @@ fn write(run: &Run, options: &ExportOptions, out: &Path) -> Result<ExportReport>
         }
         None => None,
     };
+    let mut stages = Vec::new();
+    if let Some((_, ae)) = &autoencoder {
+        let step = run.checkpoints(Stage::Autoencoder).step(Which::Best)?;
+        stages.push((Stage::Autoencoder, ae.store.element_count(), step));
+    }
     let architecture = match autoencoder {
         Some((json, ae)) if !trained => {
             let own = export.origin.autoencoder.clone().unwrap_or_default();
@@ -90,10 +116,15 @@ fn write(run: &Run, options: &ExportOptions, out: &Path) -> Result<ExportReport>
             architecture
         }
         autoencoder => {
-            let mut json = model.published().ok_or_else(|| no_published_form(model))?;
-            let lm = models::load_lm(&here, options.which, &tokenizer, &Device::Cpu)?;
+            let published = model.published();
+            if published.is_none() && unpublished == Unpublished::Refused {
+                return Err(no_published_form(model));
+            }
+            let (lm, step) = models::load_lm_with_step(&here, options.which, &tokenizer, &Device::Cpu)?;
+            stages.push((Stage::Lm, lm.store().element_count(), step));
             let part = export.origin.model.clone().unwrap_or_default();
             let mut tensors = export.named(lm.store(), "", &[&part])?;
+            let has_autoencoder = autoencoder.is_some();
             if let Some((inside, ae)) = autoencoder {
                 let own = export.origin.autoencoder.clone().unwrap_or_default();
                 // A language model that came without its autoencoder's folder recorded the formats itself.
@@ -101,16 +132,29 @@ fn write(run: &Run, options: &ExportOptions, out: &Path) -> Result<ExportReport>
                 export.say(&inside);
                 let all = export.named(&ae.store, "", &[&own, &inner])?;
                 export.write(AE_FOLDER, inside.over(&own.config, vocab, ids, None), all)?;
-                tensors.extend(export.named(&ae.store, AE_PREFIX, &[&inner, &own])?);
-                json.keys.insert("ae_path".into(), AE_FOLDER.into());
-                json.notes.push(format!(
-                    "ae_path is {AE_FOLDER}: the reference looks for it from its working folder"
-                ));
+                // The reference's file holds its autoencoder once more.
+                if published.is_some() {
+                    tensors.extend(export.named(&ae.store, AE_PREFIX, &[&inner, &own])?);
+                }
             }
-            let architecture = export.say(&json);
-            let config = json.over(&part.config, vocab, ids, Some(run.config.train.lm.context));
-            export.write("", config, tensors)?;
-            architecture
+            let context = run.config.train.lm.context;
+            match published {
+                Some(mut json) => {
+                    if has_autoencoder {
+                        json.keys.insert("ae_path".into(), AE_FOLDER.into());
+                        json.notes.push(format!(
+                            "ae_path is {AE_FOLDER}: the reference looks for it from its working folder"
+                        ));
+                    }
+                    let architecture = export.say(&json);
+                    export.write("", json.over(&part.config, vocab, ids, Some(context)), tensors)?;
+                    architecture
+                }
+                None => {
+                    export.write("", ours(model, vocab, ids, context)?, tensors)?;
+                    OURS
+                }
+            }
         }
     };
     let text = run.folder.join("tokenizer.json");
@@ -131,7 +175,26 @@ fn write(run: &Run, options: &ExportOptions, out: &Path) -> Result<ExportReport>
             export.rounded
         ));
     }
-    Ok(ExportReport { architecture, files: export.files, tensors: export.tensors, notes: export.notes })
+    Ok(ExportReport {
+        architecture,
+        files: export.files,
+        tensors: export.tensors,
+        stages,
+        notes: export.notes,
+    })
+}
+
+/// The `config.json` of a model that the reference implementation does not have.
+fn ours(model: &ModelConfig, vocab: usize, ids: SpecialIds, context: usize) -> Result<Map<String, Value>> {
+    let settings = serde_json::to_value(model)
+        .map_err(|e| Error::user(format!("cannot write the model's settings: {e}"), ""))?;
+    Ok(object(json!({
+        "model_type": format!("{OURS}-{}", model.name()),
+        "vocab_size": vocab,
+        "bos_token_id": ids.bos, "eos_token_id": ids.eos, "pad_token_id": ids.pad,
+        "max_position_embeddings": context,
+        "model": settings,
+    })))
 }
 
 fn no_published_form(model: &ModelConfig) -> Error {

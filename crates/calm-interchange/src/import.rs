@@ -1,6 +1,6 @@
 //! A published folder becomes a run.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use calm_autoencoder::Autoencoder;
 use calm_data::{DataConfig, Llama3Config, Source, Tokenizer, TokenizerConfig, Vocabulary, llama3};
@@ -44,8 +44,16 @@ pub struct ImportOptions {
     pub autoencoder: Option<PathBuf>,
     /// Text for evaluation and further training; none: the default corpus.
     pub data: Option<PathBuf>,
+    /// Where the folder is from, for people; none: its path.
+    pub from: Option<String>,
     /// Who does it.
     pub provenance: Provenance,
+}
+
+impl ImportOptions {
+    fn from(&self) -> String {
+        self.from.clone().unwrap_or_else(|| self.folder.display().to_string())
+    }
 }
 
 /// What an import did.
@@ -72,7 +80,7 @@ pub fn import(options: &ImportOptions) -> Result<ImportReport> {
     let part = Part::read(&options.folder)?;
     let found = Found::in_config(&part.label, &part.config, &mut findings);
     let Some(found) = found else {
-        return Err(refuse(&options.folder, findings));
+        return Err(refuse(&options.from(), findings));
     };
     part.report(&mut findings);
     let plan = match found {
@@ -100,16 +108,15 @@ pub fn import(options: &ImportOptions) -> Result<ImportReport> {
                 notes: findings.notes,
             })
         }
-        _ => Err(refuse(&options.folder, findings)),
+        _ => Err(refuse(&options.from(), findings)),
     }
 }
 
-fn refuse(folder: &Path, findings: Findings) -> Error {
+fn refuse(from: &str, findings: Findings) -> Error {
     let n = findings.problems.len();
     Error::user(
         format!(
-            "{} cannot be imported, {n} {}:\n  {}",
-            folder.display(),
+            "{from} cannot be imported, {n} {}:\n  {}",
             if n == 1 { "problem" } else { "problems" },
             findings.problems.join("\n  ")
         ),
@@ -300,7 +307,7 @@ impl ImportPlan {
             description: format!(
                 "{} imported from {}; train and data are placeholders",
                 self.architecture,
-                options.folder.display()
+                options.from()
             ),
             seed: 1,
             precision: Precision::F32,
@@ -417,7 +424,7 @@ fn write(
             history: vec![options.provenance.clone()],
             tokenizer_hash: tokenizer.0.hash(),
             vocab_size: plan.text.vocab_size,
-            corpus: format!("none yet: imported from {}", options.folder.display()),
+            corpus: format!("none yet: imported from {}", options.from()),
             platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
             threads: candle_core::utils::get_num_threads(),
             ..RunRecord::default()

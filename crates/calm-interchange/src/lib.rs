@@ -15,6 +15,9 @@
 //!   tensor is recorded in the run (`reference.json`) and written back by default: import, then export, keeps
 //!   every bit.
 //!
+//! What goes to a hub is an export with ours beside it: configuration, record and scores in `calm/`, and a model card.
+//! From such a folder the run comes back as it was, in every family.
+//!
 //! An export has its hashes beside it (`SHA256SUMS`), and an import compares them where they are.
 //!
 //! No family and no head is named here: the registries of `calm-lm` say who reads a `config.json`, the settings of a
@@ -22,13 +25,16 @@
 //!
 //! This room may use runs (`calm-run`) and the models they build (`calm-train`).
 
+mod card;
 mod export;
 mod find;
 mod import;
 mod merge;
 mod parts;
 mod pickle;
+mod publish;
 mod read;
+mod restore;
 mod sizes;
 mod sums;
 mod tensors;
@@ -43,7 +49,9 @@ use serde_json::{Map, Value};
 
 pub use export::{ExportOptions, ExportReport, export};
 pub use import::{ImportOptions, ImportReport, TokenizerFrom, import};
+pub use publish::{PublishOptions, PublishReport, belongs, publish};
 pub use read::{Weights, read_config, read_weights_folder};
+pub use restore::{is_ours, restore, wanted};
 
 use calm_run::checked::{read_json, write_json};
 use calm_run::lock::LOCK;
@@ -99,6 +107,9 @@ impl Origin {
     }
 }
 
+/// Folder of a model at a hub that holds what the reference does not know: configuration, record, scores.
+const OURS_FOLDER: &str = "calm";
+
 /// Name of a number format in weight files.
 fn dtype_name(dtype: DType) -> &'static str {
     match dtype {
@@ -124,7 +135,10 @@ fn dtype_of(name: &str) -> Option<DType> {
 }
 
 /// Refuses an output folder that holds something.
-fn require_empty(folder: &Path) -> Result<()> {
+///
+/// # Errors
+/// It does, is a file, or cannot be read.
+pub fn require_empty(folder: &Path) -> Result<()> {
     let holds_something = match std::fs::read_dir(folder) {
         Ok(entries) => entries.flatten().any(|entry| entry.file_name() != LOCK),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,

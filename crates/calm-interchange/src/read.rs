@@ -44,6 +44,17 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
+/// Whether this is the name of a weight file, of a shard or of an index of shards.
+pub(super) fn is_weights(name: &str) -> bool {
+    let shard = |begin: &str, end: &str| {
+        let middle = name.strip_prefix(begin).and_then(|rest| rest.strip_suffix(end));
+        middle.is_some_and(|m| {
+            m.contains("-of-") && m.bytes().all(|b| b.is_ascii_digit() || b"-of".contains(&b))
+        })
+    };
+    FILES.contains(&name) || shard("model-", ".safetensors") || shard("pytorch_model-", ".bin")
+}
+
 /// Whether a folder holds weights.
 pub(super) fn has_weights(folder: &Path) -> bool {
     FILES.iter().any(|f| folder.join(f).is_file())

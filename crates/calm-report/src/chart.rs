@@ -17,8 +17,10 @@ use crate::axis::Axis;
 /// Drawn pixels per pixel of the layout.
 const FINE: i32 = 4;
 /// Width and height of a plot in pixels; it scales with the page.
-const SIZE: (i32, i32) = (360, 270);
-const TEXT: f64 = 11.5;
+pub(crate) const SIZE: (i32, i32) = (360, 270);
+/// Width and height of a marker that stands alone.
+pub(crate) const KEY: (i32, i32) = (14, 14);
+pub(crate) const TEXT: f64 = 11.5;
 /// plotters takes the height of a line and writes the size of the font, a fixed factor apart.
 const LINE_HEIGHT: f64 = 1.24;
 /// Width of an average character in parts of the font size: labels are placed without measuring them.
@@ -86,11 +88,16 @@ impl Chart {
     pub fn svg(&self) -> Result<String, ReportError> {
         let mut text = String::new();
         self.draw(&mut text).map_err(|e| ReportError::Plot(e.to_string()))?;
-        Ok(element(
-            &text,
-            SIZE,
-            &format!(r#"class="plot" role="img" aria-label="{}""#, escape(&self.description)),
-        ))
+        let attributes = format!(r#"class="plot" role="img" aria-label="{}""#, escape(&self.description));
+        Ok(element(&text, SIZE, &attributes, &page))
+    }
+
+    /// The plot for a file: an `<svg>` element at the upper left, in colours that need no style sheet.
+    pub(crate) fn part_of_a_file(&self) -> Result<String, ReportError> {
+        let mut text = String::new();
+        self.draw(&mut text).map_err(|e| ReportError::Plot(e.to_string()))?;
+        let (width, height) = SIZE;
+        Ok(element(&text, SIZE, &format!(r#"width="{width}" height="{height}""#), &print))
     }
 
     /// The x axis without the labels that would touch the one before them.
@@ -203,7 +210,17 @@ impl Chart {
 
 /// The marker of a series, to stand in a legend or a table.
 pub fn key(series: usize, hollow: bool) -> Result<String, ReportError> {
-    const KEY: (i32, i32) = (14, 14);
+    marked(series, hollow, r#"class="key" aria-hidden="true""#, &page)
+}
+
+/// The same for a file, at a place of it.
+pub(crate) fn key_of_a_file(series: usize, (x, y): (i32, i32)) -> Result<String, ReportError> {
+    let (width, height) = KEY;
+    let attributes = format!(r#"x="{x}" y="{y}" width="{width}" height="{height}""#);
+    marked(series, false, &attributes, &print)
+}
+
+fn marked(series: usize, hollow: bool, attributes: &str, paint: &Paint) -> Result<String, ReportError> {
     let mut text = String::new();
     let draw = |text: &mut String| {
         let root = SVGBackend::with_string(text, fine(KEY)).into_drawing_area();
@@ -211,7 +228,7 @@ pub fn key(series: usize, hollow: bool) -> Result<String, ReportError> {
         root.present()
     };
     draw(&mut text).map_err(|e: DrawingAreaErrorKind<std::io::Error>| ReportError::Plot(e.to_string()))?;
-    Ok(element(&text, KEY, r#"class="key" aria-hidden="true""#))
+    Ok(element(&text, KEY, attributes, paint))
 }
 
 fn fine(size: (i32, i32)) -> (u32, u32) {
@@ -227,7 +244,7 @@ fn colour(series: usize) -> RGBColor {
 }
 
 /// Estimated width of a text in pixels.
-fn width(text: &str) -> i32 {
+pub(crate) fn width(text: &str) -> i32 {
     (text.chars().count() as f64 * TEXT * CHARACTER).ceil() as i32
 }
 
@@ -369,8 +386,26 @@ pub fn shorten(text: &str, most: usize) -> String {
     text.chars().take(most - 1).chain(['…']).collect()
 }
 
+/// What stands for a colour of the style sheet.
+type Paint = dyn Fn(&str) -> String;
+
+/// In a page: the colour of the scheme that it is read in.
+fn page(name: &str) -> String {
+    format!("var(--{name})")
+}
+
+/// In a file, which may be printed: that of the light scheme, on white.
+pub(crate) fn print(name: &str) -> String {
+    if name == "paper" {
+        return "#ffffff".to_owned();
+    }
+    let light = include_str!("style.css").split('}').next().unwrap_or_default();
+    let value = light.split_once(&format!("--{name}: ")).and_then(|(_, rest)| rest.split_once(';'));
+    value.map_or("#000000", |(value, _)| value).to_owned()
+}
+
 /// plotters' document as an element of a page: its head replaced, fonts left to the page, colours to CSS.
-fn element(document: &str, size: (i32, i32), attributes: &str) -> String {
+fn element(document: &str, size: (i32, i32), attributes: &str, paint: &Paint) -> String {
     let body = document.split_once("<svg").map_or("", |(_, rest)| rest);
     let body = body.split_once('>').map_or("", |(_, rest)| rest);
     let mut svg = String::with_capacity(body.len());
@@ -380,12 +415,12 @@ fn element(document: &str, size: (i32, i32), attributes: &str) -> String {
     let series = (0..COLOURS).map(|i| (colour(i), format!("c{i}")));
     let others = [(INK, "soft"), (GRID, "grid"), (PAPER, "paper")].map(|(c, name)| (c, name.into()));
     for (RGBColor(r, g, b), name) in series.chain(others) {
-        body = body.replace(&format!("\"#{r:02X}{g:02X}{b:02X}\""), &format!("\"var(--{name})\""));
+        body = body.replace(&format!("\"#{r:02X}{g:02X}{b:02X}\""), &format!("\"{}\"", paint(&name)));
     }
     svg.push_str(&body);
     svg
 }
 
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! Study ─┬─ html   one page: tables, plots (inline SVG), samples; no network, no JavaScript, light and dark
+//!        ├─ files  each plot as SVG and CSV, each table as CSV and LaTeX: what the page lets its reader save
 //!        ├─ csv    one line a run
 //!        └─ json   everything, and back with `read`
 //! ```
@@ -12,11 +13,12 @@ mod chart;
 pub mod correlation;
 mod number;
 mod page;
+mod plot_file;
 pub mod study;
 mod table;
 
 pub use correlation::{pearson, spearman};
-pub use page::html;
+pub use page::{files, html};
 pub use study::Study;
 pub use table::csv;
 

@@ -130,7 +130,8 @@ fn number(value: Option<f64>) -> String {
     value.filter(|v| v.is_finite()).map(|v| v.to_string()).unwrap_or_default()
 }
 
-fn push_line(text: &mut String, fields: &[String]) {
+/// Adds a line of CSV.
+pub(crate) fn push_line(text: &mut String, fields: &[String]) {
     for (i, field) in fields.iter().enumerate() {
         if i > 0 {
             text.push(',');

@@ -57,7 +57,8 @@ fn every_page_is_well_formed_and_its_headings_are_in_order() {
             assert!(plots.clone().all(labelled), "{name}");
             // Every link of the contents leads somewhere, and only there.
             let ids: Vec<_> = document.descendants().filter_map(|n| n.attribute("id")).collect();
-            for link in document.descendants().filter_map(|n| n.attribute("href")) {
+            let leads = |n: &roxmltree::Node<'_, '_>| n.attribute("download").is_none();
+            for link in document.descendants().filter(leads).filter_map(|n| n.attribute("href")) {
                 assert!(link.strip_prefix('#').is_some_and(|id| ids.contains(&id)), "{name}: {link}");
             }
         });
@@ -101,13 +102,17 @@ fn nothing_is_fetched_and_nothing_runs() {
                 assert!(!forbidden.contains(&tag), "{name}: <{tag}>");
                 for attribute in node.attributes() {
                     assert!(!attribute.name().starts_with("on") && attribute.name() != "src", "{name}");
-                    assert!(!attribute.value().contains("//") || attribute.name() == "aria-label", "{name}");
+                    // A file that a link carries in itself is encoded, and comes from nowhere.
+                    let own = attribute.name() == "aria-label" || attribute.value().starts_with("data:");
+                    assert!(!attribute.value().contains("//") || own, "{name}");
                 }
             }
             let style = document.descendants().find(|n| n.has_tag_name("style")).map(text).expect("a style");
             assert!(!style.contains("url(") && !style.contains("@import"), "{name}");
         });
         if name != "hostile" {
+            // The address in what is to be cited is text.
+            let page = page.replace("{https://github.com/calm-lm/calm}", "");
             for forbidden in ["http://", "https://", "src=", "@import", "<script", "javascript:"] {
                 assert!(!page.contains(forbidden), "{name}: {forbidden}");
             }
@@ -307,4 +312,74 @@ fn numbers_that_are_not_finite_leave_the_page_whole() {
         assert!(page.contains("undefined"));
         assert!(!page.contains("NaN") && !page.contains("inf\u{a0}"), "{page}");
     });
+}
+
+/// What the page offers as files.
+fn files(study: &Study) -> Vec<(String, String)> {
+    calm_report::files(study).expect("files")
+}
+
+#[test]
+fn every_plot_and_every_table_can_be_saved() {
+    for (name, study) in everything() {
+        let page = html(&study).expect("a page");
+        let count = |what: &str| page.matches(what).count();
+        let files = files(&study);
+        let ending = |e: &str| files.iter().filter(|(file, _)| file.ends_with(e)).count();
+        assert_eq!(ending(".svg"), count("class=\"plot\""), "{name}");
+        assert_eq!(ending(".tex"), count("<caption>"), "{name}");
+        assert_eq!(ending(".csv"), ending(".svg") + ending(".tex"), "{name}");
+        assert_eq!(ending(".bib"), 1, "{name}");
+        let names: std::collections::BTreeSet<&str> = files.iter().map(|(file, _)| file.as_str()).collect();
+        assert_eq!(names.len(), files.len(), "{name}");
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
+        assert!(names.iter().all(|file| file.chars().all(plain) && !file.starts_with('.')), "{names:?}");
+    }
+}
+
+#[test]
+fn a_saved_plot_needs_no_page_and_its_numbers_are_those_of_the_study() {
+    for (name, study) in everything() {
+        for (file, content) in files(&study) {
+            if file.ends_with(".svg") {
+                let document = roxmltree::Document::parse(&content)
+                    .unwrap_or_else(|e| panic!("{name}, {file} is not well formed: {e}"));
+                let root = document.root_element();
+                assert_eq!(root.tag_name().namespace(), Some("http://www.w3.org/2000/svg"), "{file}");
+                assert!(!content.contains("var(") && !content.contains("url("), "{name}, {file}");
+                assert!(!text(document.root()).is_empty(), "{name}, {file}");
+            } else if file.ends_with(".csv") {
+                let mut reader = csv::Reader::from_reader(content.as_bytes());
+                let lines = reader.records().collect::<Result<Vec<_>, _>>();
+                assert!(lines.unwrap_or_else(|e| panic!("{name}, {file}: {e}")).len() > 0, "{name}, {file}");
+            }
+        }
+    }
+    let study = fixture::full();
+    let files = files(&study);
+    let of = |file: &str| {
+        let found = files.iter().find(|(there, _)| there == file);
+        found
+            .unwrap_or_else(|| panic!("no {file} among {:?}", files.iter().map(|f| &f.0).collect::<Vec<_>>()))
+            .1
+            .as_str()
+    };
+    let variant = &study.variants[0];
+    let brierlm = variant.aligned.as_ref().and_then(|s| s.brierlm).expect("a score").value;
+    let line = of("brierlm-against-training-flops-of-a-run.csv")
+        .lines()
+        .find(|l| l.contains(&format!(",point,{},", variant.name)))
+        .expect("its point");
+    assert!(line.contains(&brierlm.to_string()), "{line}");
+    let scores = of("scores-aligned-protocol-percent.tex");
+    assert!(
+        scores.contains("\\begin{tabular}") && scores.contains("$\\pm$") && scores.contains("\\midrule"),
+        "{scores}"
+    );
+    let costs = of("costs-by-formula-and-as-measured.csv");
+    assert!(
+        costs.starts_with("Variant,Parameters,FLOPs by formula: training,FLOPs by formula: per token,"),
+        "{costs}"
+    );
+    assert!(of("citations.bib").contains("arXiv:2510.27688"));
 }

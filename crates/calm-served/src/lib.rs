@@ -2,25 +2,31 @@
 // A test that cannot serve has failed.
 #![allow(clippy::unwrap_used)]
 
+mod model;
 mod repository;
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+pub use model::Model;
 pub use repository::Repository;
 
 /// What was asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Asked {
+    /// `GET`, `POST` or `PUT`.
+    pub method: String,
     /// Path and query.
     pub path: String,
     /// By lower-case names.
     pub headers: BTreeMap<String, String>,
+    /// What came with it, as far as it came.
+    pub body: Vec<u8>,
     /// Whether the second address was asked.
     pub elsewhere: bool,
     /// How often this path was asked before.
@@ -138,15 +144,22 @@ impl Drop for Served {
 /// One request, one answer, the end. A client that goes away is no failure.
 fn serve(stream: TcpStream, elsewhere: bool, other: String, answers: &Answers, log: &Mutex<Vec<Asked>>) {
     let _ = stream.set_read_timeout(Some(Duration::from_secs(10)));
-    let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
-    let Some(first) = lines.next() else { return };
-    let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
-    let mut asked = Asked { path, elsewhere, other, ..Asked::default() };
-    for line in lines.take_while(|line| !line.is_empty()) {
+    let mut reader = BufReader::new(&stream);
+    let mut line = || {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok().map(|_| line.trim_end().to_owned())
+    };
+    let Some(first) = line().filter(|first| !first.is_empty()) else { return };
+    let mut words = first.split(' ').map(str::to_owned);
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let mut asked = Asked { method, path, elsewhere, other, ..Asked::default() };
+    while let Some(line) = line().filter(|line| !line.is_empty()) {
         if let Some((name, value)) = line.split_once(':') {
             asked.headers.insert(name.to_lowercase(), value.trim().to_owned());
         }
     }
+    let length = asked.headers.get("content-length").and_then(|n| n.parse().ok()).unwrap_or(0);
+    let _ = reader.take(length).read_to_end(&mut asked.body);
     {
         let mut log = log.lock().unwrap();
         asked.before = log.iter().filter(|a| a.path == asked.path && a.elsewhere == elsewhere).count();

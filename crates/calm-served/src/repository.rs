@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use crate::{Answer, Asked, Served};
 
 /// Files from so many bytes on lie at the second address, as large ones do.
-const LARGE: usize = 200;
+pub(crate) const LARGE: usize = 200;
 
 /// A data set, or a model.
 #[derive(Clone, Debug, Default)]
@@ -17,9 +17,11 @@ pub struct Repository {
     pub page: usize,
     /// Without this token it is not there.
     pub token: Option<String>,
+    /// Whether it is a model, and no data set.
+    pub model: bool,
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -27,6 +29,11 @@ impl Repository {
     /// `OWNER/NAME`, a data set without files.
     pub fn new(id: &str) -> Self {
         Self { id: id.to_owned(), page: 2, ..Self::default() }
+    }
+
+    /// A model without files.
+    pub fn model(id: &str) -> Self {
+        Self { model: true, ..Self::new(id) }
     }
 
     /// With a file.
@@ -77,7 +84,8 @@ impl Repository {
                 .header("x-error-message", format!("Access to dataset {} is restricted.", self.id));
         }
         let not_found = |code: &str| Answer::status(404).header("x-error-code", code);
-        if let Some(rest) = path.strip_prefix(&format!("/api/datasets/{}/", self.id)) {
+        let (api, folder) = if self.model { ("models", "") } else { ("datasets", "datasets/") };
+        if let Some(rest) = path.strip_prefix(&format!("/api/{api}/{}/", self.id)) {
             return match rest.split('/').collect::<Vec<_>>()[..] {
                 ["revision", "main" | "v1.0"] => {
                     Answer::of(serde_json::json!({ "id": self.id, "sha": self.commit() }).to_string())
@@ -86,7 +94,7 @@ impl Repository {
                 _ => not_found("RevisionNotFound"),
             };
         }
-        let prefix = format!("/datasets/{}/resolve/{}/", self.id, self.commit());
+        let prefix = format!("/{folder}{}/resolve/{}/", self.id, self.commit());
         let Some(name) = path.strip_prefix(&prefix) else { return not_found("RepoNotFound") };
         let name = decoded(name);
         let Some((_, content)) = self.files.iter().find(|(path, _)| *path == name) else {

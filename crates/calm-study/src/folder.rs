@@ -42,6 +42,23 @@ pub fn publish(study: &Study, folder: &Path) -> Result<PathBuf> {
     Ok(page)
 }
 
+/// Writes each plot and each table of a study as files of their own; returns their folder and their number.
+///
+/// # Errors
+/// As [`publish`].
+pub fn publish_files(study: &Study, folder: &Path) -> Result<(PathBuf, usize)> {
+    let files =
+        calm_report::files(study).map_err(|e| Error::user(format!("cannot write the report: {e}"), ""))?;
+    let folder = folder.join("report-files");
+    // What an earlier report had and this one has not would stand beside it.
+    calm_files::write_folder(
+        &folder,
+        |e| Error::io("write", &folder, e),
+        |partial| files.iter().try_for_each(|(name, content)| write_text(&partial.join(name), content)),
+    )?;
+    Ok((folder, files.len()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,6 +70,9 @@ mod tests {
         let page = publish(&Study::default(), &folder).unwrap();
         assert!(std::fs::read_to_string(page).unwrap().contains("<html"));
         assert!(folder.join("study.json").is_file() && folder.join("report.csv").is_file());
+        let (files, number) = publish_files(&Study::default(), &folder).unwrap();
+        assert_eq!(std::fs::read_dir(&files).unwrap().count(), number);
+        assert!(files.join("citations.bib").is_file());
         assert_eq!(machine_of(&folder).unwrap(), None);
         let machine = Machine { threads: 3, ..Machine::default() };
         write_machine(&folder, &machine).unwrap();

@@ -1,8 +1,22 @@
-//! What the commands that explain things take.
+//! What the commands take that show and explain things.
 
 use std::path::PathBuf;
 
 use clap::Args;
+
+/// `calm demo`
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// The run's folder. A demonstration that was stopped goes on there; one that is finished is shown again.
+    #[arg(short, long, value_name = "FOLDER", default_value = "runs/demo")]
+    pub out: PathBuf,
+    /// Change one setting, e.g. `--set 'data.source={path: my.txt}'` (may be repeated).
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Where tokenizers and token files are kept.
+    #[arg(long, value_name = "FOLDER", default_value = "runs/.cache", env = "CALM_CACHE")]
+    pub cache: PathBuf,
+}
 
 /// `calm explain`
 #[derive(Debug, Args)]

@@ -12,13 +12,8 @@ use crate::ui::Printer;
 pub fn run(args: &ExportArgs, printer: &Printer) -> Result<()> {
     let run = open_run(&args.source)?;
     let ExportFormat::Safetensors = args.format;
-    let dtype = match args.dtype {
-        DtypeName::Recorded => None,
-        DtypeName::F32 => Some(DType::F32),
-        DtypeName::Bf16 => Some(DType::BF16),
-        DtypeName::F16 => Some(DType::F16),
-    };
-    let options = ExportOptions { out: args.out.clone(), which: which(&args.source), dtype };
+    let options =
+        ExportOptions { out: args.out.clone(), which: which(&args.source), dtype: dtype(args.dtype) };
     let report = export(&run, &options)?;
     for note in &report.notes {
         printer.warn(note);
@@ -30,4 +25,14 @@ pub fn run(args: &ExportArgs, printer: &Printer) -> Result<()> {
         report.tensors,
         files.join("\n")
     ))?)
+}
+
+/// The number format that was asked for; none: as it was recorded.
+pub(super) fn dtype(name: DtypeName) -> Option<DType> {
+    match name {
+        DtypeName::Recorded => None,
+        DtypeName::F32 => Some(DType::F32),
+        DtypeName::Bf16 => Some(DType::BF16),
+        DtypeName::F16 => Some(DType::F16),
+    }
 }

@@ -3,6 +3,7 @@
 use maud::{Markup, html};
 
 use super::parts::{Section, cell, table};
+use super::saved;
 use crate::study::Study;
 use crate::table::setting_keys;
 
@@ -67,6 +68,22 @@ pub fn provenance(study: &Study) -> Option<Section> {
         }
     };
     Some(Section { id: "provenance", title: "Protocol, text and machine", body })
+}
+
+/// What is to be cited by whoever uses these numbers.
+pub fn citing(study: &Study) -> Section {
+    let machine = &study.machine;
+    let version = [machine.version.as_str(), machine.commit.as_deref().unwrap_or_default()];
+    let version: Vec<&str> = version.into_iter().filter(|word| !word.is_empty()).collect();
+    let body = html! {
+        p {
+            "The program and the paper whose method it implements. Please say with which version the numbers were made"
+            @if !version.is_empty() { ": calm " (version.join(", commit ")) }
+            "."
+        }
+        (saved::text("citations", "bib", include_str!("../citations.bib")))
+    };
+    Section { id: "citing", title: "How to cite this", body }
 }
 
 pub fn reading(study: &Study) -> Section {

@@ -8,8 +8,10 @@ mod curves;
 mod differences;
 mod facts;
 mod frontier;
+mod grid;
 mod parts;
 mod samples;
+mod saved;
 mod scores;
 mod segments;
 mod summary;
@@ -40,6 +42,7 @@ pub fn html(study: &Study) -> Result<String, ReportError> {
         facts::settings(study),
         facts::provenance(study),
         Some(facts::reading(study)),
+        Some(facts::citing(study)),
     ]
     .into_iter()
     .flatten()
@@ -79,9 +82,18 @@ pub fn html(study: &Study) -> Result<String, ReportError> {
     Ok(visible(&page.into_string()))
 }
 
+/// Every plot of the page as SVG and CSV, every table as CSV and LaTeX, and what is to be cited: names of files and what
+/// is in them.
+///
+/// # Errors
+/// As [`html`].
+pub fn files(study: &Study) -> Result<Vec<(String, String)>, ReportError> {
+    Ok(saved::files(&html(study)?))
+}
+
 /// Control characters that a model may well write, as their Unicode pictures: neither HTML nor XML has a
 /// place for them.
-fn visible(page: &str) -> String {
+pub(crate) fn visible(page: &str) -> String {
     page.chars()
         .map(|c| match c {
             '\n' | '\t' => c,

@@ -2,6 +2,7 @@
 
 use maud::{Markup, PreEscaped, html as markup};
 
+use super::saved;
 use crate::ReportError;
 use crate::chart::{self, Chart};
 use crate::number;
@@ -20,36 +21,50 @@ pub(super) fn table(caption: &str, rows: &Markup) -> Markup {
         div.scroll role="region" aria-label=(caption) tabindex="0" {
             table { caption { (caption) } (rows) }
         }
+        (saved::table(caption, rows))
     }
 }
 
 /// Plots side by side, with a legend above and a sentence below.
-pub(super) fn figure(legend: &Markup, panels: &[Chart], caption: &Markup) -> Result<Markup, ReportError> {
-    let drawn = panels.iter().map(Chart::svg).collect::<Result<Vec<_>, _>>()?;
+pub(super) fn figure(legend: &Legend, panels: &[Chart], caption: &Markup) -> Result<Markup, ReportError> {
+    let drawn = panels
+        .iter()
+        .map(|chart| Ok((chart.svg()?, saved::plot(chart, &legend.names)?)))
+        .collect::<Result<Vec<_>, ReportError>>()?;
     // Three in a row, but never a single one in the second row.
     let two = drawn.len() == 4 || drawn.len() <= 2;
     Ok(markup! {
         figure {
-            (legend)
+            (legend.markup)
             div class=(if two { "panels two" } else { "panels" }) {
-                @for svg in &drawn { div.panel { (PreEscaped(svg)) } }
+                @for (svg, links) in &drawn { div.panel { (PreEscaped(svg)) (links) } }
             }
             figcaption { (caption) }
         }
     })
 }
 
+/// Names with their markers.
+pub(super) struct Legend {
+    /// Series and name.
+    names: Vec<(usize, String)>,
+    markup: Markup,
+}
+
 /// Names with their markers: (series, name).
-pub(super) fn legend<'a>(entries: impl IntoIterator<Item = (usize, &'a str)>) -> Result<Markup, ReportError> {
+pub(super) fn legend<'a>(entries: impl IntoIterator<Item = (usize, &'a str)>) -> Result<Legend, ReportError> {
+    let entries: Vec<(usize, &str)> = entries.into_iter().collect();
+    let names = entries.iter().map(|(series, name)| (*series, (*name).to_owned())).collect();
     let entries = entries
         .into_iter()
         .map(|(series, name)| Ok((chart::key(series, false)?, name)))
         .collect::<Result<Vec<_>, ReportError>>()?;
-    Ok(markup! {
+    let markup = markup! {
         ul.legend {
             @for (key, name) in &entries { li { (PreEscaped(key)) span { (name) } } }
         }
-    })
+    };
+    Ok(Legend { names, markup })
 }
 
 /// The variants of a study with their series, for a legend.

@@ -61,6 +61,9 @@ impl LanguageModel for ChunkSoftmax {
     }
 
     fn inversion(&self) -> Option<Box<dyn Inversion + '_>> {
+        if self.backbone.reads_input_whole() {
+            return None;
+        }
         let bos = self.text.bos_chunk.then_some(self.text.special.bos);
         let (embedding, chunk_size) = (&self.embedding, self.chunk_size);
         Some(Box::new(Streams {
