@@ -11,7 +11,7 @@
 use calm_nn::device::upload;
 use candle_core::{D, DType, Result, Tensor, bail};
 
-use super::{Backbone, Cache, KeysValues};
+use super::{Backbone, Cache, KeysValues, Rows};
 
 impl Backbone {
     /// States that this backbone has of a position, besides what goes in: behind each layer, and behind the final norm if
@@ -26,7 +26,7 @@ impl Backbone {
     /// # Errors
     /// As [`Backbone::forward`].
     pub fn states(&self, x: &Tensor, positions: &Tensor, segments: &Tensor) -> Result<Vec<Tensor>> {
-        let mut states = self.residual_streams(x, positions, segments)?;
+        let mut states = self.residual_streams(x, &Rows::causal(positions, segments))?;
         if let (Some(norm), Some(last)) = (&self.norm, states.last()) {
             states.push(norm.forward(last)?);
         }
