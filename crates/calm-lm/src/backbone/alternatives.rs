@@ -11,7 +11,7 @@
 use calm_nn::device::upload;
 use candle_core::{D, DType, Result, Tensor, bail};
 
-use super::{Backbone, Cache, KeysValues};
+use super::{Backbone, Cache, KeysValues, Rows};
 
 impl Backbone {
     /// States that this backbone has of a position, besides what goes in: behind each layer, and behind the final norm if
@@ -20,20 +20,20 @@ impl Backbone {
         self.layers.len() + usize::from(self.norm.is_some())
     }
 
-    /// The states behind each layer and behind the final norm, if there is one, of whole rows as in
-    /// [`Backbone::forward`]: `[B, S, D]` each, the input first.
+    /// The states behind each layer and behind the final norm, if there is one, of whole rows in which positions see what
+    /// stands before them: `[B, S, D]` each, the input first.
     ///
     /// # Errors
     /// As [`Backbone::forward`].
     pub fn states(&self, x: &Tensor, positions: &Tensor, segments: &Tensor) -> Result<Vec<Tensor>> {
-        let mut states = self.residual_streams(x, positions, segments)?;
+        let mut states = self.residual_streams(x, &Rows::causal(positions, segments))?;
         if let (Some(norm), Some(last)) = (&self.norm, states.last()) {
             states.push(norm.forward(last)?);
         }
         Ok(states)
     }
 
-    /// N alternatives `x [N, D]` for the position after the cache -> the state of each at a depth: 0 is x itself, l is
+    /// N alternatives `x [N, D]`, where positions see what stands before them, for the position after the cache -> the state of each at a depth: 0 is x itself, l is
     /// behind layer l, and [`Backbone::depth`] behind the final norm, if there is one. Differentiable in x.
     ///
     /// # Errors
