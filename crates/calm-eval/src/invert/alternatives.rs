@@ -54,20 +54,23 @@ impl<'a> Alternatives<'a> {
         distance.is_some_and(|distance| self.best().is_some_and(|best| best.distance <= distance))
     }
 
-    /// Tries these chunks, one after the other in `tokens`. Chunks that were tried before count once.
+    /// Tries these chunks, one after the other in `tokens`, and gives their distances. Chunks that were tried before count
+    /// once.
     ///
     /// # Errors
     /// What a GPU answers.
-    pub(super) fn test(&mut self, tokens: &[u32]) -> Result<()> {
+    pub(super) fn test(&mut self, tokens: &[u32]) -> Result<Vec<f64>> {
         let k = self.model.chunk_size();
+        let mut all = Vec::with_capacity(tokens.len() / k);
         for block in tokens.chunks(BLOCK * k) {
             let states = self.model.states(&self.model.embed(block)?, self.known, self.depth)?;
             let found = distances(&states, self.target)?;
-            for (chunk, distance) in block.chunks_exact(k).zip(found) {
-                self.count(chunk, distance);
+            for (chunk, distance) in block.chunks_exact(k).zip(&found) {
+                self.count(chunk, *distance);
             }
+            all.extend(found);
         }
-        Ok(())
+        Ok(all)
     }
 
     fn count(&mut self, chunk: &[u32], distance: f64) {

@@ -17,6 +17,8 @@ const CHUNK_STEPS: usize = 80;
 const ARRIVED: f64 = 1e-3;
 /// Tokens of each place of a chunk that are combined.
 const PLACES: usize = 24;
+/// Tokens of two places that are combined after a sweep.
+const PAIRED: usize = 32;
 /// How often a chunk's search begins anew, from the best found.
 const ROUNDS: usize = 6;
 
@@ -70,8 +72,8 @@ pub(super) fn guided(to: &mut Alternatives<'_>, rows: &Rows, near: Option<f64>) 
 
 /// A chunk of K tokens: all K embeddings move together. There are more numbers in them than in a state, so that they arrive
 /// somewhere between: the move of each place points to its token all the same, and combinations of those it points to are tried,
-/// the best sums of cosines first. Then each place of the best chunk alone, over the whole vocabulary, as long as that helps;
-/// then the same from there.
+/// the best sums of cosines first. Then each place of the best chunk goes over the whole vocabulary, and the nearest tokens of
+/// the places are combined, two places at a time and all, as long as that helps; then the same from there.
 pub(super) fn together(to: &mut Alternatives<'_>, rows: &Rows, near: Option<f64>) -> Result<()> {
     let (k, width) = (to.model.chunk_size(), rows.width);
     let mut from = rows.mean().repeat(k);
@@ -85,7 +87,7 @@ pub(super) fn together(to: &mut Alternatives<'_>, rows: &Rows, near: Option<f64>
         if to.within(near) {
             return Ok(());
         }
-        while sweep(to, rows, near)? {
+        while improved(to, rows, near)? {
             if to.within(near) {
                 return Ok(());
             }
@@ -141,24 +143,53 @@ fn combined(rows: &Rows, from: &[f32], to: &[f32], fixed: Option<&[u32]>) -> Vec
     chunks.into_iter().map(|(chunk, _)| chunk).collect()
 }
 
-/// Each place of the best chunk over the whole vocabulary; whether a better one was found.
-fn sweep(to: &mut Alternatives<'_>, rows: &Rows, near: Option<f64>) -> Result<bool> {
-    let k = to.model.chunk_size();
-    let Some(before) = to.best().map(|best| best.distance) else { return Ok(false) };
+/// Each place of the best chunk over the whole vocabulary, then its nearest tokens together; whether a better one was found.
+fn improved(to: &mut Alternatives<'_>, rows: &Rows, near: Option<f64>) -> Result<bool> {
+    let Some(before) = to.best().cloned() else { return Ok(false) };
+    let k = before.tokens.len();
+    let mut ranked: Vec<Vec<u32>> = Vec::with_capacity(k);
     for place in 0..k {
-        let Some(best) = to.best().map(|best| best.tokens.clone()) else { return Ok(false) };
-        let mut new = Vec::with_capacity(rows.count() * k);
-        for token in 0..rows.count() as u32 {
-            let mut chunk = best.clone();
-            chunk[place] = token;
-            if !to.has(&chunk) {
-                new.extend(chunk);
-            }
+        let all = (0..rows.count() as u32).flat_map(|token| with(&before.tokens, &[(place, token)]));
+        let distances = to.test(&all.collect::<Vec<u32>>())?;
+        if to.within(near) {
+            return Ok(true);
         }
+        let mut order: Vec<u32> = (0..rows.count() as u32).collect();
+        order.sort_by(|a, b| distances[*a as usize].total_cmp(&distances[*b as usize]));
+        ranked.push(order);
+    }
+    let first = |place: usize, n: usize| &ranked[place][..n.min(ranked[place].len())];
+    // Two tokens may be wrong that neither alone makes better.
+    for (a, b) in (0..k).flat_map(|a| (a + 1..k).map(move |b| (a, b))) {
+        let pairs = first(a, PAIRED).iter().flat_map(|x| first(b, PAIRED).iter().map(move |y| (*x, *y)));
+        let chunks: Vec<Vec<u32>> = pairs.map(|(x, y)| with(&before.tokens, &[(a, x), (b, y)])).collect();
+        let new: Vec<u32> = chunks.into_iter().filter(|chunk| !to.has(chunk)).flatten().collect();
         to.test(&new)?;
         if to.within(near) {
             return Ok(true);
         }
     }
-    Ok(to.best().is_some_and(|best| best.distance < before))
+    // As many of each place as a block takes the combinations of.
+    let each =
+        (1..=rows.count()).take_while(|n| n.checked_pow(k as u32).is_some_and(|all| all <= BLOCK)).last();
+    let mut chunks: Vec<Vec<u32>> = vec![Vec::new()];
+    for place in 0..k {
+        let tokens = first(place, each.unwrap_or(1));
+        chunks = chunks
+            .iter()
+            .flat_map(|chunk| tokens.iter().map(move |token| [chunk.as_slice(), &[*token]].concat()))
+            .collect();
+    }
+    let new: Vec<u32> = chunks.into_iter().filter(|chunk| !to.has(chunk)).flatten().collect();
+    to.test(&new)?;
+    Ok(to.best().is_some_and(|best| best.distance < before.distance))
+}
+
+/// A chunk with other tokens at some places.
+fn with(chunk: &[u32], others: &[(usize, u32)]) -> Vec<u32> {
+    let mut chunk = chunk.to_vec();
+    for (place, token) in others {
+        chunk[*place] = *token;
+    }
+    chunk
 }

@@ -20,8 +20,8 @@ impl Backbone {
         self.layers.len() + usize::from(self.norm.is_some())
     }
 
-    /// The states behind each layer and behind the final norm, if there is one, of whole rows as in
-    /// [`Backbone::forward`]: `[B, S, D]` each, the input first.
+    /// The states behind each layer and behind the final norm, if there is one, of whole rows in which positions see what
+    /// stands before them: `[B, S, D]` each, the input first.
     ///
     /// # Errors
     /// As [`Backbone::forward`].
@@ -33,7 +33,7 @@ impl Backbone {
         Ok(states)
     }
 
-    /// N alternatives `x [N, D]` for the position after the cache -> the state of each at a depth: 0 is x itself, l is
+    /// N alternatives `x [N, D]`, where positions see what stands before them, for the position after the cache -> the state of each at a depth: 0 is x itself, l is
     /// behind layer l, and [`Backbone::depth`] behind the final norm, if there is one. Differentiable in x.
     ///
     /// # Errors

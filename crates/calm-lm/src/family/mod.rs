@@ -398,7 +398,7 @@ pub trait LanguageModel: Send + Sync {
     }
 
     /// The hidden states of a text, for a search for the text behind them; None of a model whose states are not those of a
-    /// transformer over its positions.
+    /// transformer over its positions, each of which sees what stands before it.
     fn inversion(&self) -> Option<Box<dyn Inversion + '_>> {
         None
     }
