@@ -26,10 +26,11 @@ DEVICE void attention(const Block& block, const T* q, const T* k, const T* v, co
         const uint64_t b = task / tiles / s.heads;
         const uint32_t t0 = tile * ROWS;
         const uint32_t count = s.queries - t0 < ROWS ? s.queries - t0 : ROWS;
-        const Span* const seen = spans + b * s.queries + t0;
+        const uint32_t g = h / (s.heads / s.kv_heads);
+        const Span* const seen = spans_of(s, spans, uint32_t(b), g) + t0;
         const uint64_t entry = (b * s.queries + t0) * s.heads + h;
         const uint64_t key_stride = uint64_t(s.kv_heads) * DH;
-        const uint64_t key_head = b * s.keys * key_stride + uint64_t(h / (s.heads / s.kv_heads)) * DH;
+        const uint64_t key_head = b * s.keys * key_stride + uint64_t(g) * DH;
 
         load_tile<DH>(block, queries, ROWS, q + entry * DH, count, uint64_t(s.heads) * DH);
         // Of each of the thread's rows: span, largest score and sum so far.

@@ -18,22 +18,28 @@ static_assert(TILE_THREADS / SIDE * EACH == ROWS && SIDE * EACH == COLUMNS, "a t
 
 constexpr uint32_t WEIGHT_STRIDE = COLUMNS + 1;
 
-// One attention: q [B, T, H, DH] over k, v [B, U, Hkv, DH]. Query t of row b sees the keys spans[b][t] =
-// [start, end); neither end decreases from a query to the next. Key head g serves the query heads
-// g*H/Hkv .. (g+1)*H/Hkv.
+// One attention: q [B, T, H, DH] over k, v [B, U, Hkv, DH]. Of one set of spans, query t of row b sees the keys
+// spans[b][t] = [start, end); neither end decreases from a query to the next. Key head g serves the query heads
+// g*H/Hkv .. (g+1)*H/Hkv. Of several sets [sets, B, T] each belongs to as many key heads, one after the other.
 struct AttentionSizes {
     uint32_t batch;
     uint32_t queries;
     uint32_t keys;
     uint32_t heads;
     uint32_t kv_heads;
-    float scale; // of the scores, 1 / sqrt(DH)
+    uint32_t sets; // of spans, a divisor of kv_heads
+    float scale;   // of the scores, 1 / sqrt(DH)
 };
 
 struct Span {
     uint32_t start;
     uint32_t end;
 };
+
+// The spans of row b that key head g has, one for each query.
+DEVICE const Span* spans_of(const AttentionSizes& s, const Span* spans, uint32_t b, uint32_t g) {
+    return spans + (uint64_t(g / (s.kv_heads / s.sets)) * s.batch + b) * s.queries;
+}
 
 DEVICE bool sees(Span span, uint32_t key) { return span.start <= key && key < span.end; }
 

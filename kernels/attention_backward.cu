@@ -82,10 +82,11 @@ DEVICE void attention_queries(const Block& block, const T* q, const T* k, const 
         const uint64_t b = task / tiles / s.heads;
         const uint32_t t0 = tile * ROWS;
         const uint32_t count = s.queries - t0 < ROWS ? s.queries - t0 : ROWS;
-        const Span* const seen = spans + b * s.queries + t0;
+        const uint32_t g = h / (s.heads / s.kv_heads);
+        const Span* const seen = spans_of(s, spans, uint32_t(b), g) + t0;
         const uint64_t entry = (b * s.queries + t0) * s.heads + h;
         const uint64_t key_stride = uint64_t(s.kv_heads) * DH;
-        const uint64_t key_head = b * s.keys * key_stride + uint64_t(h / (s.heads / s.kv_heads)) * DH;
+        const uint64_t key_head = b * s.keys * key_stride + uint64_t(g) * DH;
 
         load_tile<DH>(block, queries, ROWS, q + entry * DH, count, uint64_t(s.heads) * DH);
         load_tile<DH>(block, grads, ROWS, dout + entry * DH, count, uint64_t(s.heads) * DH);
@@ -157,7 +158,7 @@ DEVICE void attention_keys(const Block& block, const T* q, const T* k, const T* 
         for (uint32_t h = g * group; h < (g + 1) * group; h++) {
             for (uint32_t t0 = 0; t0 < s.queries; t0 += COLUMNS) {
                 const uint32_t columns = s.queries - t0 < COLUMNS ? s.queries - t0 : COLUMNS;
-                const Span* const seen = spans + b * s.queries + t0;
+                const Span* const seen = spans_of(s, spans, uint32_t(b), g) + t0;
                 if (seen[columns - 1].end <= u0 || seen[0].start >= u0 + count) {
                     continue;
                 }
@@ -383,7 +384,7 @@ DEVICE void matrix_keys(const Block& block, const bf16* q, const bf16* k, const 
 
     for (uint32_t task = block.index(); task < tasks; task += block.grid()) {
         const KeyTask at = key_task<DH>(s, task);
-        const Span* const seen = spans + at.b * s.queries;
+        const Span* const seen = spans_of(s, spans, at.b, at.g);
         copy_rows<DH, BLOCK_ROWS, THREADS>(block, keys, k + at.at, at.count, key_stride);
         copy_rows<DH, BLOCK_ROWS, THREADS>(block, values, v + at.at, at.count, key_stride);
         copies_close(block);

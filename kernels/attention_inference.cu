@@ -32,12 +32,12 @@ DEVICE void cached_parts(const Block& block, const T* q, const T* k, const T* v,
     for (uint64_t task = block.index(); task < tasks; task += block.grid()) {
         const uint32_t part = uint32_t(task % parts);
         const uint64_t entry = task / parts;
-        const uint32_t h = uint32_t(entry % s.heads);
+        const uint32_t g = uint32_t(entry % s.heads) / (s.heads / s.kv_heads);
         const uint64_t b = entry / s.heads / s.queries;
-        const Span span = spans[entry / s.heads];
+        const Span span = spans_of(s, spans, uint32_t(b), g)[entry / s.heads % s.queries];
         const uint64_t stride = uint64_t(s.kv_heads) * dh;
         const uint64_t at =
-            (b * s.keys + uint64_t(part) * PART) * stride + uint64_t(h / (s.heads / s.kv_heads)) * dh;
+            (b * s.keys + uint64_t(part) * PART) * stride + uint64_t(g) * dh;
 
         block.phase([&](uint32_t t) {
             if (t < dh) {

@@ -44,10 +44,9 @@ template <uint32_t DH> DEVICE QueryTask query_task(const AttentionSizes& s, cons
     // Late queries first, which see the most keys: the short tasks are left for the end.
     const uint32_t t0 = (tiles - 1 - task % tiles) * BLOCK_ROWS, h = task / tiles % s.heads;
     // Positions are counted in 32 bits, elements in 64.
-    const uint32_t b = task / tiles / s.heads, first = b * s.queries + t0;
-    return {s.queries - t0 < BLOCK_ROWS ? s.queries - t0 : BLOCK_ROWS, spans + first,
-            uint64_t(first) * s.heads + h,
-            uint64_t(b * s.keys) * (s.kv_heads * DH) + h / (s.heads / s.kv_heads) * DH};
+    const uint32_t b = task / tiles / s.heads, first = b * s.queries + t0, g = h / (s.heads / s.kv_heads);
+    return {s.queries - t0 < BLOCK_ROWS ? s.queries - t0 : BLOCK_ROWS, spans_of(s, spans, b, g) + t0,
+            uint64_t(first) * s.heads + h, uint64_t(b * s.keys) * (s.kv_heads * DH) + g * DH};
 }
 
 DEVICE bf16* shared_tiles(const Block& block) { return reinterpret_cast<bf16*>(block.dynamic_shared()); }

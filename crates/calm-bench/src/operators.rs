@@ -315,8 +315,8 @@ fn parts_of_layers(s: &Size, p: &Place) -> Result<Vec<OperatorCase>> {
         format!("[{b}, {t}, {d}], {heads} heads"),
         Amount::Flops(products + 14.0 * (b * d * t * (t + 1) / 2) as f64),
         tensor_run(move || {
-            let (positions, segments) = (&places, &segments);
-            let shape = ops::AttentionShape { heads, kv_heads, theta: THETA, eps: EPS, positions, segments };
+            let (positions, sees) = (&places, (&segments).into());
+            let shape = ops::AttentionShape { heads, kv_heads, theta: THETA, eps: EPS, positions, sees };
             ops::attention_block(&x1, &w[0], [&w[1], &w[2], &w[3], &w[4]], shape)
         }),
         tensor_run(move || {

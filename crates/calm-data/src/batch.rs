@@ -12,8 +12,9 @@
 //!   filled       x     x     x     x     x     x     x     x     .
 //! ```
 //!
-//! Where only some tokens count (the answers of conversations), a position predicts if the next chunk holds one of them
-//! besides; what is a target for the autoencoder stays so.
+//! Where only some tokens count (the answers of conversations, or what comes after some share of a window), a position
+//! predicts if the next chunk holds one of them besides; what is a target for the autoencoder stays so. What a window
+//! holds before the first chunk that counts is input ([`Batch::inputs`]).
 //!
 //! A document longer than a row is read in windows that overlap by one chunk; the repeated chunk is read but is
 //! no target. So every chunk of text is a target exactly once in an epoch, whatever K and S.
@@ -89,7 +90,7 @@ impl Batch {
         let k = self.chunk_size;
         let mut place = b * self.context;
         for (number, segment) in (0..).zip(segments) {
-            let counting = text.file.counting(segment.document as usize);
+            let counts = text.counts(segment);
             for i in 0..segment.len {
                 let chunk = segment.start + i;
                 let ids = &mut self.ids[place * k..(place + 1) * k];
@@ -103,12 +104,9 @@ impl Batch {
                 self.filled[place] = true;
                 self.target[place] = i >= segment.fresh && !(text.layout.bos_chunk && chunk == 0);
                 self.predicts[place] =
-                    i + 1 < segment.len && i + 1 >= segment.fresh && text.counts(counting, chunk + 1);
-                if let (Some(lane), Some(counting)) = (&mut self.counting, counting) {
-                    let tokens = text.layout.tokens_of(chunk as usize).unwrap_or_default();
-                    for (out, token) in lane[place * k..(place + 1) * k].iter_mut().zip(tokens) {
-                        *out = counting.token(token);
-                    }
+                    i + 1 < segment.len && i + 1 >= segment.fresh && counts.chunk(i + 1);
+                if let Some(lane) = &mut self.counting {
+                    counts.write(i, &mut lane[place * k..(place + 1) * k]);
                 }
                 self.segments[place] = number;
                 self.documents[place] = segment.document;
@@ -149,6 +147,20 @@ impl Batch {
         self.counting.as_ref().is_none_or(|lane| lane[(b * self.context + s) * self.chunk_size + k])
     }
 
+    /// `[B, S]` What a window holds before the first of its chunks that counts; none where all text counts.
+    pub fn inputs(&self) -> Option<Vec<bool>> {
+        let counting = self.counting.as_ref()?;
+        let mut inputs = vec![false; self.segments.len()];
+        let mut open = false;
+        for at in 0..inputs.len() {
+            let begins = at % self.context == 0 || self.segments[at] != self.segments[at - 1];
+            let counts = counting[at * self.chunk_size..(at + 1) * self.chunk_size].contains(&true);
+            open = (open || begins) && !counts && self.filled[at];
+            inputs[at] = open;
+        }
+        Some(inputs)
+    }
+
     /// Number of real chunks, BOS chunks included.
     pub fn filled_count(&self) -> usize {
         self.filled.iter().filter(|x| **x).count()
@@ -174,23 +186,67 @@ struct Laid {
 }
 
 impl Laid {
-    /// Whether a chunk of a document holds a token that counts; `counting` is what the file says of the document.
-    fn counts(&self, counting: Option<Counting<'_>>, chunk: u32) -> bool {
-        counting.is_none_or(|counting| {
-            self.layout.tokens_of(chunk as usize).is_some_and(|tokens| counting.any(tokens))
-        })
+    /// Rows of filler for these rows of a global batch.
+    fn filler(&self, examples: Vec<u32>) -> Batch {
+        Batch::filler(self.layout, self.special.pad, examples, !self.file.counts_all())
+    }
+
+    /// What of a segment counts.
+    fn counts(&self, segment: &Segment) -> Counts<'_> {
+        let document = segment.document as usize;
+        Counts {
+            layout: self.layout,
+            start: segment.start,
+            input: self.file.input_of(segment.len as usize) as u32,
+            tokens: self.file.document_len(document),
+            marks: self.file.counting(document),
+        }
     }
 
     /// Chunks that these segments predict.
     fn predicted(&self, segments: &[Segment]) -> u64 {
-        let of = |s: &Segment| match self.file.counting(s.document as usize) {
-            None => u64::from(s.len - s.fresh.max(1)),
-            counting => {
-                let chunks = s.start + s.fresh.max(1)..s.start + s.len;
-                chunks.filter(|chunk| self.counts(counting, *chunk)).count() as u64
+        let of = |s: &Segment| {
+            let chunks = s.fresh.max(1)..s.len;
+            if self.file.counts_all() {
+                return chunks.len() as u64;
             }
+            let counts = self.counts(s);
+            chunks.filter(|i| counts.chunk(*i)).count() as u64
         };
         segments.iter().map(of).sum()
+    }
+}
+
+/// Which tokens of a segment count.
+struct Counts<'a> {
+    layout: Layout,
+    /// The segment's first chunk in its document.
+    start: u32,
+    /// Its chunks that are input alone.
+    input: u32,
+    /// Tokens of the document.
+    tokens: usize,
+    /// What the file says of the document; none where all of it counts.
+    marks: Option<Counting<'a>>,
+}
+
+impl Counts<'_> {
+    /// The tokens that chunk `i` of the segment holds; none of a BOS chunk, and of input.
+    fn tokens(&self, i: u32) -> Option<Range<usize>> {
+        self.layout.tokens_of((self.start + i) as usize).filter(|_| i >= self.input)
+    }
+
+    /// Whether chunk `i` of the segment holds a token that counts.
+    fn chunk(&self, i: u32) -> bool {
+        self.tokens(i).is_some_and(|tokens| self.marks.is_none_or(|marks| marks.any(tokens)))
+    }
+
+    /// Which tokens of chunk `i` of the segment count, the rest of `out` as it is.
+    fn write(&self, i: u32, out: &mut [bool]) {
+        for (out, token) in out.iter_mut().zip(self.tokens(i).unwrap_or_default()) {
+            // EOS stands behind the last token.
+            *out = self.marks.map_or(token <= self.tokens, |marks| marks.token(token));
+        }
     }
 }
 
@@ -321,9 +377,8 @@ impl RowPlan {
     /// If `rows` reaches beyond `global_rows`.
     pub fn batch(&self, step: u64, rows: Range<usize>, global_rows: usize) -> Result<Batch> {
         assert!(rows.end <= global_rows, "rows {rows:?} of a global batch of {global_rows}");
-        let Laid { layout, special, .. } = self.laid;
         let examples = rows.clone().map(|r| r as u32).collect();
-        let mut batch = Batch::filler(layout, special.pad, examples, self.laid.file.is_marked());
+        let mut batch = self.laid.filler(examples);
         for (b, r) in rows.enumerate() {
             let (source, place) = self.mixture.place(step * global_rows as u64 + r as u64);
             let (open, row) = self.sources[source].row(place)?;
@@ -448,8 +503,7 @@ impl EvaluationRows {
     /// If a row does not exist.
     pub fn batch(&self, rows: Range<usize>) -> Batch {
         let examples = rows.clone().map(|r| r as u32).collect();
-        let mut batch =
-            Batch::filler(self.laid.layout, self.laid.special.pad, examples, self.laid.file.is_marked());
+        let mut batch = self.laid.filler(examples);
         for (b, row) in rows.enumerate() {
             batch.fill_row(b, self.rows.row(row), &self.laid);
         }

@@ -24,14 +24,37 @@ use serde::de::{self, Deserializer, IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 /// What the loss and the scores are taken on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", remote = "Self")]
 pub enum LossOn {
     /// All text.
     #[default]
     All,
     /// What the assistant says in conversations, with the mark that ends it. A chunk counts if any of its tokens does.
     Answers,
+    /// What comes after this share of a document, or of the window in which a part of a long one is read: at least 0, below
+    /// 1. The share is counted in whole chunks, rounded down, the chunk of BOS among them. What comes before is input.
+    AfterShare(f64),
+}
+
+impl LossOn {
+    /// The share of a window that is input alone; 0 where that does not go by shares.
+    pub fn input_share(self) -> f64 {
+        match self {
+            Self::AfterShare(share) => share,
+            Self::All | Self::Answers => 0.0,
+        }
+    }
+
+    /// Adds what is impossible.
+    pub(crate) fn validate(self, problems: &mut Problems) {
+        let share = self.input_share();
+        if !(0.0..1.0).contains(&share) {
+            problems
+                .add("loss_on.after_share", format!("is {share}: must be at least 0 and below 1"))
+                .remedy("write the share of a document that is input, such as 0.5");
+        }
+    }
 }
 
 /// How a conversation becomes text.
@@ -176,7 +199,7 @@ pub struct Rendered {
 }
 
 /// How conversations are read.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conversations {
     /// Their text.
     pub template: Template,
@@ -224,7 +247,7 @@ impl Conversations {
     fn so_far(&self, messages: &[Message]) -> Result<Rendered, String> {
         let (mut text, mut answers) = (String::new(), Vec::new());
         // What was always read so stays so: any role, by its name.
-        let as_written = self.template == Template::default() && self.loss_on == LossOn::All;
+        let as_written = self.template == Template::default() && self.loss_on != LossOn::Answers;
         for Message { role: written, content } in messages {
             let role = match Role::of(written) {
                 None if as_written => Role::User,

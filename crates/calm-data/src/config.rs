@@ -36,7 +36,8 @@ pub struct DataConfig {
     /// How a conversation becomes text, where `column` holds a list of messages (`role` and `content`, or `from` and
     /// `value`).
     pub template: Template,
-    /// What the loss and the scores are taken on. With `answers` every document must be a conversation.
+    /// What the loss and the scores are taken on. With `answers` every document must be a conversation. What comes before it
+    /// in a document is input, which `attention` of a model may read in both directions.
     pub loss_on: LossOn,
     /// Which documents are taken.
     pub filter: Filter,
@@ -251,6 +252,7 @@ macro_rules! as_map_with_one_key {
         }
     };
 }
+as_map_with_one_key!(LossOn);
 as_map_with_one_key!(Source);
 as_map_with_one_key!(TokenizerConfig);
 
@@ -313,6 +315,7 @@ impl DataConfig {
         self.validate_source(problems);
         self.template.validate(problems);
         self.filter.validate("filter", problems);
+        self.loss_on.validate(problems);
         if self.max_bytes == Some(0) {
             problems.add("max_bytes", "0 bytes leave no training text").remedy("write null for all of it");
         }

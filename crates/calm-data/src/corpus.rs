@@ -225,7 +225,9 @@ pub fn prepare_with(
         portions.push(Portion { sections: sections..sections + file.sections(), weight: part.weight });
         sections += file.sections();
     }
-    let train = TokenFile::joined(files, train_hash);
+    let share = data.loss_on.input_share();
+    let train = TokenFile::joined(files, train_hash).after_share(share);
+    let validation = validation.after_share(share);
     let (hash, tokenizer_hash) = (hash.to_hex().to_string(), tokenizer.hash());
     let summary = CorpusSummary {
         description: survey.description,
@@ -277,7 +279,8 @@ pub fn prepare_text(
     let form = Written { cut: how.cut, marked: data.loss_on == LossOn::Answers };
     let mut files = token_files(&[file], &mut reading, &survey, tokenizer, form, progress)
         .map_err(|e| e.of_cache(cache))?;
-    files.pop().ok_or_else(|| Error::Layout("there is no text".into()))
+    let text = files.pop().ok_or_else(|| Error::Layout("there is no text".into()))?;
+    Ok(text.after_share(data.loss_on.input_share()))
 }
 
 /// All documents of a file or folder, as [`prepare_text`], read like the text that a model was trained on.

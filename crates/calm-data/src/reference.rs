@@ -87,12 +87,14 @@ impl ReferenceBlocks {
         assert!(rows.end <= self.rows(), "blocks {rows:?} of {}", self.rows());
         let (s, k) = (self.layout.context, self.layout.chunk_size);
         let examples = rows.clone().map(|r| r as u32).collect();
-        let mut batch = Batch::filler(self.layout, 0, examples, self.file.is_marked());
+        let mut batch = Batch::filler(self.layout, 0, examples, !self.file.counts_all());
         for (b, row) in rows.enumerate() {
             let first = row as u64 * self.block();
             self.copy(first, &mut batch.ids[b * s * k..(b + 1) * s * k]);
             if let Some(lane) = &mut batch.counting {
-                self.mark(first, &mut lane[b * s * k..(b + 1) * s * k]);
+                let lane = &mut lane[b * s * k..(b + 1) * s * k];
+                self.mark(first, lane);
+                lane[..self.file.input_of(s) * k].fill(false);
             }
             for i in 0..s {
                 let place = b * s + i;

@@ -66,9 +66,10 @@ struct Inner {
     path: Option<PathBuf>,
 }
 
-/// The tokens of many documents, on disk or in memory. Cloning shares the mapping.
+/// The tokens of many documents, on disk or in memory, and the share of each window of them that is input. Cloning shares
+/// the mapping.
 #[derive(Clone)]
-pub struct TokenFile(Arc<Inner>);
+pub struct TokenFile(Arc<Inner>, f64);
 
 impl std::fmt::Debug for TokenFile {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
@@ -120,7 +121,7 @@ impl TokenFile {
         for section in &sections {
             starts.push(starts.last().copied().unwrap_or(0) + section.documents);
         }
-        Self(Arc::new(Inner {
+        let inner = Inner {
             shards,
             starts,
             proven: sections.iter().map(|_| AtomicBool::new(false)).collect(),
@@ -129,7 +130,8 @@ impl TokenFile {
             sections,
             common,
             path,
-        }))
+        };
+        Self(Arc::new(inner), 0.0)
     }
 
     /// Documents in memory, for tests and small texts. `documents` holds tokens and bytes of text of each.
@@ -235,6 +237,22 @@ impl TokenFile {
     /// Whether not every token counts.
     pub fn is_marked(&self) -> bool {
         self.0.common.form.marked
+    }
+
+    /// The same tokens, where this share of every window is input alone: at least 0, below 1.
+    #[must_use]
+    pub fn after_share(self, share: f64) -> Self {
+        Self(self.0, share)
+    }
+
+    /// Whether every token counts, wherever it stands.
+    pub(crate) fn counts_all(&self) -> bool {
+        !self.is_marked() && self.1 <= 0.0
+    }
+
+    /// Chunks at the beginning of a window of `chunks` that are input alone.
+    pub(crate) fn input_of(&self, chunks: usize) -> usize {
+        (chunks as f64 * self.1) as usize
     }
 
     /// Number of documents.

@@ -11,7 +11,7 @@
 //! the forward pass, one a (row, key head) in the backward pass, whose key gradients add up in a fixed
 //! order.
 
-use crate::attention_sizes::{AttentionSizes, Span, Spans, segment_spans};
+use crate::attention_sizes::{AttentionSizes, Sight, Span, Spans, segment_spans};
 use crate::context::{self, Operand};
 use crate::products::Products;
 use crate::simd::{self, LANES, Mat, Real, dispatch, dot, fold};
@@ -61,22 +61,27 @@ pub fn causal_attention(queries: &dyn Operand, k: &Tensor, v: &Tensor, segments:
     over_spans(OP, sizes, (Arc::new(spans), context::products(&[queries])), [q, k, v])
 }
 
-/// Attention of q `[B, T, H, Dh]` over k, v `[B, U, Hkv, Dh]`, where each query sees its span of the keys: a tensor
-/// like q. Key heads, scale, element types and sizes of heads as in [`causal_attention`]; without gradient, and of
+/// Attention of q `[B, T, H, Dh]` over k, v `[B, U, Hkv, Dh]`, where each query sees its span of the keys, of several
+/// sets that of its head: a tensor like q. Key heads, scale, element types and sizes of heads as in [`causal_attention`]; without gradient, and of
 /// fewer than sixteen queries, a GPU takes any head of up to 256.
 ///
 /// # Errors
-/// Spans of other sizes; otherwise as [`causal_attention`].
+/// Spans of other sizes, or of a number of sets that is no divisor of Hkv; otherwise as [`causal_attention`].
 pub fn span_attention(queries: &dyn Operand, k: &Tensor, v: &Tensor, spans: &Spans) -> Result<Tensor> {
     let q = queries.tensor();
     let sizes = AttentionSizes::new(SPANS, q, k, v)?;
     let needed = [sizes.batch, sizes.queries, sizes.keys];
-    if spans.sizes() != needed {
+    let Some(sizes) = Sight::Spans(spans).fit(sizes) else {
         return Err(error(
             SPANS,
-            format_args!("spans of {:?} (rows, queries, keys) do not fit {needed:?}", spans.sizes()),
+            format_args!(
+                "{} sets of spans of {:?} (rows, queries, keys) do not fit {needed:?} and {} key heads",
+                spans.sets(),
+                spans.sizes(),
+                sizes.kv_heads
+            ),
         ));
-    }
+    };
     on_gpu!(q, crate::cuda::attention_inference::span_attention(SPANS, sizes, queries, [k, v], spans));
     over_spans(SPANS, sizes, (spans.of_queries.clone(), context::products(&[queries])), [q, k, v])
 }
@@ -131,8 +136,8 @@ impl Panel {
     }
 
     /// Spans of the rows: all of them lie in the span of the first row's start to the last row's end.
-    fn spans<'a>(&self, spans: &'a [Span], sizes: AttentionSizes, b: usize) -> &'a [Span] {
-        let first = b * sizes.queries + self.position;
+    fn spans<'a>(&self, spans: &'a [Span], sizes: AttentionSizes, b: usize, g: usize) -> &'a [Span] {
+        let first = sizes.spans_at(b, g) + self.position;
         &spans[first..first + (self.rows - 1) * self.advance + 1]
     }
 
@@ -233,7 +238,7 @@ pub(crate) fn attend<T: Real>(
     let task = |(scores, result): &mut (Vec<T>, Vec<T>), i: usize| {
         let (b, g, block) = (i / blocks / sizes.kv_heads, i / blocks % sizes.kv_heads, i % blocks);
         for panel in Panel::of_block(sizes, b, g, block) {
-            let spans = panel.spans(spans, sizes, b);
+            let spans = panel.spans(spans, sizes, b, g);
             let (first, last) = (spans[0].0 as usize, spans[spans.len() - 1].1 as usize);
             let n = last - first;
             let scores = scratch(scores, panel.rows * n);
@@ -341,7 +346,7 @@ pub(crate) fn backward<T: Real>(
         dv.fill(T::ZERO);
         for block in 0..sizes.queries.div_ceil(BLOCK) {
             for panel in Panel::of_block(sizes, b, g, block) {
-                let spans = panel.spans(spans, sizes, b);
+                let spans = panel.spans(spans, sizes, b, g);
                 let (first, last) = (spans[0].0 as usize, spans[spans.len() - 1].1 as usize);
                 let n = last - first;
                 let (p, dp) = (scratch(p, panel.rows * n), scratch(dp, panel.rows * n));

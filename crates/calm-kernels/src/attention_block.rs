@@ -21,7 +21,7 @@ use candle_core::{Result, Tensor};
 ///
 /// # Errors
 /// Shapes that do not fit, H not a divisor of D or not a multiple of Hkv, odd heads, element types that
-/// differ or that the device does not take, positions or segments that are not U32.
+/// differ or that the device does not take, positions or segments that are not U32, spans of other sizes.
 pub fn attention_block(
     x: &Tensor,
     norm: &dyn Operand,
@@ -30,33 +30,39 @@ pub fn attention_block(
 ) -> Result<Tensor> {
     let inputs = Inputs::<&dyn Operand> { x, norm, query, key, value, output }.list();
     let (h, kv) = (shape.heads, shape.kv_heads);
-    let fits = match *x.dims() {
+    let sizes = match *x.dims() {
         [b, s, d] => {
             let kv_width = d.checked_div(h).unwrap_or(0) * kv;
             let split = h > 0 && kv > 0 && d % h == 0 && h % kv == 0 && (d / h) % 2 == 0;
             let matrices = [query.dims(), output.dims()] == [[d, d]; 2]
                 && [key.dims(), value.dims()] == [[kv_width, d]; 2];
-            split
-                && matrices
-                && norm.dims() == [d]
-                && [shape.positions.dims(), shape.segments.dims()] == [[b, s]; 2]
+            (split && matrices && norm.dims() == [d] && shape.positions.dims() == [b, s])
+                .then(|| AttentionSizes {
+                    batch: b,
+                    queries: s,
+                    keys: s,
+                    heads: h,
+                    kv_heads: kv,
+                    head: d / h,
+                    sets: 1,
+                })
+                .and_then(|sizes| shape.sees.fit(sizes))
         }
-        _ => false,
+        _ => None,
     };
-    if !fits {
+    let Some(sizes) = sizes else {
         let dims: Vec<&[usize]> = inputs.iter().map(|t| t.dims()).collect();
         return Err(error(
             OP,
             format_args!(
-                "{dims:?}, {h} heads over {kv}, positions {:?}, segments {:?} do not fit: expected x [B, S, D], \
-                 norm [D], query [D, D], key and value [Hkv·Dh, D], output [D, D], positions and segments [B, S]",
+                "{dims:?}, {h} heads over {kv}, positions {:?}, segments or spans {:?} do not fit: expected x \
+                 [B, S, D], norm [D], query [D, D], key and value [Hkv·Dh, D], output [D, D], positions and \
+                 segments [B, S], or spans of B rows, S queries, S keys and a number of sets that divides Hkv",
                 shape.positions.dims(),
-                shape.segments.dims()
+                shape.sees.dims()
             ),
         ));
-    }
-    let (b, s, d) = x.dims3()?;
-    let sizes = AttentionSizes { batch: b, queries: s, keys: s, heads: h, kv_heads: kv, head: d / h };
+    };
     on_gpu!(x, run::<crate::cuda::Gpu>(&inputs, sizes, &shape));
     run::<Cpu>(&inputs, sizes, &shape)
 }

@@ -3,16 +3,16 @@
 //!
 //! ```text
 //! cached:  query i of T sees the C cached keys and the first i + 1 new ones
-//! branch:  query (b, s) sees the keys u ≤ s of its segment, and the s-th key of every branch tensor
+//! branch:  query (b, s) sees its span of the shared keys, and the s-th key of every branch tensor
 //! ```
 //! With branches every position of a batch can be rolled forward by some positions of its own at once:
 //! the prefix is computed once for all of them.
 
 use crate::attention::{Branch, attend};
-use crate::attention_sizes::{AttentionSizes, Span, segment_spans};
+use crate::attention_sizes::{AttentionSizes, Sight, Span};
 use crate::context::{self, Operand};
 use crate::products::Products;
-use crate::storage::{self, error, tensor, view};
+use crate::storage::{error, tensor, view};
 use crate::with_float;
 use candle_core::{Result, Tensor};
 
@@ -46,45 +46,46 @@ pub fn cached_attention(queries: &dyn Operand, k: &Tensor, v: &Tensor) -> Result
     run(CACHED, sizes, &spans, context::products(&[queries]), [q, k, v], &[], &[])
 }
 
-/// Attention of q `[B, S, H, Dh]`, where position (b, s) sees the shared keys u ≤ s of its segment in
+/// Attention of q `[B, S, H, Dh]`, where position (b, s) sees the shared keys of its sight (u ≤ s of its segment) in
 /// k, v `[B, S, Hkv, Dh]` and its own key and value at (b, s) of every branch tensor
 /// (`[B, S, Hkv, Dh]` each; as many values as keys, possibly none): a tensor like q, without gradient.
 ///
-/// Segments are U32 `[B, S]`, a segment is a run of equal ids. Heads, scale and element types as in
+/// Heads, scale and element types as in
 /// [`crate::causal_attention`].
 ///
 /// # Errors
 /// Shapes that do not fit, element types that differ or that the device does not take, segments that are not
 /// U32.
-pub fn branch_attention(
+pub fn branch_attention<'a>(
     queries: &dyn Operand,
     k: &Tensor,
     v: &Tensor,
-    segments: &Tensor,
+    sees: impl Into<Sight<'a>>,
     branch_k: &[Tensor],
     branch_v: &[Tensor],
 ) -> Result<Tensor> {
     let q = queries.tensor();
     let sizes = AttentionSizes::new(BRANCH, q, k, v)?;
+    let sees = sees.into();
     let fits = sizes.keys == sizes.queries
-        && segments.dims() == [sizes.batch, sizes.queries]
         && branch_k.len() == branch_v.len()
         && branch_k.iter().chain(branch_v).all(|t| t.dims() == k.dims());
-    if !fits {
+    let Some(sizes) = sees.fit(sizes).filter(|_| fits) else {
         let dims = |list: &[Tensor]| list.iter().map(|t| t.dims().to_vec()).collect::<Vec<_>>();
         return Err(error(
             BRANCH,
             format_args!(
-                "q {:?}, k {:?}, segments {:?}, branch keys {:?} and values {:?} do not fit: expected q \
-                 [B, S, H, Dh], k and v and every branch tensor [B, S, Hkv, Dh], segments [B, S]",
+                "q {:?}, k {:?}, segments or spans {:?}, branch keys {:?} and values {:?} do not fit: expected q \
+                 [B, S, H, Dh], k and v and every branch tensor [B, S, Hkv, Dh], segments [B, S], or spans of B rows, \
+                 S queries, S keys and a number of sets that divides Hkv",
                 q.dims(),
                 k.dims(),
-                segments.dims(),
+                sees.dims(),
                 dims(branch_k),
                 dims(branch_v)
             ),
         ));
-    }
+    };
     on_gpu!(
         q,
         crate::cuda::attention_inference::branch_attention(
@@ -92,12 +93,12 @@ pub fn branch_attention(
             sizes,
             queries,
             [k, v],
-            segments,
+            sees,
             branch_k,
             branch_v
         )
     );
-    let spans = segment_spans(&storage::ids(BRANCH, segments)?, sizes.queries);
+    let spans = sees.spans(BRANCH)?;
     run(BRANCH, sizes, &spans, context::products(&[queries]), [q, k, v], branch_k, branch_v)
 }
 

@@ -1,7 +1,7 @@
 //! What attention is asked for, on both devices: its sizes, and which keys a position sees.
 
 use crate::simd::{Mat, Real};
-use crate::storage::error;
+use crate::storage::{error, ids};
 use candle_core::{Result, Tensor};
 use std::sync::Arc;
 
@@ -17,6 +17,8 @@ pub(crate) struct AttentionSizes {
     pub(crate) heads: usize,
     pub(crate) kv_heads: usize,
     pub(crate) head: usize,
+    /// Sets of spans, a divisor of Hkv: each belongs to as many key heads, one after the other.
+    pub(crate) sets: usize,
 }
 
 impl AttentionSizes {
@@ -29,7 +31,15 @@ impl AttentionSizes {
             && heads % kv_heads == 0
         {
             let [batch, queries, keys] = [*batch, *queries, *keys];
-            return Ok(Self { batch, queries, keys, heads: *heads, kv_heads: *kv_heads, head: *head });
+            return Ok(Self {
+                batch,
+                queries,
+                keys,
+                heads: *heads,
+                kv_heads: *kv_heads,
+                head: *head,
+                sets: 1,
+            });
         }
         Err(error(
             op,
@@ -41,6 +51,16 @@ impl AttentionSizes {
                 v.dims()
             ),
         ))
+    }
+
+    /// With this many sets of spans.
+    pub(crate) fn of_sets(self, sets: usize) -> Self {
+        Self { sets, ..self }
+    }
+
+    /// Where the spans of key head `g` in row `b` begin in `[sets, B, T]`.
+    pub(crate) fn spans_at(&self, b: usize, g: usize) -> usize {
+        (g * self.sets / self.kv_heads * self.batch + b) * self.queries
     }
 
     /// Query heads that share a key head.
@@ -77,9 +97,11 @@ pub type Span = (u32, u32);
 /// Which keys each query of a batch sees, for [`crate::span_attention`]. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Spans {
+    /// `[sets, B, T]`
     pub(crate) of_queries: Arc<Vec<Span>>,
     /// B, T, U.
     sizes: [usize; 3],
+    sets: usize,
 }
 
 impl Spans {
@@ -104,12 +126,91 @@ impl Spans {
                 return Err(error("spans", format_args!("{start}..{end} comes after {before:?} in a row")));
             }
         }
-        Ok(Self { of_queries: Arc::new(spans), sizes: [batch, queries, keys] })
+        Ok(Self { of_queries: Arc::new(spans), sizes: [batch, queries, keys], sets: 1 })
+    }
+
+    /// Of heads that do not all see the same: the first of the N sets belongs to the first N-th of the heads and so on. All
+    /// heads of a key head must see the same, so N must be a divisor of their number.
+    ///
+    /// # Errors
+    /// No set, or sets of different sizes.
+    pub fn of_heads(sets: &[Self]) -> Result<Self> {
+        let Some(Self { sizes, .. }) = sets.first() else { return Err(error("spans", "no set of spans")) };
+        if let Some(other) = sets.iter().find(|s| s.sizes != *sizes) {
+            return Err(error("spans", format_args!("sets of {sizes:?} and {:?}", other.sizes)));
+        }
+        let of_queries = sets.iter().flat_map(|set| set.of_queries.iter().copied()).collect();
+        let count = sets.iter().map(|set| set.sets).sum();
+        Ok(Self { of_queries: Arc::new(of_queries), sizes: *sizes, sets: count })
+    }
+
+    /// Sets of spans.
+    pub fn sets(&self) -> usize {
+        self.sets
     }
 
     /// B, T and U.
     pub fn sizes(&self) -> [usize; 3] {
         self.sizes
+    }
+}
+
+/// Which keys each of the positions of whole rows sees.
+#[derive(Clone, Copy, Debug)]
+pub enum Sight<'a> {
+    /// The run of equal ids in U32 `[B, S]` that it stands in, up to itself.
+    Segments(&'a Tensor),
+    /// Spans of S queries over S keys.
+    Spans(&'a Spans),
+}
+
+impl<'a> From<&'a Tensor> for Sight<'a> {
+    fn from(segments: &'a Tensor) -> Self {
+        Self::Segments(segments)
+    }
+}
+
+impl<'a> From<&'a Spans> for Sight<'a> {
+    fn from(spans: &'a Spans) -> Self {
+        Self::Spans(spans)
+    }
+}
+
+impl Sight<'_> {
+    /// The sizes with as many sets of spans, if this can be seen in an attention of these.
+    pub(crate) fn fit(self, sizes: AttentionSizes) -> Option<AttentionSizes> {
+        let [b, t, u] = [sizes.batch, sizes.queries, sizes.keys];
+        let fits = match self {
+            Self::Segments(segments) => u == t && segments.dims() == [b, t],
+            Self::Spans(spans) => spans.sizes == [b, t, u] && sizes.kv_heads.is_multiple_of(spans.sets),
+        };
+        fits.then(|| sizes.of_sets(self.sets()))
+    }
+
+    fn sets(self) -> usize {
+        match self {
+            Self::Segments(_) => 1,
+            Self::Spans(spans) => spans.sets,
+        }
+    }
+
+    /// Of segments their shape, of spans rows, queries, keys and the number of sets.
+    pub(crate) fn dims(self) -> Vec<usize> {
+        match self {
+            Self::Segments(segments) => segments.dims().to_vec(),
+            Self::Spans(spans) => spans.sizes.into_iter().chain([spans.sets]).collect(),
+        }
+    }
+
+    /// `[sets, B, S]`, on the CPU.
+    pub(crate) fn spans(self, op: &str) -> Result<Arc<Vec<Span>>> {
+        match self {
+            Self::Segments(segments) => {
+                let s = segments.dims().last().copied().unwrap_or(1);
+                Ok(Arc::new(segment_spans(&ids(op, segments)?, s)))
+            }
+            Self::Spans(spans) => Ok(spans.of_queries.clone()),
+        }
     }
 }
 

@@ -12,7 +12,7 @@
 //! be fast (a bias inside of a product or inside of a kernel, memory used again or written once more), a
 //! method is as coarse as that way needs.
 
-use crate::attention_sizes::AttentionSizes;
+use crate::attention_sizes::{AttentionSizes, Sight};
 use crate::nary::{Operator, Place};
 use candle_core::{Result, Shape, Tensor};
 use std::ops::Range;
@@ -30,8 +30,8 @@ pub struct AttentionShape<'a> {
     pub eps: f64,
     /// U32 `[B, S]`, for the rotary angles.
     pub positions: &'a Tensor,
-    /// U32 `[B, S]`: a position sees the run of equal ids up to itself.
-    pub segments: &'a Tensor,
+    /// Which keys a position sees.
+    pub sees: Sight<'a>,
 }
 
 /// A place that blocks run at.
@@ -39,7 +39,7 @@ pub(crate) trait Blocks: Place {
     /// What attention needs of a batch beside q, k and v: which keys a position sees, and the rotary angles.
     type Positions: Send + Sync + 'static;
 
-    /// From the segments and positions of `shape`, for heads of `head` numbers.
+    /// From the positions of `shape` and what they see, for heads of `head` numbers.
     fn positions(&self, op: &str, shape: &AttentionShape<'_>, head: usize) -> Result<Self::Positions>;
 
     /// [`Block::forward`] in the element type of the first input, and that input's shape.

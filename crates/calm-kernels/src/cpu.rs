@@ -1,7 +1,7 @@
 //! The CPU as operators see it, and blocks' [`Backend`] on it: f32 and f64.
 
 use crate::attention;
-use crate::attention_sizes::{AttentionSizes, Span, segment_spans};
+use crate::attention_sizes::{AttentionSizes, Span};
 use crate::backend::{Affine, Array, Backend, Block, Blocks, Heads, NormGradients, Slope, Weight};
 use crate::buffer::put;
 use crate::collector::Home;
@@ -62,7 +62,7 @@ impl Place for Cpu {
 
 /// Which keys each position of a batch sees, and its rotary angles.
 pub(crate) struct Positions {
-    spans: Vec<Span>,
+    spans: Arc<Vec<Span>>,
     rotary: Rotary,
 }
 
@@ -70,10 +70,9 @@ impl Blocks for Cpu {
     type Positions = Positions;
 
     fn positions(&self, op: &str, shape: &AttentionShape<'_>, head: usize) -> Result<Self::Positions> {
-        let s = shape.segments.dims().last().copied().unwrap_or(1);
         let context = self.home.as_ref().map(|home| &home.context);
         let rotary = Rotary::new(context, &ids(op, shape.positions)?, head, shape.theta);
-        Ok(Positions { spans: segment_spans(&ids(op, shape.segments)?, s), rotary })
+        Ok(Positions { spans: shape.sees.spans(op)?, rotary })
     }
 
     fn forward<K: Block<Self>>(&self, block: &K, inputs: &[Tensor]) -> Result<(CpuStorage, Shape)> {

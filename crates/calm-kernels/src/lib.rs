@@ -82,7 +82,7 @@ mod attention_inference;
 mod attention_sizes;
 pub use attention::{causal_attention, span_attention};
 pub use attention_inference::{branch_attention, cached_attention};
-pub use attention_sizes::{GPU_HEAD_SIZES, Span, Spans};
+pub use attention_sizes::{GPU_HEAD_SIZES, Sight, Span, Spans};
 
 // Parts of layers as one operator each, written over `backend` for both.
 mod attention_block;

@@ -56,6 +56,8 @@ pub struct AttentionSizes {
     pub keys: u32,
     pub heads: u32,
     pub kv_heads: u32,
+    /// Of spans, a divisor of Hkv.
+    pub sets: u32,
     /// Of the scores: 1/√Dh.
     pub scale: f32,
 }

@@ -3,7 +3,7 @@
 use super::per_tensor::PerTensor;
 use super::{Element, Gpu, Launch, view};
 use crate::Operand;
-use crate::attention_sizes::AttentionSizes;
+use crate::attention_sizes::{AttentionSizes, Sight};
 use crate::nary::{Operator, apply};
 use crate::storage::{Saved, error};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
@@ -33,10 +33,11 @@ pub(super) struct DeviceSizes {
     keys: u32,
     heads: u32,
     kv_heads: u32,
+    sets: u32,
     pub(super) scale: f32,
 }
 
-// SAFETY: six numbers of four bytes without padding, in C's layout.
+// SAFETY: seven numbers of four bytes without padding, in C's layout.
 unsafe impl DeviceRepr for DeviceSizes {}
 
 impl DeviceSizes {
@@ -47,6 +48,7 @@ impl DeviceSizes {
             keys: s.keys as u32,
             heads: s.heads as u32,
             kv_heads: s.kv_heads as u32,
+            sets: s.sets as u32,
             scale: (1.0 / (s.head as f64).sqrt()) as f32,
         }
     }
@@ -125,7 +127,7 @@ struct Spans(PerTensor<(), CudaSlice<Span>>);
 
 /// Spans `[B, S]` of positions that see their segment (U32 `[B, S]`) up to themselves; once for all layers of a
 /// batch.
-pub(super) fn segment_spans(gpu: &Gpu, op: &str, segments: &Tensor) -> Result<Arc<CudaSlice<Span>>> {
+fn segment_spans(gpu: &Gpu, op: &str, segments: &Tensor) -> Result<Arc<CudaSlice<Span>>> {
     let make = || {
         let (rows, s) = segments.dims2()?;
         let contiguous = segments.contiguous()?;
@@ -142,6 +144,19 @@ pub(super) fn segment_spans(gpu: &Gpu, op: &str, segments: &Tensor) -> Result<Ar
         Some(spans) => spans.0.get(segments, (), make),
         None => make().map(Arc::new),
     }
+}
+
+/// The spans of all positions, `[sets, B, S]`; once for all layers of a batch that have the same.
+pub(super) fn spans_of(gpu: &Gpu, op: &str, sees: Sight<'_>) -> Result<Arc<CudaSlice<Span>>> {
+    match sees {
+        Sight::Segments(segments) => segment_spans(gpu, op, segments),
+        Sight::Spans(spans) => gpu.shared(&listed(spans)),
+    }
+}
+
+/// Spans as the kernels have them.
+pub(super) fn listed(spans: &crate::Spans) -> Vec<Span> {
+    spans.of_queries.iter().map(|&(start, end)| Span { start, end }).collect()
 }
 
 /// That there are kernels for heads of this size.

@@ -1,10 +1,10 @@
 //! Twin of `../attention_inference.rs` on `kernels/attention_inference.cu`, and on `attention.cu` where a tile
 //! of queries is full enough.
 
-use super::attention::{DeviceSizes, HEAD_SIZES, Span, aligned, forward, over_spans, segment_spans};
+use super::attention::{DeviceSizes, HEAD_SIZES, Span, aligned, forward, listed, over_spans, spans_of};
 use super::{Element, Gpu, Launch, View, rows, view};
 use crate::Operand;
-use crate::attention_sizes::{AttentionSizes, Spans};
+use crate::attention_sizes::{AttentionSizes, Sight, Spans};
 use crate::storage::error;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DevicePtr, DeviceRepr};
 use candle_core::{Result, Tensor};
@@ -69,7 +69,7 @@ pub(crate) fn span_attention(
     [k, v]: [&Tensor; 2],
     spans: &Spans,
 ) -> Result<Tensor> {
-    let spans: Vec<Span> = spans.of_queries.iter().map(|&(start, end)| Span { start, end }).collect();
+    let spans = listed(spans);
     let tracked = q.tensor().track_op() || k.track_op() || v.track_op();
     if !tracked && !sizes.is_empty() {
         return without_gradient(op, sizes, q, [k, v], &spans);
@@ -155,12 +155,12 @@ pub(crate) fn branch_attention(
     sizes: AttentionSizes,
     q: &dyn Operand,
     [k, v]: [&Tensor; 2],
-    segments: &Tensor,
+    sees: Sight<'_>,
     branch_k: &[Tensor],
     branch_v: &[Tensor],
 ) -> Result<Tensor> {
     let gpu = Gpu::of(op, q)?;
-    let spans = segment_spans(&gpu, op, segments)?;
+    let spans = spans_of(&gpu, op, sees)?;
     let inputs = plain(op, &gpu, [q.tensor(), k, v])?;
     let (keys, values) = (plain(op, &gpu, branch_k)?, plain(op, &gpu, branch_v)?);
     with_element!(op, inputs[0].dtype(), T => {

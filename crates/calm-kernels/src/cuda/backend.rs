@@ -11,7 +11,7 @@
 //! kept      4: h W₁ₗᵀ, input of the second SiLU, [g | u], all without their biases
 //! ```
 
-use super::attention::{self, Span, segment_spans};
+use super::attention::{self, Span, spans_of};
 use super::buffer::{put, put_part};
 use super::copies::{self, weight};
 use super::energy_block as parts;
@@ -79,7 +79,7 @@ impl Blocks for Gpu {
 
     fn positions(&self, op: &str, shape: &AttentionShape<'_>, head: usize) -> Result<Self::Positions> {
         let turns = Turns::new(self, op, shape.positions, head, shape.theta)?;
-        Ok(Positions { spans: segment_spans(self, op, shape.segments)?, turns })
+        Ok(Positions { spans: spans_of(self, op, shape.sees)?, turns })
     }
 
     fn forward<K: Block<Self>>(&self, block: &K, inputs: &[Tensor]) -> Result<(CudaStorage, Shape)> {

@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use calm_kernels as ops;
-use calm_kernels::{AttentionShape, EnergyBlockWeights, Operand, gradcheck};
+use calm_kernels::{AttentionShape, EnergyBlockWeights, Operand, Sight, Span, Spans, gradcheck};
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 const EPS: f64 = 1e-5;
@@ -38,6 +38,8 @@ fn the_mlp_equals_its_operators() {
 struct Places {
     positions: Tensor,
     segments: Tensor,
+    /// What is seen in the place of segments.
+    spans: Option<Spans>,
 }
 
 fn places(b: usize, s: usize) -> Places {
@@ -46,7 +48,17 @@ fn places(b: usize, s: usize) -> Places {
         let v: Vec<u32> = (0..b * s).map(|i| f(i % s) as u32).collect();
         Tensor::from_vec(v, (b, s), &Device::Cpu).unwrap()
     };
-    Places { positions: at(&|t| t % s.div_ceil(2)), segments: at(&|t| t / s.div_ceil(2)) }
+    Places { positions: at(&|t| t % s.div_ceil(2)), segments: at(&|t| t / s.div_ceil(2)), spans: None }
+}
+
+/// The same, where the first half of the heads sees the past and the second half what comes.
+fn both_ways(b: usize, s: usize) -> Places {
+    let set = |span: &dyn Fn(u32) -> Span| {
+        let list = (0..b).flat_map(|_| (0..s as u32).map(span)).collect();
+        Spans::new([b, s, s], list).unwrap()
+    };
+    let sets = [set(&|t| (0, t + 1)), set(&|t| (t, s as u32))];
+    Places { spans: Some(Spans::of_heads(&sets).unwrap()), ..places(b, s) }
 }
 
 fn attention_plain(v: &[Var], heads: usize, kv: usize, p: &Places) -> Result<Tensor> {
@@ -55,7 +67,12 @@ fn attention_plain(v: &[Var], heads: usize, kv: usize, p: &Places) -> Result<Ten
     let head = |w: &Tensor, n: usize| ops::linear(&h, w, None)?.reshape((b, s, n, d / heads));
     let q = ops::rotary(&head(&v[2], heads)?, &p.positions, THETA)?;
     let k = ops::rotary(&head(&v[3], kv)?, &p.positions, THETA)?;
-    let mixed = ops::causal_attention(&q, &k, &head(&v[4], kv)?, &p.segments)?.reshape((b, s, d))?;
+    let v_heads = head(&v[4], kv)?;
+    let mixed = match &p.spans {
+        Some(spans) => ops::span_attention(&q, &k, &v_heads, spans),
+        None => ops::causal_attention(&q, &k, &v_heads, &p.segments),
+    };
+    let mixed = mixed?.reshape((b, s, d))?;
     v[0].as_tensor() + ops::linear(&mixed, &v[5], None)?
 }
 
@@ -72,13 +89,14 @@ fn attention_of(
     p: &Places,
 ) -> Result<Tensor> {
     let there = |t: &Tensor| t.to_device(x.device());
+    let segments = there(&p.segments)?;
     let shape = AttentionShape {
         heads,
         kv_heads,
         theta: THETA,
         eps: EPS,
         positions: &there(&p.positions)?,
-        segments: &there(&p.segments)?,
+        sees: p.spans.as_ref().map_or(Sight::Segments(&segments), Sight::Spans),
     };
     ops::attention_block(x, norm, matrices, shape)
 }
@@ -116,6 +134,32 @@ fn attention_equals_its_operators_with_segments_and_shared_keys() {
             2e-5,
         );
     }
+}
+
+#[test]
+fn attention_equals_its_operators_where_heads_see_both_ways() {
+    for (b, s, heads, kv, size) in [(2, 7, 4, 2, 6), (1, 130, 2, 2, 24)] {
+        let p = both_ways(b, s);
+        compare_on_cpu(
+            &attention_inputs(b, s, heads * size, kv * size),
+            |v| attention(v, heads, kv, &p),
+            |v| attention_plain(v, heads, kv, &p),
+            2e-5,
+        );
+    }
+    for (b, s, heads, kv, size) in [(2, 7, 4, 2, 32), (2, 70, 2, 2, 48)] {
+        let p = both_ways(b, s);
+        compare(
+            &scaled_attention_inputs(b, s, heads * size, kv * size),
+            |v| attention(v, heads, kv, &p),
+            |v| attention_plain(v, heads, kv, &p),
+            2e-5,
+        );
+    }
+    // One key head cannot see two things.
+    let v: Vec<Var> = attention_inputs(1, 4, 8, 4).iter().map(|t| Var::from_tensor(t).unwrap()).collect();
+    let e = attention(&v, 2, 1, &both_ways(1, 4)).unwrap_err().to_string();
+    assert!(e.contains("attention_block") && e.contains("[1, 4, 4, 2]"), "{e}");
 }
 
 /// f32 parameters with bf16 activations, as training on a GPU has them.

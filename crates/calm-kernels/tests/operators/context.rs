@@ -65,7 +65,7 @@ fn cases() -> Vec<Case> {
                 theta: 1e4,
                 eps: EPS,
                 positions: &places,
-                segments: &places.zeros_like()?,
+                sees: (&places.zeros_like()?).into(),
             };
             ops::attention_block(x, p[0], [p[1], p[2], p[3], p[4]], shape)
         }),

@@ -72,6 +72,7 @@ impl Case {
             keys: self.s as u32,
             heads: self.h as u32,
             kv_heads: self.g as u32,
+            sets: 1,
             scale: (1.0 / (self.dh as f64).sqrt()) as f32,
         }
     }
@@ -173,15 +174,21 @@ fn causal_attention_agrees() {
 
 /// T queries over U keys, each with a span of its own.
 fn spans_are_the_cpus<T: Element + PartialEq + Debug>(tolerance: f32, of_gradients: f32) {
-    for (b, t, u, h, g, dh) in [
-        (2usize, 40usize, 9usize, 4usize, 2usize, 32usize),
-        (1, 300, 80, 2, 1, 64),
-        (2, 9, 200, 2, 2, 48),
-        (1, 130, 129, 1, 1, 128),
-        (2, 65, 1, 2, 1, 96),
+    for (b, t, u, h, g, dh, sets) in [
+        (2usize, 40usize, 9usize, 4usize, 2usize, 32usize, 1usize),
+        (1, 300, 80, 2, 1, 64, 1),
+        (2, 9, 200, 2, 2, 48, 1),
+        (1, 130, 129, 1, 1, 128, 1),
+        (2, 65, 1, 2, 1, 96, 1),
+        (2, 40, 9, 4, 2, 32, 2),
+        (2, 300, 280, 2, 2, 64, 2),
+        (2, 70, 150, 4, 4, 48, 2),
+        (1, 130, 129, 2, 2, 128, 2),
+        (1, 140, 140, 2, 2, 160, 2),
+        (1, 33, 40, 3, 3, 96, 3),
     ] {
-        let what = format!("{t} queries, {u} keys, batch {b}, heads {h}/{g} of {dh}");
-        let list: Vec<(u32, u32)> = (0..b * t)
+        let what = format!("{t} queries, {u} keys, batch {b}, heads {h}/{g} of {dh}, {sets} sets");
+        let first: Vec<(u32, u32)> = (0..b * t)
             .map(|i| {
                 let at = i % t;
                 let end = (1 + at * u * 3 / (2 * t)).min(u);
@@ -190,13 +197,18 @@ fn spans_are_the_cpus<T: Element + PartialEq + Debug>(tolerance: f32, of_gradien
                 (start as u32, end as u32)
             })
             .collect();
-        let device: Vec<Span> = list.iter().map(|&(start, end)| Span { start, end }).collect();
+        // The other sets see what comes, from a query's place on.
+        let ahead = |set: usize| (0..b * t).map(move |i| ((i % t * (u - 1) / (set * t)) as u32, u as u32));
+        let all: Vec<Vec<(u32, u32)>> =
+            std::iter::once(first).chain((1..sets).map(|set| ahead(set).collect())).collect();
+        let device: Vec<Span> = all.concat().iter().map(|&(start, end)| Span { start, end }).collect();
         let sizes = AttentionSizes {
             batch: b as u32,
             queries: t as u32,
             keys: u as u32,
             heads: h as u32,
             kv_heads: g as u32,
+            sets: sets as u32,
             scale: (1.0 / (dh as f64).sqrt()) as f32,
         };
         let (n_q, n_k) = (b * t * h * dh, b * u * g * dh);
@@ -204,7 +216,8 @@ fn spans_are_the_cpus<T: Element + PartialEq + Debug>(tolerance: f32, of_gradien
         let [k, v]: [Vec<T>; 2] = [randn(n_k, "k", 1.5), randn(n_k, "v", 1.0)];
         let (of_q, of_k) = ((b, t, h, dh), (b, u, g, dh));
         let vars = [var(&q, of_q), var(&k, of_k), var(&v, of_k)];
-        let spans = Spans::new([b, t, u], list).unwrap();
+        let all: Vec<Spans> = all.into_iter().map(|list| Spans::new([b, t, u], list).unwrap()).collect();
+        let spans = Spans::of_heads(&all).unwrap();
         let want = span_attention(&vars[0], &vars[1], &vars[2], &spans).unwrap();
         let grads = gradients(&want, &dout, &[&vars[0], &vars[1], &vars[2]]);
         let got = twin_of(dh, sizes, &device, [&q[..], &k, &v, &dout], None);
@@ -271,6 +284,7 @@ fn cached_is_the_cpus<T: Element + PartialEq + Debug>(tolerance: f32, of_tiles: 
             keys: u as u32,
             heads: h as u32,
             kv_heads: g as u32,
+            sets: 1,
             scale: (1.0 / (dh as f64).sqrt()) as f32,
         };
         let parts = u.div_ceil(CACHED_PART as usize);
