@@ -1,6 +1,7 @@
 //! What can be typed.
 
 mod ablate;
+mod attention;
 mod compress;
 mod data;
 mod exchange;
@@ -20,6 +21,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use ablate::AblateArgs;
+pub use attention::AttentionArgs;
 pub use compress::{CompressArgs, CompressionArgs, DecompressArgs};
 pub use data::{DataArgs, DataCommand, SampleArgs};
 pub use exchange::{DtypeName, ExportArgs, ExportFormat, ImportArgs};
@@ -251,6 +253,8 @@ pub enum EvalCommand {
     Brierlm(BrierArgs),
     /// How well the autoencoder rebuilds held-out text, and how much noise it stands.
     Autoencoder(ReconstructArgs),
+    /// Effective rank of the attention matrices by layer, with and without the rotary turns of queries and keys.
+    Attention(AttentionArgs),
     /// How a model with segments of its own cuts text: tokens a segment by kind of text, and the loss by place.
     Segments(SegmentsArgs),
     /// Bits a byte as a lossless compressor, beside xz, zstd, brotli and counts of bytes.

@@ -29,6 +29,7 @@ impl Fitting {
             Some(Command::Data(DataCommand::Check(_))) => &["data", "check"],
             Some(Command::Eval(EvalCommand::Brierlm(_))) => &["eval", "brierlm"],
             Some(Command::Eval(EvalCommand::Autoencoder(_))) => &["eval", "autoencoder"],
+            Some(Command::Eval(EvalCommand::Attention(_))) => &["eval", "attention"],
             Some(Command::Eval(EvalCommand::Segments(_))) => &["eval", "segments"],
             Some(Command::Eval(EvalCommand::Compression(_))) => &["eval", "compression"],
             Some(Command::Compress(_)) => &["compress"],

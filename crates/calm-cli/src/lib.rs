@@ -94,6 +94,7 @@ fn run(cli: &Cli, fitting: &Fitting, stop: &Stop, printer: &Printer) -> anyhow::
         Some(Command::Data(a)) => commands::data::run(a, printer),
         Some(Command::Eval(EvalCommand::Brierlm(a))) => commands::eval::brierlm(a, device, printer),
         Some(Command::Eval(EvalCommand::Autoencoder(a))) => commands::eval::autoencoder(a, device, printer),
+        Some(Command::Eval(EvalCommand::Attention(a))) => commands::attention::attention(a, device, printer),
         Some(Command::Eval(EvalCommand::Segments(a))) => commands::segments::segments(a, device, printer),
         Some(Command::Eval(EvalCommand::Compression(a))) => commands::compression::run(a, printer),
         Some(Command::Compress(a)) => commands::compress::compress(a, printer),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use calm_eval::attention::{AttentionRanks, LayerRanks};
 use calm_eval::protocol::Protocol;
 use calm_eval::reconstruction::ReconstructionReport;
 use calm_eval::segments::Place;
@@ -214,6 +215,28 @@ pub fn segments(found: &[SegmentResults]) -> String {
         out.push_str(&format!("\n{table}"));
     }
     out
+}
+
+/// Ranks of attention matrices: one line a layer.
+pub fn attention(found: &AttentionRanks) -> String {
+    let headers = ["layer", "effective", "σ > σ₁/1000", "input", "σ > σ₁/1000", "unturned", "input"];
+    let mut table = Table::new(&headers).title(format!(
+        "rank of attention as a share of n = {} ({} windows, {:.0} positions of input)",
+        found.positions, found.windows, found.input
+    ));
+    let share = |value: Option<f64>| value.map_or("-".to_owned(), |v| format!("{v:.3}"));
+    for (layer, LayerRanks { turned, unturned }) in found.layers.iter().enumerate() {
+        table.row([
+            layer.to_string(),
+            share(Some(turned.whole.effective)),
+            share(Some(turned.whole.above)),
+            share(turned.input.map(|r| r.effective)),
+            share(turned.input.map(|r| r.above)),
+            share(Some(unturned.whole.effective)),
+            share(unturned.input.map(|r| r.effective)),
+        ]);
+    }
+    table.to_string()
 }
 
 /// `7.09 ±0.24`: all cells of a table with the same two decimals.

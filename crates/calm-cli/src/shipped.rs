@@ -37,6 +37,7 @@ pub const ABLATIONS: &[(&str, &str)] = &[
     ("ablate-likelihood", include_str!("../configs/ablate-likelihood.yaml")),
     ("ablate-samples", include_str!("../configs/ablate-samples.yaml")),
     ("ablate-alpha", include_str!("../configs/ablate-alpha.yaml")),
+    ("ablate-direction", include_str!("../configs/ablate-direction.yaml")),
 ];
 
 /// What a file configures.

@@ -23,8 +23,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::chunks::Layout;
+use crate::counts::Counts;
 use crate::error::{Error, Result};
-use crate::marks::Counting;
 use crate::mixture::{Mixture, Portion};
 use crate::order::RowOrder;
 use crate::pack::{self, Rows, Segment};
@@ -103,8 +103,7 @@ impl Batch {
                 );
                 self.filled[place] = true;
                 self.target[place] = i >= segment.fresh && !(text.layout.bos_chunk && chunk == 0);
-                self.predicts[place] =
-                    i + 1 < segment.len && i + 1 >= segment.fresh && counts.chunk(i + 1);
+                self.predicts[place] = i + 1 < segment.len && i + 1 >= segment.fresh && counts.chunk(i + 1);
                 if let Some(lane) = &mut self.counting {
                     counts.write(i, &mut lane[place * k..(place + 1) * k]);
                 }
@@ -193,14 +192,7 @@ impl Laid {
 
     /// What of a segment counts.
     fn counts(&self, segment: &Segment) -> Counts<'_> {
-        let document = segment.document as usize;
-        Counts {
-            layout: self.layout,
-            start: segment.start,
-            input: self.file.input_of(segment.len as usize) as u32,
-            tokens: self.file.document_len(document),
-            marks: self.file.counting(document),
-        }
+        Counts::of(&self.file, self.layout, segment)
     }
 
     /// Chunks that these segments predict.
@@ -214,39 +206,6 @@ impl Laid {
             chunks.filter(|i| counts.chunk(*i)).count() as u64
         };
         segments.iter().map(of).sum()
-    }
-}
-
-/// Which tokens of a segment count.
-struct Counts<'a> {
-    layout: Layout,
-    /// The segment's first chunk in its document.
-    start: u32,
-    /// Its chunks that are input alone.
-    input: u32,
-    /// Tokens of the document.
-    tokens: usize,
-    /// What the file says of the document; none where all of it counts.
-    marks: Option<Counting<'a>>,
-}
-
-impl Counts<'_> {
-    /// The tokens that chunk `i` of the segment holds; none of a BOS chunk, and of input.
-    fn tokens(&self, i: u32) -> Option<Range<usize>> {
-        self.layout.tokens_of((self.start + i) as usize).filter(|_| i >= self.input)
-    }
-
-    /// Whether chunk `i` of the segment holds a token that counts.
-    fn chunk(&self, i: u32) -> bool {
-        self.tokens(i).is_some_and(|tokens| self.marks.is_none_or(|marks| marks.any(tokens)))
-    }
-
-    /// Which tokens of chunk `i` of the segment count, the rest of `out` as it is.
-    fn write(&self, i: u32, out: &mut [bool]) {
-        for (out, token) in out.iter_mut().zip(self.tokens(i).unwrap_or_default()) {
-            // EOS stands behind the last token.
-            *out = self.marks.map_or(token <= self.tokens, |marks| marks.token(token));
-        }
     }
 }
 

@@ -22,6 +22,7 @@ pub mod chat;
 pub mod chunks;
 pub mod config;
 pub mod corpus;
+mod counts;
 mod detokenizer;
 pub mod document;
 mod encode;

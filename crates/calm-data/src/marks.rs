@@ -44,6 +44,16 @@ impl Counting<'_> {
 }
 
 impl TokenFile {
+    /// Whether every token counts, wherever it stands.
+    pub(crate) fn counts_all(&self) -> bool {
+        !self.is_marked() && self.input_share() <= 0.0
+    }
+
+    /// Chunks at the beginning of a window of `chunks` that are input alone.
+    pub(crate) fn input_of(&self, chunks: usize) -> usize {
+        (chunks as f64 * self.input_share()) as usize
+    }
+
     /// The tokens of document `i` that count; none where all do.
     ///
     /// # Panics

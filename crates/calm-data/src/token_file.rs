@@ -245,14 +245,9 @@ impl TokenFile {
         Self(self.0, share)
     }
 
-    /// Whether every token counts, wherever it stands.
-    pub(crate) fn counts_all(&self) -> bool {
-        !self.is_marked() && self.1 <= 0.0
-    }
-
-    /// Chunks at the beginning of a window of `chunks` that are input alone.
-    pub(crate) fn input_of(&self, chunks: usize) -> usize {
-        (chunks as f64 * self.1) as usize
+    /// The share of every window that is input alone.
+    pub(crate) fn input_share(&self) -> f64 {
+        self.1
     }
 
     /// Number of documents.

@@ -274,3 +274,68 @@ fn no_document_and_impossible_windows_are_errors() {
     assert!(RowPlan::evaluation(&file, layout, SPECIAL, &[1], EvaluationOptions::default()).is_err());
     assert!(RowPlan::new(&file, Layout { context: 1, ..layout }, SPECIAL, 0).is_err());
 }
+
+proptest! {
+    #[test]
+    fn after_a_share_of_each_window_all_counts_and_before_it_all_is_input(
+        lengths in prop::collection::vec(0usize..40, 1..12), layout in layouts(), share in 0.0f64..1.0, overlap in 1usize..3,
+    ) {
+        let documents = documents(&lengths);
+        let file = token_file(&documents);
+        let whole = RowPlan::new(&file, layout, SPECIAL, 1).unwrap();
+        let plan = RowPlan::new(&file.clone().after_share(share), layout, SPECIAL, 1).unwrap();
+        let rows = plan.rows().unwrap();
+        let batches = [(whole.batch(0, 0..rows, rows).unwrap(), plan.batch(0, 0..rows, rows).unwrap())];
+        let mut predicted = 0;
+        for (all, some) in &batches {
+            // Only what counts differs.
+            prop_assert_eq!((&all.ids, &all.target, &all.segments), (&some.ids, &some.target, &some.segments));
+            prop_assert_eq!(all.inputs(), None);
+            predicted += some.predict_count() as u64;
+            check_shares(all, some, share)?;
+        }
+        prop_assert_eq!(plan.predicted_chunks(), predicted);
+        if overlap < layout.context {
+            let rows = |file: &TokenFile| {
+                let options = EvaluationOptions { max_chunks: None, overlap };
+                let documents: Vec<usize> = (0..file.len()).collect();
+                RowPlan::evaluation(file, layout, SPECIAL, &documents, options).unwrap()
+            };
+            let (whole, plan) = (rows(&file), rows(&file.after_share(share)));
+            let (all, some) = (whole.batch(0..whole.rows()), plan.batch(0..plan.rows()));
+            prop_assert_eq!(plan.predicted_chunks(), some.predict_count() as u64);
+            check_shares(&all, &some, share)?;
+        }
+    }
+}
+
+/// `some` is `all` with this share of every window as input.
+fn check_shares(all: &Batch, some: &Batch, share: f64) -> Result<(), TestCaseError> {
+    let k = all.chunk_size;
+    if share <= 0.0 {
+        prop_assert_eq!(all, some);
+        return Ok(());
+    }
+    let inputs = some.inputs().unwrap();
+    let end = all.filled.len();
+    let mut from = 0;
+    while from < end {
+        let row = from / all.context;
+        let same = |at: &usize| at / all.context == row && all.segments[*at] == all.segments[from];
+        let to = (from..end).take_while(same).count() + from;
+        let input = ((to - from) as f64 * share) as usize;
+        for at in from..to {
+            let is_text = |at: usize| all.filled[at] && all.ids[at * k] != SPECIAL.bos;
+            let counts = |at: usize| is_text(at) && at - from >= input;
+            for n in 0..k {
+                let real = all.ids[at * k + n] != SPECIAL.pad;
+                prop_assert_eq!(some.counts(at / all.context, at % all.context, n), counts(at) && real);
+            }
+            prop_assert_eq!(some.predicts[at], all.predicts[at] && counts(at + 1));
+            // BOS alone is no output, and filler is nothing.
+            prop_assert_eq!(inputs[at], all.filled[at] && (from..=at).all(|at| !counts(at)));
+        }
+        from = to;
+    }
+    Ok(())
+}

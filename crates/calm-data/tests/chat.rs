@@ -334,6 +334,41 @@ fn sources_of_crates_have_no_answers_in_a_mix_either() {
 }
 
 #[test]
+fn a_share_of_each_window_may_be_input_and_costs_no_token_file() {
+    let of = |text: &str| serde_yaml::from_str::<DataConfig>(text);
+    let data = of("{ source: { path: a }, loss_on: { after_share: 0.25 } }").unwrap();
+    assert_eq!(data.loss_on, LossOn::AfterShare(0.25));
+    let yaml = serde_yaml::to_string(&data).unwrap();
+    assert!(yaml.contains("after_share: 0.25") && !yaml.contains('!'), "{yaml}");
+    assert_eq!(of(&yaml).unwrap(), data);
+    assert_eq!(serde_json::from_str::<DataConfig>(&serde_json::to_string(&data).unwrap()).unwrap(), data);
+    for (share, paths) in
+        [("0", &[][..]), ("1", &["loss_on.after_share"]), ("-0.1", &["loss_on.after_share"])]
+    {
+        let data = of(&format!("{{ source: {{ path: a }}, loss_on: {{ after_share: {share} }} }}")).unwrap();
+        let mut problems = calm_config::Problems::new();
+        data.validate(&mut problems);
+        assert_eq!(problems.paths(), paths, "{share}");
+    }
+    assert!(of("loss_on: { after: 0.5 }").is_err());
+
+    let folder = tempfile::tempdir().unwrap();
+    let (cache, text) = (folder.path().join("cache"), folder.path().join("a.jsonl"));
+    let lines: String = (0..20).map(|i| format!("{{\"text\": \"number {i} of some\"}}\n")).collect();
+    fs::write(&text, lines).unwrap();
+    let base =
+        DataConfig { source: Source::Path(text), validation: calm_data::Validation::Share(0.3), ..data };
+    let some = prepare(&base, &cache, Cut::default()).unwrap();
+    let all = prepare(&DataConfig { loss_on: LossOn::All, ..base }, &cache, Cut::default()).unwrap();
+    assert_eq!((all.train.hash(), all.train.path()), (some.train.hash(), some.train.path()));
+    let layout = Layout { chunk_size: 2, context: 16, bos_chunk: true };
+    let predicted = |corpus: &calm_data::Corpus| {
+        corpus.plan(layout, 1).unwrap().batch(0, 0..1, 1).unwrap().predict_count()
+    };
+    assert!(predicted(&some) < predicted(&all), "{} of {}", predicted(&some), predicted(&all));
+}
+
+#[test]
 fn a_table_of_messages_is_read_as_records_of_them() {
     let folder = tempfile::tempdir().unwrap();
     let cache = folder.path().join("cache");

@@ -4,6 +4,7 @@
 //! The arithmetic of the scores is `calm-stats`; this room brings models to it. It may use the models
 //! (`calm-lm`, `calm-autoencoder`) and all below them, and knows nothing of runs or folders.
 
+pub mod attention;
 pub mod bound;
 pub mod config;
 pub mod generate;

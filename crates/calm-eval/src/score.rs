@@ -43,7 +43,8 @@ pub fn to_tensors(batch: &Batch, to: &dyn Destination) -> Result<ChunkBatch> {
         &batch.predicts,
         &batch.examples,
         to,
-    )
+    )?
+    .with_inputs(batch.inputs())
 }
 
 /// Scores of one model, and the positions they were taken at.

@@ -62,8 +62,8 @@ pub fn causal_attention(queries: &dyn Operand, k: &Tensor, v: &Tensor, segments:
 }
 
 /// Attention of q `[B, T, H, Dh]` over k, v `[B, U, Hkv, Dh]`, where each query sees its span of the keys, of several
-/// sets that of its head: a tensor like q. Key heads, scale, element types and sizes of heads as in [`causal_attention`]; without gradient, and of
-/// fewer than sixteen queries, a GPU takes any head of up to 256.
+/// sets that of its head: a tensor like q. Key heads, scale, element types and sizes of heads as in
+/// [`causal_attention`]; without gradient, and of fewer than sixteen queries, a GPU takes any head of up to 256.
 ///
 /// # Errors
 /// Spans of other sizes, or of a number of sets that is no divisor of Hkv; otherwise as [`causal_attention`].

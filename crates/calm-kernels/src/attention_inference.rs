@@ -50,8 +50,7 @@ pub fn cached_attention(queries: &dyn Operand, k: &Tensor, v: &Tensor) -> Result
 /// k, v `[B, S, Hkv, Dh]` and its own key and value at (b, s) of every branch tensor
 /// (`[B, S, Hkv, Dh]` each; as many values as keys, possibly none): a tensor like q, without gradient.
 ///
-/// Heads, scale and element types as in
-/// [`crate::causal_attention`].
+/// Heads, scale and element types as in [`crate::causal_attention`].
 ///
 /// # Errors
 /// Shapes that do not fit, element types that differ or that the device does not take, segments that are not

@@ -20,6 +20,8 @@ pub struct ChunkBatch {
     pub sources: Vec<u32>,
     /// Noise identity of these R positions.
     pub rows: Vec<RowId>,
+    /// `[B·S]`: what stands before the part of its document that counts; none where all text counts.
+    pub(crate) inputs: Option<Arc<Vec<bool>>>,
     /// `segments` and `positions` on the host, for families that look at them there.
     pub(crate) on_host: Arc<OnHost>,
     /// Of the store that it was made for, if it was.
@@ -73,6 +75,7 @@ impl ChunkBatch {
             segments: upload(segments, (b, s), to)?,
             sources,
             rows,
+            inputs: None,
             on_host: Arc::new(OnHost {
                 segments: segments.to_vec(),
                 positions: positions.to_vec(),
@@ -82,6 +85,18 @@ impl ChunkBatch {
             }),
             context: to.context().cloned(),
         })
+    }
+
+    /// The same, with what of it is input: `[B·S]`, what stands before the part of its document that counts.
+    ///
+    /// # Errors
+    /// Another number of positions.
+    pub fn with_inputs(self, inputs: Option<Vec<bool>>) -> Result<Self> {
+        let positions = self.on_host.positions.len();
+        if let Some(given) = inputs.as_ref().filter(|inputs| inputs.len() != positions) {
+            bail!("{} marks of input do not fit {positions} positions", given.len())
+        }
+        Ok(Self { inputs: inputs.map(Arc::new), ..self })
     }
 
     /// Where its tensors are, and others beside them are made.

@@ -63,7 +63,7 @@ pub mod sampler;
 mod side_by_side;
 mod text_state;
 
-pub use backbone::{Backbone, BackboneConfig, Cache};
+pub use backbone::{Backbone, BackboneConfig, Cache, Direction, MixedHeads};
 pub use batch::ChunkBatch;
 pub use family::baseline::{Baseline, BaselineConfig};
 pub use family::calm::{Calm, CalmConfig};

@@ -22,6 +22,8 @@ impl Kept for Cache {
 #[derive(Clone, Debug, Default)]
 pub struct TextState<C = Cache> {
     tokens: Vec<u32>,
+    /// What is read together with the first tokens that are pushed: the start of the document, where these are the input.
+    before: Vec<u32>,
     cache: C,
     hidden: Option<Tensor>,
     ended: bool,
@@ -52,19 +54,32 @@ impl<C: Kept> TextState<C> {
         }
     }
 
-    /// Runs `forward` (chunks, cache) -> hidden `[1, T, D]` on `tokens` without recording them as text.
-    pub(crate) fn extend(
-        &mut self,
-        tokens: &[u32],
+    /// A text with nothing in it but the start of its document, if it has one. With `input_whole` what is pushed first, if
+    /// only nothing, is the input, and read together with that start.
+    pub(crate) fn begin(
+        start: Option<Vec<u32>>,
+        input_whole: bool,
         forward: impl Fn(&[u32], &mut C) -> Result<Tensor>,
-    ) -> Result<()> {
+    ) -> Result<Self> {
+        let mut text = Self::default();
+        if let Some(start) = start {
+            text.extend(&start, forward)?;
+            if input_whole {
+                (text.cache, text.before) = (C::default(), start);
+            }
+        }
+        Ok(text)
+    }
+
+    /// Runs `forward` (chunks, cache) -> hidden `[1, T, D]` on `tokens` without recording them as text.
+    fn extend(&mut self, tokens: &[u32], forward: impl Fn(&[u32], &mut C) -> Result<Tensor>) -> Result<()> {
         let x = forward(tokens, &mut self.cache)?;
         self.hidden = Some(x.narrow(1, x.dim(1)? - 1, 1)?.squeeze(1)?.detach());
         Ok(())
     }
 
     /// Appends whole chunks of `chunk_size`. Past the trained context of `limit` chunks the cache is rebuilt
-    /// from its younger half, since rotary angles beyond it were never seen.
+    /// from its younger half, since rotary angles beyond it were never seen; that half is then the input.
     pub(crate) fn push(
         &mut self,
         tokens: &[u32],
@@ -86,15 +101,18 @@ impl<C: Kept> TextState<C> {
         special: SpecialIds,
     ) -> Result<Option<Vec<u32>>> {
         if tokens.is_empty() {
-            return Ok(None);
+            let start = std::mem::take(&mut self.before);
+            return Ok((!start.is_empty()).then_some(start));
         }
         if !tokens.len().is_multiple_of(chunk_size) {
             bail!("{} tokens are not whole chunks of {chunk_size}", tokens.len())
         }
         self.tokens.extend_from_slice(tokens);
         self.ended |= tokens.contains(&special.eos);
-        if self.cache.positions() + tokens.len() / chunk_size <= limit {
-            return Ok(Some(tokens.to_vec()));
+        let mut unread = std::mem::take(&mut self.before);
+        unread.extend_from_slice(tokens);
+        if self.cache.positions() + unread.len() / chunk_size <= limit {
+            return Ok(Some(unread));
         }
         let keep = (limit / 2).max(1) * chunk_size;
         self.cache = C::default();

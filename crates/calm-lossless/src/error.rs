@@ -123,7 +123,7 @@ impl Error {
         Some(match self {
             Self::NoProbabilities => {
                 "name a run with --run whose model is a softmax over tokens, or a CALM with an energy head and \
-                 `decode: sample`"
+                 `decode: sample`; its `attention` must be `causal`"
                     .into()
             }
             Self::OtherModel { .. } => {

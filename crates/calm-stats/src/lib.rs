@@ -39,7 +39,8 @@
 //! A model whose draws a softmax decodes has a [`bound`] on its cross-entropy too.
 //!
 //! Two models on the same documents are compared with [`bootstrap::paired_difference`], several seeds of each with
-//! [`seeds`]; [`temperature`] sharpens a sampler by drawing more; [`samples`] reads draws from a file.
+//! [`seeds`]; [`temperature`] sharpens a sampler by drawing more; [`samples`] reads draws from a file; [`spectrum`] says how
+//! many directions a matrix has.
 
 pub mod bootstrap;
 pub mod bound;
@@ -49,6 +50,7 @@ pub mod ratio;
 pub mod rng;
 pub mod samples;
 pub mod seeds;
+pub mod spectrum;
 pub mod temperature;
 
 /// The README's example is a test.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use calm_data::batch::spread;
 use calm_data::{Batch, Corpus, TokenFile, Tokenizer};
+use calm_eval::attention::{AttentionRanks, attention_ranks};
 use calm_eval::bound::{BoundOptions, FLOOR, bound};
 use calm_eval::protocol::{Protocol, Reader};
 use calm_eval::reconstruction::{ReconstructionReport, reconstruct};
@@ -160,6 +161,22 @@ impl<'a> Scorer<'a> {
         let progress = |done| reporter.scoring("segments", done, total);
         let found = segments(&*self.model, batches, Together { ranks: &self.ranks, progress })?;
         Ok(found.filter(|found| found.tokens > 0))
+    }
+
+    /// Ranks of the attention matrices in the first `windows` windows of this text that fill a row; None of a model without such
+    /// matrices, and if no window does.
+    ///
+    /// # Errors
+    /// As [`evaluation_rows`]; what a GPU answers.
+    pub fn attention(
+        &self,
+        held_out: &TokenFile,
+        windows: usize,
+        reporter: &mut dyn Reporter,
+    ) -> Result<Option<AttentionRanks>> {
+        let rows = evaluation_rows(held_out, self.tokenizer.special(), self.run.lm_layout(), None, None)?;
+        let done = |done| reporter.scoring("attention", done, windows);
+        Ok(attention_ranks(&*self.model, rows.batches(1), windows, done)?)
     }
 
     /// Whether the model uses its condition, on the first rows of these documents; None of a model without a head, or

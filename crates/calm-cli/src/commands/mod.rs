@@ -1,6 +1,7 @@
 //! One file a command.
 
 pub mod ablate;
+pub mod attention;
 pub mod bench;
 mod chat;
 pub mod compress;

@@ -12,6 +12,7 @@ mod config;
 mod data;
 mod decode;
 mod device;
+mod direction;
 mod errors;
 mod eval;
 mod generate;

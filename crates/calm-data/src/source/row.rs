@@ -4,7 +4,7 @@ use super::settings::{Filter, TEXT, Value};
 use crate::chat::{Conversations, Rendered};
 
 /// The places of a record that are read; a place is the names that lead to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Wanted {
     /// Of the text.
     pub(super) text: Vec<String>,

@@ -59,13 +59,14 @@ fn cases() -> Vec<Case> {
         }),
         case("attention_block", &[V, M, M, M, M], |x, p| {
             let places = ids(3, (2, 5), x.device())?;
+            let segments = places.zeros_like()?;
             let shape = ops::AttentionShape {
                 heads: 1,
                 kv_heads: 1,
                 theta: 1e4,
                 eps: EPS,
                 positions: &places,
-                sees: (&places.zeros_like()?).into(),
+                sees: (&segments).into(),
             };
             ops::attention_block(x, p[0], [p[1], p[2], p[3], p[4]], shape)
         }),

@@ -5,6 +5,8 @@ use calm_nn::WeightInit;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::direction::Direction;
+
 /// A Llama decoder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -19,6 +21,9 @@ pub struct BackboneConfig {
     pub heads: usize,
     /// Key/value heads, each serving heads/kv_heads query heads; null: as many as query heads.
     pub kv_heads: Option<usize>,
+    /// In which direction positions look at the input of a document.
+    #[serde(skip_serializing_if = "Direction::is_causal")]
+    pub attention: Direction,
     /// Base of the rotary angles.
     pub rope_theta: f64,
     /// Epsilon of the RMS norms.
@@ -36,6 +41,7 @@ impl Default for BackboneConfig {
             intermediate_size: 704,
             heads: 4,
             kv_heads: None,
+            attention: Direction::Causal,
             rope_theta: 1e4,
             norm_eps: 1e-6,
             init: WeightInit::REFERENCE,
@@ -52,6 +58,13 @@ impl BackboneConfig {
     /// Width of one head.
     pub fn head_size(&self) -> usize {
         self.hidden_size / self.heads.max(1)
+    }
+
+    /// Adds the problem that it does not look forward alone, where `why` nothing else is possible.
+    pub(crate) fn must_be_causal(&self, why: &str, problems: &mut Problems) {
+        if !self.attention.is_causal() {
+            problems.add("attention", format!("must be causal: {why}"));
+        }
     }
 
     /// Adds what is impossible, by key.
@@ -83,6 +96,7 @@ impl BackboneConfig {
                 format!("heads {} must be a multiple of kv_heads {}", self.heads, self.kv_heads()),
             );
         }
+        self.attention.validate(self.heads, self.kv_heads(), problems);
         if let Some(problem) = self.init.problem() {
             problems.add("init", problem);
         }

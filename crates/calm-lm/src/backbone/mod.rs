@@ -1,6 +1,7 @@
 //! The Llama decoder: RMSNorm before attention and MLP, rotate-half rotary angles, grouped key/value heads.
 //!
-//! Four ways through the same layers, which differ only in what a position attends to:
+//! Four ways through the same layers, which differ only in what a position attends to (of a document with an input, in
+//! the directions of [`Direction`]):
 //! * [`Backbone::forward`]: whole rows at once (training, teacher-forced scoring);
 //! * [`Backbone::forward_cached`]: new positions after a cache (generation);
 //! * [`Backbone::forward_side_by_side`]: the same for several texts, which share everything but attention;
@@ -9,15 +10,20 @@
 
 mod config;
 mod costs;
+mod direction;
 mod published;
 
 use calm_kernels as ops;
+use calm_kernels::Sight;
 use calm_nn::device::upload;
 use calm_nn::{Builder, Init, Linear, RmsNorm, SwiGlu};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::ChunkBatch;
+
 pub use config::BackboneConfig;
+pub use direction::{Direction, MixedHeads, Rows};
 
 #[derive(Clone, Debug)]
 struct Layer {
@@ -48,6 +54,8 @@ type KeysValues = (Tensor, Tensor);
 pub struct Cache {
     layers: Vec<KeysValues>,
     length: usize,
+    /// Positions that were read first, all at once: the input, where the direction of attention makes a difference.
+    input: usize,
 }
 
 impl Cache {
@@ -61,13 +69,19 @@ impl Cache {
         self.length == 0
     }
 
+    /// Its input once `new` positions are read: those themselves, if they are the first.
+    fn input_before(&self, new: usize) -> usize {
+        if self.is_empty() { new } else { self.input }
+    }
+
     /// What it held when it held its first `length` positions, of which there must be so many.
     ///
     /// # Errors
     /// Fewer positions.
     pub(crate) fn first(&self, length: usize) -> Result<Self> {
         let cut = |(k, v): &KeysValues| Ok((k.narrow(1, 0, length)?, v.narrow(1, 0, length)?));
-        Ok(Self { layers: self.layers.iter().map(cut).collect::<Result<_>>()?, length })
+        let layers = self.layers.iter().map(cut).collect::<Result<_>>()?;
+        Ok(Self { layers, length, input: self.input.min(length) })
     }
 }
 
@@ -75,8 +89,7 @@ impl Cache {
 #[derive(Clone, Debug)]
 pub struct Trunk {
     layers: Vec<KeysValues>,
-    positions: Tensor,
-    segments: Tensor,
+    rows: Rows,
 }
 
 /// The chunks a branch has appended to every position of a [`Trunk`].
@@ -130,6 +143,12 @@ impl Backbone {
         &self.config
     }
 
+    /// Whether it matters that what is read into an empty cache, the input, is read at once: it is looked at in other
+    /// directions than forward.
+    pub fn reads_input_whole(&self) -> bool {
+        !self.config.attention.is_causal()
+    }
+
     /// What operators on its parameters share.
     fn context(&self) -> &ops::Context {
         &self.context
@@ -143,22 +162,25 @@ impl Backbone {
         }
     }
 
-    /// One layer on whole rows, as two fused operators: `x [B, S, D]`, `positions` and `segments` U32 `[B, S]`.
-    /// The same as [`Self::layer`] with causal attention, which the tests hold equal.
-    fn fused_layer(
-        &self,
-        layer: &Layer,
-        x: &Tensor,
-        positions: &Tensor,
-        segments: &Tensor,
-    ) -> Result<Tensor> {
+    /// The rows of a batch, as its layers see them.
+    ///
+    /// # Errors
+    /// None that a batch could cause.
+    pub fn rows(&self, batch: &ChunkBatch) -> Result<Rows> {
+        Rows::of(batch, self.config.attention)
+    }
+
+    /// Layer `i` on whole rows, as two fused operators: `x [B, S, D]`. The same as [`Self::layer`] with attention over
+    /// what the rows see, which the tests hold equal.
+    fn fused_layer(&self, i: usize, x: &Tensor, rows: &Rows) -> Result<Tensor> {
+        let layer = &self.layers[i];
         let shape = ops::AttentionShape {
             heads: self.config.heads,
             kv_heads: self.config.kv_heads(),
             theta: self.config.rope_theta,
             eps: layer.input_norm.eps,
-            positions,
-            segments,
+            positions: &rows.positions,
+            sees: rows.sight(i),
         };
         let matrices = [&layer.query, &layer.key, &layer.value, &layer.output];
         let matrices = matrices.map(|l| &l.weight as &dyn ops::Operand);
@@ -214,28 +236,60 @@ impl Backbone {
     ///
     /// # Errors
     /// As [`Backbone::forward`].
-    pub fn residual_streams(&self, x: &Tensor, positions: &Tensor, segments: &Tensor) -> Result<Vec<Tensor>> {
+    pub fn residual_streams(&self, x: &Tensor, rows: &Rows) -> Result<Vec<Tensor>> {
         let mut streams = vec![x.clone()];
-        for (i, layer) in self.layers.iter().enumerate() {
-            streams.push(self.fused_layer(layer, &streams[i], positions, segments)?);
+        for i in 0..self.layers.len() {
+            streams.push(self.fused_layer(i, &streams[i], rows)?);
         }
         Ok(streams)
     }
 
-    /// Whole rows: `x [B, S, D]`, `positions` and `segments` U32 `[B, S]` -> hidden states `[B, S, D]`.
+    /// The weights `[B, H, S, S]` that queries give keys in each layer, by the definition (attention's operators never hold
+    /// them), for inputs `x [B, S, D]` of this batch; with `turned` queries and keys are turned by their positions, as they are
+    /// in the model.
+    ///
+    /// # Errors
+    /// As [`Backbone::forward`].
+    pub fn attention_weights(&self, x: &Tensor, batch: &ChunkBatch, turned: bool) -> Result<Vec<Tensor>> {
+        let rows = self.rows(batch)?;
+        let positions = if turned { rows.positions.clone() } else { rows.positions.zeros_like()? };
+        let (heads, direction) = (self.config.heads, self.config.attention);
+        let group = heads / self.config.kv_heads();
+        let streams = self.residual_streams(x, &rows)?;
+        let of_layer = |(i, (layer, x)): (usize, (&Layer, &Tensor))| {
+            let mut weights = None;
+            self.layer(layer, x, &positions, |q, k, v| {
+                let q = q.transpose(1, 2)?.contiguous()?;
+                let (b, kv, s, size) = k.transpose(1, 2)?.dims4()?;
+                let k = k.transpose(1, 2)?.unsqueeze(2)?.expand((b, kv, group, s, size))?;
+                let k = k.reshape((b, heads, s, size))?;
+                let scores = (q.matmul(&k.t()?)? / (size as f64).sqrt())?;
+                let sees = direction::masks(batch, direction, i, heads)?;
+                let nothing = scores.ones_like()?.affine(f64::from(f32::MIN), 0.0)?;
+                let scores = sees.where_cond(&scores, &nothing)?;
+                let largest = scores.max_keepdim(3)?;
+                let weighed = scores.broadcast_sub(&largest)?.exp()?;
+                weights = Some(weighed.broadcast_div(&weighed.sum_keepdim(3)?)?.detach());
+                // What comes of the layer does not matter here.
+                v.repeat((1, 1, group, 1))
+            })?;
+            weights.ok_or_else(|| candle_core::Error::Msg("a layer without attention".into()))
+        };
+        self.layers.iter().zip(&streams).enumerate().map(of_layer).collect()
+    }
+
+    /// Whole rows: `x [B, S, D]` -> hidden states `[B, S, D]`.
     ///
     /// # Errors
     /// Shapes that do not fit, positions or segments that are not U32; what a GPU answers.
-    pub fn forward(&self, x: &Tensor, positions: &Tensor, segments: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, rows: &Rows) -> Result<Tensor> {
         let mut x = x.clone();
         for i in 0..self.layers.len() {
             x = if self.recompute {
-                let (backbone, positions, segments) = (self.clone(), positions.clone(), segments.clone());
-                ops::recomputed(self.context(), &x, move |x| {
-                    backbone.fused_layer(&backbone.layers[i], x, &positions, &segments)
-                })?
+                let (backbone, rows) = (self.clone(), rows.clone());
+                ops::recomputed(self.context(), &x, move |x| backbone.fused_layer(i, x, &rows))?
             } else {
-                self.fused_layer(&self.layers[i], &x, positions, segments)?
+                self.fused_layer(i, &x, rows)?
             };
         }
         self.close(x)
@@ -245,41 +299,61 @@ impl Backbone {
     ///
     /// # Errors
     /// As [`Backbone::forward`].
-    pub fn forward_trunk(
-        &self,
-        x: &Tensor,
-        positions: &Tensor,
-        segments: &Tensor,
-    ) -> Result<(Tensor, Trunk)> {
+    pub fn forward_trunk(&self, x: &Tensor, rows: &Rows) -> Result<(Tensor, Trunk)> {
         let mut layers = Vec::with_capacity(self.layers.len());
-        let hidden = self.run(x, positions, |_, q, k, v| {
+        let hidden = self.run(x, &rows.positions, |i, q, k, v| {
             layers.push((k.detach(), v.detach()));
-            ops::causal_attention(&self.context().with(q), k, v, segments)
+            match rows.sight(i) {
+                Sight::Segments(segments) => ops::causal_attention(&self.context().with(q), k, v, segments),
+                Sight::Spans(spans) => ops::span_attention(&self.context().with(q), k, v, spans),
+            }
         })?;
-        Ok((hidden, Trunk { layers, positions: positions.clone(), segments: segments.clone() }))
+        Ok((hidden, Trunk { layers, rows: rows.clone() }))
     }
 
     /// One more chunk after every position of the trunk: `x [B, S, D]` is the input that follows position s
-    /// (and the chunks already in `branch`) -> hidden states `[B, S, D]`.
+    /// (and the chunks already in `branch`) -> hidden states `[B, S, D]`. Of a document with an input they are what they
+    /// should be from its last position on: no branch leaves it before.
     ///
     /// # Errors
     /// An input that does not fit the trunk; what a GPU answers.
     pub fn forward_branch(&self, x: &Tensor, trunk: &Trunk, branch: &mut Branch) -> Result<Tensor> {
-        let ahead = Tensor::full(branch.steps.len() as u32 + 1, trunk.positions.dims(), x.device())?;
-        let positions = trunk.positions.add(&ahead)?;
+        let places = &trunk.rows.positions;
+        let ahead = Tensor::full(branch.steps.len() as u32 + 1, places.dims(), x.device())?;
+        let positions = places.add(&ahead)?;
         let mut step: Vec<KeysValues> = Vec::with_capacity(self.layers.len());
         let hidden = self.run(x, &positions, |i, q, k, v| {
             step.push((k.detach(), v.detach()));
             let own: (Vec<Tensor>, Vec<Tensor>) =
                 branch.steps.iter().chain(std::iter::once(&step)).map(|s| s[i].clone()).unzip();
             let (keys, values) = &trunk.layers[i];
-            ops::branch_attention(&self.context().with(q), keys, values, &trunk.segments, &own.0, &own.1)
+            let sees = trunk.rows.sight(i);
+            ops::branch_attention(&self.context().with(q), keys, values, sees, &own.0, &own.1)
         })?;
         branch.steps.push(step);
         Ok(hidden)
     }
 
-    /// New positions after the cache: `x [B, T, D]` -> hidden states `[B, T, D]`; the cache grows by T.
+    /// Attention of T new positions of each of B texts in layer `i` over `cached` positions of which the first `input` are
+    /// input, and themselves: q `[B, T, H, Dh]`, keys and values `[B, C + T, Hkv, Dh]`.
+    fn attend_cached(
+        &self,
+        i: usize,
+        [q, keys, values]: [&Tensor; 3],
+        cached: usize,
+        input: usize,
+    ) -> Result<Tensor> {
+        let direction = self.config.attention;
+        if direction.is_causal() {
+            return ops::cached_attention(&self.context().with(q), keys, values);
+        }
+        let (b, t, _, _) = q.dims4()?;
+        let spans = direction.after(i, [b, t, cached], input)?;
+        ops::span_attention(&self.context().with(q), keys, values, &spans)
+    }
+
+    /// New positions after the cache: `x [B, T, D]` -> hidden states `[B, T, D]`; the cache grows by T. What is read into an
+    /// empty cache is the input.
     ///
     /// # Errors
     /// A cache of another model, or of another number of texts; what a GPU answers.
@@ -292,16 +366,17 @@ impl Backbone {
         let row: Vec<u32> = (from..from + t as u32).collect();
         let positions = upload(&row.repeat(b), (b, t), self.context())?;
         let mut grown = Vec::with_capacity(self.layers.len());
+        let input = cache.input_before(t);
         let hidden = self.run(x, &positions, |i, q, k, v| {
             let (keys, values) = match cache.layers.get(i) {
                 Some((ck, cv)) => (Tensor::cat(&[ck, &k.detach()], 1)?, Tensor::cat(&[cv, &v.detach()], 1)?),
                 None => (k.detach(), v.detach()),
             };
-            let out = ops::cached_attention(&self.context().with(q), &keys, &values);
+            let out = self.attend_cached(i, [q, &keys, &values], cache.length, input);
             grown.push((keys, values));
             out
         })?;
-        *cache = Cache { layers: grown, length: cache.length + t };
+        *cache = Cache { layers: grown, length: cache.length + t, input };
         Ok(hidden)
     }
 
@@ -343,7 +418,8 @@ impl Backbone {
                     Some((ck, cv)) => (Tensor::cat(&[ck, &k], 1)?, Tensor::cat(&[cv, &v], 1)?),
                     None => (k, v),
                 };
-                let out = ops::cached_attention(&self.context().with(&q), &keys, &values)?;
+                let (cached, input) = (caches[text].length, caches[text].input_before(lengths[text]));
+                let out = self.attend_cached(i, [&q, &keys, &values], cached, input)?;
                 Ok((out, (keys, values)))
             };
             let texts = 0..lengths.len();
@@ -357,7 +433,8 @@ impl Backbone {
             Tensor::cat(&out, 1)
         })?;
         for ((cache, layers), length) in caches.iter_mut().zip(grown).zip(lengths) {
-            **cache = Cache { layers, length: cache.length + length };
+            let input = cache.input_before(*length);
+            **cache = Cache { layers, length: cache.length + length, input };
         }
         Ok(hidden)
     }

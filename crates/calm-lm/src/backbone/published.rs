@@ -25,6 +25,7 @@ impl BackboneConfig {
             intermediate_size: keys.size("intermediate_size"),
             heads,
             kv_heads: (kv_heads != heads).then_some(kv_heads),
+            attention: d.attention,
             rope_theta: keys.rope_theta(d.rope_theta),
             norm_eps: keys.real_or("rms_norm_eps", d.norm_eps),
             init: WeightInit::Normal(keys.real_or("initializer_range", d.init.std(d.hidden_size))),

@@ -355,6 +355,15 @@ pub trait LanguageModel: Send + Sync {
         Ok(None)
     }
 
+    /// The weights `[B, H, S, S]` that positions give each other in each layer of the backbone; with `turned` as they are,
+    /// else as if queries and keys were not turned by their positions. None of a model without one backbone.
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    fn attention_weights(&self, _batch: &ChunkBatch, _turned: bool) -> Result<Option<Vec<Tensor>>> {
+        Ok(None)
+    }
+
     /// Where the model cuts the text of a batch, as it does where its probabilities are measured; None of a model whose
     /// positions all stand for the same number of tokens.
     ///

@@ -22,6 +22,12 @@ pub(super) trait TokenModel: LanguageModel {
     /// The vocabulary `[V, D]`.
     fn output(&self) -> &Parameter;
 
+    /// Whether what is read first makes a difference by being read at once: the input of a model that looks at it in
+    /// other directions than forward.
+    fn reads_input_whole(&self) -> bool {
+        false
+    }
+
     /// Tokens of several texts one after the other, `lengths[0]` of the first and so on, each after its own cache ->
     /// hidden states `[1, N, D]`, without gradient.
     fn read(&self, tokens: &[u32], lengths: &[usize], caches: &mut [&mut Self::Cache]) -> Result<Tensor>;
@@ -44,11 +50,10 @@ impl<M> Copy for Tempered<'_, M> {}
 impl<M: TokenModel> Tempered<'_, M> {
     /// A text with nothing in it yet: the hidden state after BOS, where documents begin so.
     fn blank(&self) -> Result<TextState<M::Cache>> {
-        let (text, mut context) = (self.model.text(), TextState::default());
-        if text.bos_chunk {
-            context.extend(&[text.special.bos], |tokens, cache| self.read_one(tokens, cache))?;
-        }
-        Ok(context)
+        let text = self.model.text();
+        let start = text.bos_chunk.then(|| vec![text.special.bos]);
+        let whole = self.model.reads_input_whole();
+        TextState::begin(start, whole, |tokens, cache| self.read_one(tokens, cache))
     }
 
     fn read_one(&self, tokens: &[u32], cache: &mut M::Cache) -> Result<Tensor> {

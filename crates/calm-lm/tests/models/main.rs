@@ -8,6 +8,7 @@ mod common;
 mod costs;
 mod counts;
 mod decoding;
+mod direction;
 mod dlcm;
 mod gpu;
 mod gradients;

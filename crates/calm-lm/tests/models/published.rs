@@ -19,6 +19,7 @@ fn backbone() -> BackboneConfig {
         intermediate_size: 40,
         heads: 4,
         kv_heads: Some(2),
+        attention: Default::default(),
         rope_theta: 5e5,
         norm_eps: 1e-5,
         init: calm_nn::WeightInit::Normal(0.01),

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use calm_lm::backbone::Branch;
+use calm_lm::backbone::{Branch, Rows};
 use calm_lm::{Cache, Calm, CalmConfig, ChunkBatch, EnergyConfig, LanguageModel, SpecialIds, TextFormat};
 use calm_nn::{Noise, ParamStore};
 use calm_stats::brier::{self as arithmetic, NGRAM};
@@ -166,7 +166,7 @@ fn stages(
     let inputs = model.embed(&batch.ids.narrow(1, 0, s - 1)?.contiguous()?)?;
     check.values(io, "embed_proj", &inputs)?;
     let (positions, segments) = reference::plain_rows(b, s - 1)?;
-    let hidden = model.backbone().forward(&inputs, &positions, &segments)?;
+    let hidden = model.backbone().forward(&inputs, &Rows::causal(&positions, &segments))?;
     check.values(io, "hidden_states", &hidden)?;
     let mut cache = Cache::default();
     let mut cached = Vec::new();
@@ -241,7 +241,7 @@ fn roll_out(
     let mut steps = vec![0u32; starts * ahead * 2 * b * k];
     let mut drawn: Vec<Tensor> = vec![first.zeros_like()?.narrow(1, 0, 1)?.squeeze(1)?; 2 * index.len()];
     let (_, trunk) =
-        model.backbone().forward_trunk(&model.embed(&batch.ids)?, &batch.positions, &batch.segments)?;
+        model.backbone().forward_trunk(&model.embed(&batch.ids)?, &model.backbone().rows(&batch)?)?;
     let mut branch = Branch::default();
     let mut previous = Tensor::cat(&[first, &batch.ids.narrow(1, s - 1, 1)?], 1)?;
     for step in 1..=ahead {

@@ -1,6 +1,7 @@
 //! Kind `llama_rope`: the decoder alone on given inputs, whole rows and with a cache; rotary angles.
 
 use calm_kernels as ops;
+use calm_lm::backbone::Rows;
 use calm_lm::{Backbone, Cache};
 use calm_nn::ParamStore;
 use candle_core::{DType, Device, Result, Tensor};
@@ -33,7 +34,7 @@ pub fn run(case: &Case, check: &mut Check) -> Result<()> {
         for (name, length) in names.iter().filter_map(|n| Some((n, n.strip_prefix("hidden_")?.parse().ok()?)))
         {
             let (positions, segments) = reference::plain_rows(b, length)?;
-            let hidden = backbone.forward(&first(length)?, &positions, &segments)?;
+            let hidden = backbone.forward(&first(length)?, &Rows::causal(&positions, &segments))?;
             check.values_within(&io, name, &hidden, tolerance(length))?;
         }
         for (name, layer) in
@@ -41,7 +42,7 @@ pub fn run(case: &Case, check: &mut Check) -> Result<()> {
         {
             let length = io.get(name)?.dim(1)?;
             let (positions, segments) = reference::plain_rows(b, length)?;
-            let streams = backbone.residual_streams(&first(length)?, &positions, &segments)?;
+            let streams = backbone.residual_streams(&first(length)?, &Rows::causal(&positions, &segments))?;
             check.values_within(&io, name, &streams[layer], tolerance(length))?;
         }
         if io.has("chunks") {

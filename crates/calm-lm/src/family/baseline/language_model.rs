@@ -54,7 +54,8 @@ impl LanguageModel for Baseline {
     }
 
     fn coding(&self) -> Option<Box<dyn Coding + '_>> {
-        Some(Box::new(CodedTokens(self)))
+        // What is coded is read token by token: there is no input that could be read whole.
+        (!self.backbone.reads_input_whole()).then(|| Box::new(CodedTokens(self)) as Box<dyn Coding + '_>)
     }
 
     fn log_probabilities(&self, batch: &ChunkBatch) -> Result<Option<Vec<f64>>> {
@@ -65,7 +66,12 @@ impl LanguageModel for Baseline {
 
     fn hidden_streams(&self, batch: &ChunkBatch) -> Result<Option<Vec<Tensor>>> {
         let inputs = self.embed(&batch.ids)?.detach();
-        self.backbone.residual_streams(&inputs, &batch.positions, &batch.segments).map(Some)
+        self.backbone.residual_streams(&inputs, &self.backbone.rows(batch)?).map(Some)
+    }
+
+    fn attention_weights(&self, batch: &ChunkBatch, turned: bool) -> Result<Option<Vec<Tensor>>> {
+        let inputs = self.embed(&batch.ids)?.detach();
+        self.backbone.attention_weights(&inputs, batch, turned).map(Some)
     }
 }
 
@@ -78,6 +84,10 @@ impl TokenModel for Baseline {
 
     fn output(&self) -> &Parameter {
         &self.output
+    }
+
+    fn reads_input_whole(&self) -> bool {
+        self.backbone.reads_input_whole()
     }
 
     fn read(&self, tokens: &[u32], lengths: &[usize], caches: &mut [&mut Cache]) -> Result<Tensor> {

@@ -87,6 +87,6 @@ impl FamilyConfig for BaselineConfig {
     }
 
     fn published(&self) -> Option<ConfigJson> {
-        Some(published::write(self))
+        self.backbone.attention.is_causal().then(|| published::write(self))
     }
 }

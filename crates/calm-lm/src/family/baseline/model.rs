@@ -52,7 +52,7 @@ impl Baseline {
     /// # Errors
     /// Chunks of more than one token; on the CPU an id outside the vocabulary; what a GPU answers.
     pub fn hidden(&self, batch: &ChunkBatch) -> Result<Tensor> {
-        let x = self.backbone.forward(&self.embed(&batch.ids)?, &batch.positions, &batch.segments)?;
+        let x = self.backbone.forward(&self.embed(&batch.ids)?, &self.backbone.rows(batch)?)?;
         batch.pick(&x)
     }
 
@@ -73,7 +73,7 @@ impl Baseline {
         let (b, s, _) = batch.ids.dims3()?;
         let targets: Vec<u32> = batch.targets()?.flatten_all()?.to_vec1()?;
         let inputs = self.embed(&batch.ids)?.detach();
-        let (x, trunk) = self.backbone.forward_trunk(&inputs, &batch.positions, &batch.segments)?;
+        let (x, trunk) = self.backbone.forward_trunk(&inputs, &self.backbone.rows(batch)?)?;
         let mut branch = Branch::default();
         let draws = TokenDraws { output: &self.output, special: self.text.special, seed, purpose };
         let mut out = draws.along(batch.pick(&x)?.detach(), &targets, &batch.rows, |tokens| {

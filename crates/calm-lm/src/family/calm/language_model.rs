@@ -70,7 +70,9 @@ impl LanguageModel for Calm {
 
     /// Of a decoder that is drawn from, behind a head whose draws are the same to the bit everywhere.
     fn coding(&self) -> Option<Box<dyn Coding + '_>> {
-        (self.decode == Decode::Sample && self.head.is_fixed()).then(|| Box::new(self) as Box<dyn Coding>)
+        let coded =
+            self.decode == Decode::Sample && self.head.is_fixed() && !self.backbone().reads_input_whole();
+        coded.then(|| Box::new(self) as Box<dyn Coding>)
     }
 
     /// Noise stream `head` of the purpose, step 0.
@@ -115,7 +117,12 @@ impl LanguageModel for Calm {
 
     fn hidden_streams(&self, batch: &ChunkBatch) -> Result<Option<Vec<Tensor>>> {
         let inputs = self.embed(&batch.ids)?.detach();
-        self.backbone.residual_streams(&inputs, &batch.positions, &batch.segments).map(Some)
+        self.backbone.residual_streams(&inputs, &self.backbone.rows(batch)?).map(Some)
+    }
+
+    fn attention_weights(&self, batch: &ChunkBatch, turned: bool) -> Result<Option<Vec<Tensor>>> {
+        let inputs = self.embed(&batch.ids)?.detach();
+        self.backbone.attention_weights(&inputs, batch, turned).map(Some)
     }
 
     fn condition_check(&self, batch: &ChunkBatch, noise: &Noise<'_>) -> Result<Option<(f64, f64)>> {

@@ -123,7 +123,7 @@ impl FamilyConfig for CalmConfig {
     }
 
     fn published(&self) -> Option<ConfigJson> {
-        published::write(self)
+        self.backbone.attention.is_causal().then(|| published::write(self)).flatten()
     }
 
     fn on_autoencoder(&self, chunk_size: usize, autoencoder: &AutoencoderConfig) -> Option<ModelConfig> {

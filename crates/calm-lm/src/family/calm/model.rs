@@ -106,7 +106,7 @@ impl Calm {
     /// # Errors
     /// As [`Calm::embed`].
     pub fn hidden(&self, batch: &ChunkBatch) -> Result<Tensor> {
-        let x = self.backbone.forward(&self.embed(&batch.ids)?, &batch.positions, &batch.segments)?;
+        let x = self.backbone.forward(&self.embed(&batch.ids)?, &self.backbone.rows(batch)?)?;
         batch.pick(&x)
     }
 
@@ -154,7 +154,7 @@ impl Calm {
         let (b, s, _) = batch.ids.dims3()?;
         let rows = batch.sources.len();
         let inputs = self.embed(&batch.ids)?.detach();
-        let (x, trunk) = self.backbone.forward_trunk(&inputs, &batch.positions, &batch.segments)?;
+        let (x, trunk) = self.backbone.forward_trunk(&inputs, &self.backbone.rows(batch)?)?;
         let mut hidden = batch.pick(&x)?.detach();
         let mut branch = Branch::default();
         let mut ended = vec![false; rows];
@@ -263,12 +263,9 @@ impl Calm {
     /// # Errors
     /// What a GPU answers.
     pub fn begin(&self) -> Result<TextState> {
-        let mut context = TextState::default();
-        if self.text.bos_chunk {
-            let bos = vec![self.text.special.bos; self.autoencoder.chunk_size()];
-            context.extend(&bos, |t, c| self.forward_cached(t, c))?;
-        }
-        Ok(context)
+        let bos = || vec![self.text.special.bos; self.autoencoder.chunk_size()];
+        let whole = self.backbone.reads_input_whole();
+        TextState::begin(self.text.bos_chunk.then(bos), whole, |t, c| self.forward_cached(t, c))
     }
 
     /// Appends whole chunks to a text.

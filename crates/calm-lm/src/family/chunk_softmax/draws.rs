@@ -24,7 +24,7 @@ pub(super) fn exact(
     let rows = batch.sources.len();
     let SpecialIds { pad, eos, .. } = model.text.special;
     let inputs = model.embed(&batch.ids)?.detach();
-    let (x, trunk) = model.backbone.forward_trunk(&inputs, &batch.positions, &batch.segments)?;
+    let (x, trunk) = model.backbone.forward_trunk(&inputs, &model.backbone.rows(batch)?)?;
     let mut hidden = batch.pick(&x)?.detach();
     let log_p = model.log_p(&hidden, &batch.targets()?)?;
     // The next tokens of a text are the targets of the positions after it (where a text ends, those of the next).

@@ -51,7 +51,7 @@ impl LanguageModel for ChunkSoftmax {
     }
 
     fn coding(&self) -> Option<Box<dyn Coding + '_>> {
-        Some(Box::new(self))
+        (!self.backbone.reads_input_whole()).then(|| Box::new(self) as Box<dyn Coding + '_>)
     }
 
     fn log_probabilities(&self, batch: &ChunkBatch) -> Result<Option<Vec<f64>>> {
@@ -60,6 +60,11 @@ impl LanguageModel for ChunkSoftmax {
 
     fn hidden_streams(&self, batch: &ChunkBatch) -> Result<Option<Vec<Tensor>>> {
         let inputs = self.embed(&batch.ids)?.detach();
-        self.backbone.residual_streams(&inputs, &batch.positions, &batch.segments).map(Some)
+        self.backbone.residual_streams(&inputs, &self.backbone.rows(batch)?).map(Some)
+    }
+
+    fn attention_weights(&self, batch: &ChunkBatch, turned: bool) -> Result<Option<Vec<Tensor>>> {
+        let inputs = self.embed(&batch.ids)?.detach();
+        self.backbone.attention_weights(&inputs, batch, turned).map(Some)
     }
 }

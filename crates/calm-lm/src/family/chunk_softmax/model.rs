@@ -65,7 +65,7 @@ impl ChunkSoftmax {
     /// # Errors
     /// Chunks of another size; on the CPU an id outside the vocabulary; what a GPU answers.
     pub fn hidden(&self, batch: &ChunkBatch) -> Result<Tensor> {
-        let x = self.backbone.forward(&self.embed(&batch.ids)?, &batch.positions, &batch.segments)?;
+        let x = self.backbone.forward(&self.embed(&batch.ids)?, &self.backbone.rows(batch)?)?;
         batch.pick(&x)
     }
 
@@ -117,12 +117,9 @@ impl ChunkSoftmax {
 
     /// A text with nothing in it yet: the hidden state after BOS, where documents begin so.
     pub(super) fn begin(&self) -> Result<TextState> {
-        let mut context = TextState::default();
-        if self.text.bos_chunk {
-            let bos = vec![self.text.special.bos; self.chunk_size];
-            context.extend(&bos, |t, c| self.forward_cached(t, c))?;
-        }
-        Ok(context)
+        let start = self.text.bos_chunk.then(|| vec![self.text.special.bos; self.chunk_size]);
+        let whole = self.backbone.reads_input_whole();
+        TextState::begin(start, whole, |t, c| self.forward_cached(t, c))
     }
 
     /// Appends whole chunks to a text.

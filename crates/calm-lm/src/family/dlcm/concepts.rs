@@ -16,6 +16,7 @@ use candle_core::{Result, Tensor};
 use super::config::{DlcmConfig, Pooling, Smoothing};
 use super::scales::Width;
 use super::slots::Slots;
+use crate::backbone::Rows;
 use crate::{Backbone, ChunkBatch};
 
 /// The way from tokens to concepts.
@@ -85,7 +86,7 @@ impl Concepts {
         let documents = upload(&slots.documents, (b, m), batch.destination())?;
         let positions = upload(&slots.positions, (b, m), batch.destination())?;
         let z = self.widen(&self.pool(h, slots, batch)?)?;
-        let z = self.backbone.forward(&z, &positions, &documents)?;
+        let z = self.backbone.forward(&z, &Rows::causal(&positions, &documents))?;
         let (Smoothing::Ema, Some(p)) = (self.smoothing, p) else { return Ok(z) };
         let opened = upload(&slots.opened, (b, m), batch.destination())?;
         let p = ops::embedding(&opened, &p.reshape((b * s, 1))?, None)?.reshape((b, m))?;

@@ -209,6 +209,10 @@ impl DlcmConfig {
     pub(super) fn check(&self, problems: &mut Problems) {
         problems.within("tokens", |p| self.tokens.validate(p));
         problems.within("concepts", |p| self.concepts.validate(p));
+        // Concepts are cut as the text is read, from its beginning on.
+        let why = "a concept knows nothing of what stands after its boundary";
+        problems.within("tokens", |p| self.tokens.must_be_causal(why, p));
+        problems.within("concepts", |p| self.concepts.must_be_causal(why, p));
         if let Some(layers) = self.encoder_layers.filter(|l| *l > self.tokens.layers) {
             let all = self.tokens.layers;
             problems.add("encoder_layers", format!("is {layers}: `tokens` has {all} layers in all"));

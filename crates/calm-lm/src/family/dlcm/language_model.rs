@@ -94,7 +94,7 @@ impl LanguageModel for Dlcm {
     /// Those of the encoder, which leads to the boundaries.
     fn hidden_streams(&self, batch: &ChunkBatch) -> Result<Option<Vec<Tensor>>> {
         let inputs = self.embed(&batch.ids)?.detach();
-        self.encoder.residual_streams(&inputs, &batch.positions, &batch.segments).map(Some)
+        self.encoder.residual_streams(&inputs, &self.encoder.rows(batch)?).map(Some)
     }
 }
 

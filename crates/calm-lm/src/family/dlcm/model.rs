@@ -83,7 +83,7 @@ impl Dlcm {
 
     /// States of the encoder `[B, S, D]`.
     pub(super) fn encode(&self, batch: &ChunkBatch) -> Result<Tensor> {
-        self.encoder.forward(&self.embed(&batch.ids)?, &batch.positions, &batch.segments)
+        self.encoder.forward(&self.embed(&batch.ids)?, &self.encoder.rows(batch)?)
     }
 
     pub(super) fn pass(&self, batch: &ChunkBatch, decisions: Decisions<'_>) -> Result<Pass> {
@@ -113,7 +113,7 @@ impl Dlcm {
             let one = (&certainty + (1.0 - certainty.detach())?)?.unsqueeze(2)?;
             taken = taken.broadcast_mul(&one.to_dtype(taken.dtype())?)?;
         }
-        let x = self.decoder.forward(&(h + taken)?, &batch.positions, &batch.segments)?;
+        let x = self.decoder.forward(&(h + taken)?, &self.decoder.rows(batch)?)?;
         Ok(Pass { hidden: self.at_width(x)?, boundaries })
     }
 

@@ -4,7 +4,7 @@ use calm_config::Problems;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::BackboneConfig;
+use crate::{BackboneConfig, Direction};
 
 /// A transformer over chunks with a small decoder inside the chunk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -53,6 +53,7 @@ impl PatchConfig {
             intermediate_size: intermediate_size.unwrap_or_else(|| share(global.intermediate_size)),
             heads: heads.unwrap_or_else(|| share(global.heads)),
             kv_heads: None,
+            attention: Direction::Causal,
             ..global.clone()
         }
     }

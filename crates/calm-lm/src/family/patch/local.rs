@@ -12,6 +12,7 @@ use calm_nn::{Builder, Embedding, Init, Linear};
 use candle_core::{Result, Tensor, bail};
 
 use super::PatchConfig;
+use crate::backbone::Rows;
 use crate::family::TextFormat;
 use crate::family::chunk_softmax::{ChunkDecoder, ChunkTokens};
 use crate::{Backbone, Cache};
@@ -74,7 +75,7 @@ impl ChunkDecoder for Local {
         let places: Vec<u32> = (0..k as u32).collect();
         let positions = upload(&places.repeat(r), (r, k), to)?;
         let segments = upload(&vec![0u32; r * k], (r, k), to)?;
-        self.backbone.forward(&x, &positions, &segments)
+        self.backbone.forward(&x, &Rows::causal(&positions, &segments))
     }
 
     fn start(&self, hidden: &Tensor) -> Result<Box<dyn ChunkTokens + '_>> {

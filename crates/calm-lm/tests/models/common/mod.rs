@@ -4,8 +4,8 @@
 
 use calm_autoencoder::{Autoencoder, AutoencoderConfig};
 use calm_lm::{
-    BackboneConfig, Baseline, BaselineConfig, Calm, CalmConfig, ChunkBatch, EnergyConfig, HeadConfig,
-    ModelConfig, MultiTokenConfig, PatchConfig, SpecialIds, TextFormat,
+    BackboneConfig, Baseline, BaselineConfig, Calm, CalmConfig, ChunkBatch, Direction, EnergyConfig,
+    HeadConfig, MixedHeads, ModelConfig, MultiTokenConfig, PatchConfig, SpecialIds, TextFormat,
 };
 use calm_nn::{NoiseKey, ParamStore, RowId, philox};
 use candle_core::{DType, Device, Tensor};
@@ -63,6 +63,12 @@ pub fn calm_with(
     };
     let model = Calm::new(&store, &config, ae, &text(16, bos)).unwrap();
     (store, model)
+}
+
+/// Every direction that a backbone of four heads can look in beside causal.
+pub fn directions() -> [Direction; 4] {
+    let mixed = |forward, backward| Direction::Mixed(MixedHeads { forward, backward });
+    [Direction::Prefix, Direction::Alternate, mixed(2, 2), mixed(1, 3)]
 }
 
 pub fn baseline(backbone: &BackboneConfig, bos: bool) -> (ParamStore, Baseline) {
