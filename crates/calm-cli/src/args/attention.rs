@@ -11,7 +11,7 @@ pub struct AttentionArgs {
     #[command(flatten)]
     pub source: RunSource,
     /// Windows of held-out text to look at; each must fill a row.
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole::<usize>)]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = whole::<usize>)]
     pub windows: usize,
     /// What the results are printed as.
     #[arg(long, default_value = "table")]
