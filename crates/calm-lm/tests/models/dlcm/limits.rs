@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::{TEXT, batch, config, log_p, model, rules, text};
+use calm_lm::backbone::Rows;
 use calm_lm::family::dlcm::{BoundaryRule, CosineConfig, CrossConfig, CrossKeys, Smoothing};
 use calm_lm::{Backbone, BackboneConfig, Baseline, BaselineConfig, DlcmConfig, LanguageModel};
 use calm_nn::ParamStore;
@@ -105,9 +106,9 @@ impl Plain {
         let zeros = |n: usize| Tensor::zeros((1, n), DType::U32, &Device::Cpu);
         let ids = Tensor::new(ids, &Device::Cpu)?;
         let x = self.weight("model.embed_tokens.weight").index_select(&ids, 0)?.unsqueeze(0)?;
-        let h = self.encoder.forward(&x, &row(s)?, &zeros(s)?)?;
+        let h = self.encoder.forward(&x, &Rows::causal(&row(s)?, &zeros(s)?))?;
         let wide = self.linear(&contents(&h)?, "concepts.up.weight")?;
-        let mut z = self.concepts.forward(&wide, &row(m)?, &zeros(m)?)?;
+        let mut z = self.concepts.forward(&wide, &Rows::causal(&row(m)?, &zeros(m)?))?;
         let cuts = self.config.boundaries.by != BoundaryRule::Every;
         if cuts && self.config.smoothing == Smoothing::Ema {
             z = Self::smoothed(&z, &self.probability(&h)?, opened)?;
@@ -133,7 +134,7 @@ impl Plain {
             taken = taken.broadcast_mul(&Self::certain(&self.probability(&h)?, opened)?.unsqueeze(2)?)?;
         }
         let x = (&h + taken)?;
-        let x = self.decoder.forward(&x, &row(s)?, &zeros(s)?)?.squeeze(0)?;
+        let x = self.decoder.forward(&x, &Rows::causal(&row(s)?, &zeros(s)?))?.squeeze(0)?;
         x.matmul(&self.weight("lm_head.weight").t()?)
     }
 }
