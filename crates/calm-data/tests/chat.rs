@@ -362,9 +362,8 @@ fn a_share_of_each_window_may_be_input_and_costs_no_token_file() {
     let all = prepare(&DataConfig { loss_on: LossOn::All, ..base }, &cache, Cut::default()).unwrap();
     assert_eq!((all.train.hash(), all.train.path()), (some.train.hash(), some.train.path()));
     let layout = Layout { chunk_size: 2, context: 16, bos_chunk: true };
-    let predicted = |corpus: &calm_data::Corpus| {
-        corpus.plan(layout, 1).unwrap().batch(0, 0..1, 1).unwrap().predict_count()
-    };
+    let predicted =
+        |corpus: &Corpus| corpus.plan(layout, 1).unwrap().batch(0, 0..1, 1).unwrap().predict_count();
     assert!(predicted(&some) < predicted(&all), "{} of {}", predicted(&some), predicted(&all));
 }
 
