@@ -61,10 +61,11 @@ impl Relaxed {
         let first = if square > 0.0 { 2.0 * loss / square } else { 0.0 };
         let Some(before) = &self.before else { return first };
         let (mut ss, mut sy) = (0.0, 0.0);
-        for i in 0..gradient.len() {
-            let s = f64::from(self.at[i]) - f64::from(before.at[i]);
+        let moved = self.at.iter().zip(&before.at).zip(gradient.iter().zip(&before.gradient));
+        for ((now, at), (g, h)) in moved {
+            let s = f64::from(*now) - f64::from(*at);
             ss += s * s;
-            sy += s * (f64::from(gradient[i]) - f64::from(before.gradient[i]));
+            sy += s * (f64::from(*g) - f64::from(*h));
         }
         // Where the gradient does not grow along the move, the model is no bowl here.
         if sy > 0.0 && (ss / sy).is_finite() { ss / sy } else { first }

@@ -8,7 +8,7 @@
 use calm_nn::{ParamStore, RowId};
 use candle_core::{Result, Tensor, bail};
 
-use super::TextFormat;
+use super::text_format::TextFormat;
 
 /// A model's probabilities for a lossless coder.
 pub trait Coding: Send + Sync {

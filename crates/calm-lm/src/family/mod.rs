@@ -22,6 +22,7 @@ mod inversion;
 pub mod multi_token;
 pub mod patch;
 mod softmax;
+mod text_format;
 mod token_coding;
 mod token_draws;
 mod token_sampler;
@@ -42,23 +43,11 @@ pub use chunk_softmax::ChunkSoftmax;
 pub use coding::{CodedChunks, CodedTexts, Coding};
 pub use draws::{Decode, DecodedDraws, DrawKind, DrawRequest, Draws, ExactDraws, GRAM, SampledDraws};
 pub use inversion::Inversion;
+pub use text_format::TextFormat;
 
 /// Settings that runs of version 0.1 have under another name, each with its name of now, for whoever loads a
 /// configuration with models in it.
 pub const RENAMED: &[(&str, &str)] = &[("init_std", "init")];
-
-/// The text as a model meets it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TextFormat {
-    /// V.
-    pub vocab_size: usize,
-    /// Ids with a meaning.
-    pub special: SpecialIds,
-    /// S, the longest trained sequence in positions.
-    pub context: usize,
-    /// Whether a document begins with an input-only chunk of BOS.
-    pub bos_chunk: bool,
-}
 
 /// Settings of a family: what it is made of and what it costs. V is the vocabulary, S the context in positions, each
 /// of which stands for K tokens.
