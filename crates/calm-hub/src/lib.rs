@@ -6,6 +6,7 @@ mod download;
 mod error;
 mod http;
 mod listing;
+mod local;
 mod names;
 mod push;
 mod send;
@@ -15,8 +16,9 @@ mod watch;
 
 pub use error::{Error, Result};
 pub use listing::{Listing, Remote};
+pub use local::Local;
 pub use names::{Kind, Repository};
-pub use push::{Local, Push, Pushed};
+pub use push::{Push, Pushed};
 pub use settings::{Patience, Settings, Token};
 pub use watch::{Event, Watch};
 

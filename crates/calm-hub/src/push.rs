@@ -4,20 +4,15 @@
 //! (a repository that was made for it is there, and empty). The commit names the one it follows: if somebody else was
 //! faster, the hub refuses it.
 
-use std::fs::File;
-use std::io::Read;
-use std::path::PathBuf;
-
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use sha1::Sha1;
-use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::http::{Client, Failure};
 use crate::listing::{Listing, Remote, all};
+use crate::local::{Known, Local};
 use crate::names::{Repository, encode, is_below, is_commit};
 use crate::send::json as of_json;
 use crate::upload::Upload;
@@ -25,19 +20,8 @@ use crate::watch::Watch;
 
 /// The branch that is written to.
 const BRANCH: &str = "main";
-/// Bytes of a file by which the hub tells what it is.
-const SAMPLE: usize = 512;
 /// Bytes that a commit itself may carry.
 const INLINE: u64 = 32 << 20;
-
-/// A file here, and its name there.
-#[derive(Clone, Debug)]
-pub struct Local {
-    /// Its path in the repository.
-    pub path: String,
-    /// Where it lies.
-    pub from: PathBuf,
-}
 
 /// What is sent.
 pub struct Push<'a> {
@@ -68,57 +52,6 @@ pub struct Pushed {
     pub sent: u64,
     /// Whether all was there already.
     pub unchanged: bool,
-}
-
-/// A file whose size and hashes are known.
-pub(crate) struct Known<'a> {
-    pub(crate) local: &'a Local,
-    pub(crate) size: u64,
-    pub(crate) sha256: String,
-    sha1: String,
-    sample: Vec<u8>,
-}
-
-impl<'a> Known<'a> {
-    fn read(local: &'a Local) -> Result<Self> {
-        let failed = |source| Error::Local { path: local.from.clone(), source };
-        let mut file = File::open(&local.from).map_err(failed)?;
-        let size = file.metadata().map_err(failed)?.len();
-        let (mut large, mut small) = (Sha256::new(), Sha1::new());
-        small.update(format!("blob {size}\0"));
-        let (mut sample, mut piece, mut read) = (Vec::new(), vec![0; 1 << 20], 0);
-        loop {
-            let n = file.read(&mut piece).map_err(failed)?;
-            if n == 0 {
-                break;
-            }
-            large.update(&piece[..n]);
-            small.update(&piece[..n]);
-            read += n as u64;
-            let lacks = SAMPLE - sample.len();
-            sample.extend_from_slice(&piece[..n.min(lacks)]);
-        }
-        if read != size {
-            return Err(failed(std::io::Error::other("it changes while it is read")));
-        }
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { local, size, sha256: hex(&large.finalize()), sha1: hex(&small.finalize()), sample })
-    }
-
-    pub(crate) fn path(&self) -> &str {
-        &self.local.path
-    }
-
-    /// Whether this is what lies there.
-    fn is(&self, there: &Remote) -> bool {
-        there.path == self.path()
-            && there.size == self.size
-            && [&self.sha256, &self.sha1].contains(&&there.etag)
-    }
-
-    fn lies_in(&self, listing: &Listing) -> bool {
-        listing.files.iter().any(|there| self.is(there))
-    }
 }
 
 #[derive(Deserialize)]

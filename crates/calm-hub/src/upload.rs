@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::http::{Answer, Client, Failure};
+use crate::local::Known;
 use crate::names::Repository;
-use crate::push::Known;
 use crate::send::{Method, Sent};
 use crate::watch::{Event, Watch};
 

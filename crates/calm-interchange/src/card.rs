@@ -78,7 +78,7 @@ impl Card<'_> {
             writeln!(f, "| parameters of the {} | {} |", called(*stage), grouped(*parameters as u64))?;
         }
         match *published == OURS {
-            true => writeln!(f, "| form of the weights | calm's own |\n"),
+            true => writeln!(f, "| form of the weights | this program's own |\n"),
             false => writeln!(
                 f,
                 "| form of the weights | `{published}`, as the reference implementation has it |\n"

@@ -50,7 +50,7 @@ pub(super) enum Unpublished {
 }
 
 /// What `architectures` would say of a model that has no published form.
-pub(super) const OURS: &str = "calm";
+pub(super) const OURS: &str = "ours";
 
 /// Writes `config.json` and `model.safetensors` with all aliases; the autoencoder of a model that has one goes to
 /// `ae/`.
@@ -189,7 +189,7 @@ fn ours(model: &ModelConfig, vocab: usize, ids: SpecialIds, context: usize) -> R
     let settings = serde_json::to_value(model)
         .map_err(|e| Error::user(format!("cannot write the model's settings: {e}"), ""))?;
     Ok(object(json!({
-        "model_type": format!("{OURS}-{}", model.name()),
+        "model_type": format!("calm-{}", model.name()),
         "vocab_size": vocab,
         "bos_token_id": ids.bos, "eos_token_id": ids.eos, "pad_token_id": ids.pad,
         "max_position_embeddings": context,

@@ -15,7 +15,7 @@
 //!   tensor is recorded in the run (`reference.json`) and written back by default: import, then export, keeps
 //!   every bit.
 //!
-//! What goes to a hub is an export with ours beside it: configuration, record and scores in `calm/`, and a model card.
+//! What goes to a hub is an export with ours beside it: configuration, record and scores in `calm-run/`, and a model card.
 //! From such a folder the run comes back as it was, in every family.
 //!
 //! An export has its hashes beside it (`SHA256SUMS`), and an import compares them where they are.
@@ -108,7 +108,7 @@ impl Origin {
 }
 
 /// Folder of a model at a hub that holds what the reference does not know: configuration, record, scores.
-const OURS_FOLDER: &str = "calm";
+const OURS_FOLDER: &str = "calm-run";
 
 /// Name of a number format in weight files.
 fn dtype_name(dtype: DType) -> &'static str {

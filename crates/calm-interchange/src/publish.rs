@@ -5,9 +5,9 @@
 //! config.json, model.safetensors   the published form; of a family that has none, our names and a config.json of ours
 //! ae/                              the autoencoder, where there is one
 //! tokenizer.json, SHA256SUMS
-//! calm/config.yaml                 the configuration in force
-//! calm/run.json                    the record: hashes, commands; without the names of machines
-//! calm/results.json                scores
+//! calm-run/config.yaml              the configuration in force
+//! calm-run/run.json                the record: hashes, commands; without the names of machines
+//! calm-run/results.json              scores
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -73,7 +73,8 @@ fn fill(run: &Run, options: &PublishOptions, out: &Path) -> Result<PublishReport
         entry.host = None;
         // Where the program lay says who started it, and nothing about the run.
         if let Some(program) = entry.command.first_mut() {
-            *program = "calm".to_owned();
+            let name = Path::new(&*program).file_name().map(|name| name.to_string_lossy().into_owned());
+            *program = name.unwrap_or_default();
         }
     }
     write_json(&ours.join(RECORD), &record)?;

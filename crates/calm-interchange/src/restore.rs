@@ -205,20 +205,20 @@ mod tests {
             "README.md",
             "ae/config.json",
             "ae/model.safetensors",
-            "calm/config.yaml",
+            "calm-run/config.yaml",
             "config.json",
             "model.safetensors",
             "tokenizer.json",
             "runs/x.bin",
             "optimizer.bin",
-            "calm/notes.txt",
+            "calm-run/notes.txt",
         ];
         assert_eq!(
             wanted(&ours, None),
             [
                 "ae/config.json",
                 "ae/model.safetensors",
-                "calm/config.yaml",
+                "calm-run/config.yaml",
                 "config.json",
                 "model.safetensors",
                 "tokenizer.json"

@@ -20,6 +20,7 @@ use calm_train::plan::{Plan, describe};
 use calm_train::reporter::Reporter;
 use calm_train::training::{Observer, StepReport, Validation};
 
+use self::shown::WIDTH;
 use crate::args::DemoArgs;
 use crate::book::PAGES;
 use crate::error::Hinted;
@@ -31,8 +32,6 @@ use crate::{report, shipped, version};
 
 /// The configuration that is trained.
 const NAME: &str = "demo";
-/// Width of what is printed.
-const WIDTH: usize = 78;
 
 /// Runs the command.
 pub fn run(args: &DemoArgs, choice: Choice, stop: &Stop, printer: &Printer) -> Result<()> {

@@ -120,12 +120,12 @@ fn show(args: &ReportArgs, port: u16, device: &Device, stop: &Stop, printer: &Pr
             told = true;
         }
         // Nothing is lost by a stop here.
-        stop.patient(true);
+        stop.left_to_others(true);
         let next = Instant::now() + serve::pause(began);
         while Instant::now() < next && !stop.asked() {
             std::thread::sleep(Duration::from_millis(100));
         }
-        stop.patient(false);
+        stop.left_to_others(false);
         if stop.asked() {
             return Ok(());
         }

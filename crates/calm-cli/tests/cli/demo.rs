@@ -3,7 +3,7 @@
 use crate::house::House;
 
 /// As short as it shows everything.
-const SHORT: [&str; 11] = [
+const SHORT: [&str; 15] = [
     "demo",
     "--set",
     "data.source={path: text.txt}",
@@ -11,6 +11,10 @@ const SHORT: [&str; 11] = [
     "train.autoencoder.steps=60",
     "--set",
     "train.lm.steps=20",
+    "--set",
+    "train.lm.warmup_steps=5",
+    "--set",
+    "train.lm.checkpoint_every=0",
     "--set",
     "eval.documents=4",
     "--set",
@@ -55,9 +59,9 @@ fn without_the_default_corpus_the_book_is_the_text() {
     let mut command = house.command(&[
         "demo",
         "--set",
-        "train.autoencoder.steps=5",
+        "train.autoencoder={steps: 5, batch_rows: 4, context: 32, learning_rate: 1e-3}",
         "--set",
-        "train.lm.steps=5",
+        "train.lm={steps: 5, batch_rows: 4, context: 32, learning_rate: 1e-3}",
         "--set",
         "eval.documents=2",
         "--set",

@@ -54,14 +54,14 @@ fn a_run_comes_back_from_a_hub_as_it_was() {
             "model.safetensors",
             "tokenizer.json",
             "SHA256SUMS",
-            "calm/config.yaml",
+            "calm-run/config.yaml",
         ] {
             assert!(files.contains_key(name), "{kind}: no {name} in {:?}", files.keys());
         }
         assert_eq!(files.contains_key("ae/model.safetensors"), kind == "calm");
         // Nothing of it is left where it was made ready, and no secret or machine in what was sent.
         assert!(!house.path("cache/push-owner--tiny").exists());
-        let record = String::from_utf8_lossy(&files["calm/run.json"]).into_owned();
+        let record = String::from_utf8_lossy(&files["calm-run/run.json"]).into_owned();
         assert!(!record.contains("\"host\""), "{record}");
         for (name, content) in &files {
             let text = String::from_utf8_lossy(content);
@@ -123,7 +123,7 @@ fn a_family_without_a_published_form_comes_back_too() {
     let config: serde_json::Value = serde_json::from_slice(&files["config.json"]).unwrap();
     assert_eq!(config["model_type"], "calm-patch");
     let card = String::from_utf8_lossy(&files["README.md"]).into_owned();
-    assert!(card.contains("calm's own") && card.contains("It was not scored"), "{card}");
+    assert!(card.contains("this program's own") && card.contains("It was not scored"), "{card}");
     well(run(&house, &hub, &["pull", "owner/patch", "--out", "runs/back"], None));
     let text = |run: &str| house.ok(&["generate", "--run", run, "-n", "40", "--seed", "5"]);
     assert_eq!(text("runs/patch"), text("runs/back"));
@@ -157,7 +157,7 @@ fn the_card_says_what_the_record_says_and_is_shown_before_anything_is_sent() {
     let first =
         format!("{:.2} ± {:.2}", brier["brier"][0].as_f64().unwrap(), brier["brier_se"][0].as_f64().unwrap());
     assert!(card.contains(&first), "no {first} in\n{card}");
-    assert!(done.out.contains("model.safetensors") && done.out.contains("calm/run.json"), "{}", done.out);
+    assert!(done.out.contains("model.safetensors") && done.out.contains("calm-run/run.json"), "{}", done.out);
     assert!(!house.path("cache/push-owner--tiny").exists());
 }
 
@@ -217,7 +217,7 @@ fn what_stands_in_the_way_of_a_pull_is_told_and_leaves_no_run() {
     let model = Model::new("owner/tiny", TOKEN);
     well(run(&source, &model.served(), &["push", "runs/baseline", "owner/tiny"], Some(TOKEN)));
     let files = model.files().unwrap();
-    let config = String::from_utf8_lossy(&files["calm/config.yaml"]).into_owned();
+    let config = String::from_utf8_lossy(&files["calm-run/config.yaml"]).into_owned();
     // Without its checksum, as somebody writes who changes it.
     let wider: String = config
         .lines()
@@ -228,8 +228,8 @@ fn what_stands_in_the_way_of_a_pull_is_told_and_leaves_no_run() {
     let mut changed = Repository::model("owner/tiny");
     for (name, content) in &files {
         match name.as_str() {
-            "calm/config.yaml" => changed = changed.with(name, &wider),
-            "calm/SHA256SUMS" => {}
+            "calm-run/config.yaml" => changed = changed.with(name, &wider),
+            "calm-run/SHA256SUMS" => {}
             _ => changed = changed.with(name, content),
         }
     }

@@ -10,8 +10,8 @@ use crate::house::{House, trained};
 
 fn two_runs() -> House {
     let house = House::new();
-    for run in ["calm", "baseline"] {
-        trained().copy_run(&format!("runs/{run}"), &house, &format!("runs/{run}"));
+    for name in ["calm", "again"] {
+        trained().copy_run("runs/calm", &house, &format!("runs/{name}"));
     }
     house
 }
@@ -22,7 +22,7 @@ fn plots_and_tables_are_written_as_files_and_those_of_before_go() {
     let folder = house.path("runs/report/report-files");
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join("of-before.svg"), "").unwrap();
-    let done = house.run(&["report", "runs/calm", "runs/baseline", "--files"]);
+    let done = house.run(&["report", "runs/calm", "runs/again", "--files"]);
     assert_eq!(done.code, 0, "{}", done.err);
     let mut names: Vec<String> =
         fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -33,7 +33,7 @@ fn plots_and_tables_are_written_as_files_and_those_of_before_go() {
         assert!(names.iter().any(|name| name.ends_with(ending)), "{ending}: {names:?}");
     }
     let scores = house.read("runs/report/report-files/scores-aligned-protocol-percent.csv");
-    assert!(scores.starts_with("Variant,K,") && scores.contains("baseline"), "{scores}");
+    assert!(scores.starts_with("Variant,K,") && scores.contains("again"), "{scores}");
 }
 
 /// A command that ends with the test.
@@ -61,7 +61,7 @@ fn get(port: &str, path: &str, host: &str) -> (u16, String) {
 #[test]
 fn the_page_is_shown_to_this_machine_and_anew_when_something_has_come_of_a_run() {
     let house = two_runs();
-    let mut command = house.command(&["report", "runs/calm", "runs/baseline", "--serve", "0"]);
+    let mut command = house.command(&["report", "runs/calm", "runs/again", "--serve", "0"]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut running = Running(child);
     let mut first = String::new();
@@ -73,7 +73,7 @@ fn the_page_is_shown_to_this_machine_and_anew_when_something_has_come_of_a_run()
     assert!(page.contains("<html") && page.contains("/reload.js?1"), "{}", page.len());
     assert!(!house.read("runs/report/report.html").contains("<script"), "the file has none");
     assert_eq!(get(&port, "/version", &own).1.trim(), "1");
-    assert!(get(&port, "/report.csv", &own).1.contains("baseline"));
+    assert!(get(&port, "/report.csv", &own).1.contains("again"));
     assert!(get(&port, "/reload.js?1", &own).1.contains("location.reload"));
     // Another page's script may lead a name of its own here.
     assert_eq!(get(&port, "/", "evil.example:80").0, 403);

@@ -15,10 +15,12 @@ mod saved;
 mod scores;
 mod segments;
 mod summary;
+mod visible;
 
 use maud::{DOCTYPE, PreEscaped, html as markup};
 
 use self::parts::Section;
+use self::visible::visible;
 use crate::ReportError;
 use crate::study::Study;
 
@@ -89,20 +91,4 @@ pub fn html(study: &Study) -> Result<String, ReportError> {
 /// As [`html`].
 pub fn files(study: &Study) -> Result<Vec<(String, String)>, ReportError> {
     Ok(saved::files(&html(study)?))
-}
-
-/// Control characters that a model may well write, as their Unicode pictures: neither HTML nor XML has a
-/// place for them.
-pub(crate) fn visible(page: &str) -> String {
-    page.chars()
-        .map(|c| match c {
-            '\n' | '\t' => c,
-            '\0'..='\u{1f}' => char::from_u32(0x2400 + c as u32).unwrap_or('\u{fffd}'),
-            '\u{7f}' => '\u{2421}',
-            '\u{80}'..='\u{9f}' | '\u{fffe}' | '\u{ffff}' => '\u{fffd}',
-            // These turn the direction of what follows, beyond the text they stand in.
-            '\u{202a}'..='\u{202e}' => '\u{fffd}',
-            _ => c,
-        })
-        .collect()
 }

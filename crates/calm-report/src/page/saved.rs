@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use maud::{Markup, html as markup};
 
 use super::grid::Grid;
-use super::visible;
+use super::visible::visible;
 use crate::ReportError;
 use crate::chart::Chart;
 use crate::plot_file;

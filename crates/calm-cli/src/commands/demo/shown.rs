@@ -14,11 +14,12 @@ use calm_train::models::{self, StageOne};
 use calm_train::pipeline::prepare_data;
 use candle_core::{Device, Tensor};
 
-use super::WIDTH;
 use crate::commands::drawing::{REMAINDER_BUDGET, explain};
 use crate::screen::Screen;
 use crate::ui::{Printer, Table};
 
+/// Width of what is printed.
+pub const WIDTH: usize = 78;
 /// Chunks of the text that are looked at, and those whose vectors are shown.
 const CHUNKS: usize = 36;
 const VECTORS: usize = 6;
@@ -27,7 +28,7 @@ const NUMBERS: usize = 4;
 /// Noise that is added to the vectors.
 const SIGMAS: [f64; 4] = [0.0, 0.5, 1.0, 2.0];
 /// Tokens of a sample, and candidates for each of its chunks.
-const TOKENS: usize = 160;
+const TOKENS: usize = 120;
 const CANDIDATES: usize = 100;
 
 /// A model and a piece of text that it has not seen.

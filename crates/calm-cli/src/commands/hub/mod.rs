@@ -1,6 +1,8 @@
 //! `calm pull` and `calm push`: runs and the models of a Hugging Face hub.
 
 #[cfg(feature = "hub")]
+mod heard;
+#[cfg(feature = "hub")]
 mod pull;
 #[cfg(feature = "hub")]
 mod push;
@@ -9,36 +11,6 @@ mod push;
 pub use pull::run as pull;
 #[cfg(feature = "hub")]
 pub use push::run as push;
-
-#[cfg(feature = "hub")]
-mod heard {
-    use calm_data::Progress;
-    use calm_hub::{Error, Event};
-    use calm_train::reporter::Reporter;
-
-    use crate::screen::Screen;
-
-    /// Shows what a hub is doing.
-    pub(super) fn heard(event: &Event, screen: &mut Screen<'_>) {
-        match event {
-            Event::Bytes { file, done, total } => {
-                screen.data(&Progress::Fetching { file: file.clone(), done: *done, total: *total });
-            }
-            Event::Waiting { reason, wait } => {
-                screen.note(&format!("{reason}: again in {:.0} s", wait.as_secs_f64().max(1.0)));
-            }
-            Event::Locked { file } => screen.note(&format!("{file}: another process fetches it")),
-        }
-    }
-
-    /// An error of a hub; one that somebody asked for ends as such.
-    pub(super) fn told(error: Error) -> anyhow::Error {
-        match error {
-            Error::Stopped => calm_run::Error::Stopped.into(),
-            error => error.into(),
-        }
-    }
-}
 
 #[cfg(not(feature = "hub"))]
 mod without {

@@ -70,7 +70,7 @@ fn fetch(
     let Some(config) = of(CONFIG) else {
         return Err(Hinted::new(
             format!("{repository} has no {CONFIG} at `{revision}`"),
-            "name a model that calm pushed, or one in the form of the reference implementation",
+            "name one that was pushed from here, or one in the form of the reference implementation",
         )
         .into());
     };
