@@ -241,7 +241,7 @@ fn roll_out(
     let mut steps = vec![0u32; starts * ahead * 2 * b * k];
     let mut drawn: Vec<Tensor> = vec![first.zeros_like()?.narrow(1, 0, 1)?.squeeze(1)?; 2 * index.len()];
     let (_, trunk) =
-        model.backbone().forward_trunk(&model.embed(&batch.ids)?, &model.backbone().rows(&batch)?)?;
+        model.backbone().forward_trunk(&model.embed(&batch.ids)?, &model.backbone().rows(batch)?)?;
     let mut branch = Branch::default();
     let mut previous = Tensor::cat(&[first, &batch.ids.narrow(1, s - 1, 1)?], 1)?;
     for step in 1..=ahead {
