@@ -351,7 +351,10 @@ fn a_saved_plot_needs_no_page_and_its_numbers_are_those_of_the_study() {
             } else if file.ends_with(".csv") {
                 let mut reader = csv::Reader::from_reader(content.as_bytes());
                 let lines = reader.records().collect::<Result<Vec<_>, _>>();
-                assert!(lines.unwrap_or_else(|e| panic!("{name}, {file}: {e}")).len() > 0, "{name}, {file}");
+                assert!(
+                    !lines.unwrap_or_else(|e| panic!("{name}, {file}: {e}")).is_empty(),
+                    "{name}, {file}"
+                );
             }
         }
     }
