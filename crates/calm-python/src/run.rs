@@ -27,7 +27,8 @@ pub struct Run(Models);
 
 /// Opens a run's folder; None opens the run in `runs/` that was worked on last.
 ///
-/// `checkpoint` is "best" or "latest", `device` "auto", "cpu", "cuda" or "cuda:N", and `decode` how a CALM makes tokens of a
+/// `checkpoint` is "best" or "latest" (of the language model, and of the autoencoder that `encode_chunks` and
+/// `decode_latents` use), `device` "auto", "cpu", "cuda" or "cuda:N", and `decode` how a CALM makes tokens of a
 /// latent vector: "argmax", "sample", or as its configuration says (None).
 ///
 /// >>> import calm_lm
@@ -335,6 +336,11 @@ impl Run {
         places: usize,
         number: u32,
     ) -> PyResult<Bound<'py, PyAny>> {
+        for (name, value) in [("draws", draws), ("places", places)] {
+            if value == 0 {
+                return Err(PyValueError::new_err(format!("{name}=0: give 1 or more")));
+            }
+        }
         // Everything begins with nothing.
         let until = until.into_iter().filter(|stop| !stop.is_empty()).collect();
         let how = Writing { max_tokens, temperature, top_p, draws, until, seed };
