@@ -358,7 +358,9 @@ impl Run {
     /// each pair of texts (context, continuation). An empty context is the beginning of a document.
     ///
     /// Families with probabilities (`exact`) answer exactly. A CALM answers by a bound, with `samples` latent vectors drawn for
-    /// each chunk: ln p is from below, on average, and comes nearer with more of them.
+    /// each chunk: on average from below, and nearer with more of them, the ln p of the model with a share of 0.001 of uniform
+    /// tokens, after a context whose first tokens (fewer than K) are left out. Continuations of equally many tokens that no
+    /// draw comes near are as good as equal.
     ///
     /// >>> run = calm_lm.open("runs/baseline")
     /// >>> (likely, _), (unlikely, _) = run.log_likelihoods([("ana ", "bolo"), ("ana ", "#@!?")])
