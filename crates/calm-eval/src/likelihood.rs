@@ -2,8 +2,10 @@
 //!
 //! Families with probabilities answer exactly, each token given all before it. A CALM answers by the bound of
 //! [`calm_stats::bound`]: N latent vectors are drawn for a chunk without looking at it, and ln of the mean probability
-//! of its tokens lies below the model's own ln p on average. What makes it one for a continuation that begins and ends
-//! where it likes:
+//! of its tokens lies on average below ln p of this model with the share of uniform tokens that the floor is, after the
+//! context that is seen. That is not always below the ln p of the model alone after all of the context: a chunk that no draw
+//! comes near has that of the floor, and texts of equally many tokens that no draw comes near are equally probable. How a
+//! continuation begins and ends where it likes:
 //!
 //! ```text
 //! K = 4       context c0 .. c9, continuation x0 .. x4
@@ -20,7 +22,8 @@
 //! has one chunk of context at its start, the last one as much as it can.
 //!
 //! What is drawn depends on the seed and the context, not on the other questions: the choices of one question meet the
-//! same draws.
+//! same draws, where the context and each of them fit into a row. Without a context it depends on the continuation: else all
+//! documents would meet the same draws, and their errors would not average out.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -172,6 +175,7 @@ impl Placed {
             before.saturating_sub(chunk * k)..k.min(end - chunk * k)
         };
         let total = ids.len() / k;
+        let key = if question.context.is_empty() { &question.continuation } else { &question.context };
         let mut from = first;
         while from < total {
             let at = (from - 1).min(total.saturating_sub(s));
@@ -181,7 +185,7 @@ impl Placed {
                 ids: ids[at * k..end * k].to_vec(),
                 first: from - at,
                 asked: (from..end).map(asked).collect(),
-                row: hash(&question.context).wrapping_add(at as u32),
+                row: hash(key).wrapping_add(at as u32),
             });
             from = end;
         }
@@ -209,7 +213,7 @@ impl Placed {
     }
 }
 
-/// Of a context (FNV-1a): choices of one question have one, another question another.
+/// Of tokens (FNV-1a): choices of one question have that of their context, another question has another.
 fn hash(tokens: &[u32]) -> u32 {
     tokens.iter().fold(0x811c_9dc5, |hash, token| (hash ^ token).wrapping_mul(0x0100_0193))
 }

@@ -134,6 +134,28 @@ fn the_beginning_of_a_context_is_left_out_where_a_model_draws_and_less_than_a_ch
 }
 
 #[test]
+fn choices_after_a_context_meet_the_same_draws_and_texts_without_one_draws_of_their_own() {
+    let (mut seen, mut apart) = (0, 0);
+    for (name, model) in drawn() {
+        // Under one draw that all tokens meet, their probabilities sum to 1.
+        let off = |context: &[u32], seed| {
+            let next: Vec<Question> = (0..V as u32).map(|t| question(context, &[t])).collect();
+            let options = LikelihoodOptions { seed, greedy: false, ..options(1) };
+            let answers = likelihoods(&*model, layout(&*model), &next, &options).unwrap();
+            (answers.iter().map(|a| a.log_p.exp()).sum::<f64>() - 1.0).abs()
+        };
+        let context = text(3 * model.chunk_size() as u32);
+        for seed in 0..4 {
+            let off = off(&context, seed);
+            assert!(off < 1e-3, "{name}: a sum that is off by {off} after a context");
+        }
+        apart += usize::from((0..4).any(|seed| off(&[], seed) > 1e-3));
+        seen += 1;
+    }
+    assert!(seen >= 4 && 2 * apart > seen, "of {seen} models {apart} draw for each text");
+}
+
+#[test]
 fn more_draws_bring_the_bound_nearer_on_average() {
     for (name, model) in drawn() {
         let long = text(300);

@@ -138,8 +138,15 @@ fn from_view<T: Read>(view: &Bound<'_, PyMemoryView>) -> PyResult<Given<T>> {
     Ok(Given { values: values.ok_or_else(other)?, shape })
 }
 
+/// Sides that nested sequences have at most: one that holds itself would have no end.
+const SIDES: usize = 8;
+
 /// Adds what a sequence holds at this depth; all of one depth must be of one length.
 fn nested<T: Read>(object: &Bound<'_, PyAny>, depth: usize, given: &mut Given<T>) -> PyResult<()> {
+    if depth > SIDES {
+        let message = format!("sequences are nested more than {SIDES} deep; give rows of one length");
+        return Err(PyValueError::new_err(message));
+    }
     let Some(sequence) = object.cast::<PySequence>().ok().filter(|s| !s.is_instance_of::<PyString>()) else {
         given.values.push(T::from_object(object)?);
         return match depth == given.shape.len() {

@@ -61,11 +61,11 @@ impl Models {
         self.tokenizer.get(|| Ok(Arc::new(self.run.tokenizer()?)))
     }
 
-    /// Its autoencoder.
+    /// Its autoencoder, of the checkpoint that was asked for; the one below the language model is always the best.
     pub fn autoencoder(&self) -> Result<Arc<StageOne>, Failure> {
         let tokenizer = self.tokenizer()?;
         self.autoencoder
-            .get(|| Ok(Arc::new(load_autoencoder(&self.run, Which::Best, &tokenizer, &self.device)?.0)))
+            .get(|| Ok(Arc::new(load_autoencoder(&self.run, self.which, &tokenizer, &self.device)?.0)))
     }
 
     /// Its language model.

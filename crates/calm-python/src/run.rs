@@ -27,7 +27,8 @@ pub struct Run(Models);
 
 /// Opens a run's folder; None opens the run in `runs/` that was worked on last.
 ///
-/// `checkpoint` is "best" or "latest", `device` "auto", "cpu", "cuda" or "cuda:N", and `decode` how a CALM makes tokens of a
+/// `checkpoint` is "best" or "latest" (of the language model, and of the autoencoder that `encode_chunks` and
+/// `decode_latents` use), `device` "auto", "cpu", "cuda" or "cuda:N", and `decode` how a CALM makes tokens of a
 /// latent vector: "argmax", "sample", or as its configuration says (None).
 ///
 /// >>> import calm_lm
@@ -335,6 +336,11 @@ impl Run {
         places: usize,
         number: u32,
     ) -> PyResult<Bound<'py, PyAny>> {
+        for (name, value) in [("draws", draws), ("places", places)] {
+            if value == 0 {
+                return Err(PyValueError::new_err(format!("{name}=0: give 1 or more")));
+            }
+        }
         // Everything begins with nothing.
         let until = until.into_iter().filter(|stop| !stop.is_empty()).collect();
         let how = Writing { max_tokens, temperature, top_p, draws, until, seed };
@@ -352,7 +358,9 @@ impl Run {
     /// each pair of texts (context, continuation). An empty context is the beginning of a document.
     ///
     /// Families with probabilities (`exact`) answer exactly. A CALM answers by a bound, with `samples` latent vectors drawn for
-    /// each chunk: ln p is from below, on average, and comes nearer with more of them.
+    /// each chunk: on average from below, and nearer with more of them, the ln p of the model with a share of 0.001 of uniform
+    /// tokens, after a context whose first tokens (fewer than K) are left out. Continuations of equally many tokens that no
+    /// draw comes near are as good as equal.
     ///
     /// >>> run = calm_lm.open("runs/baseline")
     /// >>> (likely, _), (unlikely, _) = run.log_likelihoods([("ana ", "bolo"), ("ana ", "#@!?")])

@@ -61,7 +61,7 @@ pub struct Writing {
     pub temperature: f64,
     /// Of probabilities: the mass that is kept.
     pub top_p: f64,
-    /// Of a black box: draws of a chunk below temperature 1.
+    /// Of a black box: draws of a chunk below temperature 1; 1 or more.
     pub draws: usize,
     /// What a text ends before; none is empty.
     pub until: Vec<String>,
@@ -111,7 +111,7 @@ impl Writing {
         })?;
         let decoding = match t.reciprocal::<candle_core::Error>() {
             Ok(1) => Decoding::Plain,
-            Ok(_) => Decoding::Batch { temperature: t, samples: draws.max(1) },
+            Ok(_) => Decoding::Batch { temperature: t, samples: draws },
             Err(_) => Decoding::Exact { temperature: t, options: ExactOptions::default() },
         };
         Ok((model.sampler(), options(decoding)))
@@ -160,7 +160,7 @@ pub fn one(models: &Models, prompt: &str, how: &Writing, stop: &Stop) -> Result<
     Ok(how.finish(&tokenizer, prompt, &before, tokens, &report))
 }
 
-/// Many, as `calm generate --prompts` does, so many at a time; `number` is that of the first.
+/// Many, as `calm generate --prompts` does, so many at a time (1 or more); `number` is that of the first.
 pub fn many(
     models: &Models,
     prompts: &[String],
@@ -181,7 +181,8 @@ pub fn many(
         texts.push(how.finish(&tokenizer, &prompts[i], &encoded[i], answer.tokens, &answer.report));
         stop.check()
     };
-    let enough = |_, tokens: &[u32]| how.stops(&tokenizer, tokens);
-    answer_until(&*sampler, &options, places.clamp(1, prompts.len().max(1)), next, enough, done)?;
+    // While all places are taken nobody asks for a prompt: whoever is to stop ends all texts, and `done` says so.
+    let enough = |_, tokens: &[u32]| stop.check().is_err() || how.stops(&tokenizer, tokens);
+    answer_until(&*sampler, &options, places.min(prompts.len().max(1)), next, enough, done)?;
     Ok(texts)
 }

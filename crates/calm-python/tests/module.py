@@ -4,6 +4,7 @@ tiny runs `calm` and `baseline`, and FOLDER/book the book's page of the module.
 
 import ast
 import doctest
+import faulthandler
 import inspect
 import json
 import math
@@ -12,6 +13,7 @@ import pathlib
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import calm_lm
 from calm_lm import _native
@@ -123,6 +125,9 @@ def buffers_go_in_and_out():
     raises(ValueError, lambda: run.decode([[1, 2], [3]]), "one length")
     raises(TypeError, lambda: run.decode(array.array("d", [1.0])), "whole numbers")
     raises(TypeError, lambda: run.decode(["a"]))
+    endless = []
+    endless.append(endless)
+    raises(ValueError, lambda: run.decode(endless), "8 deep")
     raises(calm_lm.CalmError, lambda: run.decode_latents([[0.0] * 23]), "[n, 24]")
 
 
@@ -138,6 +143,8 @@ def errors_say_what_helps():
     raises(calm_lm.CalmError, lambda: run.generate("a", top_p=0.5), "whole chunks", 'decode="sample"')
     raises(calm_lm.CalmError, lambda: calm_lm.open("runs/baseline").generate("a", temperature=-1.0))
     raises(ValueError, lambda: run.log_likelihoods([("a", "b")], samples=0))
+    raises(ValueError, lambda: run.generate("a", temperature=0.5, draws=0), "draws=0")
+    raises(ValueError, lambda: run.generate(["a"], places=0), "places=0")
 
 
 def text_is_that_of_the_program(generated):
@@ -220,6 +227,18 @@ def a_signal_ends_work():
     run.generate("ana ", max_tokens=1)
 
 
+def threads_have_one_run():
+    # Who waits for another here waits for ever.
+    faulthandler.dump_traceback_later(300, exit=True)
+    # The first of them loads the model.
+    run = calm_lm.open("runs/calm")
+    write = lambda seed: run.generate("ana ", max_tokens=6, seed=seed).text
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(write, range(24)))
+    faulthandler.cancel_dump_traceback_later()
+    assert together == [write(seed) for seed in range(24)]
+
+
 def scores_of_arrays_and_of_a_file_are_equal():
     targets = [[i % 5, 1, 2, 3, 9] for i in range(12)]
     samples = [[[i % 5, 1, j, 3, 8] for j in (2, 4, 2)] for i in range(12)]
@@ -263,6 +282,7 @@ errors_say_what_helps()
 text_is_that_of_the_program(folder / "runs")
 probabilities_are_probabilities()
 a_signal_ends_work()
+threads_have_one_run()
 scores_of_arrays_and_of_a_file_are_equal()
 types_are_those_of_what_is_compiled()
 note = numpy_shares_the_memory()
