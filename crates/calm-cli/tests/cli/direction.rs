@@ -30,6 +30,15 @@ fn a_run_says_its_direction_where_it_is_not_the_usual_one() {
 }
 
 #[test]
+fn a_run_goes_on_with_its_own_output_only() {
+    for loss_on in ["data.loss_on={after_share: 0.75}", "data.loss_on=all"] {
+        let more = ["--out", "runs/causal", "--resume", "--set", loss_on, "--set", "train.lm.steps=25"];
+        let train = [&["train", "--config", "half.yaml"][..], &more].concat();
+        RUNS.refuses(&train, &["the text has changed", "data.loss_on", "hint:"]);
+    }
+}
+
+#[test]
 fn ranks_are_shares_of_full_rank_and_layers_have_their_lines() {
     for run in ["runs/prefix", "runs/causal"] {
         let args = ["eval", "attention", "--run", run, "--windows", "2"];
