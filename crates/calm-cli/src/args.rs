@@ -309,7 +309,8 @@ impl TextSource {
 /// `calm eval brierlm`
 #[derive(Debug, Args)]
 pub struct BrierArgs {
-    /// With --data: what of it counts (default: as in the run). `all` scores a run that learned answers on any text.
+    /// With --data: what of it counts (default: as in the run). `all` scores a run that learned answers on any text,
+    /// if its attention is causal.
     #[arg(long, value_name = "all|answers", requires = "data")]
     pub loss_on: Option<LossOnName>,
     /// The run.

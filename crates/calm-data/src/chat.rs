@@ -46,6 +46,11 @@ impl LossOn {
         }
     }
 
+    /// Whether documents have a part that is input alone.
+    pub fn has_input(self) -> bool {
+        self == Self::Answers || self.input_share() > 0.0
+    }
+
     /// Adds what is impossible.
     pub(crate) fn validate(self, problems: &mut Problems) {
         let share = self.input_share();

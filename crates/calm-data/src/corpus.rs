@@ -113,7 +113,7 @@ impl SplitSummary {
 pub struct CorpusSummary {
     /// One line for people.
     pub description: String,
-    /// Hash of all text and its division.
+    /// Hash of all text and its division, and of the share of every window that is input.
     pub hash: String,
     /// Hash of the tokenizer.
     pub tokenizer_hash: String,
@@ -141,7 +141,7 @@ pub struct Corpus {
     pub validation: TokenFile,
     /// The tokenizer of both.
     pub tokenizer: Tokenizer,
-    /// Hash of all text and its division (hexadecimal BLAKE3).
+    /// Hash of all text and its division, and of the share of every window that is input (hexadecimal BLAKE3).
     pub hash: String,
     /// Hash of the tokenizer (hexadecimal BLAKE3).
     pub tokenizer_hash: String,
@@ -226,6 +226,11 @@ pub fn prepare_with(
         sections += file.sections();
     }
     let share = data.loss_on.input_share();
+    // Where the output begins is no part of the tokens, but of what is learned of them and scored.
+    let hash = match share > 0.0 {
+        true => blake3::hash(&[&hash.as_bytes()[..], &share.to_le_bytes()].concat()),
+        false => hash,
+    };
     let train = TokenFile::joined(files, train_hash).after_share(share);
     let validation = validation.after_share(share);
     let (hash, tokenizer_hash) = (hash.to_hex().to_string(), tokenizer.hash());

@@ -49,9 +49,12 @@ impl TokenFile {
         !self.is_marked() && self.input_share() <= 0.0
     }
 
-    /// Chunks at the beginning of a window of `chunks` that are input alone.
+    /// Chunks at the beginning of a window of `chunks` that are input alone: its share of them, rounded down; one at least
+    /// is left.
     pub(crate) fn input_of(&self, chunks: usize) -> usize {
-        (chunks as f64 * self.input_share()) as usize
+        // 0.29 of 100 is 29, though the product of the nearest numbers is a little less.
+        let share = (chunks as f64 * self.input_share() + 1e-9).floor();
+        (share as usize).min(chunks.saturating_sub(1))
     }
 
     /// The tokens of document `i` that count; none where all do.
@@ -100,6 +103,23 @@ mod tests {
             );
             assert!(!file.counting(2).unwrap().any(3..9));
             assert_eq!(file.document(2).to_vec(), [2, 3]);
+        }
+    }
+
+    #[test]
+    fn a_share_is_rounded_down_and_leaves_a_chunk() {
+        let file = TokenFile::in_memory(&[(vec![1; 9], 9)], [1; 32], [2; 32]);
+        for (share, chunks, input) in [
+            (0.29, 100, 29),
+            (0.57, 100, 57),
+            (0.5, 7, 3),
+            (0.25, 3, 0),
+            (1.0 - f64::EPSILON, 8, 7),
+            (0.5, 1, 0),
+            (0.5, 0, 0),
+            (0.0, 8, 0),
+        ] {
+            assert_eq!(file.clone().after_share(share).input_of(chunks), input, "{share} of {chunks}");
         }
     }
 

@@ -278,11 +278,12 @@ fn no_document_and_impossible_windows_are_errors() {
 proptest! {
     #[test]
     fn after_a_share_of_each_window_all_counts_and_before_it_all_is_input(
-        lengths in prop::collection::vec(0usize..40, 1..12), layout in layouts(), share in 0.0f64..1.0, overlap in 1usize..3,
+        lengths in prop::collection::vec(0usize..40, 1..12), layout in layouts(), percent in 0usize..100, overlap in 1usize..3,
     ) {
         let documents = documents(&lengths);
         let file = token_file(&documents);
         let whole = RowPlan::new(&file, layout, SPECIAL, 1).unwrap();
+        let share = percent as f64 / 100.0;
         let plan = RowPlan::new(&file.clone().after_share(share), layout, SPECIAL, 1).unwrap();
         let rows = plan.rows().unwrap();
         let batches = [(whole.batch(0, 0..rows, rows).unwrap(), plan.batch(0, 0..rows, rows).unwrap())];
@@ -292,7 +293,7 @@ proptest! {
             prop_assert_eq!((&all.ids, &all.target, &all.segments), (&some.ids, &some.target, &some.segments));
             prop_assert_eq!(all.inputs(), None);
             predicted += some.predict_count() as u64;
-            check_shares(all, some, share)?;
+            check_shares(all, some, percent)?;
         }
         prop_assert_eq!(plan.predicted_chunks(), predicted);
         if overlap < layout.context {
@@ -304,15 +305,15 @@ proptest! {
             let (whole, plan) = (rows(&file), rows(&file.after_share(share)));
             let (all, some) = (whole.batch(0..whole.rows()), plan.batch(0..plan.rows()));
             prop_assert_eq!(plan.predicted_chunks(), some.predict_count() as u64);
-            check_shares(&all, &some, share)?;
+            check_shares(&all, &some, percent)?;
         }
     }
 }
 
-/// `some` is `all` with this share of every window as input.
-fn check_shares(all: &Batch, some: &Batch, share: f64) -> Result<(), TestCaseError> {
+/// `some` is `all` with so many percent of every window as input.
+fn check_shares(all: &Batch, some: &Batch, percent: usize) -> Result<(), TestCaseError> {
     let k = all.chunk_size;
-    if share <= 0.0 {
+    if percent == 0 {
         prop_assert_eq!(all, some);
         return Ok(());
     }
@@ -323,7 +324,7 @@ fn check_shares(all: &Batch, some: &Batch, share: f64) -> Result<(), TestCaseErr
         let row = from / all.context;
         let same = |at: &usize| at / all.context == row && all.segments[*at] == all.segments[from];
         let to = (from..end).take_while(same).count() + from;
-        let input = ((to - from) as f64 * share) as usize;
+        let input = (to - from) * percent / 100;
         for at in from..to {
             let is_text = |at: usize| all.filled[at] && all.ids[at * k] != SPECIAL.bos;
             let counts = |at: usize| is_text(at) && at - from >= input;

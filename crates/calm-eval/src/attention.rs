@@ -1,8 +1,9 @@
 //! How many directions the attention matrices of a model have: the rank of `softmax(QKᵀ)` by layer, in windows of held-out
 //! text that fill a row.
 //!
-//! A causal matrix is triangular with a positive diagonal and of full rank; one that looks both ways may be of low rank, the
-//! claimed reason why decoders do well (<https://kexue.fm/archives/9529>).
+//! A causal matrix is triangular with a positive diagonal and of full rank, and one that looks backwards is triangular in
+//! blocks, of full rank too; one that looks both ways may be of low rank, the claimed reason why decoders do well
+//! (<https://kexue.fm/archives/9529>).
 
 use calm_data::Batch;
 use calm_lm::LanguageModel;
@@ -51,12 +52,10 @@ struct Sum {
 }
 
 impl Sum {
-    fn add(&mut self, rank: Option<Rank>) {
-        if let Some(rank) = rank {
-            self.rank.effective += rank.effective;
-            self.rank.above += rank.above;
-            self.windows += 1;
-        }
+    fn add(&mut self, rank: Rank) {
+        self.rank.effective += rank.effective;
+        self.rank.above += rank.above;
+        self.windows += 1;
     }
 
     fn mean(self) -> Option<Rank> {
@@ -76,7 +75,7 @@ fn is_whole(batch: &Batch) -> bool {
 /// model without such matrices, or if no window fills a row.
 ///
 /// # Errors
-/// What a GPU answers.
+/// Weights that are no numbers, as of a model that diverged; singular values that do not converge; what a GPU answers.
 pub fn attention_ranks(
     model: &dyn LanguageModel,
     batches: impl Iterator<Item = Batch>,
@@ -92,11 +91,11 @@ pub fn attention_ranks(
         for (kind, turned) in [true, false].into_iter().enumerate() {
             let Some(layers) = model.attention_weights(&tensors, turned)? else { return Ok(None) };
             sums.resize(layers.len(), Default::default());
-            for (sums, weights) in sums.iter_mut().zip(&layers) {
+            for (layer, (sums, weights)) in sums.iter_mut().zip(&layers).enumerate() {
                 let [whole, of_input] = &mut sums[kind];
-                whole.add(Rank::mean(&corners(weights, n)?, n));
+                whole.add(mean_rank(weights, n, layer)?);
                 if input > 1 {
-                    of_input.add(Rank::mean(&corners(weights, input)?, input));
+                    of_input.add(mean_rank(weights, input, layer)?);
                 }
             }
         }
@@ -112,8 +111,36 @@ pub fn attention_ranks(
     Ok((seen > 0).then_some(AttentionRanks { windows: seen, positions, input, layers }))
 }
 
+/// The mean over heads of the ranks of a layer's first n rows and columns.
+fn mean_rank(weights: &Tensor, n: usize, layer: usize) -> Result<Rank> {
+    let Some(rank) = Rank::mean(&corners(weights, n)?, n) else {
+        candle_core::bail!(
+            "attention of layer {layer} has no rank: its weights are no numbers, or their singular values do not converge"
+        );
+    };
+    Ok(rank)
+}
+
 /// The first n rows and columns of each head's matrix in the first row of weights `[1, H, S, S]`.
 fn corners(weights: &Tensor, n: usize) -> Result<Vec<Vec<f64>>> {
     let heads = weights.i((0, .., ..n, ..n))?.to_dtype(DType::F64)?;
     (0..heads.dim(0)?).map(|head| heads.i(head)?.flatten_all()?.to_vec1()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn a_matrix_without_a_rank_is_an_error_and_not_left_out() {
+        let weights = |last: f64| {
+            let values = vec![1.0, 0.0, 0.5, 0.5, 1.0, 0.0, 0.5, last];
+            Tensor::from_vec(values, (1, 2, 2, 2), &Device::Cpu).unwrap()
+        };
+        assert!(mean_rank(&weights(0.5), 2, 3).unwrap().effective > 0.5);
+        let error = mean_rank(&weights(f64::NAN), 2, 3).unwrap_err().to_string();
+        assert!(error.contains("layer 3") && error.contains("no numbers"), "{error}");
+    }
 }

@@ -342,6 +342,15 @@ impl Validate for RunConfig {
         }
         let name = self.model.name();
         problems.within("model", |p| p.within(name, |p| self.model.validate(p)));
+        // It would learn to read forward alone, and read every prompt in the other directions.
+        if self.model.reads_input() && !self.data.loss_on.has_input() {
+            problems
+                .add(
+                    &format!("model.{name}.backbone.attention"),
+                    "looks at the input of documents, and where all text counts they have none",
+                )
+                .remedy("set data.loss_on to {after_share: 0.5} or answers, or attention to causal");
+        }
         match (&self.train.autoencoder, self.model.autoencoder()) {
             (Some(stage), Some(_)) => {
                 problems.within("train.autoencoder", |p| stage.validate(p));

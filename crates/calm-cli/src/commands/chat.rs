@@ -44,11 +44,16 @@ pub(super) fn converse(
     args: &GenerateArgs,
     printer: &Printer,
 ) -> Result<()> {
-    if talk.conversations.loss_on == LossOn::All {
-        printer.warn(
-            "this run was not trained on answers (data.loss_on: all): unless its text was conversations in its \
-             data.template, it does not know what a turn is",
-        );
+    let learned = match talk.conversations.loss_on {
+        LossOn::Answers => None,
+        LossOn::All => Some("all".to_owned()),
+        LossOn::AfterShare(share) => Some(format!("{{after_share: {share}}}")),
+    };
+    if let Some(learned) = learned {
+        printer.warn(format!(
+            "this run was not trained on answers (data.loss_on: {learned}): unless its text was conversations in its \
+             data.template, it does not know what a turn is"
+        ));
     }
     let mut bent = Bent::default();
     let ended = turns(talk, sampler, tokenizer, decoding, args, &mut bent, printer);

@@ -15,7 +15,7 @@ use calm_train::pipeline::prepare_data;
 use calm_train::scoring::{Means, reconstruct_run, score_run};
 
 use super::{decoded_by, open_run, text_of, which};
-use crate::args::{BrierArgs, Format, OtherText, ReconstructArgs, TextSource};
+use crate::args::{BrierArgs, Format, LossOnName, OtherText, ReconstructArgs, TextSource};
 use crate::error::Hinted;
 use crate::hardware;
 use crate::report as tables;
@@ -56,6 +56,13 @@ pub fn brierlm(args: &BrierArgs, device: Choice, printer: &Printer) -> Result<()
         return samples(path, args, printer);
     }
     let run = decoded_by(open_run(&args.source)?, args.decode)?;
+    if args.loss_on == Some(LossOnName::All) && run.config.model.reads_input() {
+        return Err(Hinted::new(
+            "--loss-on all leaves no input, and this run was trained with attention that looks at one",
+            "leave --loss-on out to score it as it was trained",
+        )
+        .into());
+    }
     let device = hardware::open(device, printer)?;
     let run = run.on(&device);
     let mut eval = settings(&run.config.eval, &args.text, args.draws)?;

@@ -30,6 +30,15 @@ fn a_run_says_its_direction_where_it_is_not_the_usual_one() {
 }
 
 #[test]
+fn a_run_goes_on_with_its_own_output_only() {
+    for loss_on in ["data.loss_on={after_share: 0.75}", "data.loss_on=all"] {
+        let more = ["--out", "runs/causal", "--resume", "--set", loss_on, "--set", "train.lm.steps=25"];
+        let train = [&["train", "--config", "half.yaml"][..], &more].concat();
+        RUNS.refuses(&train, &["the text has changed", "data.loss_on", "hint:"]);
+    }
+}
+
+#[test]
 fn ranks_are_shares_of_full_rank_and_layers_have_their_lines() {
     for run in ["runs/prefix", "runs/causal"] {
         let args = ["eval", "attention", "--run", run, "--windows", "2"];
@@ -65,9 +74,17 @@ fn a_prompt_is_the_input_of_what_is_generated() {
 fn what_needs_attention_that_looks_forward_says_so() {
     RUNS.refuses(&["compress", "text.txt", "--run", "runs/prefix"], &["no probabilities", "causal"]);
     RUNS.refuses(&["export", "--run", "runs/prefix", "--out", "out"], &["no published form"]);
+    let all = ["eval", "brierlm", "--run", "runs/prefix", "--data", "text.txt", "--loss-on", "all"];
+    RUNS.refuses(&all, &["leaves no input", "leave --loss-on out"]);
     let bad = ["--set", "model.baseline.backbone.attention={mixed: {forward: 1, backward: 2}}"];
     let train = [&["train", "--config", "half.yaml", "--out", "runs/bad"][..], &bad].concat();
     RUNS.refuses(&train, &["attention.mixed", "1 + 2"]);
+    // Where nothing is input, no direction but one would be learned.
+    for loss_on in ["data.loss_on=all", "data.loss_on={after_share: 0}"] {
+        let prefix = ["--set", "model.baseline.backbone.attention=prefix", "--set", loss_on];
+        let train = [&["train", "--config", "half.yaml", "--out", "runs/bad"][..], &prefix].concat();
+        RUNS.refuses(&train, &["model.baseline.backbone.attention", "input", "hint:", "0.5}"]);
+    }
     let share =
         ["train", "--config", "half.yaml", "--out", "runs/bad", "--set", "data.loss_on={after_share: 1}"];
     RUNS.refuses(&share, &["after_share", "below 1"]);

@@ -23,7 +23,8 @@ use serde::{Deserialize, Serialize};
 use crate::ChunkBatch;
 
 /// What positions see of the input: what stands before the part of a document that the loss is taken on (`data.loss_on`).
-/// In the output every position sees what stands before it. Where all text counts there is no input, and all are `causal`.
+/// In the output every position sees what stands before it. Where all text counts there is no input, and a run must be
+/// `causal`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {

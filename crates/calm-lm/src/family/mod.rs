@@ -87,6 +87,12 @@ pub trait FamilyConfig: Plain {
     /// Numbers of an attention head, for each kind of attention that it has: a GPU has kernels for some sizes.
     fn head_sizes(&self) -> Vec<usize>;
 
+    /// Whether its backbone looks at the input of a document, the part before the one that the loss is taken on, in another
+    /// direction than forward.
+    fn reads_input(&self) -> bool {
+        false
+    }
+
     /// Adds what is impossible, by key of these settings.
     fn validate(&self, problems: &mut Problems);
 

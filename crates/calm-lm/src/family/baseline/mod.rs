@@ -41,6 +41,10 @@ impl FamilyConfig for BaselineConfig {
         vec![self.backbone.head_size()]
     }
 
+    fn reads_input(&self) -> bool {
+        !self.backbone.attention.is_causal()
+    }
+
     fn validate(&self, problems: &mut Problems) {
         problems.within("backbone", |p| self.backbone.validate(p));
     }

@@ -77,6 +77,10 @@ impl FamilyConfig for CalmConfig {
         vec![self.backbone.head_size()]
     }
 
+    fn reads_input(&self) -> bool {
+        !self.backbone.attention.is_causal()
+    }
+
     fn validate(&self, problems: &mut Problems) {
         let k = self.chunk_size;
         validate_chunk_size(k, problems);

@@ -59,6 +59,10 @@ impl FamilyConfig for MultiTokenConfig {
         vec![self.backbone.head_size()]
     }
 
+    fn reads_input(&self) -> bool {
+        !self.backbone.attention.is_causal()
+    }
+
     fn validate(&self, problems: &mut Problems) {
         validate_chunk_size(self.chunk_size, problems);
         problems.within("backbone", |p| self.backbone.validate(p));

@@ -62,6 +62,10 @@ impl FamilyConfig for PatchConfig {
         std::iter::once(self.backbone.head_size()).chain(local).collect()
     }
 
+    fn reads_input(&self) -> bool {
+        !self.backbone.attention.is_causal()
+    }
+
     fn validate(&self, problems: &mut Problems) {
         validate_chunk_size(self.chunk_size, problems);
         let before = problems.len();
