@@ -191,4 +191,22 @@ mod tests {
         assert!(found[0].distance < 2e-5 && found[1].distance < 5e-5 && found[2].distance > 1.0, "{found:?}");
         assert_eq!([(found[0].a, found[0].b), (found[1].a, found[1].b)], [(3, 1400), (77, 900)]);
     }
+
+    #[test]
+    fn many_that_nearly_meet_are_told_apart_however_few_are_asked_for() {
+        // Distances far below what products in 32 bits can tell: without a margin pairs are lost once some are known.
+        let (n, width) = (1500, 100);
+        let mut all = vectors(n, width, 5.0);
+        all.iter_mut().for_each(|x| *x += 20.0);
+        for pair in 0..12 {
+            let (a, b) = (pair * 120, pair * 120 + 61);
+            all.copy_within(a * width..(a + 1) * width, b * width);
+            all[b * width] += 1e-5 * (1 + pair) as f32;
+        }
+        for count in [1, 2, 5] {
+            let found = closest(&all, width, count);
+            assert_eq!(found, plain(&all, width, count), "{count}");
+            assert!(found.iter().all(|pair| pair.distance < 1e-3), "{found:?}");
+        }
+    }
 }

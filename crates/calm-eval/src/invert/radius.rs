@@ -5,7 +5,7 @@
 //! floor   the largest distance between two ways of computing the same state: alone, among others, in one pass over its text
 //! radius  gap / 2: within it there are not two, as far as gaps go
 //! ```
-//! States that floors reach cannot be told apart: 4 · floor > radius is reported, not guessed.
+//! A floor is never less than the last bit of a state. States that floors reach cannot be told apart: 4 · floor > radius is reported, not guessed.
 
 use calm_lm::Inversion;
 use candle_core::{DType, Result};
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::alternatives::{BLOCK, distance};
 
-/// Floors that a state may be off before it is another.
+/// Floors that a state may be off before it is another, and errors of this size that the radius must hold to take one at once.
 const MARGIN: f64 = 4.0;
 
 /// What was measured at a depth.
@@ -40,10 +40,12 @@ impl Radius {
     }
 
     /// A state within this distance is taken at once: what computing, and keeping it in fewer bits, may have cost.
-    /// None where that is more than the radius: all alternatives are tried then.
+    /// None where that is more than the radius, or, with an error, than a quarter of it (gaps that were not measured may be
+    /// smaller): all alternatives are tried then.
     pub fn near(&self, error: f64) -> Option<f64> {
         let near = MARGIN * self.floor + error;
-        (near <= self.radius()).then_some(near)
+        let most = if error > 0.0 { self.radius() / MARGIN } else { self.radius() };
+        (near <= most).then_some(near)
     }
 
     /// Whether rounding is small enough for a state to be told from others.
@@ -67,8 +69,9 @@ pub fn measure(model: &dyn Inversion, texts: &[Vec<u32>], depths: &[usize]) -> R
         let at = (i * chunks.saturating_sub(1)) / texts.len().saturating_sub(1).max(1);
         let (before, truth) = (&text[..at * k], &text[at * k..(at + 1) * k]);
         let mut known = model.begin()?;
-        if !before.is_empty() {
-            model.extend(before, &mut known)?;
+        // As a search does it.
+        for chunk in before.chunks_exact(k) {
+            model.extend(chunk, &mut known)?;
         }
         let whole = model.of_texts(text, 1)?;
         let prefix = model.of_texts(&text[..(at + 1) * k], 1)?;
@@ -112,14 +115,26 @@ pub fn measure(model: &dyn Inversion, texts: &[Vec<u32>], depths: &[usize]) -> R
     let alternatives = (vocab as usize - 1) * k;
     let found = gaps.into_iter().zip(floors).zip(squares).map(|((mut gaps, floor), (square, n))| {
         gaps.sort_by(f64::total_cmp);
+        let n = n.max(1) as f64;
+        let norm = (square / gaps.len().max(1) as f64).sqrt();
         Radius {
             gap: gaps.first().copied().unwrap_or(0.0),
-            typical_gap: gaps.get(gaps.len() / 2).copied().unwrap_or(0.0),
-            floor,
-            size: (square / n.max(1) as f64).sqrt(),
+            typical_gap: median(&gaps),
+            floor: floor.max(f64::from(f32::EPSILON) * norm),
+            size: (square / n).sqrt(),
             positions: gaps.len(),
             alternatives,
         }
     });
     Ok(found.collect())
+}
+
+/// Of sorted numbers: the middle one, or the mean of the two in the middle; 0 of none.
+pub(super) fn median(sorted: &[f64]) -> f64 {
+    let middle = sorted.len() / 2;
+    match sorted.get(middle) {
+        Some(upper) if sorted.len().is_multiple_of(2) => (sorted[middle - 1] + upper) / 2.0,
+        Some(middle) => *middle,
+        None => 0.0,
+    }
 }

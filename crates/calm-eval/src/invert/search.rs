@@ -14,7 +14,7 @@ use super::rows::Rows;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Position {
-    /// One chunk, and no other, has this state.
+    /// One chunk has this state, as near as can be told; of single tokens no other has.
     Found {
         /// Its tokens.
         tokens: Vec<u32>,
@@ -75,7 +75,7 @@ impl<'a> Search<'a> {
     /// Of states at this depth, whose radius was measured, and that were kept so.
     ///
     /// # Errors
-    /// What a GPU answers.
+    /// Chunks of several tokens cannot all be tried; what a GPU answers.
     pub fn new(
         model: &'a dyn Inversion,
         depth: usize,
@@ -83,6 +83,10 @@ impl<'a> Search<'a> {
         policy: Policy,
         kept: Kept,
     ) -> Result<Self> {
+        let k = model.chunk_size();
+        if k > 1 && policy == Policy::Brute {
+            candle_core::bail!("chunks of {k} tokens cannot all be tried");
+        }
         Ok(Self { model, rows: Rows::of(model)?, depth, radius, policy, kept })
     }
 
@@ -107,8 +111,10 @@ impl<'a> Search<'a> {
         };
         let runner_up = to.second().map(|second| second.distance);
         let radius = self.radius.radius();
-        // Further off than computing explains: only if all others are outside the radius.
-        let alone = best.distance <= radius && runner_up.is_none_or(|distance| distance > radius);
+        // Further off than computing explains: only if all others are outside the radius. Of chunks some thousands are tried, and
+        // those that were not may be nearer.
+        let all = self.model.chunk_size() == 1;
+        let alone = all && best.distance <= radius && runner_up.is_none_or(|distance| distance > radius);
         if self.radius.tells() && (to.within(near) || alone) {
             Ok(Position::Found { tokens: best.tokens, distance: best.distance, runner_up, tried })
         } else {

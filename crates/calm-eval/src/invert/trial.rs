@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::kept::{Kept, add_noise};
 use super::policy::Policy;
-use super::radius::Radius;
+use super::radius::{Radius, median};
 use super::search::{Position, Search};
 
 /// How the states of a text were computed.
@@ -119,7 +119,7 @@ pub fn trial(
         wrong,
         nearest: proportion(nearest, tokens),
         tried: tried as f64 / positions.max(1) as f64 / vocab,
-        seconds: [at(seconds.len() / 2), at(0), at(seconds.len().saturating_sub(1))],
+        seconds: [median(&seconds), at(0), at(seconds.len().saturating_sub(1))],
     })
 }
 
