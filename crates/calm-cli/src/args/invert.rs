@@ -19,20 +19,20 @@ pub struct InvertArgs {
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["states", "collisions"])]
     pub prompt: Vec<String>,
     /// Find the text behind the states in this file: float32 `[positions, D]`, from the first position of a document on.
-    #[arg(long, value_name = "FILE.npy", conflicts_with = "collisions")]
+    #[arg(long, value_name = "FILE.npy", conflicts_with_all = ["collisions", "noise", "pass", "seed"])]
     pub states: Option<PathBuf>,
     /// Write the states of the one --prompt, as they were kept, instead of searching.
-    #[arg(long, value_name = "FILE.npy", requires = "prompt", conflicts_with = "states")]
+    #[arg(long, value_name = "FILE.npy", requires = "prompt", conflicts_with_all = ["states", "policy", "radius_positions"])]
     pub save_states: Option<PathBuf>,
     /// Search the smallest distance between the last states of many prompts instead.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["policy", "kept", "noise", "pass", "radius_positions", "seed"])]
     pub collisions: bool,
     /// Prompts from held-out documents (default: 20; with --collisions 100000).
     #[arg(long, value_name = "N", conflicts_with_all = ["prompt", "states"], value_parser = whole::<usize>)]
     pub prompts: Option<usize>,
-    /// Tokens of each, whole chunks.
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = whole::<usize>)]
-    pub tokens: usize,
+    /// Tokens of each, whole chunks (default: 20 or a little more, as far as the model reads).
+    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
+    pub tokens: Option<usize>,
     /// Take prompts from this text instead of the run's held-out documents: a file, a folder, or what
     /// `calm eval brierlm --data` takes.
     #[arg(long, value_name = "FILE|NAME|{SOURCE}")]
@@ -40,7 +40,7 @@ pub struct InvertArgs {
     /// With --data: the field of its records or the column of its tables that holds the text (default: `text`).
     #[arg(long, value_name = "NAME", requires = "data")]
     pub column: Option<String>,
-    /// Which states: 0 behind the way in, 1, 2, .. behind that layer, `last` behind the final norm (several with commas).
+    /// Which states: 0 behind the way in (not with --collisions), 1, 2, .. behind that layer, `last` behind the final norm (several with commas).
     #[arg(long, value_name = "N|last|all", default_value = "last", value_delimiter = ',')]
     pub layer: Vec<LayerName>,
     /// The latent vectors of a CALM's chunks instead of hidden states.

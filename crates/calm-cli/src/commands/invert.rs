@@ -1,6 +1,7 @@
 //! `calm invert`: the text behind hidden states and latent vectors.
 
 use std::collections::HashSet;
+use std::time::Instant;
 
 use anyhow::Result;
 use calm_data::{TokenFile, Tokenizer};
@@ -16,7 +17,7 @@ use calm_train::models;
 
 use super::inverted::{Close, Found, Report, tables};
 use super::{npy, open_run, text_of, which};
-use crate::args::{Format, InvertArgs, LayerName};
+use crate::args::{Format, InvertArgs, LayerName, PolicyName};
 use crate::error::Hinted;
 use crate::hardware;
 use crate::screen::Screen;
@@ -25,11 +26,14 @@ use crate::ui::{Printer, Unit};
 /// Prompts of a trial, and of a search for collisions.
 const PROMPTS: [usize; 2] = [20, 100_000];
 
+/// Tokens of a prompt, or the whole chunks that hold them.
+const TOKENS: usize = 20;
+
 /// `calm invert`
 pub fn run(args: &InvertArgs, device: Choice, printer: &Printer) -> Result<()> {
     for (option, number) in [
         ("--prompts", args.prompts.unwrap_or(1)),
-        ("--tokens", args.tokens),
+        ("--tokens", args.tokens.unwrap_or(1)),
         ("--radius-positions", args.radius_positions),
     ] {
         if number == 0 {
@@ -52,21 +56,34 @@ pub fn run(args: &InvertArgs, device: Choice, printer: &Printer) -> Result<()> {
         };
         return Err(Hinted::new(format!("{title} {what}"), hint).into());
     };
+    let k = inversion.chunk_size();
+    if k > 1 && args.policy.contains(&PolicyName::Brute) {
+        let what = format!("--policy brute: chunks of {k} tokens cannot all be tried");
+        return Err(Hinted::new(what, "leave --policy brute away").into());
+    }
+    if args.collisions && args.latents {
+        let what = "--collisions --latents: a latent vector is of one chunk, and equal chunks have one";
+        return Err(Hinted::new(what, "leave --latents away").into());
+    }
+    let context = run.config.train.lm.context - usize::from(run.config.bos_chunk);
     let work = Work {
         args,
+        tokens: args.tokens.unwrap_or_else(|| TOKENS.next_multiple_of(k).min(context * k)),
         depths: depths(args, &*inversion)?,
         model: &*inversion,
         tokenizer: &tokenizer,
         file: &file,
         printer,
-        context: run.config.train.lm.context - usize::from(run.config.bos_chunk),
+        context,
     };
-    work.fits(args.tokens)?;
+    if let Some(tokens) = args.tokens {
+        work.fits(tokens)?;
+    }
     let mut report = work.report(&run, step)?;
     match (&args.states, args.prompt.as_slice()) {
         (Some(path), _) => {
             let (_, width, states) = npy::read_matrix(path)?;
-            report.found = work.behind(&[states], width)?;
+            report.found = work.behind(&states, width)?;
         }
         (None, []) if args.collisions => report.collisions = work.collisions()?,
         (None, []) => report.trials = work.trials()?,
@@ -92,7 +109,12 @@ fn depths(args: &InvertArgs, model: &dyn Inversion) -> Result<Vec<usize>> {
     for name in &args.layer {
         match name {
             LayerName::Last => depths.push(all - 1),
-            LayerName::All => depths.extend(0..all),
+            // Behind the way in a state is of the last token alone: prompts that end alike have one.
+            LayerName::All => depths.extend(usize::from(args.collisions)..all),
+            LayerName::Number(0) if args.collisions => {
+                let what = "--collisions --layer 0: all prompts with one last token have one state there";
+                return Err(Hinted::new(what, "give --layer 1 or a later one").into());
+            }
             LayerName::Number(depth) if *depth < all => depths.push(*depth),
             LayerName::Number(depth) => {
                 let names: Vec<String> =
@@ -109,6 +131,8 @@ fn depths(args: &InvertArgs, model: &dyn Inversion) -> Result<Vec<usize>> {
 
 struct Work<'a> {
     args: &'a InvertArgs,
+    /// Of a prompt, whole chunks.
+    tokens: usize,
     depths: Vec<usize>,
     model: &'a dyn Inversion,
     tokenizer: &'a Tokenizer,
@@ -125,7 +149,7 @@ impl Work<'_> {
             step,
             vocabulary: self.model.table().dim(0)?,
             chunk_size: self.model.chunk_size(),
-            tokens: self.args.tokens,
+            tokens: self.tokens,
             trials: Vec::new(),
             found: Vec::new(),
             collisions: Vec::new(),
@@ -197,7 +221,7 @@ impl Work<'_> {
 
     /// Measures what is near enough, at each depth.
     fn radii(&self) -> Result<Vec<Radius>> {
-        let texts = self.parts(self.args.radius_positions, self.args.tokens, 0.5)?;
+        let texts = self.parts(self.args.radius_positions, self.tokens, 0.5)?;
         let bar = self.printer.progress("measuring radii", 1u64, Unit::Other("text"));
         let radii = radius::measure(self.model, &texts, &self.depths)?;
         bar.finish("");
@@ -245,7 +269,7 @@ impl Work<'_> {
     }
 
     fn trials(&self) -> Result<Vec<Trial>> {
-        let texts = self.parts(self.args.prompts.unwrap_or(PROMPTS[0]), self.args.tokens, 0.0)?;
+        let texts = self.parts(self.args.prompts.unwrap_or(PROMPTS[0]), self.tokens, 0.0)?;
         let radii = self.radii()?;
         let mut trials = Vec::new();
         for setting in self.settings() {
@@ -265,29 +289,29 @@ impl Work<'_> {
         for setting in self.settings() {
             for (number, text) in texts.iter().enumerate() {
                 let (states, width) = self.kept(text, setting, number as u32)?;
-                found.push(self.search(&states, width, setting, self.radius_of(&radii, setting.depth))?);
+                let radius = self.radius_of(&radii, setting.depth);
+                found.push(self.search(&states, width, setting, radius, Some(number))?);
             }
         }
         Ok(found)
     }
 
-    /// The texts behind states that were read.
-    fn behind(&self, texts: &[Vec<f32>], width: usize) -> Result<Vec<Found>> {
+    /// The text behind states that were read.
+    fn behind(&self, states: &[f32], width: usize) -> Result<Vec<Found>> {
         let radii = self.radii()?;
         let mut found = Vec::new();
         for setting in self.settings() {
-            for states in texts {
-                self.short_enough(states.len().checked_div(width).unwrap_or(0))?;
-                let own = self.width(setting.depth)?;
-                if own != width {
-                    let what = format!(
-                        "the states have {width} numbers, those {} {own}",
-                        self.model.depth_name(setting.depth)
-                    );
-                    return Err(Hinted::new(what, "give the run and the --layer that they are of").into());
-                }
-                found.push(self.search(states, width, setting, self.radius_of(&radii, setting.depth))?);
+            self.short_enough(states.len().checked_div(width).unwrap_or(0))?;
+            let own = self.width(setting.depth)?;
+            if own != width {
+                let what = format!(
+                    "the states have {width} numbers, those {} {own}",
+                    self.model.depth_name(setting.depth)
+                );
+                return Err(Hinted::new(what, "give the run and the --layer that they are of").into());
             }
+            let radius = self.radius_of(&radii, setting.depth);
+            found.push(self.search(states, width, setting, radius, None)?);
         }
         Ok(found)
     }
@@ -307,11 +331,23 @@ impl Work<'_> {
         Ok((states, width))
     }
 
-    fn search(&self, states: &[f32], width: usize, setting: Setting, radius: Radius) -> Result<Found> {
+    fn search(
+        &self,
+        states: &[f32],
+        width: usize,
+        setting: Setting,
+        radius: Radius,
+        prompt: Option<usize>,
+    ) -> Result<Found> {
         let search = Search::new(self.model, setting.depth, radius, setting.policy, setting.kept)?;
+        let begin = Instant::now();
         let positions = search.text(states, width)?;
+        let seconds = begin.elapsed().as_secs_f64();
         let tokens: Vec<u32> = positions.iter().filter_map(Position::tokens).flatten().copied().collect();
         Ok(Found {
+            prompt,
+            setting,
+            seconds,
             state: self.model.depth_name(setting.depth),
             text: self.tokenizer.decode(&tokens),
             complete: positions.len() * width == states.len()
@@ -339,7 +375,7 @@ impl Work<'_> {
     }
 
     fn collisions(&self) -> Result<Vec<Close>> {
-        let texts = self.parts(self.args.prompts.unwrap_or(PROMPTS[1]), self.args.tokens, 0.0)?;
+        let texts = self.parts(self.args.prompts.unwrap_or(PROMPTS[1]), self.tokens, 0.0)?;
         if texts.len() < 2 {
             return Err(Hinted::new("one prompt has none to collide with", "give more --prompts").into());
         }

@@ -14,6 +14,13 @@ use crate::ui::{Table, format};
 /// What was found behind the states of one text.
 #[derive(Debug, Serialize)]
 pub struct Found {
+    /// Which of the prompts, from 0; none: states of a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<usize>,
+    /// How it was searched.
+    pub setting: Setting,
+    /// How long that took.
+    pub seconds: f64,
     /// What the states are of.
     pub state: String,
     /// What was found, up to the first position that was not.
@@ -95,7 +102,7 @@ fn trials(report: &Report) -> String {
         ]);
     }
     format!(
-        "{table}exact: found, of all tokens; wrong: taken for another; nearest: the best guess, found or not;\n\
+        "{table}each position after the true tokens before it; exact: found, of all tokens; wrong: taken for another; nearest: the best guess, found or not;\n\
          tried: alternatives a position, against the vocabulary; s/prompt: median\n"
     )
 }
@@ -153,11 +160,14 @@ fn radius_cells(state: &str, radius: &Radius) -> [String; 6] {
 
 fn found(found: &Found) -> String {
     let tried: usize = found.positions.iter().map(Position::tried).sum();
+    let prompt = found.prompt.map_or_else(String::new, |number| format!("prompt {}, ", number + 1));
     let mut out = format!(
-        "{}: {:?}\n{} positions, {tried} alternatives tried, radius {:.2e}\n",
+        "{prompt}{} ({}): {:?}\n{} positions, {tried} alternatives tried in {:.3} s, radius {:.2e}\n",
         found.state,
+        how(found.setting),
         found.text,
         found.positions.len(),
+        found.seconds,
         found.radius.radius()
     );
     if let Some((at, Position::NotFound { distance, .. })) =

@@ -39,6 +39,10 @@ fn chunks_and_latent_vectors_of_a_calm_are_found() {
     let house = trained();
     let wrong = ["invert", "--run", "runs/calm", "--tokens", "20"];
     house.refuses(&wrong, &["--tokens 20", "--tokens 21"]);
+    let brute = ["invert", "--run", "runs/calm", "--policy", "guided,brute"];
+    house.refuses(&brute, &["chunks of 3", "leave --policy brute away"]);
+    let first = ["invert", "--run", "runs/baseline", "--collisions", "--layer", "0"];
+    house.refuses(&first, &["one last token", "--layer 1"]);
     house.refuses(&["invert", "--run", "runs/baseline", "--latents"], &["latent", "leave --latents away"]);
     house.refuses(&["invert", "--run", "runs/baseline", "--layer", "9"], &["--layer 9", "behind layer 1"]);
     house.refuses(&["invert", "--run", "runs/baseline", "--tokens", "0"], &["--tokens 0"]);
