@@ -13,7 +13,8 @@ use crate::plot_file;
 
 /// A link that saves a text under a name.
 fn link(name: &str, ending: &str, kind: &str, text: &str) -> Markup {
-    let content = STANDARD.encode(visible(text));
+    // A record of CSV ends in two characters of which one is a control character.
+    let content = STANDARD.encode(visible(&text.replace("\r\n", "\n")));
     markup! {
         a download={ (name) "." (ending) } href={ "data:" (kind) ";base64," (content) } { (ending.to_uppercase()) }
     }
@@ -97,5 +98,7 @@ mod tests {
             [link("a", "csv", "text/csv", "1"), link("a", "csv", "text/csv", "\u{1}2")].map(|m| m.0).concat();
         let expected = [("a.csv", "1"), ("a-2.csv", "\u{2401}2")].map(|(a, b)| (a.to_owned(), b.to_owned()));
         assert_eq!(files(&page), expected);
+        let csv = link("a", "csv", "text/csv", "x,y\r\n1,2\r\n").0;
+        assert_eq!(files(&csv)[0].1, "x,y\n1,2\n");
     }
 }
