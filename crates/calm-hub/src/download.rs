@@ -117,7 +117,11 @@ fn part(
     let (from, size) = (arriving.partial.len(), arriving.file.size);
     let answer = client.get(address, from, what)?;
     let host = answer.host.clone();
-    let wrong = |problem: String| Error::Answer { host: host.clone(), what: what.to_owned(), problem };
+    let wrong = |problem: String| Error::Answer {
+        host: host.clone(),
+        what: what.to_owned(),
+        problem: client.said(&problem),
+    };
     if let Some(linked) = &answer.linked {
         let etag = Answer::header(linked, "x-linked-etag").map(|etag| etag.trim_matches('"'));
         if etag != Some(&arriving.file.etag) {

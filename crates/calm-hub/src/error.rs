@@ -58,6 +58,8 @@ pub enum Error {
         what: String,
         /// What it said.
         reason: String,
+        /// Whether another token may do better.
+        of_token: bool,
     },
     /// Something is asked that needs a token, and there is none.
     #[error("{what} needs a token")]
@@ -180,6 +182,7 @@ impl Error {
             Self::Denied { .. } => {
                 "accept its conditions on the hub's page, and set HF_TOKEN to a token of that account"
             }
+            Self::Refused { of_token: false, .. } => "mend what it names, and push again",
             Self::Refused { .. } => {
                 "HF_TOKEN must hold a token of somebody who may write there, made with the right to write"
             }

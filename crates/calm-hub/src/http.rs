@@ -180,8 +180,9 @@ impl Client {
         Err(Failure::Final(self.wrong(what, "it leads in a circle")))
     }
 
+    /// An answer that cannot be right. What is said of it may quote the answer, and that what it was shown.
     pub(crate) fn wrong(&self, what: &str, problem: &str) -> Error {
-        Error::Answer { host: self.origin.host.clone(), what: what.to_owned(), problem: problem.to_owned() }
+        Error::Answer { host: self.origin.host.clone(), what: what.to_owned(), problem: self.said(problem) }
     }
 
     /// Errors among the answers, each with what can be done about it.

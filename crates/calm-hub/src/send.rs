@@ -76,7 +76,7 @@ impl Client {
             300..=399 => Err(Failure::Final(self.wrong(&what, "it has another name now"))),
             401 | 403 if of_hub => {
                 let reason = self.reason(&mut answer).unwrap_or_else(|| "the token may not write".into());
-                Err(Failure::Final(Error::Refused { host, what, reason }))
+                Err(Failure::Final(Error::Refused { host, what, reason, of_token: true }))
             }
             404 if of_hub => {
                 Err(Failure::Final(Error::NotFound { host, what, with_token: self.has_token() }))
@@ -86,7 +86,7 @@ impl Client {
                 Err(Failure::again(Error::Status { host, status, what }, None))
             }
             status => Err(Failure::Final(match self.reason(&mut answer) {
-                Some(reason) => Error::Refused { host, what, reason },
+                Some(reason) => Error::Refused { host, what, reason, of_token: false },
                 None => Error::Status { host, status, what },
             })),
         }

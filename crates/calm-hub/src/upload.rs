@@ -105,7 +105,7 @@ impl Upload<'_> {
             .map_err(|all| client.wrong(what, &format!("{} answers about one file", all.len())))?;
         if let Some(Refusal { message }) = object.error {
             let (host, reason) = (client.host().to_owned(), client.said(&message));
-            return Err(Error::Refused { host, what: what.to_owned(), reason });
+            return Err(Error::Refused { host, what: what.to_owned(), reason, of_token: false });
         }
         if object.oid != file.sha256 || object.size != file.size {
             return Err(client.wrong(what, "it is about another file"));
