@@ -186,7 +186,11 @@ impl ImportPlan {
         let latent_size = settings.autoencoder().map(|a| a.latent_size(chunk_size));
         let autoencoder = match latent_size {
             Some(latent_size) => {
-                let folders = Folders { model: &options.folder, asked: options.autoencoder.as_deref() };
+                let folders = Folders {
+                    model: &options.folder,
+                    fetched: options.from.is_some(),
+                    asked: options.autoencoder.as_deref(),
+                };
                 find_autoencoder(&part, text, chunk_size, latent_size, folders, findings)?
             }
             None => None,

@@ -1,6 +1,6 @@
 //! The folders that make up a published model: its own, and that of its autoencoder.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use calm_lm::published::autoencoder::{self, PublishedAutoencoder};
 use calm_lm::published::{Findings, Keys, PublishedText};
@@ -89,8 +89,19 @@ pub(super) fn find_autoencoder(
 pub(super) struct Folders<'a> {
     /// The language model's folder, which `ae_path` starts from.
     pub model: &'a Path,
+    /// Whether the model's folder was written elsewhere: what it names is looked for below it alone.
+    pub fetched: bool,
     /// The folder that a user named.
     pub asked: Option<&'a Path>,
+}
+
+/// A folder below another one that a path names, and no other place.
+pub(super) fn below(path: &str) -> Option<String> {
+    let parts = Path::new(path.trim_start_matches("./")).components().map(|part| match part {
+        Component::Normal(name) => name.to_str(),
+        _ => None,
+    });
+    Some(parts.collect::<Option<Vec<_>>>()?.join("/"))
 }
 
 /// Where the autoencoder's folder lies: as asked, or as `ae_path` says, from the folder or from here.
@@ -102,8 +113,14 @@ fn autoencoder_folder(
     if let Some(folder) = folders.asked {
         return Some(folder.to_owned());
     }
-    let path = Path::new(config.get("ae_path")?.as_str()?);
-    let found = [folders.model.join(path), path.to_owned()].into_iter().find(|f| has_weights(f));
+    let named = config.get("ae_path")?.as_str()?;
+    let path = Path::new(named);
+    let places = if folders.fetched {
+        vec![below(named).map(|path| folders.model.join(path))]
+    } else {
+        vec![Some(folders.model.join(path)), Some(path.to_owned())]
+    };
+    let found = places.into_iter().flatten().find(|f| has_weights(f));
     if found.is_none() {
         findings.note(format!(
             "ae_path {} is not there: the autoencoder is read from {AE_PREFIX}*",

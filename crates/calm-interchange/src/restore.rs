@@ -2,7 +2,7 @@
 //! tokenizer. Its optimiser stays where it was trained.
 
 use std::collections::BTreeSet;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use calm_lm::published::Findings;
 use calm_nn::ParamStore;
@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use super::import::ImportReport;
 use super::merge::fill;
-use super::parts::{Part, place};
+use super::parts::{Part, below, place};
 use super::read::{has_weights, is_weights};
 use super::{AE_FOLDER, AE_PREFIX, OURS_FOLDER, Origin, OriginPart, require_empty, sizes, sums};
 
@@ -49,15 +49,6 @@ pub fn wanted<'a>(paths: &[&'a str], ae_path: Option<&str>) -> Vec<&'a str> {
                 || (is_weights(name) && (name.starts_with("model") || !safe(folder))))
     };
     paths.iter().copied().filter(take).collect()
-}
-
-/// A folder of the repository that a path names, and no other place.
-fn below(path: &str) -> Option<String> {
-    let parts = Path::new(path.trim_start_matches("./")).components().map(|part| match part {
-        Component::Normal(name) => name.to_str(),
-        _ => None,
-    });
-    Some(parts.collect::<Option<Vec<_>>>()?.join("/"))
 }
 
 /// Makes the run again. `from` says where the folder is from, for people.
