@@ -196,7 +196,7 @@ pub struct ReportArgs {
     #[arg(long)]
     pub files: bool,
     /// Show the page at http://127.0.0.1:PORT, and anew when something has come of the runs, until Ctrl-C.
-    #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "8722", conflicts_with = "format")]
+    #[arg(long, value_name = "PORT", num_args = 0..=1, require_equals = true, default_missing_value = "8722", conflicts_with = "format")]
     pub serve: Option<u16>,
     /// What is printed.
     #[arg(long, default_value = "table")]

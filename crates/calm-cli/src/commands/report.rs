@@ -111,8 +111,8 @@ fn show(args: &ReportArgs, port: u16, device: &Device, stop: &Stop, printer: &Pr
                 Err(e) if told => printer.warn(format!("{e:#}")),
                 made => made?,
             }
-            // Scores that were missing have been written: they are no news.
-            seen = Some(serve::state(&args.folders));
+            // Not as it is now: what was logged meanwhile is not on the page.
+            seen = Some(now);
         }
         if !told {
             printer.result(&served.address())?;

@@ -61,7 +61,7 @@ fn get(port: &str, path: &str, host: &str) -> (u16, String) {
 #[test]
 fn the_page_is_shown_to_this_machine_and_anew_when_something_has_come_of_a_run() {
     let house = two_runs();
-    let mut command = house.command(&["report", "runs/calm", "runs/again", "--serve", "0"]);
+    let mut command = house.command(&["report", "runs/calm", "runs/again", "--serve=0"]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut running = Running(child);
     let mut first = String::new();
@@ -92,7 +92,7 @@ fn the_page_is_shown_to_this_machine_and_anew_when_something_has_come_of_a_run()
     }
     assert!(get(&port, "/", &own).1.contains("something new was written"));
     // Its port is taken.
-    let taken = house.run(&["report", "runs/calm", "--serve", &port]);
+    let taken = house.run(&["report", "runs/calm", &format!("--serve={port}")]);
     assert!(
         taken.code == 1 && taken.err.contains("cannot listen") && taken.err.contains("--serve"),
         "{}",

@@ -47,7 +47,7 @@ impl Served {
     pub fn start(port: u16) -> Result<Self> {
         let server = Server::http(("127.0.0.1", port)).map_err(|e| {
             let what = format!("cannot listen at 127.0.0.1:{port}: {e}");
-            Hinted::new(what, "give another port: --serve 8723, or --serve 0 for any that is free")
+            Hinted::new(what, "give another port: --serve=8723, or --serve=0 for any that is free")
         })?;
         let port = server.server_addr().to_ip().map_or(port, |address| address.port());
         let (server, shown) = (Arc::new(server), Arc::new(Mutex::new(Shown::default())));
