@@ -34,6 +34,8 @@ struct State {
     signal: AtomicI32,
     /// Whether somebody looks, and ends with its work saved.
     patient: AtomicBool,
+    /// What is said then, where it is not that a stage ends with a checkpoint.
+    says: Mutex<Option<&'static str>>,
     /// Whether somebody looks, and puts the screen in order before the end.
     left: AtomicBool,
     /// Whether this is one of several processes that a launcher started.
@@ -140,7 +142,9 @@ impl Stop {
             leave(self.code());
         }
         if patient {
-            printer.warn("stopping after this step with a checkpoint; once more to stop at once");
+            let says = *self.0.says.lock().unwrap_or_else(PoisonError::into_inner);
+            let training = "stopping after this step with a checkpoint; once more to stop at once";
+            printer.warn(says.unwrap_or(training));
         }
     }
 
@@ -178,6 +182,11 @@ impl Stop {
     /// Whether somebody looks at [`Stop::asked`] often, and ends with its work saved.
     pub fn patient(&self, patient: bool) {
         self.0.patient.store(patient, Ordering::SeqCst);
+    }
+
+    /// Says this at a signal that whoever is patient hears; none: that a stage ends with a checkpoint.
+    pub fn says(&self, text: Option<&'static str>) {
+        *self.0.says.lock().unwrap_or_else(PoisonError::into_inner) = text;
     }
 
     /// Whether somebody looks at [`Stop::asked`] often, and ends at once with the screen put in order.

@@ -1,7 +1,7 @@
 //! Requests: redirects followed by hand, so that the token stays with the hub; pauses as the hub asks for them.
 
 use std::io::Read;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use ureq::Agent;
 use ureq::http::{HeaderMap, Uri};
@@ -13,6 +13,8 @@ use crate::watch::{Event, Watch};
 
 /// Redirects of one request.
 const REDIRECTS: usize = 8;
+/// Between two looks at who watches, in a pause.
+const LOOK: Duration = Duration::from_millis(100);
 /// Bytes of a page of JSON.
 const PAGE: u64 = 64 << 20;
 
@@ -259,7 +261,11 @@ impl Client {
                     if !watch(&Event::Waiting { reason: error.to_string(), wait }) {
                         return Err(Error::Stopped);
                     }
-                    std::thread::sleep(wait);
+                    let until = Instant::now() + wait;
+                    while let Some(left) = until.checked_duration_since(Instant::now()) {
+                        std::thread::sleep(left.min(LOOK));
+                        still(watch)?;
+                    }
                 }
             }
         }
@@ -287,6 +293,11 @@ impl Client {
             }
         })
     }
+}
+
+/// Whether to go on.
+pub(crate) fn still(watch: &mut Watch) -> Result<()> {
+    if watch(&Event::Still) { Ok(()) } else { Err(Error::Stopped) }
 }
 
 pub(crate) fn unreachable(host: &str, reason: &str) -> Error {

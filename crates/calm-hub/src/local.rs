@@ -8,7 +8,9 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::http::still;
 use crate::listing::{Listing, Remote};
+use crate::watch::Watch;
 
 /// Bytes of a file by which the hub tells what it is.
 const SAMPLE: usize = 512;
@@ -31,7 +33,7 @@ pub(crate) struct Known<'a> {
 }
 
 impl<'a> Known<'a> {
-    pub(crate) fn read(local: &'a Local) -> Result<Self> {
+    pub(crate) fn read(local: &'a Local, watch: &mut Watch) -> Result<Self> {
         let failed = |source| Error::Local { path: local.from.clone(), source };
         let mut file = File::open(&local.from).map_err(failed)?;
         let size = file.metadata().map_err(failed)?.len();
@@ -39,6 +41,7 @@ impl<'a> Known<'a> {
         small.update(format!("blob {size}\0"));
         let (mut sample, mut piece, mut read) = (Vec::new(), vec![0; 1 << 20], 0);
         loop {
+            still(watch)?;
             let n = file.read(&mut piece).map_err(failed)?;
             if n == 0 {
                 break;

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::http::{Client, Failure};
+use crate::http::{Client, Failure, still};
 use crate::listing::{Listing, Remote, all};
 use crate::local::{Known, Local};
 use crate::names::{Repository, encode, is_below, is_commit};
@@ -83,7 +83,7 @@ pub(crate) fn all_of(client: &Client, push: &Push<'_>, watch: &mut Watch) -> Res
             remedy: "rename the file",
         });
     }
-    let files = push.files.iter().map(Known::read).collect::<Result<Vec<_>>>()?;
+    let files = push.files.iter().map(|file| Known::read(file, watch)).collect::<Result<Vec<_>>>()?;
     let (before, created) = open(client, push, watch)?;
     let page = client.address(&format!("{}{}", repository.files(), repository.name()));
     let goes = goes(push, &before);
@@ -98,6 +98,7 @@ pub(crate) fn all_of(client: &Client, push: &Push<'_>, watch: &mut Watch) -> Res
         sent += upload.file(file, watch)?;
     }
     let body = lines(push, &before, &changed, &large, &goes)?;
+    still(watch)?;
     let commit = commit(client, repository, &before, &files, &body, watch)?;
     Ok(Pushed { commit, page, created, sent, unchanged: false })
 }
@@ -109,6 +110,7 @@ fn open(client: &Client, push: &Push<'_>, watch: &mut Watch) -> Result<(Listing,
         Err(Error::NotFound { .. }) => {}
         found => return Ok((found?, false)),
     }
+    still(watch)?;
     let what = format!("a new repository, {}", repository.name());
     let (owner, name) = repository.name().split_once('/').unwrap_or(("", repository.name()));
     let wanted = json!({

@@ -21,6 +21,8 @@ pub enum Event {
         /// For how long.
         wait: Duration,
     },
+    /// Nothing to be told: whether to go on is asked.
+    Still,
     /// Another process fetches the same file: it is waited for.
     Locked {
         /// Its path in the repository.

@@ -106,6 +106,7 @@ pub(super) struct Chosen<'a> {
 
 fn heard(event: &Event, watch: &Watch) -> bool {
     watch(&match event {
+        Event::Still => return true,
         Event::Bytes { file, done, total } => {
             Fetching::Bytes { file: file.clone(), done: *done, total: *total }
         }

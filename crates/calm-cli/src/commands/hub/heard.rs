@@ -15,6 +15,7 @@ pub(super) fn heard(event: &Event, screen: &mut Screen<'_>) {
         Event::Waiting { reason, wait } => {
             screen.note(&format!("{reason}: again in {:.0} s", wait.as_secs_f64().max(1.0)));
         }
+        Event::Still => {}
         Event::Locked { file } => screen.note(&format!("{file}: another process fetches it")),
     }
 }

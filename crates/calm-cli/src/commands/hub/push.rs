@@ -58,12 +58,14 @@ pub fn run(args: &PushArgs, stop: &Stop, printer: &Printer) -> Result<()> {
         stale: &belongs,
     };
     let mut screen = Screen::new(printer);
+    stop.says(Some("stopping; once more to stop at once"));
     stop.patient(true);
     let pushed = hub.push(&push, &mut |event| {
         heard(event, &mut screen);
         !stop.asked()
     });
     stop.patient(false);
+    stop.says(None);
     screen.data_done();
     let pushed = pushed.map_err(told)?;
     let seen = match (pushed.created, args.public) {
