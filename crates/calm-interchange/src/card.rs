@@ -19,6 +19,8 @@ pub(super) struct Facts<'a> {
     pub(super) stages: Vec<(Stage, usize, StageState)>,
     /// `results.json`.
     pub(super) results: Map<String, Value>,
+    /// Whether the weights were rounded on their way.
+    pub(super) rounded: bool,
     /// `architectures`, or [`OURS`].
     pub(super) published: &'static str,
 }
@@ -144,6 +146,7 @@ impl Card<'_> {
             return writeln!(f, "## Scores\n\nIt was not scored.\n");
         }
         writeln!(f, "## Scores\n")?;
+        self.scored(f, brier)?;
         if let Some(brier) = brier {
             brier_table(f, brier)?;
         }
@@ -162,6 +165,26 @@ impl Card<'_> {
         Ok(())
     }
 
+    /// Says so where scores are of other weights than these. A run that came from elsewhere begins at step 0.
+    fn scored(&self, f: &mut Formatter<'_>, brier: Option<&Map<String, Value>>) -> fmt::Result {
+        let of = brier.and_then(|brier| brier.get("step")).and_then(Value::as_u64);
+        let here = self.facts.stages.iter().find(|(stage, ..)| *stage == Stage::Lm);
+        let step = here.map(|(.., state)| state.step).filter(|step| *step > 0);
+        if let (Some(of), Some(step)) = (of, step)
+            && of != step
+        {
+            let (of, step) = (grouped(of), grouped(step));
+            writeln!(
+                f,
+                "Of the language model's checkpoint at step {of}; the weights here are of step {step}.\n"
+            )?;
+        }
+        if self.facts.rounded {
+            writeln!(f, "Scored before the weights were rounded.\n")?;
+        }
+        Ok(())
+    }
+
     /// What the run wrote itself at its end.
     fn sample(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Some(text) = self.facts.results.get("sample").and_then(Value::as_str) else { return Ok(()) };
@@ -174,7 +197,7 @@ impl Card<'_> {
         let fence = "~".repeat(longest.max(2) + 1);
         writeln!(
             f,
-            "## A sample\n\nThe first that it wrote, from an empty prompt at temperature 1:\n\n{fence}text\n{}\n{fence}\n",
+            "## A sample\n\nThe first that it wrote at temperature 1:\n\n{fence}text\n{}\n{fence}\n",
             text.trim_end()
         )
     }
@@ -198,7 +221,7 @@ impl Card<'_> {
             }
             writeln!(
                 f,
-                ". The same settings, text and seed give the same losses to the last digit on the same kind of processor.\n"
+                ". The same settings, text and seed give the same losses to the last digit on the same kind of CPU.\n"
             )?;
         }
         writeln!(

@@ -97,6 +97,7 @@ fn fill(run: &Run, options: &PublishOptions, out: &Path) -> Result<PublishReport
         record: &record,
         stages: states.collect::<Result<_>>()?,
         results: results.unwrap_or_default(),
+        rounded: options.dtype.is_some_and(|dtype| dtype != DType::F32),
         published: exported.architecture,
     };
     let card = Card { name: &options.name, licence: options.licence.as_deref(), facts }.to_string();
