@@ -23,7 +23,7 @@ pub fn run(args: &ImportArgs, printer: &Printer) -> Result<()> {
         from: None,
         provenance: version::provenance(None),
     })?;
-    told(&report, "imported", &args.out, printer)
+    told(&report, "imported", false, &args.out, printer)
 }
 
 /// The tokenizer that somebody named.
@@ -40,7 +40,14 @@ pub(super) fn tokenizer(file: Option<&PathBuf>, llama3: Option<&str>) -> Option<
 }
 
 /// Says what a run was made of, and what can be done with it.
-pub(super) fn told(report: &ImportReport, how: &str, out: &Path, printer: &Printer) -> Result<()> {
+/// A run that is as it was goes on with its own text alone.
+pub(super) fn told(
+    report: &ImportReport,
+    how: &str,
+    as_it_was: bool,
+    out: &Path,
+    printer: &Printer,
+) -> Result<()> {
     for note in &report.notes {
         printer.warn(note);
     }
@@ -55,9 +62,8 @@ pub(super) fn told(report: &ImportReport, how: &str, out: &Path, printer: &Print
     } else {
         next.push(format!("  calm generate --run {run} --prompt TEXT"));
         next.push(format!("  calm eval brierlm --run {run}"));
-        next.push(format!(
-            "  calm train --config {config} --out {run} --set 'data.source={{path: TEXT}}' --resume"
-        ));
+        let text = if as_it_was { "" } else { " --set 'data.source={path: TEXT}'" };
+        next.push(format!("  calm train --config {config} --out {run}{text} --resume"));
     }
     printer.note(next.join("\n"));
     Ok(())

@@ -39,9 +39,9 @@ pub fn run(args: &PullArgs, printer: &Printer) -> Result<()> {
         None => None,
     };
     drop(screen);
-    let as_it_was = tokenizer.is_none() && autoencoder.is_none() && args.data.is_none();
+    let as_it_was = tokenizer.is_none() && autoencoder.is_none() && args.data.is_none() && is_ours(&folder);
     let provenance = version::provenance(None);
-    let report = if as_it_was && is_ours(&folder) {
+    let report = if as_it_was {
         restore(&folder, &out, &from, provenance)?
     } else {
         import(&ImportOptions {
@@ -54,7 +54,7 @@ pub fn run(args: &PullArgs, printer: &Printer) -> Result<()> {
             provenance,
         })?
     };
-    importing::told(&report, "pulled", &out, printer)
+    importing::told(&report, "pulled", as_it_was, &out, printer)
 }
 
 /// Fetches what makes a run; says where it lies, and how it is called.
