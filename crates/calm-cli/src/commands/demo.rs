@@ -87,7 +87,12 @@ fn configuration(args: &DemoArgs, printer: &Printer) -> Result<Resolved<RunConfi
     let data = &resolved.value.data;
     let found = calm_data::prepare(data, &resolved.value.tokenizer, &args.cache, &mut |p| screen.data(&p));
     drop(screen);
-    let Err(missing) = found else { return Ok(resolved) };
+    let of_user = args.overrides.iter().any(|setting| setting.trim_start().starts_with("data"));
+    let missing = match found {
+        Ok(_) => return Ok(resolved),
+        Err(missing @ calm_data::Error::MissingCrates { .. }) if !of_user => missing,
+        Err(other) => return Err(other.into()),
+    };
     let folder = book(&args.cache)?;
     printer.note(format!(
         "the default corpus is not on this machine: this program's own book is the text ({missing})"

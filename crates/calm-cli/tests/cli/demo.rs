@@ -64,10 +64,13 @@ fn without_the_default_corpus_the_book_is_the_text() {
         "train.lm={steps: 5, batch_rows: 4, context: 32, learning_rate: 1e-3}",
         "--set",
         "eval.documents=2",
-        "--set",
-        "data.source={crates: nowhere.yaml}",
     ]);
+    // No program that knows where crates lie, and none in the folder where they would lie.
+    command.env("CARGO", house.path("no-cargo")).env("CARGO_HOME", house.path("no-crates"));
     let done: crate::house::Done = command.output().unwrap().into();
     assert_eq!(done.code, 0, "{}", done.err);
     assert!(done.err.contains("this program's own book is the text"), "{}", done.err);
+    // A source that somebody named is not replaced.
+    let wrong = House::new().run(&["demo", "--set", "data.source={crates: nowhere.yaml}"]);
+    assert!(wrong.code != 0 && wrong.err.contains("nowhere.yaml"), "{}", wrong.err);
 }
