@@ -102,7 +102,8 @@ fn trials(report: &Report) -> String {
         ]);
     }
     format!(
-        "{table}each position after the true tokens before it; exact: found, of all tokens; wrong: taken for another; nearest: the best guess, found or not;\n\
+        "{table}each position after the true tokens before it;\n\
+         exact: found, of all tokens; wrong: taken for another; nearest: the best guess, found or not;\n\
          tried: alternatives a position, against the vocabulary; s/prompt: median\n"
     )
 }
