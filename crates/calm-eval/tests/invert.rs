@@ -94,6 +94,7 @@ fn latent_vectors_give_their_chunks_away() {
     let radius = radius(&*own, 0);
     let found = trial(&*own, &texts(3, 8, 5), setting(0, Policy::Guided), radius, |_| {}).unwrap();
     assert_eq!((found.exact.hits, found.wrong), (24, 0), "{found:?}");
+    assert!(Search::new(&*own, 0, radius, Policy::Brute, Kept::F32).is_err(), "chunks cannot all be tried");
     assert!(baseline().latent_inversion().is_none());
 }
 

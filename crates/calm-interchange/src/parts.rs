@@ -129,3 +129,14 @@ fn autoencoder_folder(
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_leads_out_of_a_folder_is_none_below_it() {
+        let found = ["ae", "./a/e", "/abs", "../x", "a/../../x"].map(below);
+        assert_eq!(found, [Some("ae".to_owned()), Some("a/e".to_owned()), None, None, None]);
+    }
+}

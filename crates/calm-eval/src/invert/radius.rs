@@ -138,3 +138,26 @@ pub(super) fn median(sorted: &[f64]) -> f64 {
         None => 0.0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_forgiven_at_once_only_far_below_the_gap() {
+        let radius =
+            Radius { gap: 8.0, typical_gap: 9.0, floor: 0.1, size: 1.0, positions: 1, alternatives: 1 };
+        assert!(radius.tells() && radius.near(0.5).is_some() && radius.near(0.7).is_none());
+        let rough = Radius { floor: 0.9, ..radius };
+        assert!(rough.tells() && rough.near(1e-9).is_none());
+        assert!(!Radius { floor: 1.1, ..radius }.tells());
+    }
+
+    #[test]
+    fn a_median_of_an_even_number_lies_between_two() {
+        assert_eq!(
+            [median(&[]), median(&[3.0]), median(&[1.0, 2.0]), median(&[1.0, 5.0, 9.0])],
+            [0.0, 3.0, 1.5, 5.0]
+        );
+    }
+}
