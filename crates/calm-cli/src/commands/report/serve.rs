@@ -26,7 +26,7 @@ setInterval(async () => {
 "#;
 
 /// What is answered.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Shown {
     version: u64,
     page: String,
@@ -54,8 +54,10 @@ impl Served {
         let (listens, answers) = (server.clone(), shown.clone());
         let thread = std::thread::Builder::new().name("report".into()).spawn(move || {
             for request in listens.incoming_requests() {
+                // Not held while a browser reads, which may take its time.
+                let now = locked(&answers).clone();
                 // A browser that went away is no failure.
-                let _ = answer(request, &locked(&answers), port);
+                let _ = answer(request, &now, port);
             }
         })?;
         Ok(Self { server, shown, thread: Some(thread), port })
