@@ -325,7 +325,7 @@ fn check_shares(all: &Batch, some: &Batch, percent: usize) -> Result<(), TestCas
         let same = |at: &usize| at / all.context == row && all.segments[*at] == all.segments[from];
         let to = (from..end).take_while(same).count() + from;
         let input = (to - from) * percent / 100;
-        for at in from..to {
+        for (at, is_input) in inputs.iter().enumerate().take(to).skip(from) {
             let is_text = |at: usize| all.filled[at] && all.ids[at * k] != SPECIAL.bos;
             let counts = |at: usize| is_text(at) && at - from >= input;
             for n in 0..k {
@@ -334,7 +334,7 @@ fn check_shares(all: &Batch, some: &Batch, percent: usize) -> Result<(), TestCas
             }
             prop_assert_eq!(some.predicts[at], all.predicts[at] && counts(at + 1));
             // BOS alone is no output, and filler is nothing.
-            prop_assert_eq!(inputs[at], all.filled[at] && (from..=at).all(|at| !counts(at)));
+            prop_assert_eq!(*is_input, all.filled[at] && (from..=at).all(|at| !counts(at)));
         }
         from = to;
     }
