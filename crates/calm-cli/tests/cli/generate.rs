@@ -102,7 +102,7 @@ fn impossible_settings_are_refused_with_a_remedy() {
         (&["-t", "0.5", "--draws", "0"], "1 or more"),
         (&["--top-p", "0.5"], "--temperature"),
         (&["--run", "runs/baseline", "--top-p", "0"], "top-p above 0"),
-        (&["--run", "runs/none"], "--run"),
+        (&["--run", "runs/none"], "runs/NAME"),
     ] {
         let done = house.run(&[&["generate", "-n", "6"], args].concat());
         assert_eq!(done.code, 1, "{args:?}: {}", done.err);

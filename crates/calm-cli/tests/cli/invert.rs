@@ -77,7 +77,7 @@ fn states_of_a_file_are_searched_and_a_damaged_one_is_never_a_prompt() {
     let read = [&run[..], &["--states", "cut.npy"]].concat();
     house.refuses(&read, &["cut.npy", "whole .npy file"]);
     let read = ["invert", "--run", "runs/calm", "--tokens", "6", "--latents", "--states", "states.npy"];
-    house.refuses(&read, &["48 numbers", "--run"]);
+    house.refuses(&read, &["48 numbers", "give the run"]);
 }
 
 #[test]
