@@ -31,6 +31,7 @@ pub const PAGES: &[(&str, &str)] = pages![
     "likelihood",
     "patch",
     "dlcm",
+    "direction",
     "compression",
     "inversion",
     "hub",
