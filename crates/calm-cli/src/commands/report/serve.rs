@@ -152,7 +152,8 @@ pub fn state(folders: &[PathBuf]) -> u64 {
     hasher.finish()
 }
 
-/// How long to wait before the next look, so that making pages takes a tenth of the time at most.
+/// How long to wait before the next look: ten times what the page took, so that runs keep the machine, but no longer than ten
+/// seconds, since a first page may have scored its runs.
 pub fn pause(since: Instant) -> Duration {
-    (10 * since.elapsed()).max(Duration::from_secs(1))
+    (10 * since.elapsed()).clamp(Duration::from_secs(1), Duration::from_secs(10))
 }
