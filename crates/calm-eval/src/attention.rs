@@ -71,8 +71,8 @@ fn is_whole(batch: &Batch) -> bool {
     batch.filled[..batch.context].iter().all(|filled| *filled) && row.iter().all(|id| *id == row[0])
 }
 
-/// Ranks in the first `windows` of these batches of one row that are filled by one window; `done` hears of each. None of a
-/// model without such matrices, or if no window fills a row.
+/// Ranks in the first `windows` of these batches of one row that are filled by one window, at most one of a document; `done`
+/// hears of each. None of a model without such matrices, or if no window fills a row.
 ///
 /// # Errors
 /// Weights that are no numbers, as of a model that diverged; singular values that do not converge; what a GPU answers.
@@ -84,7 +84,11 @@ pub fn attention_ranks(
 ) -> Result<Option<AttentionRanks>> {
     let mut sums: Vec<[[Sum; 2]; 2]> = Vec::new();
     let (mut seen, mut positions, mut inputs) = (0, 0, 0);
-    for batch in batches.filter(is_whole).take(windows) {
+    // A long document fills many windows, which are alike.
+    let mut last = None;
+    let mut is_another = |batch: &Batch| last.replace(batch.documents[0]) != Some(batch.documents[0]);
+    let whole = batches.filter(is_whole).filter(|batch| is_another(batch));
+    for batch in whole.take(windows) {
         let n = batch.context;
         let input = batch.inputs().map_or(0, |inputs| inputs[..n].iter().filter(|x| **x).count());
         let tensors = to_tensors(&batch, model.store().context())?;

@@ -31,10 +31,19 @@ pub fn protocol(score: &ScoreConfig, runs: &[&RunConfig]) -> Result<Protocol> {
 /// Whether every run can be scored there; before anything is trained.
 ///
 /// # Errors
-/// Positions are no chunk starts of a run, or windows longer than its context.
+/// Positions are no chunk starts of a run, or windows longer than its context; a part of each window that is input alone, in
+/// chunks or contexts that differ.
 pub fn check(score: &ScoreConfig, runs: &[&RunConfig]) -> Result<()> {
     if runs.is_empty() {
         return Ok(());
+    }
+    let shapes: BTreeSet<_> = runs.iter().map(|run| (run.chunk_size(), run.train.lm.context)).collect();
+    if shapes.len() > 1 && runs.iter().any(|run| run.data.loss_on.input_share() > 0.0) {
+        return Err(Error::user(
+            "data.loss_on counts the input of a window in whole chunks: models of other chunks or another context would be \
+             scored on other tokens",
+            "compare runs of one chunk size and one context, or set data.loss_on to all",
+        ));
     }
     let Protocol::Aligned { every, context, .. } = protocol(score, runs)? else { return Ok(()) };
     for run in runs {

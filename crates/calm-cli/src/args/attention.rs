@@ -10,7 +10,7 @@ pub struct AttentionArgs {
     /// The run.
     #[command(flatten)]
     pub source: RunSource,
-    /// Windows of held-out text to look at; each must fill a row.
+    /// Windows of held-out text to look at: each fills a row, and none is of the same document as another.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = whole::<usize>)]
     pub windows: usize,
     /// What the results are printed as.

@@ -103,7 +103,7 @@ fn trials(report: &Report) -> String {
     }
     format!(
         "{table}each position after the true tokens before it;\n\
-         exact: found, of all tokens; wrong: taken for another; nearest: the best guess, found or not;\n\
+         exact: positions found; wrong: tokens taken for another; nearest: the best guess, found or not;\n\
          tried: alternatives a position, against the vocabulary; s/prompt: median\n"
     )
 }

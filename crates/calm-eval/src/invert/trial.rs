@@ -51,7 +51,7 @@ pub struct Trial {
     pub radius: Radius,
     /// Texts of which every token was found, and no other.
     pub texts: Proportion,
-    /// Tokens that were found, after the true tokens before them.
+    /// Positions whose token, or chunk, was found, after the true ones before them: the tokens of a chunk stand or fall together.
     pub exact: Proportion,
     /// Tokens of chunks that were taken for another.
     pub wrong: usize,
@@ -96,7 +96,7 @@ pub fn trial(
             tried += position.tried();
             nearest += position.nearest().iter().zip(truth).filter(|(a, b)| a == b).count();
             match &position {
-                Position::Found { tokens, .. } if tokens == truth => exact += k,
+                Position::Found { tokens, .. } if tokens == truth => exact += 1,
                 Position::Found { .. } => {
                     wrong += k;
                     all = false;
@@ -115,7 +115,7 @@ pub fn trial(
         state: model.depth_name(setting.depth),
         radius,
         texts: proportion(whole, texts.len()),
-        exact: proportion(exact, tokens),
+        exact: proportion(exact, positions),
         wrong,
         nearest: proportion(nearest, tokens),
         tried: tried as f64 / positions.max(1) as f64 / vocab,

@@ -13,6 +13,7 @@ use calm_nn::{Embedding, Parameter};
 use candle_core::{Result, Tensor, bail};
 
 use super::input::ChunkInput;
+use super::text_format::TextFormat;
 use crate::{Backbone, Cache};
 
 /// States that can be searched for the text they came from. A position stands for K tokens.
@@ -64,16 +65,30 @@ pub trait Inversion: Send + Sync {
 
 /// Hidden states of a backbone over tokens or chunks.
 pub(super) struct Streams<'a> {
-    pub(super) embedding: &'a Embedding,
+    embedding: &'a Embedding,
     /// None of a model whose embeddings go into the backbone as they are.
-    pub(super) input: Option<&'a ChunkInput>,
-    pub(super) backbone: &'a Backbone,
-    pub(super) chunk_size: usize,
+    input: Option<&'a ChunkInput>,
+    backbone: &'a Backbone,
+    chunk_size: usize,
     /// Of the chunk that documents begin with.
-    pub(super) bos: Option<u32>,
+    bos: Option<u32>,
 }
 
-impl Streams<'_> {
+impl<'a> Streams<'a> {
+    /// Of chunks of K tokens, whose embeddings go through `input` if there is one; None of a backbone in which a state
+    /// depends on what stands behind it, so that no text is found from its beginning on.
+    pub(super) fn over(
+        backbone: &'a Backbone,
+        embedding: &'a Embedding,
+        input: Option<&'a ChunkInput>,
+        chunk_size: usize,
+        text: &TextFormat,
+    ) -> Option<Box<dyn Inversion + 'a>> {
+        let bos = text.bos_chunk.then_some(text.special.bos);
+        let streams = Self { embedding, input, backbone, chunk_size, bos };
+        (!backbone.reads_input_whole()).then(|| Box::new(streams) as Box<dyn Inversion>)
+    }
+
     /// Embeddings `[.., K, W]` of `rows` chunks -> backbone inputs `[rows, D]`.
     fn way_in(&self, embeddings: &Tensor, rows: usize) -> Result<Tensor> {
         let x = embeddings.reshape((rows, ()))?;

@@ -64,6 +64,19 @@ fn a_grid_over_k_keeps_tokens_and_context_in_tokens_equal() {
 }
 
 #[test]
+fn an_input_that_is_counted_in_chunks_is_compared_at_one_chunk_size_alone() {
+    let half = "set: { data.loss_on: { after_share: 0.5 } }\ngrid: { model.calm.chunk_size: ";
+    let of = |sizes: &str| {
+        let calm = "variants:\n  - { name: calm, config: base }\n";
+        let text = K.replace(&K[K.find("variants").unwrap()..], calm) + half + sizes + " }\n";
+        expand(&text)
+    };
+    let error = of("[1, 2]").err().unwrap().to_string();
+    assert!(error.contains("data.loss_on") && error.contains("other tokens"), "{error}");
+    assert_eq!(of("[2]").unwrap().runs.len(), 2);
+}
+
+#[test]
 fn one_autoencoder_serves_every_run_that_can_use_it() {
     let text = "version: 1
 budget: { tokens: 640 }

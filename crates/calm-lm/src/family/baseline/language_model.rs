@@ -68,12 +68,7 @@ impl LanguageModel for Baseline {
     }
 
     fn inversion(&self) -> Option<Box<dyn Inversion + '_>> {
-        if self.backbone.reads_input_whole() {
-            return None;
-        }
-        let bos = self.text.bos_chunk.then_some(self.text.special.bos);
-        let (embedding, chunk_size) = (&self.embedding, 1);
-        Some(Box::new(Streams { embedding, input: None, backbone: &self.backbone, chunk_size, bos }))
+        Streams::over(&self.backbone, &self.embedding, None, 1, &self.text)
     }
 
     fn most_probable(&self, batch: &ChunkBatch) -> Result<Option<Vec<u32>>> {

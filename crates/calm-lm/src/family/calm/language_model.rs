@@ -130,18 +130,7 @@ impl LanguageModel for Calm {
     }
 
     fn inversion(&self) -> Option<Box<dyn Inversion + '_>> {
-        if self.backbone.reads_input_whole() {
-            return None;
-        }
-        let bos = self.text.bos_chunk.then_some(self.text.special.bos);
-        let (embedding, chunk_size) = (&self.embedding, self.chunk_size());
-        Some(Box::new(Streams {
-            embedding,
-            input: Some(&self.input),
-            backbone: &self.backbone,
-            chunk_size,
-            bos,
-        }))
+        Streams::over(&self.backbone, &self.embedding, Some(&self.input), self.chunk_size(), &self.text)
     }
 
     fn latent_inversion(&self) -> Option<Box<dyn Inversion + '_>> {

@@ -99,9 +99,7 @@ impl LanguageModel for Dlcm {
 
     /// Those of the encoder.
     fn inversion(&self) -> Option<Box<dyn Inversion + '_>> {
-        let bos = self.text.bos_chunk.then_some(self.text.special.bos);
-        let (embedding, chunk_size) = (&self.embedding, 1);
-        Some(Box::new(Streams { embedding, input: None, backbone: &self.encoder, chunk_size, bos }))
+        Streams::over(&self.encoder, &self.embedding, None, 1, &self.text)
     }
 
     /// Those of the encoder, which leads to the boundaries.
