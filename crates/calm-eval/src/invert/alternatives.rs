@@ -95,5 +95,10 @@ pub(super) fn distances(states: &Tensor, target: &[f32]) -> Result<Vec<f64>> {
 
 /// Between two states.
 pub(super) fn distance(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt()
+    square_distance(a, b).sqrt()
+}
+
+/// Its square.
+pub(super) fn square_distance(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum()
 }

@@ -14,6 +14,8 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::alternatives::square_distance;
+
 /// Rows and columns of a tile: its products fill 1 MiB.
 const TILE: usize = 512;
 
@@ -66,7 +68,7 @@ pub fn closest(vectors: &[f32], width: usize, count: usize) -> Vec<Pair> {
                 if f64::from(least - 2.0 * product) <= most {
                     let b = to + skip + c;
                     let own = |v: usize| &vectors[v * width..(v + 1) * width];
-                    insert(&mut found, (square(own(a), own(b)), a, b), count);
+                    insert(&mut found, (square_distance(own(a), own(b)), a, b), count);
                 }
             }
             if found.len() == count {
@@ -122,10 +124,6 @@ fn least_difference(least: &[f32], products: &[f32]) -> f32 {
     )
 }
 
-fn square(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum()
-}
-
 /// All less their mean, which changes no distance by more than rounding to f32 does.
 fn centred(vectors: &[f32], width: usize) -> Vec<f32> {
     let mut mean = vec![0f64; width];
@@ -143,6 +141,7 @@ fn centred(vectors: &[f32], width: usize) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::alternatives::distance;
     use super::*;
     use calm_nn::{NoiseKey, RowId, philox};
 
@@ -159,7 +158,7 @@ mod tests {
         let of = |v: usize| &vectors[v * width..(v + 1) * width];
         let mut all: Vec<Pair> = (0..n)
             .flat_map(|a| (a + 1..n).map(move |b| (a, b)))
-            .map(|(a, b)| Pair { a, b, distance: square(of(a), of(b)).sqrt() })
+            .map(|(a, b)| Pair { a, b, distance: distance(of(a), of(b)) })
             .collect();
         all.sort_by(|x, y| x.distance.total_cmp(&y.distance).then((x.a, x.b).cmp(&(y.a, y.b))));
         all.truncate(count);

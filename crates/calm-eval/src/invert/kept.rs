@@ -49,11 +49,7 @@ fn step_of(state: &[f32]) -> f32 {
 
 /// To the nearest, the even one of two.
 fn bf16(x: f32) -> f32 {
-    let bits = x.to_bits();
-    if !x.is_finite() {
-        return x;
-    }
-    f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
+    half::bf16::from_f32(x).to_f32()
 }
 
 /// Adds normal noise to the states of a text `[S, D]`, row-major: `share` of the root of their mean square. Its noise is keyed
